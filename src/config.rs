@@ -1,0 +1,347 @@
+//! The one configuration struct, with its defaults, its bounds and an error for every violated one.
+
+use std::{ops::RangeInclusive, time::Duration};
+
+use libp2p_core::{Multiaddr, multiaddr::Protocol};
+use libp2p_identity::PeerId;
+
+/// Bounds of [`Config::max_candidates`].
+pub const MAX_CANDIDATES: RangeInclusive<usize> = 1..=256;
+/// Bounds of [`Config::max_concurrent_attempts`].
+pub const MAX_CONCURRENT_ATTEMPTS: RangeInclusive<usize> = 1..=16;
+/// Bounds of [`Config::coordination_timeout`] and of every time-out in [`PhaseTimeouts`].
+pub const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
+/// Bounds of [`Config::max_attempts`].
+pub const MAX_ATTEMPTS: RangeInclusive<u32> = 1..=16;
+
+/// Which part a peer plays for others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Coordinates for others once its external address is confirmed, and not before.
+    #[default]
+    Auto,
+    /// Never coordinates.
+    Client,
+    /// Coordinates for whoever asks.
+    Server,
+    /// As [`Role::Server`], and the first contact of others: it never falls back to a relay itself.
+    Bootstrap,
+}
+
+/// How long a session may stay in each phase before the attempt fails.
+///
+/// The time-out of the coordination phase is [`Config::coordination_timeout`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PhaseTimeouts {
+    /// Waiting for a coordinator to be connected. Default 5 s.
+    pub discovery: Duration,
+    /// From the candidates of both sides being known to the first probe. Default 2 s.
+    pub synchronization: Duration,
+    /// Probing until a path answers. Default 5 s.
+    pub punching: Duration,
+    /// From the first answer to a finished QUIC handshake. Default 5 s.
+    pub validation: Duration,
+}
+
+impl Default for PhaseTimeouts {
+    fn default() -> Self {
+        Self {
+            discovery: Duration::from_secs(5),
+            synchronization: Duration::from_secs(2),
+            punching: Duration::from_secs(5),
+            validation: Duration::from_secs(5),
+        }
+    }
+}
+
+/// What a QUIC user tunes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuicConfig {
+    /// How long a handshake may take. Default 5 s.
+    pub handshake_timeout: Duration,
+    /// A connection that was silent for so long is closed. Default 10 s.
+    pub max_idle_timeout: Duration,
+    /// Silence after which a PING keeps the connection, and the NAT's mapping, alive. Default 5 s.
+    pub keep_alive_interval: Duration,
+    /// Bidirectional streams that the remote may have open at once. Default 256.
+    pub max_concurrent_stream_limit: u32,
+    /// Bytes that the remote may send on one stream before we read them. Default 10 MB.
+    pub max_stream_data: u32,
+    /// Bytes that the remote may send on one connection before we read them. Default 15 MB.
+    pub max_connection_data: u32,
+    /// Search for a larger path MTU than 1,200 bytes (RFC 8899). Default on.
+    pub path_mtu_discovery: bool,
+    /// Receive and send buffer to ask the kernel for, in bytes. Default 4 MiB.
+    pub socket_buffer: Option<usize>,
+}
+
+impl Default for QuicConfig {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(5),
+            max_idle_timeout: Duration::from_secs(10),
+            keep_alive_interval: Duration::from_secs(5),
+            max_concurrent_stream_limit: 256,
+            max_stream_data: 10_000_000,
+            max_connection_data: 15_000_000,
+            path_mtu_discovery: true,
+            socket_buffer: Some(4 << 20),
+        }
+    }
+}
+
+/// Configuration of the transport and the behaviour.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What this peer does for others. Default [`Role::Auto`].
+    pub role: Role,
+    /// Coordinators to stay registered with, each ending in `/p2p/PEER_ID`. Default none.
+    pub coordinators: Vec<Multiaddr>,
+    /// QUIC addresses to listen on as soon as the swarm runs. Default none: the application listens.
+    pub bind_addresses: Vec<Multiaddr>,
+    /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=256.
+    pub max_candidates: usize,
+    /// Pairs of one session whose opening burst runs at the same time. Default 3, 1..=16 and not above
+    /// [`max_candidates`](Self::max_candidates).
+    pub max_concurrent_attempts: usize,
+    /// Attempts of one session before it fails. Default 3, 1..=16.
+    pub max_attempts: u32,
+    /// How long a coordinator may take to answer. Default 10 s, 100 ms..=300 s.
+    pub coordination_timeout: Duration,
+    /// Time-outs of the other phases, each 100 ms..=300 s.
+    pub phase_timeouts: PhaseTimeouts,
+    /// Predict the port of a NAT that allocates sequentially. Default on.
+    pub prediction: bool,
+    /// Connect over a relay when no direct path was found. Default on; a bootstrap must not.
+    pub relay_fallback: bool,
+    /// The QUIC transport.
+    pub quic: QuicConfig,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            role: Role::Auto,
+            coordinators: Vec::new(),
+            bind_addresses: Vec::new(),
+            max_candidates: 8,
+            max_concurrent_attempts: 3,
+            max_attempts: 3,
+            coordination_timeout: Duration::from_secs(10),
+            phase_timeouts: PhaseTimeouts::default(),
+            prediction: true,
+            relay_fallback: true,
+            quic: QuicConfig::default(),
+        }
+    }
+}
+
+/// A rule of [`Config`] that was violated: the field, its value and the bound.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ConfigError {
+    /// [`Config::max_candidates`] is out of bounds.
+    #[error("max_candidates is {value}, it must be within 1..=256")]
+    MaxCandidates {
+        /// The value found.
+        value: usize,
+    },
+    /// [`Config::max_concurrent_attempts`] is out of bounds.
+    #[error("max_concurrent_attempts is {value}, it must be within 1..=16")]
+    MaxConcurrentAttempts {
+        /// The value found.
+        value: usize,
+    },
+    /// [`Config::max_concurrent_attempts`] is above [`Config::max_candidates`].
+    #[error(
+        "max_concurrent_attempts is {value}, it must not be above max_candidates, which is {max_candidates}"
+    )]
+    ConcurrentAttemptsAboveCandidates {
+        /// The value found.
+        value: usize,
+        /// The bound.
+        max_candidates: usize,
+    },
+    /// [`Config::max_attempts`] is out of bounds.
+    #[error("max_attempts is {value}, it must be within 1..=16")]
+    MaxAttempts {
+        /// The value found.
+        value: u32,
+    },
+    /// A time-out is out of bounds.
+    #[error("{field} is {value:?}, it must be within 100 ms..=300 s")]
+    Timeout {
+        /// The name of the field.
+        field: &'static str,
+        /// The value found.
+        value: Duration,
+    },
+    /// [`Config::relay_fallback`] is on for a bootstrap.
+    #[error("relay_fallback is true, it must be false when role is bootstrap")]
+    BootstrapWithRelayFallback,
+    /// A coordinator's address does not end in `/p2p/PEER_ID`.
+    #[error("coordinators contains {value}, which must end in /p2p/PEER_ID")]
+    CoordinatorWithoutPeerId {
+        /// The address found.
+        value: Multiaddr,
+    },
+    /// An address to listen on is not `/ip4|ip6/…/udp/…/quic-v1`.
+    #[error("bind_addresses contains {value}, which must be of the form /ip4/ADDRESS/udp/PORT/quic-v1")]
+    BindAddress {
+        /// The address found.
+        value: Multiaddr,
+    },
+    /// [`QuicConfig::keep_alive_interval`] is not below [`QuicConfig::max_idle_timeout`].
+    #[error(
+        "quic.keep_alive_interval is {value:?}, it must be below quic.max_idle_timeout, which is {max_idle_timeout:?}"
+    )]
+    KeepAliveAboveIdle {
+        /// The value found.
+        value: Duration,
+        /// The bound.
+        max_idle_timeout: Duration,
+    },
+    /// [`QuicConfig::max_concurrent_stream_limit`] is zero.
+    #[error("quic.max_concurrent_stream_limit is 0, it must be at least 1")]
+    NoStreams,
+}
+
+impl Config {
+    /// Checks every rule; the first violated one is the error.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        if !MAX_CANDIDATES.contains(&self.max_candidates) {
+            return Err(ConfigError::MaxCandidates { value: self.max_candidates });
+        }
+        if !MAX_CONCURRENT_ATTEMPTS.contains(&self.max_concurrent_attempts) {
+            return Err(ConfigError::MaxConcurrentAttempts { value: self.max_concurrent_attempts });
+        }
+        if self.max_concurrent_attempts > self.max_candidates {
+            return Err(ConfigError::ConcurrentAttemptsAboveCandidates {
+                value: self.max_concurrent_attempts,
+                max_candidates: self.max_candidates,
+            });
+        }
+        if !MAX_ATTEMPTS.contains(&self.max_attempts) {
+            return Err(ConfigError::MaxAttempts { value: self.max_attempts });
+        }
+        self.validate_timeouts()?;
+        if self.role == Role::Bootstrap && self.relay_fallback {
+            return Err(ConfigError::BootstrapWithRelayFallback);
+        }
+        if let Some(value) = self.coordinators.iter().find(|a| peer_of(a).is_none()) {
+            return Err(ConfigError::CoordinatorWithoutPeerId { value: value.clone() });
+        }
+        if let Some(value) = self.bind_addresses.iter().find(|a| !is_quic_v1(a)) {
+            return Err(ConfigError::BindAddress { value: value.clone() });
+        }
+        if self.quic.max_concurrent_stream_limit == 0 {
+            return Err(ConfigError::NoStreams);
+        }
+        Ok(())
+    }
+
+    fn validate_timeouts(&self) -> Result<(), ConfigError> {
+        let phases = &self.phase_timeouts;
+        for (field, value) in [
+            ("coordination_timeout", self.coordination_timeout),
+            ("phase_timeouts.discovery", phases.discovery),
+            ("phase_timeouts.synchronization", phases.synchronization),
+            ("phase_timeouts.punching", phases.punching),
+            ("phase_timeouts.validation", phases.validation),
+            ("quic.handshake_timeout", self.quic.handshake_timeout),
+            ("quic.max_idle_timeout", self.quic.max_idle_timeout),
+            ("quic.keep_alive_interval", self.quic.keep_alive_interval),
+        ] {
+            if !TIMEOUT.contains(&value) {
+                return Err(ConfigError::Timeout { field, value });
+            }
+        }
+        if self.quic.keep_alive_interval >= self.quic.max_idle_timeout {
+            return Err(ConfigError::KeepAliveAboveIdle {
+                value: self.quic.keep_alive_interval,
+                max_idle_timeout: self.quic.max_idle_timeout,
+            });
+        }
+        Ok(())
+    }
+}
+
+/// The peer at the end of an address, if it ends in `/p2p/PEER_ID`.
+pub(crate) fn peer_of(address: &Multiaddr) -> Option<PeerId> {
+    match address.iter().last() {
+        Some(Protocol::P2p(peer)) => Some(peer),
+        _ => None,
+    }
+}
+
+fn is_quic_v1(address: &Multiaddr) -> bool {
+    let mut parts = address.iter();
+    matches!(parts.next(), Some(Protocol::Ip4(_) | Protocol::Ip6(_)))
+        && matches!(parts.next(), Some(Protocol::Udp(_)))
+        && matches!(parts.next(), Some(Protocol::QuicV1))
+        && matches!((parts.next(), parts.next()), (None | Some(Protocol::P2p(_)), None))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_valid() {
+        assert_eq!(Config::default().validate(), Ok(()));
+    }
+
+    #[test]
+    fn every_violated_rule_names_field_value_and_bound() {
+        let cases: Vec<(Box<dyn Fn(&mut Config)>, &[&str])> = vec![
+            (Box::new(|c| c.max_candidates = 0), &["max_candidates", "0", "1..=256"]),
+            (Box::new(|c| c.max_candidates = 257), &["max_candidates", "257", "1..=256"]),
+            (Box::new(|c| c.max_concurrent_attempts = 0), &["max_concurrent_attempts", "0", "1..=16"]),
+            (Box::new(|c| c.max_concurrent_attempts = 17), &["max_concurrent_attempts", "17", "1..=16"]),
+            (Box::new(|c| c.max_candidates = 2), &["max_concurrent_attempts", "3", "max_candidates", "2"]),
+            (Box::new(|c| c.max_attempts = 0), &["max_attempts", "0", "1..=16"]),
+            (
+                Box::new(|c| c.coordination_timeout = Duration::from_millis(99)),
+                &["coordination_timeout", "99ms", "100 ms"],
+            ),
+            (
+                Box::new(|c| c.coordination_timeout = Duration::from_secs(301)),
+                &["coordination_timeout", "301s", "300 s"],
+            ),
+            (
+                Box::new(|c| c.phase_timeouts.punching = Duration::ZERO),
+                &["phase_timeouts.punching", "0ns", "100 ms"],
+            ),
+            (Box::new(|c| c.role = Role::Bootstrap), &["relay_fallback", "true", "bootstrap"]),
+            (
+                Box::new(|c| c.coordinators = vec!["/ip4/192.0.2.1/udp/4001/quic-v1".parse().unwrap()]),
+                &["coordinators", "/ip4/192.0.2.1/udp/4001/quic-v1", "/p2p/PEER_ID"],
+            ),
+            (
+                Box::new(|c| c.bind_addresses = vec!["/ip4/0.0.0.0/tcp/0".parse().unwrap()]),
+                &["bind_addresses", "/ip4/0.0.0.0/tcp/0", "quic-v1"],
+            ),
+            (
+                Box::new(|c| c.quic.keep_alive_interval = Duration::from_secs(10)),
+                &["quic.keep_alive_interval", "10s", "quic.max_idle_timeout"],
+            ),
+            (
+                Box::new(|c| c.quic.max_concurrent_stream_limit = 0),
+                &["quic.max_concurrent_stream_limit", "0", "1"],
+            ),
+        ];
+        for (change, words) in cases {
+            let mut config = Config::default();
+            change(&mut config);
+            let message = config.validate().unwrap_err().to_string();
+            for word in words {
+                assert!(message.contains(word), "{message:?} does not name {word:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_bootstrap_without_relay_fallback_is_valid() {
+        let config = Config { role: Role::Bootstrap, relay_fallback: false, ..Config::default() };
+        assert_eq!(config.validate(), Ok(()));
+    }
+}

@@ -1,0 +1,71 @@
+//! What the agent asks of the transport's path layer.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use libp2p_identity::PeerId;
+
+use super::{FlowId, Path};
+
+/// One request to the path layer. Commands of a flow are carried out in order.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Command {
+    /// Start a QUIC client handshake at the virtual address of `flow`; the first flight comes back through
+    /// [`Agent::handle_first_flight`](super::agent::Agent::handle_first_flight).
+    Connect {
+        /// The new flow.
+        flow: FlowId,
+        /// Whose key the handshake must prove.
+        peer: PeerId,
+        /// What is known of the round-trip time, for QUIC's first timers.
+        rtt: Option<Duration>,
+    },
+    /// Feed a peer's first flight to the QUIC server as coming from the virtual address of `flow`.
+    Accept {
+        /// The new flow.
+        flow: FlowId,
+        /// Whose key the handshake must prove.
+        peer: PeerId,
+        /// The datagrams that came inside `PUNCH_ME_NOW`.
+        first_flight: Vec<Bytes>,
+        /// What is known of the round-trip time, for QUIC's first timers.
+        rtt: Option<Duration>,
+    },
+    /// Datagrams from `path` that carry one of the flow's connection IDs are QUIC packets of `flow`.
+    Admit {
+        /// The flow.
+        flow: FlowId,
+        /// A path that is probed for it.
+        path: Path,
+    },
+    /// Until a path is selected, QUIC packets of `flow` may go out on `path`, `budget` bytes in all
+    /// (RFC 9000 §8.1: three times what was received). A later one for the same path adds to the budget.
+    Permit {
+        /// The flow.
+        flow: FlowId,
+        /// A path that was heard from, or the address that the coordinator observed.
+        path: Path,
+        /// Bytes of UDP payload that may be sent.
+        budget: usize,
+    },
+    /// `path` is validated and from now on carries what QUIC sends. What was held back is sent now; if
+    /// nothing was heard yet, the first flight is sent again.
+    Select {
+        /// The flow.
+        flow: FlowId,
+        /// A validated path.
+        path: Path,
+    },
+    /// `path` no longer belongs to `flow`.
+    Forget {
+        /// The flow.
+        flow: FlowId,
+        /// A path that was admitted.
+        path: Path,
+    },
+    /// End the QUIC connection attempt or the connection of `flow`.
+    Close {
+        /// The flow.
+        flow: FlowId,
+    },
+}

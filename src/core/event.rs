@@ -1,0 +1,260 @@
+//! What the agent reports.
+
+use std::{fmt, net::SocketAddr, time::Duration};
+
+use libp2p_identity::PeerId;
+
+use super::{Path, SocketId, candidate::Candidate, frame::RejectReason, nat::MappingBehaviour};
+
+/// The phases of a session. A retry goes from `Punching` or `Validation` back to `Coordination`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Phase {
+    /// Looking for a coordinator that is connected.
+    Discovery,
+    /// `PUNCH_ME_NOW` is on its way.
+    Coordination,
+    /// Both sides' candidates are known, no probe has been sent yet.
+    Synchronization,
+    /// Probes are being sent, none has been answered.
+    Punching,
+    /// A path works in at least one direction, the QUIC handshake runs over it.
+    Validation,
+    /// The QUIC connection stands.
+    Connected,
+    /// The session ended without a connection.
+    Failed,
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Phase::Discovery => "discovery",
+            Phase::Coordination => "coordination",
+            Phase::Synchronization => "synchronization",
+            Phase::Punching => "punching",
+            Phase::Validation => "validation",
+            Phase::Connected => "connected",
+            Phase::Failed => "failed",
+        })
+    }
+}
+
+/// Which part we play in a session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum SessionRole {
+    /// We asked for it; QUIC client.
+    Initiator,
+    /// The other peer asked for it; QUIC server.
+    Responder,
+}
+
+/// Why an attempt or a session failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum FailureReason {
+    /// No coordinator is configured, or none could be reached in time.
+    #[error("no coordinator is connected")]
+    NoCoordinator,
+    /// A coordinator did not answer in time.
+    #[error("the coordinator did not answer in time")]
+    CoordinationTimeout,
+    /// Every coordinator that was asked turned the request down; the last one's reason.
+    #[error("the coordinator refused: {0}")]
+    Rejected(RejectReason),
+    /// The coordinator's answer was not signed by the peer.
+    #[error("the coordinator's answer is not signed by the peer")]
+    Forged,
+    /// Neither side has an address that the other may probe.
+    #[error("neither side has an address that the other may probe")]
+    NoCandidates,
+    /// The QUIC handshake could not be started.
+    #[error("the QUIC handshake could not be started in time")]
+    SynchronizationTimeout,
+    /// No probe was answered in time.
+    #[error("no probe was answered: the NATs on the way let none through")]
+    PunchingTimeout,
+    /// A path answered, but the QUIC handshake over it did not finish in time.
+    #[error("the QUIC handshake did not finish in time")]
+    ValidationTimeout,
+    /// The QUIC handshake failed.
+    #[error("the QUIC handshake failed")]
+    Handshake,
+    /// Whoever asked for the session no longer wants it.
+    #[error("cancelled")]
+    Cancelled,
+    /// A cap on sessions is reached.
+    #[error("too many sessions")]
+    TooManySessions,
+    /// A peer cannot punch a way to itself.
+    #[error("a peer cannot dial itself")]
+    DialSelf,
+}
+
+/// Counts of what happened, by where it happened. Nothing is estimated.
+///
+/// `attempts = successes + failures + in_flight` at every moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Attempts begun, as either role.
+    pub attempts: u64,
+    /// Attempts that ended in a QUIC connection.
+    pub successes: u64,
+    /// Attempts that did not.
+    pub failures: u64,
+    /// Attempts under way.
+    pub in_flight: u64,
+    /// Answers of coordinators received by us as an initiator.
+    pub coordinations: u64,
+    /// Sum of the times from `PUNCH_ME_NOW` to its answer; the mean is this over `coordinations`.
+    pub coordination_time: Duration,
+    /// Probes sent, challenges and responses.
+    pub probes_sent: u64,
+    /// Bytes of probes sent, UDP payload.
+    pub probe_bytes_sent: u64,
+    /// Probes received that were authentic.
+    pub probes_received: u64,
+    /// Datagrams received that looked like probes and were not authentic or not ours.
+    pub probes_refused: u64,
+    /// Requests that we, as a coordinator, passed on.
+    pub requests_forwarded: u64,
+    /// Requests that we, as a coordinator, turned down.
+    pub requests_rejected: u64,
+    /// Frames of a remote that were ignored, because they broke a rule or a cap.
+    pub frames_refused: u64,
+    /// Times that something a remote wanted to grow met its cap.
+    pub caps_hit: u64,
+}
+
+/// Something an application may want to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// A session went from one phase to another.
+    Phase {
+        /// The other peer.
+        peer: PeerId,
+        /// Our part.
+        role: SessionRole,
+        /// The attempt, from 0.
+        attempt: u32,
+        /// The phase that ended; `None` for a new session.
+        from: Option<Phase>,
+        /// The phase that begins.
+        to: Phase,
+        /// How long the ended phase took.
+        after: Duration,
+    },
+    /// An attempt failed and another one will be made.
+    Retry {
+        /// The other peer.
+        peer: PeerId,
+        /// The attempt that failed, from 0.
+        attempt: u32,
+        /// Why it failed.
+        reason: FailureReason,
+        /// When the next one begins.
+        delay: Duration,
+    },
+    /// The candidates of both sides are known and form a checklist.
+    Candidates {
+        /// The other peer.
+        peer: PeerId,
+        /// Ours.
+        local: Vec<Candidate>,
+        /// Theirs, those that we may probe.
+        remote: Vec<Candidate>,
+    },
+    /// A path answered an authenticated probe.
+    PathValidated {
+        /// The other peer.
+        peer: PeerId,
+        /// The path.
+        path: Path,
+        /// Measured by the probe.
+        rtt: Duration,
+    },
+    /// A path was chosen to carry the QUIC connection.
+    PathSelected {
+        /// The other peer.
+        peer: PeerId,
+        /// The path.
+        path: Path,
+    },
+    /// A session ended in a QUIC connection.
+    Connected {
+        /// The other peer.
+        peer: PeerId,
+        /// Our part.
+        role: SessionRole,
+        /// The path that carries it.
+        path: Path,
+        /// Since the session began.
+        elapsed: Duration,
+    },
+    /// A session ended without a connection.
+    Failed {
+        /// The other peer.
+        peer: PeerId,
+        /// Our part.
+        role: SessionRole,
+        /// Why the last attempt failed.
+        reason: FailureReason,
+        /// Since the session began.
+        elapsed: Duration,
+    },
+    /// An observer told us how it sees one of our sockets, for the first time or anew.
+    Observed {
+        /// Who says so.
+        observer: PeerId,
+        /// Our socket.
+        socket: SocketId,
+        /// What it sees.
+        address: SocketAddr,
+    },
+    /// What is known of the NAT in front of one of our sockets has changed.
+    Mapping {
+        /// Our socket.
+        socket: SocketId,
+        /// RFC 4787 §4.1; `None` while not known.
+        mapping: Option<MappingBehaviour>,
+        /// Whether the NAT keeps our port; `None` while not known.
+        port_preserved: Option<bool>,
+    },
+    /// A coordinator accepted our registration.
+    Registered {
+        /// The coordinator.
+        coordinator: PeerId,
+    },
+    /// A coordinator turned our registration down.
+    RegistrationRejected {
+        /// The coordinator.
+        coordinator: PeerId,
+        /// Why.
+        reason: RejectReason,
+    },
+    /// The state of our registrations as a whole has changed.
+    Registration(RegistrationStatus),
+}
+
+/// How many of the configured coordinators know us.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum RegistrationStatus {
+    /// A majority does.
+    Majority {
+        /// Coordinators that accepted us.
+        registered: usize,
+        /// Coordinators configured.
+        configured: usize,
+    },
+    /// At least one does, but no majority: a warning.
+    Partial {
+        /// Coordinators that accepted us.
+        registered: usize,
+        /// Coordinators configured.
+        configured: usize,
+    },
+    /// None does: an error, nobody behind a NAT can be reached.
+    None {
+        /// Coordinators configured.
+        configured: usize,
+    },
+}

@@ -1,0 +1,149 @@
+//! The frames of the control protocol `/libp2p-punch/1.0.0`.
+//!
+//! `docs/protocol.md` specifies every byte.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use libp2p_identity::PeerId;
+
+use super::{SessionId, candidate::Candidate};
+
+/// One frame of the control stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// The address at which the sender sees the receiver (draft-ietf-quic-address-discovery).
+    ObservedAddress {
+        /// Grows with every observation on this stream; an older one is ignored.
+        sequence: u64,
+        /// What was seen.
+        address: SocketAddr,
+    },
+    /// A candidate of the sender (draft-seemann-quic-nat-traversal).
+    AddAddress(Candidate),
+    /// The candidate of this sequence number is gone.
+    RemoveAddress {
+        /// [`Candidate::sequence`] of an earlier `AddAddress`.
+        sequence: u64,
+    },
+    /// Asks the receiver to coordinate: commits the candidates announced so far on this stream.
+    Register(Registration),
+    /// The receiver of [`Frame::Register`] coordinates for its sender.
+    Registered {
+        /// [`Registration::generation`] of the request.
+        generation: u64,
+        /// After this time without another `Register` the registration ends. At most what was asked for.
+        lifetime: Duration,
+    },
+    /// The receiver of [`Frame::Register`] does not coordinate for its sender.
+    RegisterRejected {
+        /// [`Registration::generation`] of the request.
+        generation: u64,
+        /// Why.
+        reason: RejectReason,
+    },
+    /// Initiator to coordinator, and coordinator to responder: open your NAT now.
+    PunchMeNow(Box<PunchMeNow>),
+    /// Coordinator to initiator, at once: where the responder may be reached.
+    PunchAnswer(Box<PunchAnswer>),
+    /// Coordinator or responder to initiator (through the coordinator): no.
+    PunchRejected {
+        /// The session that ends.
+        session: SessionId,
+        /// [`PunchRequest::round`] of the request.
+        round: u32,
+        /// Why.
+        reason: RejectReason,
+    },
+}
+
+/// What a peer's coordinator knows of it, signed by the peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// Grows with every registration of this peer.
+    pub generation: u64,
+    /// How long the registration shall last, in whole seconds on the wire.
+    pub lifetime: Duration,
+    /// X25519 public key from which initiators derive the probe keys.
+    pub probe_key: [u8; 32],
+    /// Signature of the peer's identity key over peer, generation, lifetime, probe key and candidates.
+    pub signature: Bytes,
+}
+
+/// A wish of one peer to reach another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PunchMeNow {
+    /// The part that speaks for the initiator.
+    pub request: PunchRequest,
+    /// Signature of the initiator's identity key over the request.
+    pub signature: Bytes,
+    /// The address at which the coordinator sees the initiator. Set by the coordinator, in its own name.
+    pub observed: Option<SocketAddr>,
+}
+
+/// The part of [`PunchMeNow`] that the initiator signs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PunchRequest {
+    /// Names the session.
+    pub session: SessionId,
+    /// The attempt, from 0.
+    pub round: u32,
+    /// Public key of the initiator, as libp2p encodes it (protobuf).
+    pub initiator: Bytes,
+    /// Whom it wants to reach.
+    pub responder: PeerId,
+    /// How long the request is worth following, in whole milliseconds on the wire.
+    pub lifetime: Duration,
+    /// X25519 public key of this session, from which the responder derives the probe keys.
+    pub probe_key: [u8; 32],
+    /// Where the initiator may be reached.
+    pub candidates: Vec<Candidate>,
+    /// The initiator's first QUIC flight: one or two datagrams.
+    pub first_flight: Vec<Bytes>,
+}
+
+/// What the coordinator answers to [`PunchMeNow`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PunchAnswer {
+    /// The session that it answers.
+    pub session: SessionId,
+    /// [`PunchRequest::round`] of the request.
+    pub round: u32,
+    /// Public key of the responder, as libp2p encodes it (protobuf).
+    pub responder: Bytes,
+    /// The responder's registration, with its signature.
+    pub registration: Registration,
+    /// The candidates that the registration commits.
+    pub candidates: Vec<Candidate>,
+    /// The address at which the coordinator sees the responder. The coordinator's own word.
+    pub observed: Option<SocketAddr>,
+}
+
+/// Why a request was turned down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum RejectReason {
+    /// The coordinator does not know the responder, or has no connection to it.
+    #[error("the peer is not connected to the coordinator")]
+    NotConnected,
+    /// Too many requests; try again later.
+    #[error("rate-limited, try again later")]
+    RateLimited,
+    /// The receiver does not do this for others, or does not accept connections.
+    #[error("not willing")]
+    NotWilling,
+    /// The request came too late.
+    #[error("the request came too late")]
+    Expired,
+    /// The receiver cannot do what was asked.
+    #[error("not supported")]
+    Unsupported,
+    /// A cap on registrations or sessions is reached.
+    #[error("a cap on registrations or sessions is reached")]
+    Full,
+    /// A signature or a field is wrong.
+    #[error("a signature or a field is wrong")]
+    Malformed,
+    /// The other peer's own session to us goes on instead.
+    #[error("the other peer's own session goes on instead")]
+    Superseded,
+}

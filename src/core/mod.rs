@@ -1,0 +1,49 @@
+//! The whole protocol with no I/O.
+//!
+//! [`Agent`](agent::Agent) takes inputs through `handle_*(…, now)` and gives outputs through `poll_*`; time comes
+//! in as `now`, randomness as a seed. No sockets, clocks, tasks or random sources live here, so that
+//! whatever can be decided without I/O can be simulated: ten thousand sessions in a second.
+
+pub mod agent;
+pub mod candidate;
+pub mod command;
+pub mod event;
+pub mod frame;
+pub mod keys;
+pub mod nat;
+pub mod probe;
+
+use std::{fmt, net::SocketAddr};
+
+/// A local UDP socket of the transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketId(pub u32);
+
+/// One connection to a peer that speaks the control protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// One attempt at a QUIC connection, at one virtual peer address.
+///
+/// Every attempt of a session has its own flow, so that a retry starts afresh.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FlowId(pub u64);
+
+/// The name of a session on the wire, chosen at random by the initiator.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub [u8; 16]);
+
+impl fmt::Debug for SessionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// A way to a peer: one of our sockets and an address of theirs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Path {
+    /// Our end.
+    pub socket: SocketId,
+    /// Their end, as our socket sees it.
+    pub remote: SocketAddr,
+}
