@@ -67,7 +67,9 @@ fn registration_lifetime() -> impl Strategy<Value = Duration> {
 }
 
 fn peer() -> impl Strategy<Value = PeerId> {
-    any::<[u8; 32]>().prop_map(|seed| Keypair::ed25519_from_bytes(seed).unwrap().public().to_peer_id())
+    any::<[u8; 32]>().prop_map(|seed| {
+        Keypair::ed25519_from_bytes(seed).expect("any seed makes a key").public().to_peer_id()
+    })
 }
 
 fn session() -> impl Strategy<Value = SessionId> {
@@ -152,10 +154,13 @@ fn probe() -> impl Strategy<Value = Probe> {
 
 /// The keys of an initiator and of its responder.
 fn keys() -> (ProbeKeys, ProbeKeys) {
-    let peer = |seed: u8| Keypair::ed25519_from_bytes([seed; 32]).unwrap().public().to_peer_id();
+    let peer = |seed: u8| {
+        Keypair::ed25519_from_bytes([seed; 32]).expect("any seed makes a key").public().to_peer_id()
+    };
     let (initiator, responder) = (ProbeSecret::new([3; 32]), ProbeSecret::new([4; 32]));
     let derive = |own: &ProbeSecret, theirs: [u8; 32], role| {
-        ProbeKeys::derive(own, &theirs, SessionId([7; 16]), &peer(1), &peer(2), role).unwrap()
+        ProbeKeys::derive(own, &theirs, SessionId([7; 16]), &peer(1), &peer(2), role)
+            .expect("keys of full order")
     };
     (
         derive(&initiator, responder.public(), SessionRole::Initiator),

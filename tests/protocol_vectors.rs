@@ -3,6 +3,7 @@
 use std::{collections::BTreeMap, fmt::Debug, net::SocketAddr, str::FromStr, time::Duration};
 
 use bytes::BytesMut;
+use hmac::{Hmac, Mac};
 use libp2p_identity::{Keypair, PeerId};
 use libp2p_punch::core::{
     SessionId,
@@ -12,6 +13,8 @@ use libp2p_punch::core::{
     keys::{ProbeKeys, ProbeSecret},
     probe::{Probe, tag_of},
 };
+use sha2::Sha256;
+use x25519_dalek::{PublicKey, StaticSecret};
 
 const DOCUMENT: &str = include_str!("../docs/protocol.md");
 
@@ -49,7 +52,7 @@ impl Vector {
     }
 
     fn parsed<T: FromStr<Err: Debug>>(&self, key: &str) -> T {
-        self.text(key).parse().unwrap()
+        self.text(key).parse().expect("a well-formed vector")
     }
 
     fn bytes(&self, key: &str) -> Vec<u8> {
@@ -57,15 +60,15 @@ impl Vector {
     }
 
     fn array<const N: usize>(&self, key: &str) -> [u8; N] {
-        self.bytes(key).try_into().unwrap()
+        self.bytes(key).try_into().expect("a well-formed vector")
     }
 
     fn keypair(&self) -> Keypair {
-        Keypair::ed25519_from_bytes(self.bytes("seed")).unwrap()
+        Keypair::ed25519_from_bytes(self.bytes("seed")).expect("a well-formed vector")
     }
 
     fn peer(&self, key: &str) -> PeerId {
-        PeerId::from_bytes(&self.bytes(key)).unwrap()
+        PeerId::from_bytes(&self.bytes(key)).expect("a well-formed vector")
     }
 
     fn session(&self) -> SessionId {
@@ -100,7 +103,7 @@ impl Vector {
     fn registration(&self) -> Registration {
         let (generation, probe_key) = (self.parsed("generation"), self.array("probe-key"));
         Registration::sign(&self.keypair(), generation, self.lifetime(), probe_key, &self.candidates())
-            .unwrap()
+            .expect("a well-formed vector")
     }
 
     fn frame(&self) -> Frame {
@@ -117,7 +120,7 @@ impl Vector {
             "REGISTER_REJECTED" => Frame::RegisterRejected { generation: generation(), reason: reason() },
             "PUNCH_ME_NOW" => {
                 let request = self.request();
-                let signature = request.sign(&self.keypair()).unwrap();
+                let signature = request.sign(&self.keypair()).expect("a well-formed vector");
                 Frame::PunchMeNow(Box::new(PunchMeNow { request, signature, observed: self.observed() }))
             }
             "PUNCH_ANSWER" => Frame::PunchAnswer(Box::new(PunchAnswer {
@@ -139,7 +142,10 @@ impl Vector {
 
 fn unhex(text: &str) -> Vec<u8> {
     assert!(text.len().is_multiple_of(2), "{text}");
-    (0..text.len()).step_by(2).map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap()).collect()
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).expect("a well-formed vector"))
+        .collect()
 }
 
 fn candidate(text: &str) -> Candidate {
@@ -153,10 +159,10 @@ fn candidate(text: &str) -> Candidate {
         other => panic!("unknown kind {other}"),
     };
     Candidate {
-        sequence: sequence.parse().unwrap(),
+        sequence: sequence.parse().expect("a well-formed vector"),
         kind,
-        priority: priority.parse().unwrap(),
-        address: address.parse().unwrap(),
+        priority: priority.parse().expect("a well-formed vector"),
+        address: address.parse().expect("a well-formed vector"),
     }
 }
 
@@ -172,20 +178,28 @@ fn reason(text: &str) -> RejectReason {
 /// The vectors that have `key`.
 fn vectors(key: &str) -> Vec<Vector> {
     let blocks = DOCUMENT.split("```vector\n").skip(1);
-    let vectors = blocks.map(|rest| Vector::parse(rest.split("```").next().unwrap()));
+    let vectors = blocks.map(|rest| Vector::parse(rest.split("```").next().expect("a well-formed vector")));
     vectors.filter(|vector| !vector.all(key).is_empty()).collect()
+}
+
+/// The derivation of probe keys.
+fn key_vector() -> Vector {
+    let mut found = vectors("keys");
+    assert_eq!(found.len(), 1);
+    found.remove(0)
 }
 
 /// The keys of the document's derivation, as the peer of `role` has them.
 fn derivation(role: SessionRole) -> ProbeKeys {
-    let vector = &vectors("keys")[0];
+    let vector = key_vector();
     let (own, theirs) = match role {
         SessionRole::Initiator => ("initiator-secret", "responder-public"),
         SessionRole::Responder => ("responder-secret", "initiator-public"),
     };
     let (own, theirs) = (ProbeSecret::new(vector.array(own)), vector.array(theirs));
     let (initiator, responder) = (vector.peer("initiator-peer-id"), vector.peer("responder-peer-id"));
-    ProbeKeys::derive(&own, &theirs, vector.session(), &initiator, &responder, role).unwrap()
+    ProbeKeys::derive(&own, &theirs, vector.session(), &initiator, &responder, role)
+        .expect("a well-formed vector")
 }
 
 #[test]
@@ -224,9 +238,9 @@ fn both_signatures_are_those_of_the_document_and_verify() {
         match vector.text("signature") {
             "punch-me-now" => {
                 let request = vector.request();
-                assert_eq!(request.sign(&keypair).unwrap(), expected);
+                assert_eq!(request.sign(&keypair).expect("a well-formed vector"), expected);
                 let punch = PunchMeNow { request, signature: expected.into(), observed: None };
-                assert_eq!(punch.verify().unwrap(), peer);
+                assert_eq!(punch.verify().expect("a well-formed vector"), peer);
             }
             "registration" => {
                 let registration = vector.registration();
@@ -239,12 +253,15 @@ fn both_signatures_are_those_of_the_document_and_verify() {
 }
 
 #[test]
-fn the_key_derivation_gives_the_public_keys_and_tags_of_the_document() {
-    let [vector] = &vectors("keys")[..] else { panic!("there is one derivation") };
+fn the_key_derivation_gives_what_the_document_says() {
+    let vector = key_vector();
     for side in ["initiator", "responder"] {
         let secret = ProbeSecret::new(vector.array(&format!("{side}-secret")));
         assert_eq!(secret.public(), vector.array(&format!("{side}-public")));
     }
+    let secret = StaticSecret::from(vector.array::<32>("initiator-secret"));
+    let shared = secret.diffie_hellman(&PublicKey::from(vector.array::<32>("responder-public")));
+    assert_eq!(shared.to_bytes(), vector.array("shared-secret"));
     let (initiator, responder) = (derivation(SessionRole::Initiator), derivation(SessionRole::Responder));
     assert_eq!(initiator.remote_tag(), vector.array("initiator-tag"));
     assert_eq!(responder.remote_tag(), vector.array("responder-tag"));
@@ -273,5 +290,10 @@ fn every_probe_encodes_to_and_decodes_from_the_bytes_of_the_document() {
         assert_eq!(probe.encode(&sender).to_vec(), bytes, "{vector:?}");
         assert_eq!(Probe::decode(&bytes, &receiver), Ok(probe), "{vector:?}");
         assert_eq!(tag_of(&bytes), Some(receiver.local_tag()));
+        let mac_key = key_vector().bytes(&format!("{}-mac-key", vector.text("sender")));
+        let (covered, authenticator) = bytes.split_at(bytes.len() - 16);
+        let mac =
+            Hmac::<Sha256>::new_from_slice(&mac_key).expect("a well-formed vector").chain_update(covered);
+        assert!(mac.verify_truncated_left(authenticator).is_ok(), "{vector:?}");
     }
 }
