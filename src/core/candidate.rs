@@ -160,8 +160,7 @@ mod tests {
     #[test]
     fn the_cap_keeps_the_best_and_one_reflexive() {
         let mut local = LocalCandidates::default();
-        let mut wanted: Vec<_> =
-            (1..=5).map(|i| (Host, at(&format!("192.168.0.{i}:1")))).collect();
+        let mut wanted: Vec<_> = (1..=5).map(|i| (Host, at(&format!("192.168.0.{i}:1")))).collect();
         wanted.push((ServerReflexive, at("203.0.113.1:9")));
         wanted.push((Host, at("[2001:db8::1]:1")));
         local.update(wanted.clone(), 3);

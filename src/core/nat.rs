@@ -69,6 +69,7 @@ struct Observation {
 #[derive(Debug, Default)]
 pub(crate) struct Observations {
     by_socket: BTreeMap<SocketId, Vec<Observation>>,
+    next_expiry: Option<Instant>,
 }
 
 /// What became of an observation.
@@ -110,8 +111,10 @@ impl Observations {
 
     /// The connection is gone; what came over it lingers.
     pub(crate) fn link_down(&mut self, link: LinkId, now: Instant) {
+        let until = now + LINGER;
         for observation in self.by_socket.values_mut().flatten().filter(|o| o.link == link) {
-            observation.expires = Some(now + LINGER);
+            observation.expires = Some(until);
+            self.next_expiry = Some(self.next_expiry.map_or(until, |at| at.min(until)));
         }
     }
 
@@ -128,12 +131,13 @@ impl Observations {
             all.retain(|o| o.expires.is_none_or(|at| at > now));
             any |= all.len() != before;
         }
+        self.next_expiry = self.by_socket.values().flatten().filter_map(|o| o.expires).min();
         any
     }
 
-    /// When the next one expires.
+    /// When [`expire`](Self::expire) has to be called at the latest.
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
-        self.by_socket.values().flatten().filter_map(|o| o.expires).min()
+        self.next_expiry
     }
 
     /// The addresses at which `socket` is seen: what most observers agree on first, then the latest.
@@ -231,10 +235,7 @@ mod tests {
         for (i, (from, seen)) in seen.iter().enumerate() {
             let now = start + Duration::from_millis(i as u64);
             let observer = (PeerId::random(), at(from));
-            assert_eq!(
-                observations.record(SOCKET, LinkId(i as u64), observer, at(seen), now),
-                Recorded::New
-            );
+            assert_eq!(observations.record(SOCKET, LinkId(i as u64), observer, at(seen), now), Recorded::New);
         }
         observations
     }
@@ -343,7 +344,7 @@ mod tests {
     fn observers_are_bounded_and_one_whose_connection_is_gone_makes_room() {
         let mut observations = Observations::default();
         let now = Instant::now();
-        let mut say = |observations: &mut Observations, i: u64| {
+        let say = |observations: &mut Observations, i: u64| {
             let observer = (PeerId::random(), at("192.0.2.1:1"));
             observations.record(SOCKET, LinkId(i), observer, at("203.0.113.1:5000"), now)
         };

@@ -226,8 +226,7 @@ mod tests {
 
     #[test]
     fn a_shared_private_address_is_no_evidence() {
-        let policy =
-            Policy { reflexive: &[ip("10.0.0.1")], observed: Some(at("10.0.0.1:77")), ..NOTHING };
+        let policy = Policy { reflexive: &[ip("10.0.0.1")], observed: Some(at("10.0.0.1:77")), ..NOTHING };
         assert!(!policy.allows(at("10.9.9.9:1")));
     }
 
