@@ -53,7 +53,9 @@ mod tests {
 
     #[test]
     fn quic_v1_addresses_become_socket_addresses_and_back() {
-        for text in ["/ip4/127.0.0.1/udp/12345/quic-v1", "/ip6/::1/udp/1/quic-v1", "/ip4/0.0.0.0/udp/0/quic-v1"] {
+        for text in
+            ["/ip4/127.0.0.1/udp/12345/quic-v1", "/ip6/::1/udp/1/quic-v1", "/ip4/0.0.0.0/udp/0/quic-v1"]
+        {
             let (socket, peer) = parse(text).unwrap();
             assert_eq!(peer, None);
             assert_eq!(from_socket(socket).to_string(), text);

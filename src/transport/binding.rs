@@ -177,7 +177,8 @@ mod tests {
     }
 
     fn receive(script: Vec<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        let hooked = Hooked { id: SocketId(0), inner: Arc::new(Script(Mutex::new(script.into()))), path: None };
+        let hooked =
+            Hooked { id: SocketId(0), inner: Arc::new(Script(Mutex::new(script.into()))), path: None };
         hooked.poll_recv(&mut Context::from_waker(Waker::noop()), &mut [], &mut [])
     }
 

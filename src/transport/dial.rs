@@ -19,8 +19,9 @@ use super::{
     handshake::{self, Output},
     listener::Listener,
     notice::{self, DialRequest, Notice},
-    punch, wildcard,
+    punch,
     tls::Expected,
+    wildcard,
 };
 use crate::core::SocketId;
 
@@ -30,7 +31,11 @@ const SERVER_NAME: &str = "libp2p";
 type Dial = BoxFuture<'static, Result<Output, Error>>;
 
 impl Transport {
-    pub(super) fn start_dial(&mut self, address: Multiaddr, opts: DialOpts) -> Result<Dial, TransportError<Error>> {
+    pub(super) fn start_dial(
+        &mut self,
+        address: Multiaddr,
+        opts: DialOpts,
+    ) -> Result<Dial, TransportError<Error>> {
         if let (Some(peer), Some(driver)) = (addr::to_bare_peer(&address), self.notices.sender()) {
             return Ok(self.dial_peer(peer, driver)?);
         }
@@ -45,7 +50,12 @@ impl Transport {
         }
     }
 
-    fn dial_address(&mut self, remote: SocketAddr, peer: Option<PeerId>, port_use: PortUse) -> Result<Dial, Error> {
+    fn dial_address(
+        &mut self,
+        remote: SocketAddr,
+        peer: Option<PeerId>,
+        port_use: PortUse,
+    ) -> Result<Dial, Error> {
         let reused = match port_use {
             PortUse::Reuse => Some(self.binding_towards(remote)?),
             PortUse::New => None,
@@ -102,7 +112,8 @@ impl Transport {
     fn listener_towards(&self, remote: SocketAddr) -> Option<&Listener> {
         let source = self.env.network.source_for(remote.ip()).ok()?;
         let fits = |listener: &&Listener| listener.sends_from(source);
-        let exact = self.listeners.iter().find(|listener| fits(listener) && !listener.is_wildcard_for(source));
+        let exact =
+            self.listeners.iter().find(|listener| fits(listener) && !listener.is_wildcard_for(source));
         exact.or_else(|| self.listeners.iter().find(fits))
     }
 

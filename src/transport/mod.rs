@@ -46,9 +46,6 @@ use libp2p_core::{
 use libp2p_identity::{Keypair, PeerId};
 use quinn::Runtime;
 
-pub use self::{
-    connection::Connection, error::Error, handshake::Upgrade, stream::Stream, tls::HandshakeMode,
-};
 use self::{
     binding::{Binding, Env},
     listener::{Admission, Listener},
@@ -57,6 +54,9 @@ use self::{
     punch::Punches,
     quic::Quic,
     tls::Expected,
+};
+pub use self::{
+    connection::Connection, error::Error, handshake::Upgrade, stream::Stream, tls::HandshakeMode,
 };
 use crate::{
     config::Config,
@@ -181,7 +181,8 @@ impl Transport {
         while quiet < self.listeners.len() {
             let index = self.turn % self.listeners.len();
             self.turn = self.turn.wrapping_add(1);
-            let Some(Poll::Ready(event)) = self.listeners.get_mut(index).map(|listener| listener.poll(cx)) else {
+            let Some(Poll::Ready(event)) = self.listeners.get_mut(index).map(|listener| listener.poll(cx))
+            else {
                 quiet += 1;
                 continue;
             };

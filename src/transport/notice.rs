@@ -149,7 +149,10 @@ mod tests {
         let mut cx = Context::from_waker(Waker::noop());
         for id in 0..5 {
             let received = receiver.try_recv().unwrap();
-            assert!(matches!(received, Notice::SocketDown { socket } if socket == SocketId(id)), "{received:?}");
+            assert!(
+                matches!(received, Notice::SocketDown { socket } if socket == SocketId(id)),
+                "{received:?}"
+            );
             let _ = notices.poll_flush(&mut cx);
         }
         assert_eq!(notices.poll_flush(&mut cx), Poll::Ready(()));

@@ -133,13 +133,17 @@ async fn open(runtime: &dyn Runtime, socket: &dyn AsyncUdpSocket, remote: Socket
 mod tests {
     use super::*;
 
-    const REMOTE: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 9);
+    const REMOTE: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 9);
 
     #[test]
     fn there_is_one_punch_to_an_address_at_a_time() {
         let punches = Punches::default();
         let punch = punches.register(REMOTE, PeerId::random()).unwrap();
-        assert!(matches!(punches.register(REMOTE, PeerId::random()), Err(Error::HolePunchInProgress(REMOTE))));
+        assert!(matches!(
+            punches.register(REMOTE, PeerId::random()),
+            Err(Error::HolePunchInProgress(REMOTE))
+        ));
         drop(punch);
         punches.register(REMOTE, PeerId::random()).unwrap();
     }

@@ -47,7 +47,13 @@ impl Quic {
         server.transport_config(transport.clone());
         // As libp2p-quic: the remote address of a connection is part of what the swarm was told.
         server.migration(false);
-        Ok(Self { tls, endpoint: endpoint(keypair), transport, server: Arc::new(server), config: config.clone() })
+        Ok(Self {
+            tls,
+            endpoint: endpoint(keypair),
+            transport,
+            server: Arc::new(server),
+            config: config.clone(),
+        })
     }
 
     /// How long a handshake may take.
@@ -84,7 +90,11 @@ impl Quic {
     }
 
     /// For a traversal session as QUIC server: `peer` is pinned, and `rtt` is what is known of the round-trip time.
-    pub(crate) fn session_server_config(&self, peer: PeerId, rtt: Option<Duration>) -> Arc<quinn::ServerConfig> {
+    pub(crate) fn session_server_config(
+        &self,
+        peer: PeerId,
+        rtt: Option<Duration>,
+    ) -> Arc<quinn::ServerConfig> {
         let mut server = (*self.server).clone();
         server.crypto = self.tls.server_config(Expected::new(Some(peer)));
         server.transport_config(Arc::new(self.session_transport(rtt)));
@@ -104,7 +114,10 @@ impl Quic {
     }
 }
 
-fn client(crypto: Arc<dyn quinn_proto::crypto::ClientConfig>, transport: Arc<TransportConfig>) -> quinn::ClientConfig {
+fn client(
+    crypto: Arc<dyn quinn_proto::crypto::ClientConfig>,
+    transport: Arc<TransportConfig>,
+) -> quinn::ClientConfig {
     let mut config = quinn::ClientConfig::new(crypto);
     config.transport_config(transport);
     config
@@ -135,7 +148,8 @@ fn endpoint(keypair: &Keypair) -> EndpointConfig {
     if let Some(secret) = keypair.derive_secret(b"libp2p quic stateless reset key") {
         endpoint.reset_key(Arc::new(ResetKey(secret)));
     }
-    if let Some([a, b, c, d, e, f, g, h, ..]) = keypair.derive_secret(b"libp2p-punch quic connection id key") {
+    if let Some([a, b, c, d, e, f, g, h, ..]) = keypair.derive_secret(b"libp2p-punch quic connection id key")
+    {
         let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
         endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
     }
@@ -196,7 +210,8 @@ mod tests {
 
     #[test]
     fn every_kind_of_key_makes_a_configuration() {
-        for keypair in [Keypair::generate_ed25519(), Keypair::generate_secp256k1(), Keypair::generate_ecdsa()] {
+        for keypair in [Keypair::generate_ed25519(), Keypair::generate_secp256k1(), Keypair::generate_ecdsa()]
+        {
             Quic::new(&keypair, &QuicConfig::default()).unwrap();
         }
     }

@@ -67,6 +67,9 @@ impl Drop for Stream {
 
 impl fmt::Debug for Stream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Stream").field("id", &self.send.id()).field("closed", &self.closed).finish_non_exhaustive()
+        f.debug_struct("Stream")
+            .field("id", &self.send.id())
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
     }
 }

@@ -36,7 +36,13 @@ impl PathLayer {
     }
 
     /// Offers a socket to sessions.
-    pub(crate) fn add_socket(&self, _id: SocketId, _socket: Arc<dyn AsyncUdpSocket>, _endpoint: quinn::Endpoint) {}
+    pub(crate) fn add_socket(
+        &self,
+        _id: SocketId,
+        _socket: Arc<dyn AsyncUdpSocket>,
+        _endpoint: quinn::Endpoint,
+    ) {
+    }
 
     /// Takes a socket away from new sessions.
     pub(crate) fn remove_socket(&self, _id: SocketId) {}

@@ -37,7 +37,8 @@ impl Shared {
         let algorithms = provider.signature_verification_algorithms;
         let own = Own { identity: identity.clone(), raw: false };
         // Replaced for every handshake; until then nobody is expected, so nobody is accepted.
-        let nobody = Pinned { verifier: Verifier::new(Expected::anyone(), algorithms), accept: Accept::NOTHING };
+        let nobody =
+            Pinned { verifier: Verifier::new(Expected::anyone(), algorithms), accept: Accept::NOTHING };
         let mut template = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
@@ -51,7 +52,8 @@ impl Shared {
 
     /// The configuration of one handshake.
     pub(super) fn rustls(&self, expected: &Expected) -> ClientConfig {
-        let raw = self.identity.raw.is_some() && expected.peer().is_none_or(|peer: PeerId| identity::may_be_raw(&peer));
+        let raw = self.identity.raw.is_some()
+            && expected.peer().is_none_or(|peer: PeerId| identity::may_be_raw(&peer));
         let accept = if raw { Accept::BOTH } else { Accept::X509 };
         let mut config = self.template.clone();
         config.alpn_protocols =

@@ -109,7 +109,8 @@ mod tests {
 
     #[test]
     fn the_host_key_is_the_one_that_the_full_check_finds() {
-        for keypair in [Keypair::generate_ed25519(), Keypair::generate_secp256k1(), Keypair::generate_ecdsa()] {
+        for keypair in [Keypair::generate_ed25519(), Keypair::generate_secp256k1(), Keypair::generate_ecdsa()]
+        {
             let (der, _) = libp2p_tls::certificate::generate(&keypair).unwrap();
             let read = certificate(&der).unwrap();
             assert_eq!(read.host_key, keypair.public());
@@ -129,7 +130,12 @@ mod tests {
 
     #[test]
     fn lengths_beyond_the_input_are_refused() {
-        for der in [&[0x30, 0x80][..], &[0x30, 0x84, 0xff, 0xff, 0xff, 0xff], &[0x30, 0x85, 0, 0, 0, 0, 0], &[0x30, 0x05, 0]] {
+        for der in [
+            &[0x30, 0x80][..],
+            &[0x30, 0x84, 0xff, 0xff, 0xff, 0xff],
+            &[0x30, 0x85, 0, 0, 0, 0, 0],
+            &[0x30, 0x05, 0],
+        ] {
             assert!(certificate(der).is_none());
         }
     }

@@ -41,8 +41,8 @@ const ALPN_RAW: &[u8] = b"libp2p-raw";
 /// The DER Name `CN=libp2p-raw`. A server that picked [`ALPN_RAW`] names it as the certificate authority in its
 /// CertificateRequest: the one message through which rustls lets a client know before it presents its own key.
 const RAW_MARKER: &[u8] = &[
-    0x30, 0x15, 0x31, 0x13, 0x30, 0x11, 0x06, 0x03, 0x55, 0x04, 0x03, 0x0c, 0x0a, b'l', b'i', b'b', b'p', b'2',
-    b'p', b'-', b'r', b'a', b'w',
+    0x30, 0x15, 0x31, 0x13, 0x30, 0x11, 0x06, 0x03, 0x55, 0x04, 0x03, 0x0c, 0x0a, b'l', b'i', b'b', b'p',
+    b'2', b'p', b'-', b'r', b'a', b'w',
 ];
 
 /// How the remote presented its identity.
@@ -91,7 +91,8 @@ impl fmt::Debug for Tls {
 
 /// Whose connection this is. The handshake must have ended: it has checked what is read here.
 pub(crate) fn peer_of(connection: &quinn::Connection) -> Result<(PeerId, HandshakeMode), Error> {
-    let chain = connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
+    let chain =
+        connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
     let end_entity = chain.as_ref().and_then(|chain| chain.first()).ok_or(Error::NoPeerIdentity)?;
     verify::peer_of_checked(end_entity).ok_or(Error::NoPeerIdentity)
 }
@@ -121,7 +122,9 @@ fn provider(side: Side) -> CryptoProvider {
     };
     provider.cipher_suites = ciphers
         .iter()
-        .filter_map(|wanted| aws_lc_rs::ALL_CIPHER_SUITES.iter().find(|suite| suite.suite() == *wanted).copied())
+        .filter_map(|wanted| {
+            aws_lc_rs::ALL_CIPHER_SUITES.iter().find(|suite| suite.suite() == *wanted).copied()
+        })
         .collect();
     // A post-quantum share makes the ClientHello span two datagrams. A client does not even list the group, or a
     // server that prefers it would ask for it at the price of a round trip; a server takes it from those who insist.
