@@ -41,6 +41,11 @@ impl Connection {
     pub fn handshake_mode(&self) -> Result<HandshakeMode, Error> {
         tls::peer_of(&self.connection).map(|(_, mode)| mode)
     }
+
+    /// What QUIC counts: datagrams, frames, losses, the round-trip time, the congestion window and the MTU.
+    pub fn quic_stats(&self) -> quinn::ConnectionStats {
+        self.connection.stats()
+    }
 }
 
 impl StreamMuxer for Connection {

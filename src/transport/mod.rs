@@ -30,6 +30,9 @@ mod stream;
 mod time;
 pub(crate) mod tls;
 
+#[cfg(test)]
+mod tests;
+
 use std::{
     collections::VecDeque,
     net::SocketAddr,

@@ -33,7 +33,7 @@ const SESSION_MTU: u16 = 1_372;
 #[derive(Debug, Clone)]
 pub(crate) struct Quic {
     tls: Tls,
-    endpoint: EndpointConfig,
+    keys: EndpointKeys,
     transport: Arc<TransportConfig>,
     server: Arc<quinn::ServerConfig>,
     config: QuicConfig,
@@ -49,7 +49,7 @@ impl Quic {
         server.migration(false);
         Ok(Self {
             tls,
-            endpoint: endpoint(keypair),
+            keys: EndpointKeys::new(keypair),
             transport,
             server: Arc::new(server),
             config: config.clone(),
@@ -61,9 +61,26 @@ impl Quic {
         self.config.handshake_timeout
     }
 
-    /// For every endpoint.
+    /// For the endpoint of a binding.
     pub(crate) fn endpoint_config(&self) -> EndpointConfig {
-        self.endpoint.clone()
+        let mut endpoint = EndpointConfig::new(self.reset_key());
+        let [a, b, c, d, e, f, g, h, ..] = self.keys.connection_id;
+        let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+        endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
+        endpoint.supported_versions(VERSIONS.to_vec());
+        // Probes are told from QUIC by the fixed bit (RFC 9443 §2), so it must not be greased (RFC 9287).
+        endpoint.grease_quic_bit(false);
+        endpoint
+    }
+
+    /// The key of stateless resets, for every endpoint.
+    pub(crate) fn reset_key(&self) -> Arc<dyn HmacKey> {
+        Arc::new(ResetKey(self.keys.reset))
+    }
+
+    /// The key by which the session endpoint knows its connection IDs.
+    pub(crate) fn session_connection_id_key(&self) -> [u8; 32] {
+        self.keys.session_connection_id
     }
 
     /// For a plain dial.
@@ -140,26 +157,34 @@ fn transport(config: &QuicConfig) -> TransportConfig {
     transport
 }
 
-fn endpoint(keypair: &Keypair) -> EndpointConfig {
-    let mut endpoint = EndpointConfig::default();
-    // After a restart the remotes of our old connections learn of it at once, if we still recognise the connection
-    // IDs that we gave out and can still compute the token that goes with each (RFC 9000 §10.3). Some kinds of keys
-    // have no secret to derive from; theirs stay random.
-    if let Some(secret) = keypair.derive_secret(b"libp2p quic stateless reset key") {
-        endpoint.reset_key(Arc::new(ResetKey(secret)));
-    }
-    if let Some([a, b, c, d, e, f, g, h, ..]) = keypair.derive_secret(b"libp2p-punch quic connection id key")
-    {
-        let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
-        endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
-    }
-    endpoint.supported_versions(VERSIONS.to_vec());
-    // Probes are told from QUIC by the fixed bit (RFC 9443 §2), so it must not be greased (RFC 9287).
-    endpoint.grease_quic_bit(false);
-    endpoint
+/// Keys that are the same after a restart, so that the remotes of our old connections learn of it at once: we still
+/// recognise the connection IDs that we gave out, and can compute the token that goes with each (RFC 9000 §10.3).
+#[derive(Clone)]
+struct EndpointKeys {
+    reset: [u8; 32],
+    connection_id: [u8; 32],
+    session_connection_id: [u8; 32],
 }
 
-/// HMAC-SHA256 under a key that is the same after a restart.
+impl EndpointKeys {
+    fn new(keypair: &Keypair) -> Self {
+        // Some kinds of identity have no secret to derive from; theirs are random.
+        let derive = |domain: &[u8]| keypair.derive_secret(domain).unwrap_or_else(rand::random);
+        Self {
+            reset: derive(b"libp2p quic stateless reset key"),
+            connection_id: derive(b"libp2p-punch quic connection id key"),
+            session_connection_id: derive(b"libp2p-punch session connection id key"),
+        }
+    }
+}
+
+impl fmt::Debug for EndpointKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndpointKeys").finish_non_exhaustive()
+    }
+}
+
+/// HMAC-SHA256.
 struct ResetKey([u8; 32]);
 
 impl ResetKey {
@@ -206,6 +231,18 @@ mod tests {
         assert!(key.verify(b"connection id", &tag).is_ok());
         assert!(key.verify(b"another id", &tag).is_err());
         assert_ne!(tag, vec![0; 32]);
+    }
+
+    #[test]
+    fn endpoint_keys_survive_a_restart_and_belong_to_one_identity() {
+        let keypair = Keypair::generate_ed25519();
+        let keys = |keypair| {
+            let EndpointKeys { reset, connection_id, session_connection_id } = EndpointKeys::new(keypair);
+            [reset, connection_id, session_connection_id]
+        };
+        assert_eq!(keys(&keypair), keys(&keypair));
+        let all = [keys(&keypair), keys(&Keypair::generate_ed25519())].concat();
+        assert!(all.iter().enumerate().all(|(i, key)| !all[..i].contains(key)));
     }
 
     #[test]
