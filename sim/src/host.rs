@@ -26,8 +26,9 @@ const EPHEMERAL: std::ops::RangeInclusive<u16> = 49152..=65535;
 
 /// A simulated machine: the [`Network`] of one swarm.
 ///
-/// It may have addresses in several networks, of both families, and they may come and go. Loopback
-/// addresses work without being announced as interfaces.
+/// It may have addresses in several networks, of both families, and they may come and go. To a destination that
+/// shares a prefix (/24 or /64) with one of them it sends from that one, and otherwise from the first of the family.
+/// Loopback addresses work without being announced as interfaces.
 pub struct Host {
     world: World,
     id: NodeId,
@@ -219,6 +220,10 @@ impl HostState {
 
     /// Puts a datagram into the buffer of its socket; the waker is for the reader.
     pub(crate) fn deliver(&self, datagram: Datagram) -> Result<Option<Waker>, Verdict> {
+        // The address may have gone down while the datagram was under way.
+        if !self.is_local(datagram.to.ip()) {
+            return Err(Verdict::NoRoute);
+        }
         let inbox = self.inbox(datagram.to).ok_or(Verdict::NoSocket)?;
         inbox.push(datagram)
     }

@@ -60,6 +60,20 @@ async fn any_latency_is_recorded_exactly_and_woken_at_the_next_tick() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_line_of_the_trace_tells_the_whole_journey() {
+    let world = World::new(1);
+    let server = socket(&world.public_host([203, 0, 113, 1]), 80);
+    let client = socket(&world.nat(Nat::random(), [198, 51, 100, 1]).host([192, 168, 1, 2]), 5000);
+    let trace = Trace::start(&world);
+    client.send_to(([203, 0, 113, 1], 80).into(), &[7; 40]);
+    let seen = server.receive().await.from;
+    let expected = format!(
+        "     0.000 ms  192.168.1.2:5000 -> 203.0.113.1:80 (as {seen} -> 203.0.113.1:80)  40 B [0x07]  Delivered at 20.000 ms\n"
+    );
+    assert_eq!(trace.to_string(), expected);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_path_between_hosts_behind_nats_is_exact_end_to_end_and_may_differ_by_direction() {
     let world = World::new(1);
     let [a, b] = [1, 2].map(|last| {

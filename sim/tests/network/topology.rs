@@ -128,6 +128,44 @@ async fn a_wildcard_socket_survives_a_move_from_one_nat_to_another() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_move_to_a_network_that_uses_the_same_addresses_leaves_the_old_one() {
+    let world = World::new(1);
+    let [home, office] = [1, 2].map(|last| world.nat(Nat::default(), [198, 51, 100, last]));
+    let laptop = home.host([192, 168, 1, 2]);
+    let [left, met] = [&home, &office].map(|gateway| socket(&gateway.host([192, 168, 1, 3]), 80));
+    let client = socket(&laptop, 80);
+    office.attach(&laptop, [192, 168, 1, 2]);
+    left.send_to(([192, 168, 1, 2], 80).into(), b"gone");
+    met.send_to(([192, 168, 1, 2], 80).into(), b"here");
+    let arrived = within_a_second(&client).await;
+    assert_eq!(arrived.iter().map(|datagram| &*datagram.payload).collect::<Vec<_>>(), [b"here"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_under_way_to_an_address_that_goes_down_is_lost() {
+    let world = World::new(1);
+    let [a, b] = [1, 2].map(|last| world.public_host([203, 0, 113, last]));
+    let [sender, receiver] = [&a, &b].map(|host| socket(host, 80));
+    sender.send_to(([203, 0, 113, 2], 80).into(), b"too late");
+    tokio::time::sleep(ms(10)).await;
+    b.interface_down([203, 0, 113, 2]);
+    assert!(within_a_second(&receiver).await.is_empty());
+    assert_eq!(world.stats().of(Verdict::NoRoute), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_source_is_on_the_link_of_the_destination_or_the_first_of_its_family() {
+    let world = World::new(1);
+    let host = world.public_host(SERVER);
+    world.attach(&host, [192, 0, 2, 1]);
+    let source_for = |to: &str| host.source_for(to.parse().unwrap()).map_err(|error| error.kind());
+    assert_eq!(source_for("192.0.2.77"), Ok([192, 0, 2, 1].into()));
+    assert_eq!(source_for("8.8.8.8"), Ok(SERVER.into()));
+    assert_eq!(source_for("127.0.0.1"), Ok([127, 0, 0, 1].into()));
+    assert_eq!(source_for("2001:db8::1"), Err(ErrorKind::NetworkUnreachable));
+}
+
+#[tokio::test(start_paused = true)]
 async fn binding_follows_the_rules_of_udp() {
     let host = World::new(1).public_host(SERVER);
     let bind = |address: &str| host.socket(address.parse().unwrap());
