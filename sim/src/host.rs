@@ -228,12 +228,10 @@ impl HostState {
         inbox.push(datagram)
     }
 
-    /// The socket for a datagram to `local`: one bound to that very address before a wildcard one.
+    /// The socket for a datagram to `local`. There is one at most, as binding sees to it.
     fn inbox(&self, local: SocketAddr) -> Option<Arc<Inbox>> {
-        let sockets = self.sockets.get(&local.port())?;
-        let exact = sockets.iter().find(|(ip, _)| *ip == local.ip());
-        let matching = || sockets.iter().find(|(ip, _)| conflict(*ip, local.ip()));
-        exact.or_else(matching)?.1.upgrade()
+        let (_, inbox) = self.sockets.get(&local.port())?.iter().find(|(ip, _)| conflict(*ip, local.ip()))?;
+        inbox.upgrade()
     }
 
     fn is_free(&self, ip: IpAddr, port: u16) -> bool {

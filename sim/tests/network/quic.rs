@@ -108,13 +108,14 @@ async fn segments_are_split_on_sending_and_joined_on_receiving_as_a_kernel_does(
     let transmit =
         Transmit { destination, ecn: None, contents: &contents, segment_size: Some(10), src_ip: None };
     a.try_send(&transmit).unwrap();
+    a.send_to(destination, &[45, 46, 47]);
     tokio::time::sleep(ms(100)).await;
     let mut buffers = [[0u8; 100]; 4];
     let mut slices = buffers.each_mut().map(|buffer| io::IoSliceMut::new(buffer));
     let mut metas = [RecvMeta::default(); 4];
     let count = std::future::poll_fn(|cx| b.poll_recv(cx, &mut slices, &mut metas)).await.unwrap();
     let shapes: Vec<_> = metas[..count].iter().map(|meta| (meta.len, meta.stride)).collect();
-    assert_eq!(shapes, [(30, 10), (15, 10)]);
+    assert_eq!(shapes, [(30, 10), (15, 10), (3, 3)], "nothing follows a shorter segment");
     assert_eq!([&buffers[0][..30], &buffers[1][..15]].concat(), contents);
     assert_eq!(metas[0].dst_ip, Some([203, 0, 113, 2].into()));
 }

@@ -164,25 +164,41 @@ async fn inbound_traffic_refreshes_where_the_nat_says_so() {
 
 #[tokio::test(start_paused = true)]
 async fn outbound_traffic_keeps_a_mapping_alive_but_only_the_permissions_that_it_uses() {
-    let (world, observers, client) = behind(Nat { lifetime: ms(30_000), ..Nat::default() });
-    let external = observers.sees(&client, 0, 0).await;
-    for _ in 0..3 {
+    for filtering in [AddressDependent, AddressAndPortDependent] {
+        let nat = Nat { lifetime: ms(30_000), ..Nat::new(Mapping::EndpointIndependent, filtering) };
+        let (world, observers, client) = behind(nat);
+        let external = observers.sees(&client, 0, 0).await;
         tokio::time::sleep(ms(20_000)).await;
         assert_eq!(observers.sees(&client, 1, 1).await, external);
+        tokio::time::sleep(ms(11_000)).await;
+        assert!(!reaches(&observers, external, &client).await);
+        assert_eq!(world.stats().of(Verdict::Filtered), 1);
+        observers.0[1][1].1.send_to(external, b"I may");
+        assert_eq!(client.receive().await.from, observers.0[1][1].0);
+        for _ in 0..3 {
+            tokio::time::sleep(ms(20_000)).await;
+            assert_eq!(observers.sees(&client, 1, 1).await, external);
+        }
     }
-    assert!(!reaches(&observers, external, &client).await);
-    assert_eq!(world.stats().of(Verdict::Filtered), 1);
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_absolute_lifetime_ends_even_a_busy_mapping() {
+async fn an_absolute_lifetime_ends_even_a_busy_mapping_and_its_successor_lives_as_long() {
     let nat = Nat { absolute_lifetime: Some(ms(60_000)), ports: Ports::Random, ..Nat::default() };
-    let (_world, observers, client) = behind(nat);
+    let world = World::new(7);
+    let observers = Observers::new(&world);
+    let gateway = world.nat(nat, OUTER);
+    let [client, other] = [2, 3].map(|last| socket(&gateway.host([192, 168, 1, last]), 5000));
     let first = observers.sees(&client, 0, 0).await;
     tokio::time::sleep(ms(59_000)).await;
     assert_eq!(observers.sees(&client, 0, 0).await, first);
     tokio::time::sleep(ms(2_000)).await;
-    assert_ne!(observers.sees(&client, 0, 0).await, first);
+    let second = observers.sees(&client, 0, 0).await;
+    assert_ne!(second, first);
+    // A new flow, by which the table has forgotten the first mapping.
+    tokio::time::sleep(ms(59_000)).await;
+    observers.sees(&other, 0, 0).await;
+    assert_eq!(observers.sees(&client, 0, 0).await, second);
 }
 
 #[tokio::test(start_paused = true)]

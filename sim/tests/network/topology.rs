@@ -9,7 +9,7 @@ use crate::support::{Observers, ms, socket, within_a_second};
 use futures::{FutureExt, StreamExt};
 use if_watch::IfEvent;
 use libp2p_punch::io::Network;
-use libp2p_punch_sim::{Filtering, Hairpin, Mapping, Nat, Socket, Verdict, World};
+use libp2p_punch_sim::{Filtering, Hairpin, Host, Mapping, Nat, Socket, Verdict, World};
 
 const SERVER: [u8; 4] = [203, 0, 113, 9];
 
@@ -139,6 +139,24 @@ async fn a_move_to_a_network_that_uses_the_same_addresses_leaves_the_old_one() {
     met.send_to(([192, 168, 1, 2], 80).into(), b"here");
     let arrived = within_a_second(&client).await;
     assert_eq!(arrived.iter().map(|datagram| &*datagram.payload).collect::<Vec<_>>(), [b"here"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_a_firewall_routes_can_move_behind_another_one() {
+    let address = IpAddr::from([0x2001, 0xdb8, 0, 2, 0, 0, 0, 1]);
+    let outside = IpAddr::from([0x2001, 0xdb8, 0, 1, 0, 0, 0, 1]);
+    let world = World::new(1);
+    let bind = |host: &Host| host.socket((Ipv6Addr::UNSPECIFIED, 80).into()).unwrap();
+    let server = bind(&world.public_host(outside));
+    let [first, second] = [world.firewall(Nat::default()), world.firewall(Nat::default())];
+    let host = first.host(address);
+    let client = bind(&host);
+    second.attach(&host, address);
+    client.send_to((outside, 80).into(), b"hello");
+    let from = server.receive().await.from;
+    server.send_to(from, b"answer");
+    assert_eq!(client.receive().await.from, (outside, 80).into());
+    assert_eq!((first.mappings().len(), second.mappings().len()), (0, 1));
 }
 
 #[tokio::test(start_paused = true)]
