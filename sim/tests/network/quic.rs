@@ -69,6 +69,11 @@ async fn two_endpoints_echo_with_every_combination_of_offload() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn two_endpoints_echo_on_a_running_clock_and_several_threads() {
+    assert!(echo(&World::new(1), SocketConfig::default(), 100_000).await >= ms(40));
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_lossy_and_slow_path_delays_an_echo_but_does_not_corrupt_it() {
     let world = World::new(1);

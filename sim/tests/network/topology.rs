@@ -216,3 +216,17 @@ async fn an_endpoint_sees_the_address_that_it_was_sent_to() {
     assert_eq!(sent_to(&client, 9).await, (SERVER, 80).into());
     assert_eq!(sent_to(&client, 10).await, ([203, 0, 113, 10], 80).into());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_world_ends_with_its_last_handle() {
+    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let host = World::new(1).public_host(SERVER);
+    let client = socket(&host, 80);
+    drop(host);
+    client.send_to((SERVER, 80).into(), b"to myself");
+    client.receive().await;
+    assert_eq!(alive(), 1);
+    drop(client);
+    tokio::task::yield_now().await;
+    assert_eq!(alive(), 0);
+}
