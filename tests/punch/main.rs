@@ -1,0 +1,4 @@
+//! Whole swarms behind simulated NATs, on paused time.
+
+mod matrix;
+mod network;

@@ -1,0 +1,137 @@
+//! Whole swarms on the simulated network.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use libp2p::{
+    Multiaddr, PeerId, Swarm, SwarmBuilder,
+    identity::Keypair,
+    swarm::{NetworkBehaviour, SwarmEvent},
+};
+use libp2p_punch::{Behaviour, Config, Role};
+use libp2p_punch_sim::{Filtering, Host, Link, Mapping, Nat, Ports, World};
+
+/// The port of every listener.
+pub(crate) const PORT: u16 = 4001;
+
+/// How a host is connected to the Internet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Site {
+    Public,
+    Nat(Mapping, Filtering, Ports),
+    NatBehindNat,
+}
+
+impl Site {
+    pub(crate) const EIM_EIF: Self = eim(Filtering::EndpointIndependent, Ports::Preserving);
+    pub(crate) const EIM_ADF: Self = eim(Filtering::AddressDependent, Ports::Preserving);
+    pub(crate) const EIM_APDF: Self = eim(Filtering::AddressAndPortDependent, Ports::Preserving);
+    pub(crate) const EIM_APDF_PORT_NOT_KEPT: Self = eim(Filtering::AddressAndPortDependent, Ports::Random);
+    pub(crate) const APDM_RANDOM: Self = Self::Nat(
+        Mapping::AddressAndPortDependent,
+        Filtering::AddressAndPortDependent,
+        Ports::Random,
+    );
+    /// All that punching without prediction gets through on both sides.
+    pub(crate) const EIM: [Self; 6] = [
+        Self::Public,
+        Self::EIM_EIF,
+        Self::EIM_ADF,
+        Self::EIM_APDF,
+        Self::EIM_APDF_PORT_NOT_KEPT,
+        Self::NatBehindNat,
+    ];
+
+    /// A host at this site; `number` tells sites of one world apart.
+    pub(crate) fn host(self, world: &World, number: u8, loss: f64) -> Arc<Host> {
+        let link = Link { loss, ..Link::with_latency(Duration::ZERO) };
+        let outer = [198, 51, 100, number];
+        match self {
+            Self::Public => {
+                let host = world.public_host([203, 0, 113, number]);
+                world.set_link(&host, link);
+                host
+            }
+            Self::Nat(mapping, filtering, ports) => {
+                let gateway = world.nat(Nat { ports, ..Nat::new(mapping, filtering) }, outer);
+                world.set_link(&gateway, link);
+                gateway.host([192, 168, number, 2])
+            }
+            Self::NatBehindNat => {
+                let gateway = world.nat(Nat::default(), outer);
+                world.set_link(&gateway, link);
+                gateway.nat(Nat::default(), [10, 0, number, 2]).host([192, 168, number, 2])
+            }
+        }
+    }
+}
+
+const fn eim(filtering: Filtering, ports: Ports) -> Site {
+    Site::Nat(Mapping::EndpointIndependent, filtering, ports)
+}
+
+/// A swarm on `host` that listens on IPv4.
+pub(crate) fn swarm<B, F>(host: &Arc<Host>, seed: u8, config: Config, behaviour: F) -> Swarm<B>
+where
+    B: NetworkBehaviour,
+    F: FnOnce(Behaviour, &Keypair) -> B,
+{
+    let keypair = Keypair::ed25519_from_bytes([seed; 32]).expect("32 bytes make a key");
+    let runtime = Arc::new(quinn::TokioRuntime);
+    let (transport, punch) = libp2p_punch::with_io(&keypair, config, host.clone(), runtime).expect("valid");
+    let mut swarm = SwarmBuilder::with_existing_identity(keypair.clone())
+        .with_tokio()
+        .with_other_transport(|_| transport)
+        .expect("it is a transport")
+        .with_behaviour(|_| behaviour(punch, &keypair))
+        .expect("it is a behaviour")
+        .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(60)))
+        .build();
+    swarm.listen_on(format!("/ip4/0.0.0.0/udp/{PORT}/quic-v1").parse().expect("valid")).expect("port is free");
+    swarm
+}
+
+/// A coordinator at 203.0.113.254; its address. It runs until the runtime ends.
+pub(crate) fn coordinator(world: &World) -> (Arc<Host>, Multiaddr) {
+    let host = world.public_host([203, 0, 113, 254]);
+    world.set_link(&host, Link::with_latency(Duration::ZERO));
+    let mut swarm = swarm(&host, 254, Config { role: Role::Server, ..Config::default() }, |punch, _| punch);
+    let address = format!("/ip4/203.0.113.254/udp/{PORT}/quic-v1/p2p/{}", swarm.local_peer_id());
+    tokio::spawn(async move {
+        loop {
+            swarm.select_next_some().await;
+        }
+    });
+    (host, address.parse().expect("valid"))
+}
+
+/// The configuration of a peer that uses this coordinator.
+pub(crate) fn client(coordinator: &Multiaddr) -> Config {
+    Config { coordinators: vec![coordinator.clone()], ..Config::default() }
+}
+
+/// Drives a swarm until `pick` finds what it looks for.
+pub(crate) async fn until<B: NetworkBehaviour, T>(
+    swarm: &mut Swarm<B>,
+    mut pick: impl FnMut(SwarmEvent<B::ToSwarm>) -> Option<T>,
+) -> T {
+    loop {
+        if let Some(found) = pick(swarm.select_next_some().await) {
+            return found;
+        }
+    }
+}
+
+/// Drives a swarm for ever, in the background.
+pub(crate) fn run<B: NetworkBehaviour<ToSwarm: Send> + Send>(mut swarm: Swarm<B>) -> PeerId
+where
+    Swarm<B>: Send,
+{
+    let peer = *swarm.local_peer_id();
+    tokio::spawn(async move {
+        loop {
+            swarm.select_next_some().await;
+        }
+    });
+    peer
+}
