@@ -56,3 +56,23 @@ async fn a_punch_that_nobody_answers_ends_and_can_be_tried_again() {
         assert!(matches!(error, Error::HandshakeTimedOut), "{error:?}");
     }
 }
+
+#[tokio::test]
+async fn a_stock_peer_is_punched_for_and_dials_as_ever() {
+    let (a, b) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
+    let (a_id, b_id) = (a.public().to_peer_id(), b.public().to_peer_id());
+    let (mut a, mut b) = (boxed(&a), stock(&b));
+    let a_address = listen(&mut a, V4).await.with(Protocol::P2p(a_id));
+    let b_address = listen(&mut b, V4).await.with(Protocol::P2p(b_id));
+    let punch = a.dial(b_address, AS_LISTENER).unwrap();
+    let dial = b.dial(a_address, PLAIN).unwrap();
+    let both = Box::pin(future::try_join(punch, dial));
+    let events = Box::pin(future::select(Box::pin(next(&mut a)), Box::pin(next(&mut b))));
+    match future::select(both, events).await {
+        Either::Left((connected, _)) => {
+            let ((at_a, _), (at_b, _)) = connected.unwrap();
+            assert_eq!((at_a, at_b), (b_id, a_id));
+        }
+        Either::Right(_) => panic!("the punch must take the connection"),
+    }
+}

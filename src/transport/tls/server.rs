@@ -68,7 +68,7 @@ impl Shared {
         identity: Arc<Identity>,
         provider: Arc<CryptoProvider>,
     ) -> Result<Self, Box<dyn std::error::Error + Send + Sync>> {
-        let refusing = config(provider.clone(), Arc::new(Refuse))?;
+        let refusing = config(provider.clone(), Arc::new(Refuse), false)?;
         Ok(Self {
             identity,
             provider,
@@ -84,11 +84,12 @@ impl Shared {
             shared: self.clone(),
             mode: AtomicU8::new(Mode::Unset as u8),
         };
-        config(self.provider.clone(), Arc::new(handshake))
+        config(self.provider.clone(), Arc::new(handshake), self.identity.raw.is_some())
     }
 }
 
-fn config<H>(provider: Arc<CryptoProvider>, hooks: Arc<H>) -> Result<ServerConfig, Error>
+/// `raw` says whether there is a raw key to present, which [`ALPN_RAW`] promises.
+fn config<H>(provider: Arc<CryptoProvider>, hooks: Arc<H>, raw: bool) -> Result<ServerConfig, Error>
 where
     H: ResolvesServerCert + ClientCertVerifier + 'static,
 {
@@ -96,7 +97,8 @@ where
         .with_protocol_versions(&[&rustls::version::TLS13])?
         .with_client_cert_verifier(hooks.clone())
         .with_cert_resolver(hooks);
-    config.alpn_protocols = vec![ALPN_RAW.to_vec(), ALPN_LIBP2P.to_vec()];
+    config.alpn_protocols =
+        if raw { vec![ALPN_RAW.to_vec(), ALPN_LIBP2P.to_vec()] } else { vec![ALPN_LIBP2P.to_vec()] };
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)

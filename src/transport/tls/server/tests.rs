@@ -89,7 +89,7 @@ fn unset() -> Handshake {
 #[test]
 fn rustls_shows_the_client_hello_before_it_asks_anything_else() {
     let spy = Arc::new(Spy(unset(), Mutex::default()));
-    let server = Arc::new(config(spy.0.shared.provider.clone(), spy.clone()).unwrap());
+    let server = Arc::new(config(spy.0.shared.provider.clone(), spy.clone(), true).unwrap());
     let client = Tls::new(&Keypair::generate_ed25519()).unwrap().client.rustls(&Expected::anyone());
     let name = ServerName::try_from("libp2p").unwrap();
     let mut client = ClientConnection::new(Arc::new(client), Version::V1, name, Vec::new()).unwrap();
