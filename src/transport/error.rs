@@ -35,12 +35,12 @@ pub enum Error {
     HandshakeTimedOut,
     /// Another peer than the dialed one answered. It was refused during the handshake, before any byte
     /// of the application.
-    #[error("Expected peer {expected}, found {}.", .got.map_or_else(|| "another".to_owned(), |peer| peer.to_string()))]
+    #[error("Expected peer {expected}, found {}.", .got.as_ref().map_or_else(|| "another".to_owned(), |peer| peer.to_string()))]
     WrongPeerId {
         /// The peer that was dialed.
         expected: PeerId,
-        /// The peer that answered, where it is known.
-        got: Option<PeerId>,
+        /// The peer that answered, where it is known. Boxed, since errors travel in every result.
+        got: Option<Box<PeerId>>,
     },
     /// The handshake ended without an identity of the remote.
     #[error("The remote did not prove an identity.")]
@@ -73,7 +73,7 @@ impl Error {
             (quinn::ConnectionError::TransportError(e), Some(expected))
                 if e.code == TransportErrorCode::crypto(ACCESS_DENIED) =>
             {
-                Self::WrongPeerId { expected, got }
+                Self::WrongPeerId { expected, got: got.map(Box::new) }
             }
             _ => Self::Connection(error),
         }

@@ -31,7 +31,7 @@ const MAX_HALF_OPEN: usize = 1_024;
 pub(crate) enum Event {
     NewAddress(Multiaddr),
     AddressExpired(Multiaddr),
-    Incoming(quinn::Incoming),
+    Incoming(Box<quinn::Incoming>),
     Error(io::Error),
     /// The endpoint has ended.
     Closed,
@@ -126,7 +126,9 @@ impl Listener {
         if let Poll::Ready(event) = self.poll_interfaces(cx) {
             return Poll::Ready(event);
         }
-        self.incoming.poll_next_unpin(cx).map(|incoming| incoming.map_or(Event::Closed, Event::Incoming))
+        self.incoming
+            .poll_next_unpin(cx)
+            .map(|incoming| incoming.map_or(Event::Closed, |incoming| Event::Incoming(Box::new(incoming))))
     }
 
     fn poll_interfaces(&mut self, cx: &mut Context<'_>) -> Poll<Event> {

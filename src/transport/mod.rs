@@ -1,7 +1,7 @@
 //! QUIC as a libp2p transport, with traversal sessions beneath.
 //!
 //! [`Transport`] speaks `/quic-v1` with every libp2p implementation and is a drop-in for `libp2p-quic`: use it alone
-//! with [`Transport::new`], or beside the behaviour with [`crate::new`], which makes `/p2p/PEER` dialable.
+//! with [`Transport::new`], or beside the behaviour with `libp2p_punch::new`, which makes `/p2p/PEER` dialable.
 //!
 //! # How it is cut
 //!
@@ -210,7 +210,7 @@ impl Transport {
                 self.close_listener(index);
                 Some(Event::ListenerClosed { listener_id, reason: Ok(()) })
             }
-            listener::Event::Incoming(incoming) => self.on_incoming(index, incoming),
+            listener::Event::Incoming(incoming) => self.on_incoming(index, *incoming),
         }
     }
 

@@ -242,3 +242,40 @@ async fn a_stream_that_finished_cleanly_is_not_stopped() {
     tokio::time::timeout(Duration::from_secs(5), stopped).await.unwrap();
     assert_eq!(listener.quic_stats().frame_tx.stop_sending, 1);
 }
+
+/// An endpoint that accepts with the session configuration for `peer`, and its address.
+fn session_server(keypair: &Keypair, peer: PeerId) -> (quinn::Endpoint, SocketAddr) {
+    let quic = Quic::new(keypair, &Config::default().quic).unwrap();
+    let config = quic.session_server_config(peer, None);
+    let endpoint = quinn::Endpoint::server((*config).clone(), SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+    let address = endpoint.local_addr().unwrap();
+    (endpoint, address)
+}
+
+#[tokio::test]
+async fn sessions_pin_the_peer_on_both_sides() {
+    let [a, b, c] = std::array::from_fn(|_| Keypair::generate_ed25519());
+    let [a_id, b_id, c_id] = [&a, &b, &c].map(|keypair| keypair.public().to_peer_id());
+    for (client_expects, server_expects, connects) in
+        [(b_id, a_id, true), (c_id, a_id, false), (b_id, c_id, false)]
+    {
+        let (server, address) = session_server(&b, server_expects);
+        let quic = Quic::new(&a, &Config::default().quic).unwrap();
+        let client = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
+        let config = quic.session_client_config(client_expects, Some(Duration::from_millis(5)));
+        let connecting = client.connect_with(config, address, "libp2p").unwrap();
+        let accepting = async { server.accept().await.unwrap().await };
+        let (connected, accepted) = future::join(connecting, accepting).await;
+        // The client's half may be done before the server refuses it; nothing of the application was let in by then.
+        assert_eq!(accepted.is_ok(), connects);
+        if client_expects != b_id {
+            assert!(matches!(
+                Error::handshake(connected.unwrap_err(), Some(client_expects), None),
+                Error::WrongPeerId { expected, got: None } if expected == c_id
+            ));
+        } else if connects {
+            assert_eq!(tls::peer_of(&connected.unwrap()).unwrap(), (b_id, HandshakeMode::RawPublicKey));
+            assert_eq!(tls::peer_of(&accepted.unwrap()).unwrap(), (a_id, HandshakeMode::RawPublicKey));
+        }
+    }
+}

@@ -67,8 +67,8 @@ impl Tls {
         let identity = Arc::new(Identity::new(keypair)?);
         let client = client::Shared::new(identity.clone(), Arc::new(provider(Side::Client)))
             .map_err(|error| Error::Identity(error.into()))?;
-        let server = server::Shared::new(identity, Arc::new(provider(Side::Server)))
-            .map_err(|error| Error::Identity(error.into()))?;
+        let server =
+            server::Shared::new(identity, Arc::new(provider(Side::Server))).map_err(Error::Identity)?;
         Ok(Self { client: Arc::new(client), server: Arc::new(server) })
     }
 

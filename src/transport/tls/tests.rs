@@ -100,11 +100,16 @@ fn every_pair_of_key_kinds_authenticates_in_both_directions() {
     let kinds = || [Keypair::generate_ed25519(), Keypair::generate_secp256k1(), Keypair::generate_ecdsa()];
     for (i, a) in kinds().iter().enumerate() {
         for (j, b) in kinds().iter().enumerate() {
-            let expected = if i == 0 && j == 0 { HandshakeMode::RawPublicKey } else { HandshakeMode::X509 };
+            let (expected, alpn) = if i == 0 && j == 0 {
+                (HandshakeMode::RawPublicKey, ALPN_RAW)
+            } else {
+                (HandshakeMode::X509, ALPN_LIBP2P)
+            };
             for (to, from) in [(None, None), (Some(id(b)), Some(id(a)))] {
                 let (by_client, by_server) = ours(a, to, b, from).unwrap();
                 assert_eq!((by_client.peer, by_client.mode), (id(b), expected), "{i} to {j}");
                 assert_eq!((by_server.peer, by_server.mode), (id(a), expected), "{i} to {j}");
+                assert_eq!((&*by_client.alpn, &*by_server.alpn), (alpn, alpn), "{i} to {j}");
             }
         }
     }

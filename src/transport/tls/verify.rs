@@ -187,7 +187,7 @@ mod tests {
         let verifier = verifier(Expected::anyone());
         verifier.certificate(&der, &[], Accept::X509).unwrap();
         assert_eq!(peer_of_checked(&der), Some((keypair.public().to_peer_id(), HandshakeMode::X509)));
-        verifier.certificate(&der, &[der.clone()], Accept::X509).unwrap_err();
+        verifier.certificate(&der, std::slice::from_ref(&der), Accept::X509).unwrap_err();
     }
 
     #[test]

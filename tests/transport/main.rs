@@ -1,0 +1,10 @@
+//! The transport alone: what libp2p-quic promises, and where ours promises more.
+
+#[cfg(test)]
+mod connections;
+#[cfg(test)]
+mod punch;
+#[cfg(test)]
+mod streams;
+#[cfg(test)]
+mod support;
