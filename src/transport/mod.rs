@@ -1,2 +1,2 @@
 //! Empty.
-pub mod path;
+pub(crate) mod path;
