@@ -51,8 +51,8 @@ pub(super) fn session_endpoint(
 pub(super) async fn route_incoming(endpoint: Endpoint, shared: Arc<Shared>) {
     while let Some(incoming) = endpoint.accept().await {
         let flow = flow_at(incoming.remote_address()).and_then(|id| shared.flow(id));
-        let unclaimed = match flow {
-            Some(flow) => flow.deliver(incoming).err(),
+        let unclaimed = match flow.and_then(|flow| flow.expected()) {
+            Some(waiting) => waiting.send(incoming).err(),
             None => Some(incoming),
         };
         if let Some(incoming) = unclaimed {

@@ -160,12 +160,14 @@ impl Flow {
         lock(&self.state).incoming = Some(incoming);
     }
 
-    /// Takes the connection that the peer's first flight made; gives it back if it was not waited for.
-    pub(super) fn deliver(&self, incoming: quinn::Incoming) -> Result<(), quinn::Incoming> {
-        match lock(&self.state).incoming.take() {
-            Some(waiting) => waiting.send(incoming),
-            None => Err(incoming),
-        }
+    /// Where it is waited for, the first time.
+    pub(super) fn expected(&self) -> Option<oneshot::Sender<quinn::Incoming>> {
+        lock(&self.state).incoming.take()
+    }
+
+    /// The destination connection ID of the peer's first flight.
+    pub(super) fn original_dcid(&self) -> Option<&Bytes> {
+        self.original_dcid.as_ref()
     }
 
     pub(super) fn admit(&self, target: FlowTarget) -> Result<bool, super::paths::Full> {

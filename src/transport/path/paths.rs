@@ -186,10 +186,8 @@ impl<S: Clone> Paths<S> {
         if heard {
             self.settle();
         }
-        if self.settled {
-            if !self.last.is_empty() && !again.iter().any(|datagram| *datagram == self.last) {
-                again.push(Bytes::copy_from_slice(&self.last));
-            }
+        if self.settled && !self.last.is_empty() && !again.iter().any(|datagram| *datagram == self.last) {
+            again.push(Bytes::copy_from_slice(&self.last));
         }
         Some(again)
     }

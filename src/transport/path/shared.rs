@@ -19,7 +19,7 @@ use super::{
     flow::{Flow, FlowTarget, virtual_address},
     queue::ReceiveQueue,
     stats::{Counters, count},
-    table::{OpenError, Table, Whose, classify},
+    table::{OpenError, Table, Whose},
 };
 use crate::core::{FlowId, Path, SocketId};
 
@@ -152,7 +152,7 @@ impl Shared {
             demux::sort(
                 buf,
                 entry,
-                |datagram| classify(datagram, flows, &self.key),
+                |datagram| table.classify(datagram, flows, &self.key),
                 |kind, data, stride| match kind {
                     Kind::Probe => self.probe(path, data),
                     Kind::Session(whose) => {
@@ -170,6 +170,7 @@ impl Shared {
                             );
                         }
                     }
+                    Kind::Stray => count(&self.counters.strays_dropped, 1),
                     Kind::Other => {}
                 },
             );

@@ -36,6 +36,8 @@ counters! {
     bytes_received,
     /// Bytes of QUIC packets dropped because the session endpoint's queue was full.
     bytes_dropped,
+    /// First flights dropped because they came on a path that was not admitted for their flow.
+    strays_dropped,
     /// Datagrams of flows that were neither sent nor kept, for want of a path or of its budget.
     datagrams_unsent,
     /// Sends on a path that failed; QUIC takes them for lost packets.

@@ -95,7 +95,7 @@ async fn the_client_is_connected_one_way_after_the_server_flight_left() {
 #[tokio::test(start_paused = true)]
 async fn a_lost_server_flight_is_sent_again_on_selection() {
     let net = Net::new();
-    let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    let (mut a, b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
     let (ours, theirs) = (a.bindings[0].1.address, b.bindings[0].1.address);
     net.cut(theirs, ours);
     a.offer(&b, FLOW).await;
@@ -250,4 +250,7 @@ async fn nothing_is_taken_from_a_path_that_was_forgotten() {
     tokio::time::sleep(2 * DELAY).await;
     assert!(!net.sent().is_empty());
     assert_eq!(b.layer.stats().bytes_received, 0);
+    assert!(b.layer.stats().strays_dropped > 0);
+    let plain = tokio::time::timeout(Duration::from_secs(1), b.bindings[0].0.accept());
+    assert!(plain.await.is_err(), "it is not taken for a plain connection either");
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hmac::{Hmac, Mac};
 use libp2p_identity::{Keypair, PeerId};
 use quinn::{
-    Connection, Endpoint, EndpointConfig, TokioRuntime, TransportConfig,
+    AsyncUdpSocket, Connection, Endpoint, EndpointConfig, TokioRuntime, TransportConfig,
     crypto::{
         CryptoError, HmacKey,
         rustls::{QuicClientConfig, QuicServerConfig},
@@ -65,6 +65,23 @@ impl HmacKey for ResetKey {
     }
 }
 
+/// An ordinary endpoint on a socket of the transport.
+pub(super) fn binding(
+    layer: &Arc<PathLayer>,
+    configs: &Configs,
+    id: SocketId,
+    socket: Arc<dyn AsyncUdpSocket>,
+) -> Endpoint {
+    let mut config = EndpointConfig::new(Arc::new(ResetKey));
+    config.grease_quic_bit(false);
+    let server = (*configs.server(configs.0.public().to_peer_id(), None).unwrap()).clone();
+    let binding = Arc::new(Binding { id, socket: socket.clone(), layer: Arc::downgrade(layer) });
+    let endpoint =
+        Endpoint::new_with_abstract_socket(config, Some(server), binding, Arc::new(TokioRuntime)).unwrap();
+    layer.add_socket(id, socket, endpoint.clone());
+    endpoint
+}
+
 pub(super) fn layer(
     configs: impl SessionConfigs,
     room: usize,
@@ -104,14 +121,8 @@ impl Node {
     /// Adds a binding; every other one has no segmentation offload.
     pub(super) fn bind(&mut self, address: &str) {
         let id = SocketId(self.bindings.len() as u32);
-        let socket = self.net.bind(address, if id.0 % 2 == 0 { 10 } else { 1 });
-        let binding = Arc::new(Binding { id, socket: socket.clone(), layer: Arc::downgrade(&self.layer) });
-        let mut config = EndpointConfig::new(Arc::new(ResetKey));
-        config.grease_quic_bit(false);
-        let server = (*self.configs.server(self.peer, None).unwrap()).clone();
-        let runtime = Arc::new(TokioRuntime);
-        let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), binding, runtime).unwrap();
-        self.layer.add_socket(id, socket.clone(), endpoint.clone());
+        let socket = self.net.bind(address, if id.0.is_multiple_of(2) { 10 } else { 1 });
+        let endpoint = binding(&self.layer, &self.configs, id, socket.clone());
         self.bindings.push((endpoint, socket));
     }
 

@@ -1,6 +1,7 @@
 //! Established sessions.
 
 use std::{
+    collections::HashSet,
     io::IoSliceMut,
     sync::Arc,
     task::{Context, Poll},
@@ -229,7 +230,7 @@ async fn a_blocked_socket_is_waited_for() {
     let start = Instant::now();
     let blocking = async {
         tokio::time::sleep(Duration::from_millis(35)).await;
-        socket.block();
+        socket.block_after(0);
         tokio::time::sleep(Duration::from_millis(40)).await;
         socket.unblock();
     };
@@ -240,10 +241,33 @@ async fn a_blocked_socket_is_waited_for() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_batch_that_a_full_socket_cut_goes_on_where_it_stopped() {
+    let net = Net::new();
+    let session = Session::start(&net).await;
+    session.switch(1);
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let socket = &session.a.bindings[1].1;
+    let blocking = async {
+        for _ in 0..20 {
+            socket.block_after(3);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+            socket.unblock();
+        }
+    };
+    let before = net.sent().len();
+    tokio::join!(assert_echoes(&session, MEGABYTE), blocking);
+    assert!(session.a.layer.stats().sends_blocked >= 10);
+    let sent = net.sent();
+    let distinct: HashSet<_> = sent[before..].iter().map(|datagram| &datagram.data).collect();
+    assert_eq!(distinct.len(), sent.len() - before, "no packet went twice");
+    assert_eq!(session.a_side.0.stats().path.lost_packets, 0, "and none was left out");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_socket_that_stays_blocked_is_left_by_selecting_another_path() {
     let net = Net::new();
     let session = Session::start(&net).await;
-    session.a.bindings[0].1.block();
+    session.a.bindings[0].1.block_after(0);
     let switching = async {
         tokio::time::sleep(Duration::from_millis(100)).await;
         session.switch(1);
