@@ -1,1 +1,3 @@
+//! The program `punch`.
+
 fn main() {}
