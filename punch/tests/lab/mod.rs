@@ -49,7 +49,9 @@ impl Lab {
         let name = namespace::unique_lab_name();
         let wan = Namespace::new(&name, "wan");
         let [one, two] = OBSERVERS;
-        wan.ip(&format!("addr add {COORDINATOR}/32 dev lo\naddr add {one}/32 dev lo\naddr add {two}/32 dev lo"));
+        wan.ip(&format!(
+            "addr add {COORDINATOR}/32 dev lo\naddr add {one}/32 dev lo\naddr add {two}/32 dev lo"
+        ));
         let [first, second] = kinds;
         let sites = [site(&name, &wan, 1, first), site(&name, &wan, 2, second)];
         Self { wan, sites }

@@ -49,14 +49,8 @@ impl Kind {
     ];
 
     /// Those with endpoint-independent mapping.
-    pub(crate) const EIM: [Kind; 6] = [
-        Kind::Public,
-        Kind::EimEif,
-        Kind::EimAdf,
-        Kind::EimApdf,
-        Kind::EimApdfOtherPort,
-        Kind::Double,
-    ];
+    pub(crate) const EIM: [Kind; 6] =
+        [Kind::Public, Kind::EimEif, Kind::EimAdf, Kind::EimApdf, Kind::EimApdfOtherPort, Kind::Double];
 
     /// Those with endpoint-dependent mapping.
     pub(crate) const EDM: [Kind; 3] = [Kind::AdmApdf, Kind::ApdmRandom, Kind::ApdmSequential];
@@ -72,7 +66,9 @@ impl Kind {
             _ => "",
         };
         let to_wan = match self {
-            Kind::Public | Kind::EimEif | Kind::EimAdf | Kind::EimApdf | Kind::Double => "masquerade".to_owned(),
+            Kind::Public | Kind::EimEif | Kind::EimAdf | Kind::EimApdf | Kind::Double => {
+                "masquerade".to_owned()
+            }
             Kind::EimApdfOtherPort => to_ports("jhash ip saddr . udp sport mod", "seed 0x70756e63"),
             Kind::AdmApdf => to_ports("jhash ip saddr . udp sport . ip daddr mod", "seed 0x70756e63"),
             Kind::ApdmRandom => "masquerade fully-random".to_owned(),
@@ -81,7 +77,9 @@ impl Kind {
         let remember = match self {
             Kind::EimEif => REMEMBER_MAPPING.to_owned(),
             Kind::EimAdf => {
-                format!("{REMEMBER_MAPPING}\n  oifname wan meta l4proto udp update @contacted {{ ip daddr . udp sport }}")
+                format!(
+                    "{REMEMBER_MAPPING}\n  oifname wan meta l4proto udp update @contacted {{ ip daddr . udp sport }}"
+                )
             }
             _ => String::new(),
         };

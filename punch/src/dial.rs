@@ -1,0 +1,138 @@
+//! `punch dial`: connects to a peer, has something echoed, and leaves.
+
+use std::{future::pending, time::Duration};
+
+use libp2p::{PeerId, swarm::DialError};
+use libp2p_punch::config::{Config, Role};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::{
+    args::Dial,
+    exit::{Exit, Failure},
+    node::{Happening, Node},
+    reason,
+    report::Line,
+    signal,
+};
+
+/// Bytes that are sent and come back.
+const ECHO: usize = 64;
+/// How much later than a failed dial the reason of its session may be told.
+const REASON: Duration = Duration::from_millis(250);
+
+/// Why there is no connection.
+#[derive(Debug)]
+enum Trouble {
+    /// To be told as a `failed` line.
+    Failed { reason: &'static str, message: String },
+    /// The program itself cannot go on.
+    Program(Failure),
+}
+
+impl From<Failure> for Trouble {
+    fn from(failure: Failure) -> Self {
+        Trouble::Program(failure)
+    }
+}
+
+/// Runs until there was an echo, or a failure, or Ctrl-C or SIGTERM.
+pub(crate) async fn run(arguments: Dial) -> Result<Exit, Failure> {
+    let (peer, coordinators) = arguments.targets()?;
+    let config = Config { role: Role::Client, coordinators, ..Config::default() };
+    let mut node = Node::new(&arguments.common, config)?;
+    node.listen_anywhere()?;
+    let result = tokio::select! {
+        result = timeout(arguments.timeout, attempt(&mut node, peer)) => result.unwrap_or_else(|_| {
+            let message = format!("no connection within {} s", arguments.timeout.as_secs_f64());
+            Err(Trouble::Failed { reason: "timeout", message })
+        }),
+        result = signal::stop() => {
+            result.map_err(Failure::error)?;
+            Err(Trouble::Failed { reason: "interrupted", message: "interrupted".into() })
+        }
+    };
+    let result = match result {
+        Ok(exit) => Ok(exit),
+        Err(Trouble::Program(failure)) => Err(failure),
+        Err(Trouble::Failed { reason, message }) => {
+            node.report.line(&Line::Failed { peer, reason, message: &message })?;
+            Err(Failure { exit: Exit::Failed, message: format!("cannot connect to {peer}: {message}") })
+        }
+    };
+    node.leave().await;
+    result
+}
+
+async fn attempt(node: &mut Node, peer: PeerId) -> Result<Exit, Trouble> {
+    node.register()
+        .await
+        .map_err(|failure| Trouble::Failed { reason: "no_coordinator", message: failure.message })?;
+    node.ask_for(peer).map_err(not_dialed)?;
+    let relayed = connection(node, peer).await?;
+    echo(node, peer).await?;
+    Ok(if relayed { Exit::Relayed } else { Exit::Success })
+}
+
+/// Waits for the connection; true if it is relayed.
+async fn connection(node: &mut Node, peer: PeerId) -> Result<bool, Trouble> {
+    // A dial and its session fail at the same time, and the session knows better why.
+    let mut fallback: Option<(Instant, Trouble)> = None;
+    loop {
+        let deadline = fallback.as_ref().map(|(deadline, _)| *deadline);
+        let happening = tokio::select! {
+            happening = node.next() => Some(happening?),
+            () = until(deadline) => None,
+        };
+        match happening {
+            Some(Happening::Connected { peer: who, relayed }) if who == peer => return Ok(relayed),
+            Some(Happening::NotPunched { peer: who, reason, message }) if who == peer => {
+                return Err(Trouble::Failed { reason, message });
+            }
+            Some(Happening::NotDialed { peer: who, error }) if who == peer => {
+                fallback = Some((Instant::now() + REASON, not_dialed(error)));
+            }
+            Some(_) => {}
+            None => {
+                if let Some((_, trouble)) = fallback.take() {
+                    return Err(trouble);
+                }
+            }
+        }
+    }
+}
+
+/// Sends something and waits for it to come back.
+async fn echo(node: &mut Node, peer: PeerId) -> Result<(), Trouble> {
+    let sent = Instant::now();
+    let ours = node.swarm.behaviour_mut().echo.send_request(&peer, vec![0x70; ECHO]);
+    loop {
+        match node.next().await? {
+            Happening::Echoed { request, bytes } if request == ours => {
+                node.report.line(&Line::Echo { bytes, rtt: sent.elapsed() })?;
+                return Ok(());
+            }
+            Happening::NotEchoed { request, message } if request == ours => {
+                let message = format!("connected, but nothing came back: {message}");
+                return Err(Trouble::Failed { reason: "no_echo", message });
+            }
+            _ => {}
+        }
+    }
+}
+
+fn not_dialed(error: DialError) -> Trouble {
+    let reason = match error {
+        DialError::LocalPeerId { .. } => "dial_self",
+        DialError::NoAddresses => "no_addresses",
+        DialError::WrongPeerId { .. } => "wrong_peer_id",
+        _ => "dial",
+    };
+    Trouble::Failed { reason, message: reason::of_dial(&error) }
+}
+
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
+    }
+}
