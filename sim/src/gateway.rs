@@ -1,0 +1,91 @@
+//! Gateways: the boxes between a private network and the one outside.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
+
+use tokio::time::Instant;
+
+use crate::{Host, Nat, NodeId, Translation, World};
+
+/// A NAT or a firewall, and the network behind it. Hosts there reach each other directly.
+pub struct Gateway {
+    world: World,
+    id: NodeId,
+}
+
+impl Gateway {
+    pub(crate) fn new(world: World, id: NodeId) -> Self {
+        Self { world, id }
+    }
+
+    /// The name of this node in its world.
+    pub fn id(&self) -> NodeId {
+        self.id
+    }
+
+    /// A host behind this gateway.
+    ///
+    /// # Panics
+    ///
+    /// If the address is taken.
+    pub fn host(&self, address: impl Into<IpAddr>) -> Arc<Host> {
+        let host = self.world.host();
+        self.attach(&host, address);
+        host
+    }
+
+    /// Gives a host one more address behind this gateway.
+    ///
+    /// # Panics
+    ///
+    /// If the address is taken, or if the host is of another world.
+    pub fn attach(&self, host: &Host, address: impl Into<IpAddr>) {
+        self.world.with(|state| {
+            let realm = state.gateway(self.id).inside;
+            state.attach(host.id(), realm, address.into());
+        });
+    }
+
+    /// A NAT behind this one, with `address` as its outer address.
+    ///
+    /// # Panics
+    ///
+    /// If the address is taken, or if `nat` has no ports.
+    pub fn nat(&self, nat: Nat, address: impl Into<IpAddr>) -> Arc<Self> {
+        let id = self.world.with(|state| {
+            let realm = state.gateway(self.id).inside;
+            state.add_gateway(nat, realm, vec![address.into()])
+        });
+        Arc::new(Self::new(self.world.clone(), id))
+    }
+
+    /// The mappings that are alive, by external endpoint.
+    pub fn mappings(&self) -> Vec<Translation> {
+        self.world.with(|state| state.gateway(self.id).table.translations(Instant::now()))
+    }
+
+    /// Forgets all mappings but those made by hand, as a reboot does.
+    pub fn flush(&self) {
+        self.world.with(|state| state.gateway_mut(self.id).0.table.flush());
+    }
+
+    /// Maps an external port by hand, as UPnP or PCP would: open to everybody, for ever. A firewall, which
+    /// translates nothing, opens the internal endpoint.
+    pub fn forward(&self, external_port: u16, internal: SocketAddr) {
+        self.world.with(|state| {
+            let (gateway, _) = state.gateway_mut(self.id);
+            let outer = gateway.outer(internal.ip());
+            let external = outer.map_or(internal, |outer| SocketAddr::new(outer, external_port));
+            gateway.table.forward(external, internal, Instant::now());
+        });
+    }
+}
+
+impl fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Gateway({})", self.id.0)
+    }
+}

@@ -1,0 +1,260 @@
+//! NAT boxes and firewalls: the configuration, in the words of RFC 4787, and the translation table.
+
+mod filtering;
+mod mapping;
+mod ports;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    time::Duration,
+};
+
+use rand::rngs::StdRng;
+use tokio::time::Instant;
+
+use self::{filtering::Contacts, mapping::Scope, ports::Allocator};
+pub use self::{filtering::Filtering, mapping::Mapping, ports::Ports};
+use crate::trace::Verdict;
+
+/// What a NAT does with what an inside host sends to an external endpoint of the same NAT (RFC 4787 §6).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Hairpin {
+    /// Drops it.
+    Off,
+    /// Turns it around, from the sender's external endpoint (RFC 4787 REQ-9).
+    ExternalSource,
+    /// Turns it around, from the sender's internal endpoint.
+    InternalSource,
+}
+
+/// The behaviour of a NAT, or of a firewall: see [`World::nat`](crate::World::nat).
+#[derive(Debug, Clone, PartialEq)]
+pub struct Nat {
+    /// When a mapping is used again.
+    pub mapping: Mapping,
+    /// Who may use a mapping from outside.
+    pub filtering: Filtering,
+    /// How external ports are chosen.
+    pub ports: Ports,
+    /// The external ports to choose from. A preserved port may lie elsewhere.
+    pub port_range: RangeInclusive<u16>,
+    /// Whether inside hosts reach each other by their external endpoints.
+    pub hairpin: Hairpin,
+    /// How long a mapping, or the permission of one remote, lives after the last datagram outwards (RFC 4787 REQ-5).
+    pub lifetime: Duration,
+    /// Whether datagrams inwards refresh as well (RFC 4787 REQ-6).
+    pub refresh_inbound: bool,
+    /// How long a mapping lives at most, however busy. `None`: for ever.
+    pub absolute_lifetime: Option<Duration>,
+    /// How many mappings there may be at once; beyond, new flows are dropped. `None`: as many as there are ports.
+    pub capacity: Option<usize>,
+    /// One-way time between two hosts of the network behind the NAT, and of turning a datagram around.
+    pub lan_latency: Duration,
+}
+
+impl Default for Nat {
+    /// The usual home router: EIM, APDF, ports preserved, no hairpinning, two minutes.
+    fn default() -> Self {
+        Self {
+            mapping: Mapping::EndpointIndependent,
+            filtering: Filtering::AddressAndPortDependent,
+            ports: Ports::Preserving,
+            port_range: 1024..=65535,
+            hairpin: Hairpin::Off,
+            lifetime: Duration::from_secs(120),
+            refresh_inbound: false,
+            absolute_lifetime: None,
+            capacity: None,
+            lan_latency: Duration::from_millis(1),
+        }
+    }
+}
+
+impl Nat {
+    /// The default with another mapping and filtering.
+    pub fn new(mapping: Mapping, filtering: Filtering) -> Self {
+        Self { mapping, filtering, ..Self::default() }
+    }
+
+    /// The default that is hardest to get through: APDM with random ports, and APDF.
+    pub fn random() -> Self {
+        Self { mapping: Mapping::AddressAndPortDependent, ports: Ports::Random, ..Self::default() }
+    }
+}
+
+/// A live mapping, as [`Gateway::mappings`](crate::Gateway::mappings) shows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Translation {
+    /// The endpoint inside.
+    pub internal: SocketAddr,
+    /// The endpoint outside; the same as inside where a firewall does not translate.
+    pub external: SocketAddr,
+}
+
+#[derive(Debug)]
+struct Entry {
+    internal: SocketAddr,
+    scope: Scope,
+    created: Instant,
+    refreshed: Instant,
+    contacts: Contacts,
+    /// Made by hand: open to everybody, for ever.
+    forwarded: bool,
+}
+
+/// The translation table.
+#[derive(Debug)]
+pub(crate) struct Table {
+    nat: Nat,
+    allocator: Allocator,
+    outward: BTreeMap<(SocketAddr, Scope), SocketAddr>,
+    entries: BTreeMap<SocketAddr, Entry>,
+    swept: Option<Instant>,
+}
+
+impl Table {
+    pub(crate) fn new(nat: Nat, rng: &mut StdRng) -> Self {
+        let allocator = Allocator::new(nat.port_range.clone(), rng);
+        Self { nat, allocator, outward: BTreeMap::new(), entries: BTreeMap::new(), swept: None }
+    }
+
+    pub(crate) fn nat(&self) -> &Nat {
+        &self.nat
+    }
+
+    /// The external endpoint of `internal` towards `remote`, from a new mapping if need be.
+    /// Without an `outer` address the box is a firewall, and both endpoints are one.
+    pub(crate) fn outbound(
+        &mut self,
+        internal: SocketAddr,
+        remote: SocketAddr,
+        outer: Option<IpAddr>,
+        now: Instant,
+        rng: &mut StdRng,
+    ) -> Result<SocketAddr, Verdict> {
+        let scope = if outer.is_some() { self.nat.mapping.scope(remote) } else { Scope::Everywhere };
+        let live =
+            self.outward.get(&(internal, scope)).copied().filter(|external| self.is_live(external, now));
+        let external = match live {
+            Some(external) => external,
+            None => self.create(internal, scope, outer, now, rng)?,
+        };
+        let lifetime = self.nat.lifetime;
+        if let Some(entry) = self.entries.get_mut(&external) {
+            entry.refreshed = now;
+            entry.contacts.note(remote, now, lifetime);
+        }
+        Ok(external)
+    }
+
+    /// The internal endpoint behind `external`, if `remote` may reach it.
+    pub(crate) fn inbound(
+        &mut self,
+        external: SocketAddr,
+        remote: SocketAddr,
+        now: Instant,
+    ) -> Result<SocketAddr, Verdict> {
+        if !self.is_live(&external, now) {
+            return Err(Verdict::NoMapping);
+        }
+        let Nat { filtering, lifetime, refresh_inbound, .. } = self.nat;
+        let entry = self.entries.get_mut(&external).ok_or(Verdict::NoMapping)?;
+        if !entry.forwarded && !entry.contacts.admits(filtering, remote, now, lifetime) {
+            return Err(Verdict::Filtered);
+        }
+        if refresh_inbound {
+            entry.refreshed = now;
+            if entry.contacts.admits(Filtering::AddressAndPortDependent, remote, now, lifetime) {
+                entry.contacts.note(remote, now, lifetime);
+            }
+        }
+        Ok(entry.internal)
+    }
+
+    /// Maps by hand, in place of what was there.
+    pub(crate) fn forward(&mut self, external: SocketAddr, internal: SocketAddr, now: Instant) {
+        self.remove(&external);
+        let entry = Entry {
+            internal,
+            scope: Scope::Everywhere,
+            created: now,
+            refreshed: now,
+            contacts: Contacts::default(),
+            forwarded: true,
+        };
+        self.entries.insert(external, entry);
+        if self.nat.mapping == Mapping::EndpointIndependent {
+            self.outward.insert((internal, Scope::Everywhere), external);
+        }
+    }
+
+    /// Forgets every mapping that was not made by hand.
+    pub(crate) fn flush(&mut self) {
+        self.entries.retain(|_, entry| entry.forwarded);
+        let entries = &self.entries;
+        self.outward.retain(|_, external| entries.contains_key(external));
+    }
+
+    pub(crate) fn translations(&self, now: Instant) -> Vec<Translation> {
+        let live = self.entries.iter().filter(|(external, _)| self.is_live(external, now));
+        live.map(|(external, entry)| Translation { internal: entry.internal, external: *external }).collect()
+    }
+
+    fn is_live(&self, external: &SocketAddr, now: Instant) -> bool {
+        self.entries.get(external).is_some_and(|entry| {
+            let young = self.nat.absolute_lifetime.is_none_or(|limit| now - entry.created < limit);
+            entry.forwarded || (young && now - entry.refreshed < self.nat.lifetime)
+        })
+    }
+
+    fn create(
+        &mut self,
+        internal: SocketAddr,
+        scope: Scope,
+        outer: Option<IpAddr>,
+        now: Instant,
+        rng: &mut StdRng,
+    ) -> Result<SocketAddr, Verdict> {
+        self.sweep(now);
+        if self.nat.capacity.is_some_and(|capacity| self.entries.len() >= capacity) {
+            return Err(Verdict::TableFull);
+        }
+        let external = match outer {
+            None => internal,
+            Some(outer) => {
+                let free = |port| !self.is_live(&SocketAddr::new(outer, port), now);
+                let port = self.allocator.allocate(self.nat.ports, internal, &scope, rng, free);
+                let port = port.ok_or(Verdict::TableFull)?;
+                self.allocator.took(port);
+                SocketAddr::new(outer, port)
+            }
+        };
+        self.remove(&external);
+        let contacts = Contacts::default();
+        let entry = Entry { internal, scope, created: now, refreshed: now, contacts, forwarded: false };
+        self.entries.insert(external, entry);
+        self.outward.insert((internal, scope), external);
+        Ok(external)
+    }
+
+    /// Forgets what is dead. A table that is not full can wait for it: dead mappings do no harm there.
+    fn sweep(&mut self, now: Instant) {
+        let full = self.nat.capacity.is_some_and(|capacity| self.entries.len() >= capacity);
+        if full || now - *self.swept.get_or_insert(now) >= self.nat.lifetime {
+            let dead: Vec<_> = self.entries.keys().copied().filter(|key| !self.is_live(key, now)).collect();
+            dead.iter().for_each(|external| self.remove(external));
+            self.swept = Some(now);
+        }
+    }
+
+    fn remove(&mut self, external: &SocketAddr) {
+        if let Some(Entry { internal, scope, .. }) = self.entries.remove(external) {
+            let key = (internal, scope);
+            if self.outward.get(&key) == Some(external) {
+                self.outward.remove(&key);
+            }
+        }
+    }
+}

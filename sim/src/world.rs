@@ -1,0 +1,222 @@
+//! The world: what a test or a demo holds.
+
+use std::{
+    fmt,
+    future::Future,
+    net::IpAddr,
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::{
+    Gateway, Host, Link, Nat, NodeId, Packet, Stats,
+    state::{CORE, Effects, State},
+};
+
+type Tap = Box<dyn FnMut(Packet<'_>) + Send>;
+
+/// A simulated network. Clones are handles to the same world.
+#[derive(Clone)]
+pub struct World(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    taps: Mutex<Vec<Tap>>,
+}
+
+impl World {
+    /// An empty world, whose every random choice follows from `seed`.
+    ///
+    /// # Panics
+    ///
+    /// Outside of a tokio runtime with time enabled: a task of that runtime delivers the datagrams.
+    pub fn new(seed: u64) -> Self {
+        let shared = Arc::new(Shared { state: Mutex::new(State::new(seed)), taps: Mutex::default() });
+        let sleep = Box::pin(sleep_until(Instant::now()));
+        tokio::spawn(Driver { world: Arc::downgrade(&shared), sleep });
+        Self(shared)
+    }
+
+    /// A host with a public address.
+    ///
+    /// # Panics
+    ///
+    /// If the address is taken.
+    pub fn public_host(&self, address: impl Into<IpAddr>) -> Arc<Host> {
+        let host = self.host();
+        self.attach(&host, address);
+        host
+    }
+
+    /// A host without an address; see [`World::attach`] and [`Gateway::attach`].
+    pub fn host(&self) -> Arc<Host> {
+        let id = self.with(State::add_host);
+        Arc::new(Host::new(self.clone(), id))
+    }
+
+    /// Gives a host one more public address.
+    ///
+    /// # Panics
+    ///
+    /// If the address is taken.
+    pub fn attach(&self, host: &Host, address: impl Into<IpAddr>) {
+        self.with(|state| state.attach(host.id(), CORE, address.into()));
+    }
+
+    /// A NAT with a public address. It translates the family of that address; hosts behind it may have public
+    /// addresses of the other family, and for those it is a firewall that filters in the same way.
+    ///
+    /// # Panics
+    ///
+    /// If the address is taken, or if `nat` has no ports.
+    pub fn nat(&self, nat: Nat, address: impl Into<IpAddr>) -> Arc<Gateway> {
+        let id = self.with(|state| state.add_gateway(nat, CORE, vec![address.into()]));
+        Arc::new(Gateway::new(self.clone(), id))
+    }
+
+    /// A firewall: it translates nothing, and filters as `nat` says.
+    pub fn firewall(&self, nat: Nat) -> Arc<Gateway> {
+        let id = self.with(|state| state.add_gateway(nat, CORE, Vec::new()));
+        Arc::new(Gateway::new(self.clone(), id))
+    }
+
+    /// Changes the link between a node and the network outside of it. Without this, it takes 10 ms to the core, and
+    /// nothing to a gateway.
+    pub fn set_link(&self, node: impl Into<NodeId>, link: Link) {
+        let node = node.into();
+        self.with(|state| state.set_link(node, link));
+    }
+
+    /// Sets the one-way time between two nodes, in both directions, in place of the latencies of their links.
+    ///
+    /// It is the time to cross the innermost network that both can reach: for hosts behind different NATs the
+    /// one between those NATs, so that it holds for all hosts there; for hosts behind the same NAT their own.
+    ///
+    /// # Panics
+    ///
+    /// If the nodes are one, or have no network in common.
+    pub fn set_path(&self, a: impl Into<NodeId>, b: impl Into<NodeId>, one_way: Duration) {
+        let (a, b) = (a.into(), b.into());
+        self.set_path_towards(a, b, one_way);
+        self.set_path_towards(b, a, one_way);
+    }
+
+    /// As [`set_path`](Self::set_path), in one direction.
+    ///
+    /// # Panics
+    ///
+    /// If the nodes are one, or have no network in common.
+    pub fn set_path_towards(&self, from: impl Into<NodeId>, to: impl Into<NodeId>, one_way: Duration) {
+        let (from, to) = (from.into(), to.into());
+        self.with(|state| state.set_path(from, to, one_way));
+    }
+
+    /// Lets nothing through between two nodes any more, in both directions, where [`set_path`](Self::set_path) would
+    /// set the time.
+    ///
+    /// # Panics
+    ///
+    /// If the nodes are one, or have no network in common.
+    pub fn block(&self, a: impl Into<NodeId>, b: impl Into<NodeId>) {
+        self.set_blocked(a.into(), b.into(), true);
+    }
+
+    /// Undoes [`block`](Self::block).
+    ///
+    /// # Panics
+    ///
+    /// If the nodes are one, or have no network in common.
+    pub fn unblock(&self, a: impl Into<NodeId>, b: impl Into<NodeId>) {
+        self.set_blocked(a.into(), b.into(), false);
+    }
+
+    fn set_blocked(&self, a: NodeId, b: NodeId, blocked: bool) {
+        self.with(|state| {
+            state.block(a, b, blocked);
+            state.block(b, a, blocked);
+        });
+    }
+
+    /// Shows every datagram to `tap` when its fate is sealed. The tap may send, but not add taps.
+    pub fn tap(&self, tap: impl FnMut(Packet<'_>) + Send + 'static) {
+        self.0.taps.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(tap));
+    }
+
+    /// The counters so far.
+    pub fn stats(&self) -> Stats {
+        self.with(|state| state.stats.clone())
+    }
+
+    /// Tokio's time since the start of the world, by which [records](crate::Record) count.
+    pub fn elapsed(&self) -> Duration {
+        self.with(|state| state.start.elapsed())
+    }
+
+    pub(crate) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        self.0.with(act)
+    }
+}
+
+impl fmt::Debug for World {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("World").finish_non_exhaustive()
+    }
+}
+
+impl Shared {
+    /// Acts under the lock, and then, without it, wakes readers and shows the taps what ended.
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let result = act(&mut state);
+        let Effects { wakers, ended } = std::mem::take(&mut state.effects);
+        drop(state);
+        wakers.into_iter().for_each(|waker| waker.wake());
+        if !ended.is_empty() {
+            let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
+            for (record, payload) in &ended {
+                taps.iter_mut().for_each(|tap| tap(Packet { record, payload }));
+            }
+        }
+        result
+    }
+}
+
+impl Drop for Shared {
+    /// The driver sees that its world is gone, and ends.
+    fn drop(&mut self) {
+        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if let Some(driver) = state.driver.take() {
+            driver.wake();
+        }
+    }
+}
+
+/// The task that lets events happen when they are due.
+struct Driver {
+    world: Weak<Shared>,
+    sleep: Pin<Box<Sleep>>,
+}
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(world) = self.world.upgrade() else { return Poll::Ready(()) };
+        loop {
+            let next = world.with(|state| {
+                state.advance(Instant::now());
+                state.driver = Some(cx.waker().clone());
+                state.events.next()
+            });
+            let Some(next) = next else { return Poll::Pending };
+            self.sleep.as_mut().reset(next);
+            if self.sleep.as_mut().poll(cx).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+}
