@@ -22,7 +22,7 @@ const REASON: Duration = Duration::from_millis(250);
 
 /// Why there is no connection.
 #[derive(Debug)]
-enum Trouble {
+pub(crate) enum Trouble {
     /// To be told as a `failed` line.
     Failed { reason: &'static str, message: String },
     /// The program itself cannot go on.
@@ -67,14 +67,14 @@ async fn attempt(node: &mut Node, peer: PeerId) -> Result<Exit, Trouble> {
     node.register()
         .await
         .map_err(|failure| Trouble::Failed { reason: "no_coordinator", message: failure.message })?;
-    node.ask_for(peer).map_err(not_dialed)?;
-    let relayed = connection(node, peer).await?;
-    echo(node, peer).await?;
+    let relayed = connect(node, peer).await?;
+    echo(node, peer, ECHO).await?;
     Ok(if relayed { Exit::Relayed } else { Exit::Success })
 }
 
-/// Waits for the connection; true if it is relayed.
-async fn connection(node: &mut Node, peer: PeerId) -> Result<bool, Trouble> {
+/// Asks for a connection and waits for it; true if it is relayed.
+pub(crate) async fn connect(node: &mut Node, peer: PeerId) -> Result<bool, Trouble> {
+    node.ask_for(peer).map_err(not_dialed)?;
     // A dial and its session fail at the same time, and the session knows better why.
     let mut fallback: Option<(Instant, Trouble)> = None;
     loop {
@@ -101,15 +101,16 @@ async fn connection(node: &mut Node, peer: PeerId) -> Result<bool, Trouble> {
     }
 }
 
-/// Sends something and waits for it to come back.
-async fn echo(node: &mut Node, peer: PeerId) -> Result<(), Trouble> {
+/// Sends so many bytes and waits for them to come back; returns how long that took.
+pub(crate) async fn echo(node: &mut Node, peer: PeerId, bytes: usize) -> Result<Duration, Trouble> {
     let sent = Instant::now();
-    let ours = node.swarm.behaviour_mut().echo.send_request(&peer, vec![0x70; ECHO]);
+    let ours = node.swarm.behaviour_mut().echo.send_request(&peer, vec![0x70; bytes]);
     loop {
         match node.next().await? {
             Happening::Echoed { request, bytes } if request == ours => {
-                node.report.line(&Line::Echo { bytes, rtt: sent.elapsed() })?;
-                return Ok(());
+                let rtt = sent.elapsed();
+                node.report.line(&Line::Echo { bytes, rtt })?;
+                return Ok(rtt);
             }
             Happening::NotEchoed { request, message } if request == ours => {
                 let message = format!("connected, but nothing came back: {message}");

@@ -79,16 +79,21 @@ impl Node {
     /// A peer over real UDP.
     pub(crate) fn new(common: &Common, config: Config) -> Result<Self, Failure> {
         let key = key::load(common.key.as_deref())?;
-        let coordinators = config.coordinators.iter().filter_map(peer_of).map(|peer| (peer, None)).collect();
-        Ok(Self {
-            swarm: swarm::new(key, config)?,
-            report: Report::new(common.json),
-            coordinators,
+        let coordinators = config.coordinators.clone();
+        Ok(Self::with_swarm(swarm::new(key, config)?, &coordinators, Report::new(common.json)))
+    }
+
+    /// A peer that runs this swarm.
+    pub(crate) fn with_swarm(swarm: Swarm<Behaviour>, coordinators: &[Multiaddr], report: Report) -> Self {
+        Self {
+            swarm,
+            report,
+            coordinators: coordinators.iter().filter_map(peer_of).map(|peer| (peer, None)).collect(),
             paths: HashMap::new(),
             incoming: HashMap::new(),
             unnamed: HashMap::new(),
             asked: None,
-        })
+        }
     }
 
     /// Begins to listen on all of `addresses`.

@@ -3,14 +3,16 @@
 use std::{
     io::{self, Write},
     net::SocketAddr,
-    time::{Duration, Instant},
+    sync::Arc,
+    time::Duration,
 };
 
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 use libp2p_punch::core::event::Phase;
 use serde_json::{Value, json};
+use tokio::time::Instant;
 
-use crate::exit::Failure;
+use crate::{demo::Story, exit::Failure};
 
 /// Something that both kinds of reader are told.
 #[derive(Debug, Clone)]
@@ -81,36 +83,54 @@ impl Line<'_> {
     }
 }
 
-/// Writes to stdout.
+/// Where lines go.
 #[derive(Debug)]
-pub(crate) struct Report {
-    json: bool,
-    begun: Instant,
+enum Sink {
+    /// To stdout, as JSON.
+    Json,
+    /// To stdout, in words, with the time since this moment.
+    Words(Instant),
+    /// Into a story that is told later, as the words of one of its peers.
+    Story(&'static str, Arc<Story>),
 }
 
+/// Tells what happens to a peer.
+#[derive(Debug)]
+pub(crate) struct Report(Sink);
+
 impl Report {
-    /// With `json`, nothing but JSON lines.
+    /// To stdout; with `json`, nothing but JSON lines.
     pub(crate) fn new(json: bool) -> Self {
-        Self { json, begun: Instant::now() }
+        Self(if json { Sink::Json } else { Sink::Words(Instant::now()) })
+    }
+
+    /// Into a story, in which the peer is called `name`.
+    pub(crate) fn story(name: &'static str, story: Arc<Story>) -> Self {
+        Self(Sink::Story(name, story))
     }
 
     /// Tells the reader.
     pub(crate) fn line(&self, line: &Line<'_>) -> Result<(), Failure> {
-        if self.json {
+        if let Sink::Json = self.0 {
             return print(&line.json().to_string());
         }
         let (label, text) = line.words();
-        self.words(label, &text)
+        self.note(label, &text)
     }
 
     /// Tells a person, and nobody else.
-    pub(crate) fn note(&self, label: &str, text: &str) -> Result<(), Failure> {
-        if self.json { Ok(()) } else { self.words(label, text) }
-    }
-
-    fn words(&self, label: &str, text: &str) -> Result<(), Failure> {
-        let seconds = self.begun.elapsed().as_secs_f64();
-        print(&format!("{seconds:>9.3} s  {label:<11} {text}"))
+    pub(crate) fn note(&self, label: &'static str, text: &str) -> Result<(), Failure> {
+        match &self.0 {
+            Sink::Json => Ok(()),
+            Sink::Words(begun) => {
+                let seconds = begun.elapsed().as_secs_f64();
+                print(&format!("{seconds:>9.3} s  {label:<11} {text}"))
+            }
+            Sink::Story(name, story) => {
+                story.tell(name, label, text);
+                Ok(())
+            }
+        }
     }
 }
 
