@@ -74,29 +74,29 @@ async fn attempt(node: &mut Node, peer: PeerId) -> Result<Exit, Trouble> {
 
 /// Asks for a connection and waits for it; true if it is relayed.
 pub(crate) async fn connect(node: &mut Node, peer: PeerId) -> Result<bool, Trouble> {
-    node.ask_for(peer).map_err(not_dialed)?;
-    // A dial and its session fail at the same time, and the session knows better why.
-    let mut fallback: Option<(Instant, Trouble)> = None;
+    node.ask_for(peer).map_err(|error| not_dialed(&error))?;
+    // The session knows best why it failed, but the end of the dial is what ends the wait: a relay may still help.
+    let mut session: Option<Trouble> = None;
+    let mut dial: Option<(Instant, Trouble)> = None;
     loop {
-        let deadline = fallback.as_ref().map(|(deadline, _)| *deadline);
         let happening = tokio::select! {
-            happening = node.next() => Some(happening?),
-            () = until(deadline) => None,
+            happening = node.next() => happening?,
+            trouble = overdue(&mut dial) => return Err(trouble),
         };
         match happening {
-            Some(Happening::Connected { peer: who, relayed }) if who == peer => return Ok(relayed),
-            Some(Happening::NotPunched { peer: who, reason, message }) if who == peer => {
-                return Err(Trouble::Failed { reason, message });
-            }
-            Some(Happening::NotDialed { peer: who, error }) if who == peer => {
-                fallback = Some((Instant::now() + REASON, not_dialed(error)));
-            }
-            Some(_) => {}
-            None => {
-                if let Some((_, trouble)) = fallback.take() {
+            Happening::Connected { peer: who, relayed } if who == peer => return Ok(relayed),
+            Happening::NotPunched { peer: who, reason, message } if who == peer => {
+                let trouble = Trouble::Failed { reason, message };
+                if dial.is_some() {
                     return Err(trouble);
                 }
+                session = Some(trouble);
             }
+            Happening::NotDialed { peer: who, error } if who == peer => match session.take() {
+                Some(trouble) => return Err(trouble),
+                None => dial = Some((Instant::now() + REASON, not_dialed(&error))),
+            },
+            _ => {}
         }
     }
 }
@@ -121,19 +121,23 @@ pub(crate) async fn echo(node: &mut Node, peer: PeerId, bytes: usize) -> Result<
     }
 }
 
-fn not_dialed(error: DialError) -> Trouble {
+fn not_dialed(error: &DialError) -> Trouble {
     let reason = match error {
         DialError::LocalPeerId { .. } => "dial_self",
         DialError::NoAddresses => "no_addresses",
         DialError::WrongPeerId { .. } => "wrong_peer_id",
         _ => "dial",
     };
-    Trouble::Failed { reason, message: reason::of_dial(&error) }
+    Trouble::Failed { reason, message: reason::of_dial(error) }
 }
 
-async fn until(deadline: Option<Instant>) {
-    match deadline {
-        Some(deadline) => sleep_until(deadline).await,
+/// Ends when a trouble has waited for its time; never without a trouble.
+async fn overdue(trouble: &mut Option<(Instant, Trouble)>) -> Trouble {
+    if let Some((deadline, _)) = trouble {
+        sleep_until(*deadline).await;
+    }
+    match trouble.take() {
+        Some((_, trouble)) => trouble,
         None => pending().await,
     }
 }

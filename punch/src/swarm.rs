@@ -2,7 +2,9 @@
 
 use std::{sync::Arc, time::Duration};
 
-use libp2p::{Swarm, SwarmBuilder, identify, identity::Keypair, ping, swarm::NetworkBehaviour};
+use libp2p::{
+    Swarm, SwarmBuilder, core::upgrade::Version, identify, identity::Keypair, ping, swarm::NetworkBehaviour,
+};
 use libp2p_punch::{config::Config, io::Network};
 
 use crate::{echo, exit::Failure, stub as library};
@@ -54,7 +56,12 @@ fn assemble(
         .map_err(Failure::error)?
         .with_behaviour(|_| behaviour)
         .map_err(Failure::error)?
-        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
+        .with_swarm_config(|config| {
+            // Lazy: the first bytes of a stream go with its negotiation, so that an echo takes one round trip.
+            config
+                .with_idle_connection_timeout(IDLE)
+                .with_substream_upgrade_protocol_override(Version::V1Lazy)
+        })
         .build();
     Ok(swarm)
 }

@@ -95,3 +95,22 @@ pub(super) fn fate(record: &Record) -> String {
     };
     word.to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_story_is_told_in_the_order_of_time_and_with_names() {
+        let peer = PeerId::random();
+        let story = Story::new(vec![(peer, "listener")]);
+        tokio::time::advance(Duration::from_millis(80)).await;
+        story.tell("dialer", "connected", &format!("with {peer}, that is {}", short(&peer)));
+        story.tell_at(Duration::from_millis(60), "dialer", "probe", "to 192.0.2.20:4001".into());
+        story.tell_at(Duration::from_millis(10), "listener", "registered", "too early to be told".into());
+        let told = story.between(Duration::from_millis(50), Duration::MAX);
+        let expected = "     10.0 ms  dialer    probe       to 192.0.2.20:4001\n     \
+                        30.0 ms  dialer    connected   with listener, that is listener\n";
+        assert_eq!(told, expected);
+    }
+}
