@@ -10,10 +10,11 @@
 //!                  host 1            host 2
 //! ```
 
-pub(crate) mod measure;
-pub(crate) mod namespace;
-pub(crate) mod nat;
-pub(crate) mod programs;
+mod measure;
+mod namespace;
+mod nat;
+mod programs;
+mod scenarios;
 
 use std::net::Ipv4Addr;
 
