@@ -27,3 +27,67 @@ pub mod config;
 pub mod core;
 pub mod io;
 pub mod transport;
+
+use std::sync::Arc;
+
+use libp2p_identity::Keypair;
+
+#[doc(inline)]
+pub use crate::{
+    behaviour::Behaviour,
+    config::{Config, ConfigError, Role},
+    core::event::Event,
+    transport::{Error, Transport},
+};
+use crate::io::{Network, OsNetwork};
+
+/// A transport and a behaviour that work together on the operating system's network.
+///
+/// Call it within a tokio runtime and put both into one swarm. The transport goes in with
+/// `with_other_transport`, instead of `with_quic`:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// use libp2p::{SwarmBuilder, identity::Keypair};
+///
+/// let keypair = Keypair::generate_ed25519();
+/// let config = libp2p_punch::Config {
+///     // coordinators: vec!["/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3Koo…".parse()?],
+///     ..Default::default()
+/// };
+/// let (transport, punch) = libp2p_punch::new(&keypair, config)?;
+/// let mut swarm = SwarmBuilder::with_existing_identity(keypair)
+///     .with_tokio()
+///     .with_other_transport(|_| transport)?
+///     .with_behaviour(|_| punch)?
+///     .build();
+/// swarm.listen_on("/ip4/0.0.0.0/udp/0/quic-v1".parse()?)?;
+/// # Ok(()) }
+/// ```
+///
+/// # Errors
+///
+/// A violated rule of the configuration, an unusable keypair, no tokio runtime, or an interface watcher that
+/// cannot be started.
+pub fn new(keypair: &Keypair, config: Config) -> Result<(Transport, Behaviour), Error> {
+    if tokio::runtime::Handle::try_current().is_err() {
+        return Err(Error::NoRuntime);
+    }
+    let network = OsNetwork { socket_buffer: config.quic.socket_buffer };
+    with_io(keypair, config, Arc::new(network), Arc::new(quinn::TokioRuntime))
+}
+
+/// As [`new`], on a network and a clock of the caller's choice, such as a simulated one.
+///
+/// # Errors
+///
+/// As [`new`].
+pub fn with_io(
+    keypair: &Keypair,
+    config: Config,
+    network: Arc<dyn Network>,
+    runtime: Arc<dyn quinn::Runtime>,
+) -> Result<(Transport, Behaviour), Error> {
+    bridge::build(keypair, config, network, runtime)
+}

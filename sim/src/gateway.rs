@@ -37,7 +37,8 @@ impl Gateway {
         host
     }
 
-    /// Gives a host one more address behind this gateway.
+    /// Gives a host one more address behind this gateway. If it has the same address in another network,
+    /// that one goes down first.
     ///
     /// # Panics
     ///

@@ -26,8 +26,9 @@ const EPHEMERAL: std::ops::RangeInclusive<u16> = 49152..=65535;
 
 /// A simulated machine: the [`Network`] of one swarm.
 ///
-/// It may have addresses in several networks, of both families, and they may come and go. Loopback
-/// addresses work without being announced as interfaces.
+/// It may have addresses in several networks, of both families, and they may come and go. To a destination that
+/// shares a prefix (/24 or /64) with one of them it sends from that one, and otherwise from the first of the family.
+/// Loopback addresses work without being announced as interfaces.
 pub struct Host {
     world: World,
     id: NodeId,
@@ -219,16 +220,18 @@ impl HostState {
 
     /// Puts a datagram into the buffer of its socket; the waker is for the reader.
     pub(crate) fn deliver(&self, datagram: Datagram) -> Result<Option<Waker>, Verdict> {
+        // The address may have gone down while the datagram was under way.
+        if !self.is_local(datagram.to.ip()) {
+            return Err(Verdict::NoRoute);
+        }
         let inbox = self.inbox(datagram.to).ok_or(Verdict::NoSocket)?;
         inbox.push(datagram)
     }
 
-    /// The socket for a datagram to `local`: one bound to that very address before a wildcard one.
+    /// The socket for a datagram to `local`. There is one at most, as binding sees to it.
     fn inbox(&self, local: SocketAddr) -> Option<Arc<Inbox>> {
-        let sockets = self.sockets.get(&local.port())?;
-        let exact = sockets.iter().find(|(ip, _)| *ip == local.ip());
-        let matching = || sockets.iter().find(|(ip, _)| conflict(*ip, local.ip()));
-        exact.or_else(matching)?.1.upgrade()
+        let (_, inbox) = self.sockets.get(&local.port())?.iter().find(|(ip, _)| conflict(*ip, local.ip()))?;
+        inbox.upgrade()
     }
 
     fn is_free(&self, ip: IpAddr, port: u16) -> bool {

@@ -133,6 +133,10 @@ impl State {
     }
 
     pub(crate) fn attach(&mut self, host: NodeId, realm: RealmId, address: IpAddr) {
+        // Private networks use the same addresses: a host that moves may bring its own along.
+        if self.host(host).realm_of(address).is_some_and(|known| known != realm) {
+            self.set_interface(host, address, false);
+        }
         if self.host_mut(host).set(address, realm, true).is_some() {
             self.announce(realm, address, host);
         }

@@ -141,7 +141,8 @@ impl World {
         });
     }
 
-    /// Shows every datagram to `tap` when its fate is sealed. The tap may send, but not add taps.
+    /// Shows every datagram to `tap` when its fate is sealed. A tap must not add taps, and whatever it holds of
+    /// this world, such as a socket, keeps the world alive for ever.
     pub fn tap(&self, tap: impl FnMut(Packet<'_>) + Send + 'static) {
         self.0.taps.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(tap));
     }
@@ -178,6 +179,7 @@ impl Shared {
         if !ended.is_empty() {
             let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
             for (record, payload) in &ended {
+                tracing::trace!(%record, "datagram");
                 taps.iter_mut().for_each(|tap| tap(Packet { record, payload }));
             }
         }

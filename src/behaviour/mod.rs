@@ -1,1 +1,290 @@
-//! Empty.
+//! The libp2p `NetworkBehaviour`: control streams in, frames out, and the swarm told what to dial.
+//!
+//! Decisions are made elsewhere: in [`core`](crate::core), which the bridge's driver runs in its own task. The
+//! behaviour keeps the connections to the coordinators up, gives every connection a [`Handler`] that
+//! links it to the driver, and offers `/p2p/PEER` as an address for every dial of a peer that a
+//! coordinator may know, so that `swarm.dial(peer)` punches beside whatever else is tried.
+
+mod control;
+mod coordinators;
+mod handler;
+pub(crate) mod link;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+};
+
+use futures::{SinkExt, StreamExt, channel::mpsc};
+use libp2p_core::{Endpoint, Multiaddr, multiaddr::Protocol, transport::PortUse};
+use libp2p_identity::PeerId;
+use libp2p_swarm::{
+    ConnectionDenied, ConnectionId, FromSwarm, ListenOpts, NetworkBehaviour, NotifyHandler, StreamProtocol,
+    THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    dial_opts::{DialOpts, PeerCondition},
+};
+use quinn::{AsyncTimer, Runtime};
+
+pub use self::handler::{FromBehaviour, Handler};
+use self::{
+    coordinators::Coordinators,
+    link::{Input, Route},
+};
+use crate::{
+    config::{Config, ConfigError, peer_of},
+    core::{
+        LinkId,
+        event::{Counters, Event},
+    },
+};
+
+/// The control protocol.
+pub const PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/1.0.0");
+
+/// The ends of the bridge's channels that the behaviour holds.
+pub(crate) struct Ends {
+    pub(crate) driver: mpsc::Sender<Input>,
+    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) counters: Arc<Mutex<Counters>>,
+    pub(crate) runtime: Arc<dyn Runtime>,
+}
+
+/// Makes `swarm.dial(peer)` get through NATs, and passes `PUNCH_ME_NOW` for others. Made by [`new`](crate::new),
+/// together with the transport that does the work on the wire.
+pub struct Behaviour {
+    local_peer: PeerId,
+    ends: Ends,
+    coordinators: Coordinators,
+    /// For the driver, when its channel is full.
+    inputs: VecDeque<Input>,
+    actions: VecDeque<ToSwarm<Event, FromBehaviour>>,
+    external_addresses: BTreeSet<Multiaddr>,
+    /// External-address candidates already reported, by observer.
+    reported: BTreeMap<PeerId, Multiaddr>,
+    links: BTreeMap<ConnectionId, LinkId>,
+    next_link: u64,
+    timer: Option<Pin<Box<dyn AsyncTimer>>>,
+}
+
+impl Behaviour {
+    pub(crate) fn new(local_peer: PeerId, config: &Config, ends: Ends) -> Result<Self, ConfigError> {
+        let actions = config.bind_addresses.iter().cloned().map(|address| ToSwarm::ListenOn {
+            opts: ListenOpts::new(address),
+        });
+        let mut behaviour = Self {
+            local_peer,
+            ends,
+            coordinators: Coordinators::default(),
+            inputs: VecDeque::new(),
+            actions: actions.collect(),
+            external_addresses: BTreeSet::new(),
+            reported: BTreeMap::new(),
+            links: BTreeMap::new(),
+            next_link: 0,
+            timer: None,
+        };
+        for address in &config.coordinators {
+            behaviour.add_coordinator(address.clone())?;
+        }
+        Ok(behaviour)
+    }
+
+    /// Stays connected to and registered with the coordinator at `address`, which must end in `/p2p/PEER_ID`.
+    ///
+    /// Several addresses of one coordinator may be added one by one.
+    pub fn add_coordinator(&mut self, address: Multiaddr) -> Result<PeerId, ConfigError> {
+        let Some(peer) = peer_of(&address) else {
+            return Err(ConfigError::CoordinatorWithoutPeerId { value: address });
+        };
+        if self.coordinators.add(peer, address, self.ends.runtime.now()) {
+            self.inputs.push_back(Input::AddCoordinator(peer));
+            self.notify(peer, true);
+        }
+        self.timer = None;
+        Ok(peer)
+    }
+
+    /// Lets go of a coordinator; false if it was none. An existing connection is left to its other uses.
+    pub fn remove_coordinator(&mut self, peer: &PeerId) -> bool {
+        let was = self.coordinators.remove(peer);
+        if was {
+            self.inputs.push_back(Input::RemoveCoordinator(*peer));
+            self.notify(*peer, false);
+        }
+        was
+    }
+
+    /// What has been counted so far.
+    pub fn counters(&self) -> Counters {
+        *self.ends.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn notify(&mut self, peer: PeerId, is_coordinator: bool) {
+        self.actions.push_back(ToSwarm::NotifyHandler {
+            peer_id: peer,
+            handler: NotifyHandler::Any,
+            event: FromBehaviour::Coordinator(is_coordinator),
+        });
+    }
+
+    fn handler(&mut self, id: ConnectionId, peer: PeerId, address: &Multiaddr, opens: bool) -> Handler {
+        let link = LinkId(self.next_link);
+        self.next_link += 1;
+        self.links.insert(id, link);
+        let is_coordinator = self.coordinators.contains(&peer);
+        let driver = self.ends.driver.clone();
+        Handler::new((link, peer, Route::of(address)), opens, is_coordinator, driver, self.ends.runtime.clone())
+    }
+
+    fn forget_link(&mut self, id: ConnectionId) {
+        if let Some(link) = self.links.remove(&id) {
+            self.inputs.push_back(Input::Closed { link });
+        }
+    }
+
+    fn update_reachable(&mut self, change: impl FnOnce(&mut BTreeSet<Multiaddr>)) {
+        let before = self.external_addresses.is_empty();
+        change(&mut self.external_addresses);
+        if before != self.external_addresses.is_empty() {
+            self.inputs.push_back(Input::Reachable(before));
+        }
+    }
+
+    /// An observed address is a candidate for an external address; whether it is one is for others to find out.
+    fn report_candidate(&mut self, event: &Event) {
+        let Event::Observed { observer, address, .. } = event else { return };
+        let address = Multiaddr::empty()
+            .with(address.ip().into())
+            .with(Protocol::Udp(address.port()))
+            .with(Protocol::QuicV1);
+        if self.reported.get(observer) != Some(&address) {
+            self.reported.insert(*observer, address.clone());
+            self.actions.push_back(ToSwarm::NewExternalAddrCandidate(address));
+        }
+    }
+
+    fn poll_inputs(&mut self, cx: &mut Context<'_>) {
+        while !self.inputs.is_empty() {
+            match self.ends.driver.poll_ready_unpin(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return self.inputs.clear(),
+                Poll::Pending => return,
+            }
+            if let Some(input) = self.inputs.pop_front() {
+                let _ = self.ends.driver.start_send_unpin(input);
+            }
+        }
+    }
+
+    fn poll_dials(&mut self, cx: &mut Context<'_>) -> Option<DialOpts> {
+        let now = self.ends.runtime.now();
+        if let Some((peer, addresses)) = self.coordinators.due(now) {
+            let condition = PeerCondition::DisconnectedAndNotDialing;
+            return Some(DialOpts::peer_id(peer).condition(condition).addresses(addresses).build());
+        }
+        let next = self.coordinators.next_dial()?;
+        let timer = self.timer.get_or_insert_with(|| self.ends.runtime.new_timer(next));
+        timer.as_mut().reset(next);
+        if timer.as_mut().poll(cx).is_ready() {
+            cx.waker().wake_by_ref();
+        }
+        None
+    }
+}
+
+impl NetworkBehaviour for Behaviour {
+    type ConnectionHandler = Handler;
+    type ToSwarm = Event;
+
+    fn handle_pending_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: Option<PeerId>,
+        _: &[Multiaddr],
+        role: Endpoint,
+    ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
+        let Some(peer) = peer.filter(|_| role == Endpoint::Dialer) else { return Ok(Vec::new()) };
+        let is_worth_it =
+            peer != self.local_peer && !self.coordinators.is_empty() && !self.coordinators.contains(&peer);
+        Ok(is_worth_it.then(|| Multiaddr::empty().with(Protocol::P2p(peer))).into_iter().collect())
+    }
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        remote: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(self.handler(id, peer, remote, false))
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        address: &Multiaddr,
+        role: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        Ok(self.handler(id, peer, address, role == Endpoint::Dialer))
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        let now = self.ends.runtime.now();
+        match event {
+            FromSwarm::ConnectionEstablished(event) => {
+                self.coordinators.connected(&event.peer_id, event.connection_id)
+            }
+            FromSwarm::ConnectionClosed(event) => {
+                self.forget_link(event.connection_id);
+                self.coordinators.disconnected(&event.peer_id, event.connection_id, now);
+                if event.remaining_established == 0 {
+                    self.reported.remove(&event.peer_id);
+                }
+            }
+            FromSwarm::ListenFailure(event) => self.forget_link(event.connection_id),
+            FromSwarm::DialFailure(event) => {
+                self.forget_link(event.connection_id);
+                if let Some(peer) = event.peer_id
+                    && self.coordinators.failed(&peer, now)
+                {
+                    tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
+                }
+            }
+            FromSwarm::ExternalAddrConfirmed(event) => self.update_reachable(|known| {
+                known.insert(event.addr.clone());
+            }),
+            FromSwarm::ExternalAddrExpired(event) => self.update_reachable(|known| {
+                known.remove(event.addr);
+            }),
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(
+        &mut self,
+        _: PeerId,
+        _: ConnectionId,
+        event: THandlerOutEvent<Self>,
+    ) {
+        match event {}
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Event, THandlerInEvent<Self>>> {
+        self.poll_inputs(cx);
+        if let Some(action) = self.actions.pop_front() {
+            return Poll::Ready(action);
+        }
+        if let Poll::Ready(Some(event)) = self.ends.events.poll_next_unpin(cx) {
+            self.report_candidate(&event);
+            return Poll::Ready(ToSwarm::GenerateEvent(event));
+        }
+        match self.poll_dials(cx) {
+            Some(opts) => Poll::Ready(ToSwarm::Dial { opts }),
+            None => Poll::Pending,
+        }
+    }
+}

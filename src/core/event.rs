@@ -57,7 +57,8 @@ pub enum FailureReason {
     /// A coordinator did not answer in time.
     #[error("the coordinator did not answer in time")]
     CoordinationTimeout,
-    /// Every coordinator that was asked turned the request down; the last one's reason.
+    /// Every coordinator that was asked turned the request down; a reason after which another attempt makes sense if
+    /// one of them gave such a reason.
     #[error("the coordinator refused: {0}")]
     Rejected(RejectReason),
     /// The coordinator's answer was not signed by the peer.
@@ -218,6 +219,8 @@ pub enum Event {
         mapping: Option<MappingBehaviour>,
         /// Whether the NAT keeps our port; `None` while not known.
         port_preserved: Option<bool>,
+        /// The constant distance between the ports of consecutive mappings; `None` if there is none, or not known.
+        allocation_step: Option<u16>,
     },
     /// A coordinator accepted our registration.
     Registered {

@@ -5,13 +5,23 @@
 //! whatever can be decided without I/O can be simulated: ten thousand sessions in a second.
 
 pub mod agent;
+mod backoff;
 pub mod candidate;
+mod checklist;
 pub mod command;
+mod coordinator;
 pub mod event;
 pub mod frame;
 pub mod keys;
+mod limits;
+mod links;
 pub mod nat;
+mod network;
+mod outbox;
 pub mod probe;
+mod registration;
+mod session;
+mod targets;
 
 use std::{fmt, net::SocketAddr};
 

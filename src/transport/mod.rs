@@ -1,1 +1,367 @@
-//! Empty.
+//! QUIC as a libp2p transport, with traversal sessions beneath.
+//!
+//! [`Transport`] speaks `/quic-v1` with every libp2p implementation and is a drop-in for `libp2p-quic`: use it alone
+//! with [`Transport::new`], or beside the behaviour with [`crate::new`], which makes `/p2p/PEER` dialable.
+//!
+//! # How it is cut
+//!
+//! Every listener, and every family that only dials, is a *binding*: one UDP socket with an ordinary quinn endpoint on
+//! it. A dial leaves through the listener from which the routing table would send, so that a NAT maps the port that
+//! others know. What a binding receives is shown to the path layer first, while sessions exist; see `path`.
+//!
+//! **Invariant: a binding outlives its listener.** Removing a listener stops accepting; the endpoint and its socket
+//! stay until the last connection is gone.
+//!
+//! **Invariant: nobody unauthenticated gets out of here.** A connection is handed on after TLS has proved its peer, and
+//! a peer that the address names is checked within the handshake; see `tls`.
+
+mod addr;
+mod binding;
+mod connection;
+mod dial;
+mod error;
+mod handshake;
+mod listener;
+pub(crate) mod notice;
+pub(crate) mod path;
+mod punch;
+pub(crate) mod quic;
+mod stream;
+mod time;
+pub(crate) mod tls;
+
+#[cfg(test)]
+mod tests;
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, Waker},
+};
+
+use futures::{StreamExt, channel::mpsc, future, future::BoxFuture};
+use libp2p_core::{
+    Multiaddr,
+    transport::{DialOpts, ListenerId, TransportError, TransportEvent},
+};
+use libp2p_identity::{Keypair, PeerId};
+use quinn::Runtime;
+
+use self::{
+    binding::{Binding, Env},
+    listener::{Admission, Listener},
+    notice::{InboundSession, Notice, Notices},
+    path::PathLayer,
+    punch::Punches,
+    quic::Quic,
+    tls::Expected,
+};
+pub use self::{
+    connection::Connection, error::Error, handshake::Upgrade, stream::Stream, tls::HandshakeMode,
+};
+use crate::{
+    config::Config,
+    io::{Network, OsNetwork},
+};
+
+type Event = TransportEvent<Upgrade, Error>;
+
+/// A libp2p transport over QUIC v1 (RFC 9000).
+///
+/// Its addresses are `/ip4|ip6/ADDRESS/udp/PORT/quic-v1`, with a `/p2p/PEER` at the end that is checked during the
+/// handshake.
+#[derive(Debug)]
+pub struct Transport {
+    env: Arc<Env>,
+    listeners: Vec<Listener>,
+    /// At most one a family: for dials that no listener fits.
+    clients: Vec<Binding>,
+    punches: Punches,
+    notices: Notices,
+    /// Connections that peers opened through sessions. `None` without a driver.
+    inbound: Option<mpsc::Receiver<InboundSession>>,
+    /// Events of calls into the transport, for the next poll.
+    events: VecDeque<Event>,
+    /// The listener that is asked first, so that a busy one does not starve the others.
+    turn: usize,
+    waker: Option<Waker>,
+}
+
+impl Transport {
+    /// A transport over the operating system's sockets. It must be used within a tokio runtime.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Config`] if a rule of [`Config`] is violated, [`Error::Identity`] if the key cannot sign.
+    pub fn new(keypair: &Keypair, config: Config) -> Result<Self, Error> {
+        let network = OsNetwork { socket_buffer: config.quic.socket_buffer };
+        Self::with_io(keypair, config, Arc::new(network), Arc::new(quinn::TokioRuntime))
+    }
+
+    /// A transport over other sockets and another clock.
+    ///
+    /// # Errors
+    ///
+    /// As [`Transport::new`].
+    pub fn with_io(
+        keypair: &Keypair,
+        config: Config,
+        network: Arc<dyn Network>,
+        runtime: Arc<dyn Runtime>,
+    ) -> Result<Self, Error> {
+        config.validate()?;
+        let quic = Quic::new(keypair, &config.quic)?;
+        Ok(Self::build(Env::new(network, runtime, quic, None), Notices::new(None), None))
+    }
+
+    /// A transport that tells a driver of its sockets and connections, and asks it for peers that are dialed by
+    /// nothing but their name.
+    pub(crate) fn bridged(
+        keypair: &Keypair,
+        config: Config,
+        network: Arc<dyn Network>,
+        runtime: Arc<dyn Runtime>,
+        notices: mpsc::Sender<Notice>,
+        inbound: mpsc::Receiver<InboundSession>,
+        path: Arc<PathLayer>,
+    ) -> Result<Self, Error> {
+        config.validate()?;
+        let quic = Quic::new(keypair, &config.quic)?;
+        let env = Env::new(network, runtime, quic, Some(path));
+        Ok(Self::build(env, Notices::new(Some(notices)), Some(inbound)))
+    }
+
+    fn build(env: Env, notices: Notices, inbound: Option<mpsc::Receiver<InboundSession>>) -> Self {
+        Self {
+            env: Arc::new(env),
+            listeners: Vec::new(),
+            clients: Vec::new(),
+            punches: Punches::default(),
+            notices,
+            inbound,
+            events: VecDeque::new(),
+            turn: 0,
+            waker: None,
+        }
+    }
+
+    /// Offers the socket to sessions.
+    fn announce(&mut self, binding: &Binding, accepts: bool) {
+        if let Some(path) = &self.env.path {
+            path.add_socket(binding.id, binding.socket.clone(), binding.endpoint.clone());
+        }
+        self.notices.push(Notice::SocketUp { socket: binding.id, local: binding.local, accepts });
+        self.wake();
+    }
+
+    /// Takes the socket away from new sessions. What uses it keeps it.
+    fn retire(&mut self, binding: &Binding) {
+        if let Some(path) = &self.env.path {
+            path.remove_socket(binding.id);
+        }
+        self.notices.push(Notice::SocketDown { socket: binding.id });
+        self.wake();
+    }
+
+    fn wake(&mut self) {
+        if let Some(waker) = self.waker.take() {
+            waker.wake();
+        }
+    }
+
+    fn close_listener(&mut self, index: usize) -> ListenerId {
+        let listener = self.listeners.remove(index);
+        let id = listener.id;
+        let binding = listener.close();
+        self.retire(&binding);
+        id
+    }
+
+    fn poll_listeners(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        let mut quiet = 0;
+        while quiet < self.listeners.len() {
+            let index = self.turn % self.listeners.len();
+            self.turn = self.turn.wrapping_add(1);
+            let Some(Poll::Ready(event)) = self.listeners.get_mut(index).map(|listener| listener.poll(cx))
+            else {
+                quiet += 1;
+                continue;
+            };
+            quiet = 0;
+            if let Some(event) = self.on_listener_event(index, event) {
+                return Poll::Ready(event);
+            }
+        }
+        Poll::Pending
+    }
+
+    fn on_listener_event(&mut self, index: usize, event: listener::Event) -> Option<Event> {
+        let listener_id = self.listeners.get(index)?.id;
+        match event {
+            listener::Event::NewAddress(listen_addr) => {
+                tracing::debug!(%listen_addr, "new listen address");
+                Some(Event::NewAddress { listener_id, listen_addr })
+            }
+            listener::Event::AddressExpired(listen_addr) => {
+                tracing::debug!(%listen_addr, "expired listen address");
+                Some(Event::AddressExpired { listener_id, listen_addr })
+            }
+            listener::Event::Error(error) => Some(Event::ListenerError { listener_id, error: error.into() }),
+            listener::Event::Closed => {
+                self.close_listener(index);
+                Some(Event::ListenerClosed { listener_id, reason: Ok(()) })
+            }
+            listener::Event::Incoming(incoming) => self.on_incoming(index, incoming),
+        }
+    }
+
+    fn on_incoming(&mut self, index: usize, incoming: quinn::Incoming) -> Option<Event> {
+        let listener = self.listeners.get(index)?;
+        let listener_id = listener.id;
+        let remote = incoming.remote_address();
+        let punch = self.punches.take(remote);
+        // Whoever we are punching for has been asked to come.
+        let admission = if punch.is_some() { Admission::Accept } else { listener.admission(&incoming) };
+        match admission {
+            Admission::Accept => {}
+            Admission::Retry => {
+                // Refused if it cannot be retried, which `admission` has checked.
+                let _ = incoming.retry();
+                return None;
+            }
+            Admission::Refuse => {
+                incoming.refuse();
+                return None;
+            }
+        }
+        let local_ip = incoming.local_ip().unwrap_or_else(|| listener.binding.local.ip());
+        let local_addr = listener.address_at(local_ip);
+        let expected = Expected::new(punch.as_ref().map(|punch| punch.peer));
+        let connecting = match &punch {
+            Some(_) => incoming.accept_with(self.env.quic.pinned_server_config(&expected)),
+            None => incoming.accept(),
+        };
+        let connecting = match connecting {
+            Ok(connecting) => connecting,
+            Err(error) => return Some(Event::ListenerError { listener_id, error: error.into() }),
+        };
+        let slot = listener.handshake_slot();
+        let finish = handshake::finish(
+            self.env.clone(),
+            connecting,
+            expected,
+            listener.binding.id,
+            self.notices.sender(),
+        );
+        let upgrade = Upgrade::new(async move {
+            let connected = finish.await;
+            drop(slot);
+            connected
+        });
+        let upgrade = match punch {
+            None => upgrade,
+            // The dial may have been dropped in between; the connection is still one that a peer made.
+            Some(punch) => punch.hand_over(upgrade).err()?,
+        };
+        let send_back_addr = addr::from_socket(remote);
+        Some(Event::Incoming { listener_id, upgrade, local_addr, send_back_addr })
+    }
+
+    fn poll_sessions(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        while let Some(inbound) = &mut self.inbound {
+            match inbound.poll_next_unpin(cx) {
+                Poll::Ready(Some(session)) => {
+                    if let Some(event) = self.on_session(session) {
+                        return Poll::Ready(event);
+                    }
+                }
+                Poll::Ready(None) => self.inbound = None,
+                Poll::Pending => break,
+            }
+        }
+        Poll::Pending
+    }
+
+    /// Reports a session's connection as incoming at a real listen address. Without any listener it is dropped, which
+    /// closes it: the application does not listen.
+    fn on_session(&self, session: InboundSession) -> Option<Event> {
+        let InboundSession { connection, peer, socket, remote } = session;
+        let same_socket = self.listeners.iter().find(|listener| listener.binding.id == socket);
+        let listener = same_socket.or_else(|| self.listeners.first())?;
+        let source = self.env.network.source_for(remote.ip()).ok();
+        Some(Event::Incoming {
+            listener_id: listener.id,
+            upgrade: Upgrade::new(future::ready(Ok((peer, connection)))),
+            local_addr: listener.listen_address(source),
+            send_back_addr: addr::from_socket(remote),
+        })
+    }
+}
+
+impl libp2p_core::Transport for Transport {
+    type Output = (PeerId, Connection);
+    type Error = Error;
+    type ListenerUpgrade = Upgrade;
+    type Dial = BoxFuture<'static, Result<Self::Output, Error>>;
+
+    fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<Error>> {
+        let Some((socket, _)) = addr::to_socket(&address) else {
+            return Err(TransportError::MultiaddrNotSupported(address));
+        };
+        let listener = Listener::new(&self.env, id, socket)?;
+        self.announce(&listener.binding, true);
+        self.listeners.push(listener);
+        // Later dials leave through the listener. What dials only has no use any more, except for its connections.
+        self.retire_client(socket);
+        Ok(())
+    }
+
+    fn remove_listener(&mut self, id: ListenerId) -> bool {
+        let Some(index) = self.listeners.iter().position(|listener| listener.id == id) else { return false };
+        let listener_id = self.close_listener(index);
+        self.events.push_back(Event::ListenerClosed { listener_id, reason: Ok(()) });
+        self.wake();
+        true
+    }
+
+    fn dial(&mut self, address: Multiaddr, opts: DialOpts) -> Result<Self::Dial, TransportError<Error>> {
+        self.start_dial(address, opts)
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Event> {
+        let this = &mut *self;
+        // Whether or not all of it went out, the channel wakes us when there is room.
+        let _ = this.notices.poll_flush(cx);
+        if let Some(event) = this.events.pop_front() {
+            return Poll::Ready(event);
+        }
+        if let Poll::Ready(event) = this.poll_sessions(cx) {
+            return Poll::Ready(event);
+        }
+        if let Poll::Ready(event) = this.poll_listeners(cx) {
+            return Poll::Ready(event);
+        }
+        this.waker = Some(cx.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Transport {
+    fn drop(&mut self) {
+        // The path layer holds endpoints, and their sockets hold the path layer.
+        if let Some(path) = &self.env.path {
+            let listening = self.listeners.iter().map(|listener| &listener.binding);
+            listening.chain(&self.clients).for_each(|binding| path.remove_socket(binding.id));
+        }
+    }
+}
+
+/// The wildcard of the family of `remote`, at any port.
+fn wildcard(remote: SocketAddr) -> SocketAddr {
+    match remote {
+        SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
+        SocketAddr::V6(_) => SocketAddr::from(([0; 16], 0)),
+    }
+}

@@ -2,6 +2,19 @@
 //!
 //! `docs/protocol.md` specifies every byte.
 
+mod codec;
+mod signed;
+#[cfg(test)]
+mod tests;
+pub(in crate::core) mod wire;
+
+pub use codec::{
+    MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES, MAX_FRAME_LEN,
+    MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_SIGNATURE_LEN, decode, encode,
+};
+pub use signed::{SignError, VerifyError};
+pub use wire::{DecodeError, VARINT_MAX};
+
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
@@ -60,6 +73,9 @@ pub enum Frame {
 /// What a peer's coordinator knows of it, signed by the peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
+    /// Public key of the peer, as libp2p encodes it (protobuf). A [`PeerId`] gives the key only where the key is
+    /// short (Ed25519, secp256k1), and the coordinator must hand the key of any peer to initiators.
+    pub peer: Bytes,
     /// Grows with every registration of this peer.
     pub generation: u64,
     /// How long the registration shall last, in whole seconds on the wire.
@@ -109,9 +125,7 @@ pub struct PunchAnswer {
     pub session: SessionId,
     /// [`PunchRequest::round`] of the request.
     pub round: u32,
-    /// Public key of the responder, as libp2p encodes it (protobuf).
-    pub responder: Bytes,
-    /// The responder's registration, with its signature.
+    /// The responder's registration, with its key and its signature.
     pub registration: Registration,
     /// The candidates that the registration commits.
     pub candidates: Vec<Candidate>,

@@ -1,0 +1,84 @@
+//! A control stream: frames in, frames out, with bounded buffers.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BytesMut};
+use futures::{AsyncRead, AsyncWrite};
+use libp2p_swarm::Stream;
+
+use crate::core::frame::{self, DecodeError, Frame};
+
+/// Bytes that may wait to be written before no more frames are taken.
+const WRITE_HIGH_WATER: usize = 64 * 1024;
+/// Bytes read at once.
+const READ_CHUNK: usize = 4 * 1024;
+
+/// Why a control stream ended.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ControlError {
+    /// The peer sent something that is no frame.
+    #[error("malformed frame: {0}")]
+    Decode(#[from] DecodeError),
+    /// The stream broke.
+    #[error("control stream: {0}")]
+    Io(#[from] io::Error),
+    /// The peer closed it.
+    #[error("control stream closed by the peer")]
+    Closed,
+}
+
+/// Frames over one libp2p stream.
+pub(crate) struct Control {
+    stream: Stream,
+    incoming: BytesMut,
+    outgoing: BytesMut,
+}
+
+impl Control {
+    /// The stream alone does not keep a connection alive: a registration does, see the handler.
+    pub(crate) fn new(mut stream: Stream) -> Self {
+        stream.ignore_for_keep_alive();
+        Self { stream, incoming: BytesMut::new(), outgoing: BytesMut::new() }
+    }
+
+    /// The next frame of the peer.
+    pub(crate) fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Result<Frame, ControlError>> {
+        loop {
+            if let Some(frame) = frame::decode(&mut self.incoming)? {
+                return Poll::Ready(Ok(frame));
+            }
+            let mut chunk = [0; READ_CHUNK];
+            match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut chunk))? {
+                0 => return Poll::Ready(Err(ControlError::Closed)),
+                read => self.incoming.extend_from_slice(&chunk[..read]),
+            }
+        }
+    }
+
+    /// Whether another frame may be queued.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.outgoing.len() < WRITE_HIGH_WATER
+    }
+
+    /// Queues a frame; [`poll_flush`](Self::poll_flush) sends it.
+    pub(crate) fn push(&mut self, frame: &Frame) {
+        frame::encode(frame, &mut self.outgoing);
+    }
+
+    /// Ready when all that was queued is with the transport.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ControlError>> {
+        while !self.outgoing.is_empty() {
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, &self.outgoing))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::Error::from(io::ErrorKind::WriteZero).into()));
+            }
+            self.outgoing.advance(written);
+        }
+        ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
+        Poll::Ready(Ok(()))
+    }
+}

@@ -1,0 +1,229 @@
+//! One connection's share of the behaviour: it moves frames between control streams and the driver.
+//!
+//! Handlers run in the task of their connection and talk to the driver directly, so that a swarm which is
+//! busy in its user's code does not delay a punch.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use futures::{SinkExt, StreamExt, channel::mpsc};
+use libp2p_core::upgrade::ReadyUpgrade;
+use libp2p_identity::PeerId;
+use libp2p_swarm::{
+    ConnectionHandler, ConnectionHandlerEvent, StreamProtocol, StreamUpgradeError, SubstreamProtocol,
+    handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound},
+};
+
+use super::{
+    PROTOCOL_NAME,
+    control::Control,
+    link::{FRAME_QUEUE, Input, Route},
+};
+use crate::core::{LinkId, frame::Frame};
+
+/// A control stream that broke is opened again so often.
+const MAX_REOPENS: u8 = 3;
+
+/// What the behaviour tells a handler.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FromBehaviour {
+    /// Whether the peer is a coordinator that we want to stay connected to.
+    Coordinator(bool),
+}
+
+/// Speaks the control protocol on one connection.
+pub struct Handler {
+    link: LinkId,
+    peer: PeerId,
+    runtime: Arc<dyn quinn::Runtime>,
+    driver: mpsc::Sender<Input>,
+    /// We opened the connection, and so open the control stream.
+    opens: bool,
+    reopens: u8,
+    /// Ours and the peer's: when both sides think that they dialed, there are two. What we say goes out on the first.
+    streams: [Option<Control>; 2],
+    frames: Option<mpsc::Receiver<Frame>>,
+    /// For the driver, before anything that is read from the stream.
+    pending: VecDeque<Input>,
+    is_coordinator: bool,
+    registered_until: Option<Instant>,
+}
+
+impl Handler {
+    pub(super) fn new(
+        (link, peer, route): (LinkId, PeerId, Route),
+        opens: bool,
+        is_coordinator: bool,
+        driver: mpsc::Sender<Input>,
+        runtime: Arc<dyn quinn::Runtime>,
+    ) -> Self {
+        Self {
+            link,
+            peer,
+            runtime,
+            driver,
+            opens,
+            reopens: 0,
+            streams: [None, None],
+            frames: None,
+            pending: VecDeque::from([Input::Opened { link, peer, route }]),
+            is_coordinator,
+            registered_until: None,
+        }
+    }
+
+    fn add(&mut self, slot: usize, stream: libp2p_swarm::Stream) {
+        self.streams[slot] = Some(Control::new(stream));
+        if self.frames.is_none() {
+            let (sender, receiver) = mpsc::channel(FRAME_QUEUE);
+            self.frames = Some(receiver);
+            self.pending.push_back(Input::Speaks { link: self.link, frames: sender });
+        }
+    }
+
+    fn drop_stream(&mut self, slot: usize, why: &dyn std::fmt::Display) {
+        tracing::debug!(peer = %self.peer, %why, "control stream ended");
+        self.streams[slot] = None;
+        if self.streams.iter().all(Option::is_none) {
+            self.frames = None;
+            self.pending.push_back(Input::Silent { link: self.link });
+            if slot == 0 && self.reopens < MAX_REOPENS {
+                self.reopens += 1;
+                self.opens = true;
+            }
+        }
+    }
+
+    /// A registration in force keeps the connection, on both of its ends.
+    fn note(&mut self, frame: &Frame) {
+        if let Frame::Registered { lifetime, .. } = frame {
+            self.registered_until = self.runtime.now().checked_add(*lifetime);
+        }
+    }
+
+    fn poll_driver(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        loop {
+            match self.driver.poll_ready_unpin(cx) {
+                Poll::Ready(Ok(())) => {}
+                // The driver is gone, and with it the node.
+                Poll::Ready(Err(_)) | Poll::Pending => return Poll::Pending,
+            }
+            if let Some(input) = self.pending.pop_front() {
+                let _ = self.driver.start_send_unpin(input);
+                continue;
+            }
+            let Some(input) = self.poll_streams(cx) else { return Poll::Pending };
+            let _ = self.driver.start_send_unpin(input);
+        }
+    }
+
+    fn poll_streams(&mut self, cx: &mut Context<'_>) -> Option<Input> {
+        for slot in 0..self.streams.len() {
+            let Some(control) = &mut self.streams[slot] else { continue };
+            match control.poll_frame(cx) {
+                Poll::Ready(Ok(frame)) => {
+                    self.note(&frame);
+                    return Some(Input::Received { link: self.link, frame });
+                }
+                Poll::Ready(Err(error)) => {
+                    self.drop_stream(slot, &error);
+                    if let Some(input) = self.pending.pop_front() {
+                        return Some(input);
+                    }
+                }
+                Poll::Pending => {}
+            }
+        }
+        None
+    }
+
+    fn poll_outgoing(&mut self, cx: &mut Context<'_>) {
+        while let Some(slot) = self.streams.iter().position(Option::is_some) {
+            let Some(control) = &mut self.streams[slot] else { return };
+            if control.is_writable() {
+                let next = self.frames.as_mut().map(|frames| frames.poll_next_unpin(cx));
+                if let Some(Poll::Ready(Some(frame))) = next {
+                    control.push(&frame);
+                    self.note(&frame);
+                    continue;
+                }
+            }
+            match control.poll_flush(cx) {
+                Poll::Ready(Err(error)) => self.drop_stream(slot, &error),
+                Poll::Ready(Ok(())) | Poll::Pending => return,
+            }
+        }
+    }
+}
+
+impl ConnectionHandler for Handler {
+    type FromBehaviour = FromBehaviour;
+    type ToBehaviour = Infallible;
+    type InboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type InboundOpenInfo = ();
+    type OutboundOpenInfo = ();
+
+    fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
+        SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL_NAME), ())
+    }
+
+    fn connection_keep_alive(&self) -> bool {
+        self.is_coordinator || self.registered_until.is_some_and(|until| self.runtime.now() < until)
+    }
+
+    fn poll(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<ConnectionHandlerEvent<Self::OutboundProtocol, (), Self::ToBehaviour>> {
+        if std::mem::take(&mut self.opens) {
+            return Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
+                protocol: SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL_NAME), ()),
+            });
+        }
+        self.poll_outgoing(cx);
+        // Never ready: all that comes in goes to the driver.
+        let _ = self.poll_driver(cx);
+        if self.opens {
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    fn on_behaviour_event(&mut self, event: FromBehaviour) {
+        match event {
+            FromBehaviour::Coordinator(is) => self.is_coordinator = is,
+        }
+    }
+
+    fn on_connection_event(
+        &mut self,
+        event: ConnectionEvent<'_, Self::InboundProtocol, Self::OutboundProtocol>,
+    ) {
+        match event {
+            ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, .. }) => {
+                self.add(0, protocol)
+            }
+            ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, .. }) => {
+                self.add(1, protocol)
+            }
+            ConnectionEvent::DialUpgradeError(error) => match error.error {
+                StreamUpgradeError::NegotiationFailed => {
+                    tracing::debug!(peer = %self.peer, "peer does not speak {PROTOCOL_NAME}");
+                }
+                error if self.reopens < MAX_REOPENS => {
+                    tracing::debug!(peer = %self.peer, %error, "control stream failed, opening it again");
+                    self.reopens += 1;
+                    self.opens = true;
+                }
+                error => tracing::warn!(peer = %self.peer, %error, "no control stream"),
+            },
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,92 @@
+//! What the behaviour and its handlers say to the driver.
+
+use std::net::SocketAddr;
+
+use futures::channel::mpsc;
+use libp2p_core::{Multiaddr, multiaddr::Protocol};
+use libp2p_identity::PeerId;
+
+use crate::core::{LinkId, frame::Frame};
+
+/// How many frames may wait for a control stream that is slow to take them.
+pub(crate) const FRAME_QUEUE: usize = 64;
+
+/// One message to the driver, in the order in which things happened.
+#[derive(Debug)]
+pub(crate) enum Input {
+    /// A libp2p connection was established, over whatever transport.
+    Opened { link: LinkId, peer: PeerId, route: Route },
+    /// Both sides of that connection speak the control protocol; frames to the peer go into `frames`.
+    Speaks { link: LinkId, frames: mpsc::Sender<Frame> },
+    /// A frame came in.
+    Received { link: LinkId, frame: Frame },
+    /// The control stream is gone; the connection may still be there.
+    Silent { link: LinkId },
+    /// The connection is gone.
+    Closed { link: LinkId },
+    /// Stay registered with this peer.
+    AddCoordinator(PeerId),
+    /// No longer.
+    RemoveCoordinator(PeerId),
+    /// An external address of ours is confirmed, or none is any longer.
+    Reachable(bool),
+}
+
+/// What libp2p's address of a connection tells of the UDP path beneath it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Route {
+    /// A QUIC connection to this very address.
+    Udp(SocketAddr),
+    /// A QUIC connection to an address that only the transport knows: a DNS name, or a punched path.
+    Unresolved,
+    /// No QUIC connection of ours: another transport, or a relay in between.
+    Other,
+}
+
+impl Route {
+    pub(crate) fn of(address: &Multiaddr) -> Self {
+        let mut parts = address.iter().peekable();
+        if address.iter().any(|part| part == Protocol::P2pCircuit) {
+            return Route::Other;
+        }
+        let ip = match parts.next() {
+            Some(Protocol::Ip4(ip)) => Some(ip.into()),
+            Some(Protocol::Ip6(ip)) => Some(ip.into()),
+            Some(Protocol::P2p(_)) if parts.peek().is_none() => return Route::Unresolved,
+            Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)) => None,
+            _ => return Route::Other,
+        };
+        match (ip, parts.next(), parts.next()) {
+            (Some(ip), Some(Protocol::Udp(port)), Some(Protocol::QuicV1)) => {
+                Route::Udp(SocketAddr::new(ip, port))
+            }
+            (None, Some(Protocol::Udp(_)), Some(Protocol::QuicV1)) => Route::Unresolved,
+            (None, Some(Protocol::P2p(_)) | None, None) => Route::Unresolved,
+            _ => Route::Other,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_tells_what_is_known_of_its_udp_path() {
+        let peer = PeerId::random();
+        for (address, route) in [
+            ("/ip4/192.0.2.1/udp/4001/quic-v1".to_owned(), Route::Udp(([192, 0, 2, 1], 4001).into())),
+            (format!("/ip6/2001:db8::1/udp/1/quic-v1/p2p/{peer}"), Route::Udp("[2001:db8::1]:1".parse().unwrap())),
+            (format!("/p2p/{peer}"), Route::Unresolved),
+            ("/dns4/example.org/udp/4001/quic-v1".to_owned(), Route::Unresolved),
+            (format!("/dnsaddr/example.org/p2p/{peer}"), Route::Unresolved),
+            ("/ip4/192.0.2.1/tcp/4001".to_owned(), Route::Other),
+            ("/dns4/example.org/tcp/4001".to_owned(), Route::Other),
+            (format!("/ip4/192.0.2.1/udp/1/quic-v1/p2p/{peer}/p2p-circuit/p2p/{peer}"), Route::Other),
+            (format!("/p2p/{peer}/p2p-circuit"), Route::Other),
+            ("/ip4/192.0.2.1/udp/1/webrtc-direct".to_owned(), Route::Other),
+        ] {
+            assert_eq!(Route::of(&address.parse().unwrap()), route, "{address}");
+        }
+    }
+}

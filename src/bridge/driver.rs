@@ -1,0 +1,294 @@
+//! The task that owns the [`Agent`].
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    pin::Pin,
+    sync::{Arc, Mutex, PoisonError},
+    task::{Context, Poll},
+    time::Instant,
+};
+
+use futures::{FutureExt, SinkExt, StreamExt, channel::mpsc};
+use if_watch::IfEvent;
+use libp2p_identity::PeerId;
+use quinn::{AsyncTimer, Runtime};
+
+use super::{dials::Dials, routes::Routes};
+use crate::{
+    behaviour::link::Input,
+    core::{
+        LinkId, Path,
+        agent::Agent,
+        event::{Counters, Event},
+        frame::Frame,
+    },
+    io::Interfaces,
+    transport::{Connection, DialRequest, Error, InboundSession, Notice, PathLayer, PathNotice},
+};
+
+/// Inputs handled before other tasks get a turn.
+const BUDGET: usize = 1024;
+
+/// The driver's ends of the channels.
+pub(super) struct Channels {
+    pub(super) notices: mpsc::Receiver<Notice>,
+    pub(super) path_notices: mpsc::Receiver<PathNotice>,
+    pub(super) inputs: mpsc::Receiver<Input>,
+    pub(super) events: mpsc::Sender<Event>,
+    pub(super) inbound: mpsc::Sender<InboundSession>,
+}
+
+/// A libp2p connection, and its control stream once there is one.
+struct Link {
+    peer: PeerId,
+    path: Option<Path>,
+    frames: Option<mpsc::Sender<Frame>>,
+}
+
+/// Runs the agent until the transport and the behaviour are gone.
+pub(super) struct Driver {
+    agent: Agent,
+    path: Arc<PathLayer>,
+    runtime: Arc<dyn Runtime>,
+    interfaces: Option<Interfaces>,
+    channels: Channels,
+    counters: Arc<Mutex<Counters>>,
+    links: BTreeMap<LinkId, Link>,
+    routes: Routes,
+    dials: Dials,
+    inbound: VecDeque<InboundSession>,
+    timer: Option<Pin<Box<dyn AsyncTimer>>>,
+}
+
+impl Driver {
+    pub(super) fn new(
+        agent: Agent,
+        path: Arc<PathLayer>,
+        runtime: Arc<dyn Runtime>,
+        interfaces: Interfaces,
+        channels: Channels,
+        counters: Arc<Mutex<Counters>>,
+    ) -> Self {
+        Self {
+            agent,
+            path,
+            runtime,
+            interfaces: Some(interfaces),
+            channels,
+            counters,
+            links: BTreeMap::new(),
+            routes: Routes::default(),
+            dials: Dials::default(),
+            inbound: VecDeque::new(),
+            timer: None,
+        }
+    }
+
+    /// Takes one input of whatever kind there is; false if there is none. `Err` if nobody is left to drive for.
+    fn step(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Gone> {
+        // Probes first: their timing is what NATs and round-trip times are measured by.
+        if let Poll::Ready(Some(notice)) = self.channels.path_notices.poll_next_unpin(cx) {
+            self.handle_path(notice, now);
+            return Ok(true);
+        }
+        match self.channels.notices.poll_next_unpin(cx) {
+            Poll::Ready(Some(notice)) => {
+                self.handle_notice(notice, now);
+                return Ok(true);
+            }
+            Poll::Ready(None) => return Err(Gone),
+            Poll::Pending => {}
+        }
+        match self.channels.inputs.poll_next_unpin(cx) {
+            Poll::Ready(Some(input)) => {
+                // What the transport said before the swarm saw the connection must be known first.
+                while let Poll::Ready(Some(notice)) = self.channels.notices.poll_next_unpin(cx) {
+                    self.handle_notice(notice, now);
+                }
+                self.handle_input(input, now);
+                return Ok(true);
+            }
+            Poll::Ready(None) => return Err(Gone),
+            Poll::Pending => {}
+        }
+        Ok(self.poll_interfaces(cx, now))
+    }
+
+    fn handle_path(&mut self, notice: PathNotice, now: Instant) {
+        match notice {
+            PathNotice::Probe { path, payload } => self.agent.handle_datagram(path, &payload, now),
+            PathNotice::FirstFlight { flow, datagrams } => {
+                self.agent.handle_first_flight(flow, datagrams, now)
+            }
+            PathNotice::Established { flow, connection, guard } => {
+                let session = self.agent.session_of(flow);
+                self.agent.handle_established(flow, now);
+                let (Some((peer, _)), Some(path)) = (session, guard.path()) else { return };
+                self.routes.add(peer, path);
+                let connection = Connection::new(connection, peer, Some(guard));
+                if let Err(connection) = self.dials.succeed(peer, connection) {
+                    self.inbound.push_back(InboundSession {
+                        connection,
+                        peer,
+                        socket: path.socket,
+                        remote: path.remote,
+                    });
+                }
+            }
+            PathNotice::Failed { flow, error } => {
+                tracing::debug!(?flow, %error, "handshake of a session failed");
+                self.agent.handle_closed(flow, now);
+            }
+            PathNotice::Closed { flow } => self.agent.handle_closed(flow, now),
+        }
+    }
+
+    fn handle_notice(&mut self, notice: Notice, now: Instant) {
+        match notice {
+            Notice::SocketUp { socket, local, accepts } => {
+                self.agent.handle_socket_up(socket, local, accepts, now)
+            }
+            Notice::SocketDown { socket } => self.agent.handle_socket_down(socket, now),
+            Notice::ConnectionUp { peer, remote, socket } => self.routes.add(peer, Path { socket, remote }),
+            Notice::Dial(request) => self.dial(request, now),
+        }
+    }
+
+    fn dial(&mut self, request: DialRequest, now: Instant) {
+        match self.agent.connect(request.peer, now) {
+            Ok(()) => self.dials.add(request),
+            Err(reason) => {
+                let _ = request.reply.send(Err(Error::Traversal(reason)));
+            }
+        }
+    }
+
+    fn handle_input(&mut self, input: Input, now: Instant) {
+        match input {
+            Input::Opened { link, peer, route } => {
+                let path = self.routes.claim(&peer, route);
+                self.links.insert(link, Link { peer, path, frames: None });
+            }
+            Input::Speaks { link, frames } => {
+                let Some(known) = self.links.get_mut(&link) else { return };
+                known.frames = Some(frames);
+                let (remote, socket) = known.path.map(|path| (path.remote, path.socket)).unzip();
+                self.agent.handle_link_up(link, known.peer, remote, socket, now);
+            }
+            Input::Received { link, frame } => self.agent.handle_frame(link, frame, now),
+            Input::Silent { link } => {
+                if let Some(known) = self.links.get_mut(&link) {
+                    known.frames = None;
+                    self.agent.handle_link_down(link, now);
+                }
+            }
+            Input::Closed { link } => {
+                if self.links.remove(&link).is_some_and(|known| known.frames.is_some()) {
+                    self.agent.handle_link_down(link, now);
+                }
+            }
+            Input::AddCoordinator(peer) => self.agent.add_coordinator(peer, now),
+            Input::RemoveCoordinator(peer) => self.agent.remove_coordinator(&peer, now),
+            Input::Reachable(reachable) => self.agent.handle_reachable(reachable, now),
+        }
+    }
+
+    fn poll_interfaces(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let Some(interfaces) = &mut self.interfaces else { return false };
+        match interfaces.poll_next_unpin(cx) {
+            Poll::Ready(Some(Ok(IfEvent::Up(net)))) => {
+                self.agent.handle_interface_up(net.addr(), net.prefix_len(), now)
+            }
+            Poll::Ready(Some(Ok(IfEvent::Down(net)))) => self.agent.handle_interface_down(net.addr(), now),
+            Poll::Ready(Some(Err(error))) => tracing::warn!(%error, "interface watcher"),
+            Poll::Ready(None) => self.interfaces = None,
+            Poll::Pending => return false,
+        }
+        true
+    }
+
+    /// Carries out what the agent decided: probes before the QUIC flights that follow them.
+    fn drain(&mut self, now: Instant) {
+        while let Some(transmit) = self.agent.poll_transmit() {
+            self.path.send_probe(transmit.path, &transmit.payload);
+        }
+        while let Some(command) = self.agent.poll_command() {
+            self.path.execute(command);
+        }
+        while let Some((link, frame)) = self.agent.poll_frame() {
+            self.send_frame(link, frame, now);
+        }
+        while let Some(event) = self.agent.poll_event() {
+            self.report(event);
+        }
+    }
+
+    fn send_frame(&mut self, link: LinkId, frame: Frame, now: Instant) {
+        let Some(known) = self.links.get_mut(&link) else { return };
+        let Some(frames) = &mut known.frames else { return };
+        if frames.try_send(frame).is_err() {
+            // A peer that does not read its control stream cannot be worked with.
+            tracing::debug!(peer = %known.peer, "control stream is stuck or gone");
+            known.frames = None;
+            self.agent.handle_link_down(link, now);
+        }
+    }
+
+    fn report(&mut self, event: Event) {
+        if let Event::Failed { peer, reason, .. } = &event {
+            self.dials.fail(peer, || Error::Traversal(*reason));
+        }
+        if self.channels.events.try_send(event).is_err() {
+            tracing::warn!("the swarm is too busy to take events, one is dropped");
+        }
+    }
+
+    fn poll_inbound(&mut self, cx: &mut Context<'_>) {
+        while !self.inbound.is_empty() && self.channels.inbound.poll_ready_unpin(cx) == Poll::Ready(Ok(())) {
+            if let Some(session) = self.inbound.pop_front() {
+                let _ = self.channels.inbound.start_send_unpin(session);
+            }
+        }
+    }
+
+    /// Arms the timer for the agent's next deadline; true if that has passed already.
+    fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
+        let Some(deadline) = self.agent.poll_timeout() else { return false };
+        let timer = self.timer.get_or_insert_with(|| self.runtime.new_timer(deadline));
+        timer.as_mut().reset(deadline);
+        timer.as_mut().poll(cx).is_ready()
+    }
+}
+
+/// The transport or the behaviour was dropped.
+struct Gone;
+
+impl Future for Driver {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        let this = self.get_mut();
+        for peer in this.dials.cancelled(cx) {
+            this.agent.cancel(&peer, this.runtime.now());
+        }
+        for _ in 0..BUDGET {
+            let now = this.runtime.now();
+            let progressed = match this.step(cx, now) {
+                Ok(progressed) => progressed,
+                Err(Gone) => return Poll::Ready(()),
+            };
+            let due = this.poll_timer(cx);
+            if due {
+                this.agent.handle_timeout(now);
+            }
+            this.drain(now);
+            this.poll_inbound(cx);
+            if !progressed && !due && !this.poll_timer(cx) {
+                *this.counters.lock().unwrap_or_else(PoisonError::into_inner) = this.agent.counters();
+                return Poll::Pending;
+            }
+        }
+        cx.waker().wake_by_ref();
+        Poll::Pending
+    }
+}

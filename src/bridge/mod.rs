@@ -1,0 +1,68 @@
+//! Where the transport and the behaviour meet: bounded channels, and the task that drives `core`.
+//!
+//! The driver takes what sockets, control streams, interfaces, handshakes and the application say, gives it to
+//! the [`Agent`], and carries out what the agent decides. It is a task of its own, so that a
+//! swarm which is busy elsewhere does not delay a probe.
+
+mod dials;
+mod driver;
+mod routes;
+
+use std::sync::{Arc, Mutex};
+
+use futures::channel::mpsc;
+use libp2p_identity::Keypair;
+use quinn::Runtime;
+
+use self::driver::Driver;
+use crate::{
+    behaviour::{Behaviour, Ends},
+    config::Config,
+    core::{agent::Agent, event::Counters},
+    io::Network,
+    transport::{Error, PathLayer, Transport},
+};
+
+/// Messages that may wait on each channel before its sender has to.
+const QUEUE: usize = 256;
+/// Events that may wait for a swarm that is busy; more are dropped, and the log says so.
+const EVENT_QUEUE: usize = 4096;
+
+/// Makes a transport and a behaviour that work together, and spawns the driver between them.
+pub(crate) fn build(
+    keypair: &Keypair,
+    config: Config,
+    network: Arc<dyn Network>,
+    runtime: Arc<dyn Runtime>,
+) -> Result<(Transport, Behaviour), Error> {
+    config.validate()?;
+    let (notice_sender, notices) = mpsc::channel(QUEUE);
+    let (inbound, inbound_receiver) = mpsc::channel(QUEUE);
+    let (input_sender, inputs) = mpsc::channel(QUEUE);
+    let (event_sender, events) = mpsc::channel(EVENT_QUEUE);
+    let counters = Arc::new(Mutex::new(Counters::default()));
+
+    let (path, path_notices) = PathLayer::new(keypair, &config, runtime.clone())?;
+    let transport = Transport::bridged(
+        keypair,
+        config.clone(),
+        network.clone(),
+        runtime.clone(),
+        notice_sender,
+        inbound_receiver,
+        path.clone(),
+    )?;
+    let ends = Ends { driver: input_sender, events, counters: counters.clone(), runtime: runtime.clone() };
+    let behaviour = Behaviour::new(keypair.public().to_peer_id(), &config, ends)?;
+    let agent = Agent::new(&config, keypair.clone(), rand::random(), runtime.now());
+    let driver = Driver::new(
+        agent,
+        path,
+        runtime.clone(),
+        network.interfaces()?,
+        driver::Channels { notices, path_notices, inputs, events: event_sender, inbound },
+        counters,
+    );
+    runtime.spawn(Box::pin(driver));
+    Ok((transport, behaviour))
+}

@@ -1,0 +1,263 @@
+//! Sessions that we ask for.
+
+use std::time::Instant;
+
+use bytes::Bytes;
+use libp2p_identity::PeerId;
+use rand::Rng;
+
+use super::{Agent, check_connect, lifecycle::is_temporary};
+use crate::core::{
+    FlowId, LinkId, SessionId,
+    command::Command,
+    event::{FailureReason, Phase, SessionRole},
+    frame::{Frame, MAX_FIRST_FLIGHT_DATAGRAMS, PunchAnswer, PunchMeNow, PunchRequest, RejectReason},
+    keys::{ProbeKeys, ProbeSecret},
+    links::Link,
+    session::{Asked, Key, Opening, Session, Standing},
+};
+
+/// Coordinators asked at once: one may be slow, another may not know the peer.
+const MAX_ASKED: usize = 3;
+
+impl Agent {
+    /// Begins a session with `peer`, or joins the one that has no connection yet, whoever began it.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureReason::DialSelf`] and [`FailureReason::TooManySessions`]; no session begins then.
+    pub fn connect(&mut self, peer: PeerId, now: Instant) -> Result<(), FailureReason> {
+        if let Some(session) = self.sessions.pending_with(&peer).and_then(|key| self.sessions.get_mut(key)) {
+            session.wanted = true;
+            return Ok(());
+        }
+        check_connect(self, &peer)?;
+        let id = self.new_session_id();
+        let session = Session::new(peer, id, SessionRole::Initiator, Phase::Discovery, now);
+        let key = self.sessions.insert(session);
+        self.sessions.name(key, id);
+        self.begin_attempt(key);
+        self.enter_first(key, now);
+        if !self.registrar.connected().is_empty() {
+            self.open(key);
+        }
+        self.sessions.reschedule(key);
+        Ok(())
+    }
+
+    pub(super) fn new_session_id(&mut self) -> SessionId {
+        SessionId(self.rng.random())
+    }
+
+    pub(super) fn new_flow(&mut self) -> FlowId {
+        let flow = FlowId(self.next_flow);
+        self.next_flow += 1;
+        flow
+    }
+
+    /// Has the path layer make a first flight.
+    fn open(&mut self, key: Key) {
+        let flow = self.new_flow();
+        let secret = ProbeSecret::new(self.rng.random());
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.opening =
+            Some(Box::new(Opening { secret, first_flight: Vec::new(), asked: Vec::new(), asked_at: None }));
+        let (peer, rtt) = (session.peer, session.rtt);
+        self.sessions.set_flow(key, Some(flow));
+        self.out.command(Command::Connect { flow, peer, rtt });
+    }
+
+    /// The backoff is over.
+    pub(super) fn try_again(&mut self, key: Key, now: Instant) {
+        self.begin_attempt(key);
+        if self.registrar.connected().is_empty() {
+            self.enter(key, Phase::Discovery, now);
+        } else {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.deadline = Some(now + self.settings.coordination_timeout);
+            }
+            self.open(key);
+        }
+        self.sessions.reschedule(key);
+    }
+
+    /// A coordinator is connected: sessions that wait for one go on.
+    pub(super) fn coordinator_arrived(&mut self, now: Instant) {
+        for key in self.sessions.keys() {
+            let Some(session) = self.sessions.get(key).filter(|s| s.phase == Phase::Discovery) else {
+                continue;
+            };
+            match (&session.opening, session.flow) {
+                (Some(opening), Some(_)) if !opening.first_flight.is_empty() => self.ask(key, now),
+                (_, None) => self.open(key),
+                _ => {}
+            }
+            self.sessions.reschedule(key);
+        }
+    }
+
+    /// The first flight of `flow` was captured: one or two datagrams, to travel inside `PUNCH_ME_NOW`.
+    pub fn handle_first_flight(&mut self, flow: FlowId, datagrams: Vec<Bytes>, now: Instant) {
+        let Some(key) = self.sessions.of_flow(flow) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let awaited = matches!(session.phase, Phase::Discovery | Phase::Coordination);
+        let Some(opening) = session.opening.as_mut().filter(|o| awaited && o.first_flight.is_empty()) else {
+            return;
+        };
+        if datagrams.is_empty()
+            || datagrams.len() > MAX_FIRST_FLIGHT_DATAGRAMS
+            || datagrams.iter().any(Bytes::is_empty)
+        {
+            return self.fail(key, FailureReason::Handshake, now);
+        }
+        opening.first_flight = datagrams;
+        self.ask(key, now);
+        self.sessions.reschedule(key);
+    }
+
+    /// Sends `PUNCH_ME_NOW` to the coordinators that are connected.
+    fn ask(&mut self, key: Key, now: Instant) {
+        let mut coordinators = self.registrar.connected();
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(opening) = &session.opening else { return };
+        if coordinators.is_empty() {
+            // Back to waiting, with the flight at hand; only a retry is not in Discovery already.
+            if session.phase != Phase::Discovery {
+                self.enter(key, Phase::Discovery, now);
+            }
+            return;
+        }
+        // Another attempt begins with other coordinators.
+        let shift = session.failures as usize * MAX_ASKED % coordinators.len();
+        coordinators.rotate_left(shift);
+        coordinators.truncate(MAX_ASKED);
+        let loopback =
+            coordinators.iter().any(|(_, link)| self.links.get(*link).is_some_and(Link::is_loopback));
+        let request = PunchRequest {
+            session: session.id,
+            round: session.attempt,
+            initiator: self.keypair.public().encode_protobuf().into(),
+            responder: session.peer,
+            lifetime: self.settings.coordination_timeout,
+            probe_key: opening.secret.public(),
+            candidates: self.network.candidates_for(loopback),
+            first_flight: opening.first_flight.clone(),
+        };
+        // Only a key that cannot sign, or a flight that is no flight, fails here.
+        let Ok(signature) = request.sign(&self.keypair) else {
+            return self.fail(key, FailureReason::Handshake, now);
+        };
+        if session.phase != Phase::Coordination {
+            self.enter(key, Phase::Coordination, now);
+        }
+        let Some(opening) = self.sessions.get_mut(key).and_then(|session| session.opening.as_mut()) else {
+            return;
+        };
+        opening.asked_at = Some(now);
+        for (peer, link) in coordinators {
+            opening.asked.push(Asked { peer, link, standing: Standing::Pending });
+            let punch = PunchMeNow { request: request.clone(), signature: signature.clone(), observed: None };
+            self.out.frame(link, Frame::PunchMeNow(Box::new(punch)));
+        }
+    }
+
+    /// A coordinator says where the responder may be reached. The first answer that the responder signed counts.
+    pub(super) fn punch_answer(&mut self, (id, link): (LinkId, &Link), answer: PunchAnswer, now: Instant) {
+        let key = self.sessions.of_id(answer.session);
+        let Some((key, session)) = key.and_then(|key| Some((key, self.sessions.get_mut(key)?))) else {
+            return self.out.refuse_frame();
+        };
+        let (peer, phase, attempt) = (session.peer, session.phase, session.attempt);
+        let asked = session.opening.as_mut().filter(|_| attempt == answer.round);
+        let Some(opening) = asked else { return self.out.refuse_frame() };
+        let (asked_at, secret) = (opening.asked_at, opening.secret.clone());
+        let asked = opening.asked.iter_mut().find(|a| a.peer == link.peer && a.standing == Standing::Pending);
+        let Some(asked) = asked else { return self.out.refuse_frame() };
+        let keys = answer.verify(peer).ok().and_then(|()| {
+            let theirs = &answer.registration.probe_key;
+            ProbeKeys::derive(&secret, theirs, answer.session, &self.peer, &peer, SessionRole::Initiator).ok()
+        });
+        let Some(keys) = keys else {
+            asked.standing = Standing::Forged;
+            self.out.refuse_frame();
+            return self.judge_standings(key, now);
+        };
+        asked.standing = Standing::Answered;
+        self.out.counters.coordinations += 1;
+        self.out.counters.coordination_time +=
+            asked_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
+        if phase != Phase::Coordination {
+            // Another coordinator was faster; that this one answered too matters only if the other's is refused.
+            return;
+        }
+        self.sessions.set_keys(key, Some(keys));
+        self.enter(key, Phase::Synchronization, now);
+        self.form_checklist(key, answer.candidates, (id, link), answer.observed, now);
+        self.pump(key, now);
+    }
+
+    /// A coordinator, or the responder through it, says no; `false` if that answers nothing we asked.
+    pub(super) fn punch_rejected(
+        &mut self,
+        from: &PeerId,
+        (id, round): (SessionId, u32),
+        reason: RejectReason,
+        now: Instant,
+    ) -> bool {
+        let Some(key) = self.sessions.of_id(id) else { return false };
+        let Some(session) = self.sessions.get_mut(key).filter(|session| session.attempt == round) else {
+            return false;
+        };
+        let Some(opening) = &mut session.opening else { return false };
+        let unanswered = |a: &&mut Asked| matches!(a.standing, Standing::Pending | Standing::Answered);
+        let Some(asked) = opening.asked.iter_mut().filter(unanswered).find(|a| a.peer == *from) else {
+            return false;
+        };
+        // The responder's own session to us goes on instead: its request is on its way here, so wait for that.
+        if reason != RejectReason::Superseded {
+            asked.standing = Standing::Rejected(reason);
+            self.judge_standings(key, now);
+        }
+        true
+    }
+
+    /// The link to a coordinator is gone, and so is the chance that it answers.
+    pub(super) fn coordinator_lost(&mut self, link: LinkId, now: Instant) {
+        for key in self.sessions.keys() {
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            let Some(opening) = &mut session.opening else { continue };
+            let pending = |a: &&mut Asked| a.link == link && a.standing == Standing::Pending;
+            if let Some(asked) = opening.asked.iter_mut().find(pending) {
+                asked.standing = Standing::Lost;
+                self.judge_standings(key, now);
+            }
+        }
+    }
+
+    /// Fails the attempt if no coordinator is left that may help.
+    fn judge_standings(&mut self, key: Key, now: Instant) {
+        // Once the peer itself was heard, a coordinator's word counts no more.
+        let unheard = self.sessions.get(key).filter(|session| session.phase != Phase::Validation);
+        let Some(opening) = unheard.and_then(|session| session.opening.as_ref()) else { return };
+        let hopeful = |a: &Asked| matches!(a.standing, Standing::Pending | Standing::Answered);
+        if opening.asked.iter().any(hopeful) {
+            return;
+        }
+        let reasons = || {
+            opening.asked.iter().filter_map(|a| match a.standing {
+                Standing::Rejected(reason) => Some(reason),
+                _ => None,
+            })
+        };
+        let lost = opening.asked.iter().any(|a| a.standing == Standing::Lost);
+        let forged = opening.asked.iter().any(|a| a.standing == Standing::Forged);
+        let reason = match reasons().find(|reason| is_temporary(*reason)) {
+            Some(reason) => FailureReason::Rejected(reason),
+            None if forged => FailureReason::Forged,
+            // The link will be up again before the next attempt, or Discovery finds out.
+            None if lost => FailureReason::CoordinationTimeout,
+            None => reasons().next_back().map_or(FailureReason::CoordinationTimeout, FailureReason::Rejected),
+        };
+        self.fail(key, reason, now);
+    }
+}

@@ -1,0 +1,225 @@
+//! How sessions go from phase to phase, fail, try again and end.
+
+use std::time::Instant;
+
+use libp2p_identity::PeerId;
+
+use super::Agent;
+use crate::core::{
+    FlowId, backoff,
+    command::Command,
+    event::{Event, FailureReason, Phase, SessionRole},
+    frame::RejectReason,
+    session::{Key, Session},
+};
+
+impl Agent {
+    /// The QUIC handshake of `flow` is finished: the peer is who it should be.
+    pub fn handle_established(&mut self, flow: FlowId, now: Instant) {
+        let Some(key) = self.sessions.of_flow(flow) else { return };
+        let Some(session) = self.sessions.get(key).filter(|session| session.in_flight) else { return };
+        let (peer, role, elapsed) =
+            (session.peer, session.role, now.saturating_duration_since(session.started));
+        let Some(path) = session.checklist.as_ref().and_then(|checklist| checklist.likeliest()) else {
+            // No packet can have come through without a path; what the shell says cannot be.
+            return self.fail(key, FailureReason::Handshake, now);
+        };
+        self.enter(key, Phase::Connected, now);
+        self.end_attempt(key, true);
+        self.sessions.unname(key);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.opening = None;
+            session.targets.shrink_to_fit();
+        }
+        self.out.event(Event::Connected { peer, role, path, elapsed });
+        self.settle(key);
+    }
+
+    /// The handshake of `flow` failed, or its connection ended.
+    pub fn handle_closed(&mut self, flow: FlowId, now: Instant) {
+        let Some(key) = self.sessions.of_flow(flow) else { return };
+        self.sessions.set_flow(key, None);
+        if self.sessions.get(key).is_some_and(Session::is_connected) {
+            self.sessions.remove(key);
+        } else {
+            self.fail(key, FailureReason::Handshake, now);
+        }
+    }
+
+    /// Nobody here wants a connection to `peer` any more. A session that the peer asked for goes on.
+    pub fn cancel(&mut self, peer: &PeerId, now: Instant) {
+        let Some(key) = self.sessions.pending_with(peer) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.wanted = false;
+        if session.role == SessionRole::Initiator {
+            self.fail(key, FailureReason::Cancelled, now);
+        }
+    }
+
+    /// Goes to another phase, reports it and starts its time-out.
+    pub(super) fn enter(&mut self, key: Key, to: Phase, now: Instant) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let from = session.phase;
+        let after = now.saturating_duration_since(session.phase_since);
+        session.phase = to;
+        session.phase_since = now;
+        session.deadline = self.settings.timeout(to).map(|timeout| now + timeout);
+        self.out.event(Event::Phase {
+            peer: session.peer,
+            role: session.role,
+            attempt: session.attempt,
+            from: Some(from),
+            to,
+            after,
+        });
+    }
+
+    /// As [`enter`](Self::enter), for a session that has just been made in its first phase.
+    pub(super) fn enter_first(&mut self, key: Key, now: Instant) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.deadline = self.settings.timeout(session.phase).map(|timeout| now + timeout);
+        self.out.event(Event::Phase {
+            peer: session.peer,
+            role: session.role,
+            attempt: session.attempt,
+            from: None,
+            to: session.phase,
+            after: std::time::Duration::ZERO,
+        });
+    }
+
+    pub(super) fn begin_attempt(&mut self, key: Key) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && !session.in_flight
+        {
+            session.in_flight = true;
+            self.out.counters.attempts += 1;
+            self.out.counters.in_flight += 1;
+            if session.role == SessionRole::Responder {
+                self.gate.responding += 1;
+            }
+        }
+    }
+
+    pub(super) fn end_attempt(&mut self, key: Key, success: bool) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && session.in_flight
+        {
+            session.in_flight = false;
+            self.out.counters.in_flight -= 1;
+            match success {
+                true => self.out.counters.successes += 1,
+                false => self.out.counters.failures += 1,
+            }
+            if session.role == SessionRole::Responder {
+                self.gate.responding -= 1;
+            }
+        }
+    }
+
+    /// Ends the attempt under way without a connection, and leaves nothing of it.
+    pub(super) fn abandon_attempt(&mut self, key: Key) {
+        self.end_attempt(key, false);
+        if let Some(flow) = self.sessions.get(key).and_then(|session| session.flow) {
+            self.out.command(Command::Close { flow });
+        }
+        self.sessions.set_flow(key, None);
+        self.sessions.set_keys(key, None);
+        if let Some(session) = self.sessions.get_mut(key) {
+            let measured = session.checklist.take().and_then(|checklist| checklist.best_rtt());
+            session.rtt = measured.or(session.rtt);
+            session.opening = None;
+            session.targets = Vec::new();
+        }
+    }
+
+    /// The attempt has failed: another one follows, or the session ends.
+    pub(super) fn fail(&mut self, key: Key, reason: FailureReason, now: Instant) {
+        self.abandon_attempt(key);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.failures += 1;
+        let again = session.wanted && session.failures < self.settings.max_attempts && is_retryable(reason);
+        if again {
+            return self.rest(key, reason, now);
+        }
+        self.enter(key, Phase::Failed, now);
+        if let Some(session) = self.sessions.remove(key) {
+            let elapsed = now.saturating_duration_since(session.started);
+            self.out.event(Event::Failed { peer: session.peer, role: session.role, reason, elapsed });
+        }
+    }
+
+    /// Waits before the next attempt, in which we are the initiator whoever was it before.
+    fn rest(&mut self, key: Key, reason: FailureReason, now: Instant) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let delay = backoff::delay(session.failures - 1, &mut self.rng);
+        let (peer, attempt) = (session.peer, session.attempt);
+        let was_responder = session.role == SessionRole::Responder;
+        session.role = SessionRole::Initiator;
+        session.attempt = session.failures;
+        if was_responder {
+            let id = self.new_session_id();
+            self.sessions.name(key, id);
+        }
+        self.enter(key, Phase::Coordination, now);
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.deadline = Some(now + delay);
+        }
+        self.out.event(Event::Retry { peer, attempt, reason, delay });
+        self.sessions.reschedule(key);
+    }
+
+    /// A deadline of the session has come: that of its phase, of its backoff, or of a probe.
+    pub(super) fn session_timeout(&mut self, key: Key, now: Instant) {
+        let Some(session) = self.sessions.get(key) else { return };
+        if session.deadline.is_none_or(|at| at > now) {
+            return self.pump(key, now);
+        }
+        if session.is_resting() {
+            return self.try_again(key, now);
+        }
+        let has_flight = session.opening.as_ref().is_none_or(|opening| !opening.first_flight.is_empty());
+        let reason = match session.phase {
+            Phase::Discovery if session.flow.is_none() => FailureReason::NoCoordinator,
+            Phase::Coordination if session.flow.is_some() && has_flight => FailureReason::CoordinationTimeout,
+            Phase::Discovery | Phase::Coordination if has_flight => FailureReason::NoCoordinator,
+            Phase::Discovery | Phase::Coordination => FailureReason::SynchronizationTimeout,
+            Phase::Synchronization => FailureReason::NoCandidates,
+            Phase::Punching => FailureReason::PunchingTimeout,
+            Phase::Validation | Phase::Connected | Phase::Failed => FailureReason::ValidationTimeout,
+        };
+        self.fail(key, reason, now);
+    }
+}
+
+/// Whether another attempt can end otherwise.
+pub(super) fn is_retryable(reason: FailureReason) -> bool {
+    match reason {
+        FailureReason::Rejected(reason) => is_temporary(reason),
+        FailureReason::CoordinationTimeout
+        | FailureReason::Forged
+        | FailureReason::NoCandidates
+        | FailureReason::SynchronizationTimeout
+        | FailureReason::PunchingTimeout
+        | FailureReason::ValidationTimeout
+        | FailureReason::Handshake => true,
+        // Discovery has had its time-out to wait for a coordinator.
+        FailureReason::NoCoordinator
+        | FailureReason::Cancelled
+        | FailureReason::TooManySessions
+        | FailureReason::DialSelf => false,
+    }
+}
+
+/// Whether who said so may say otherwise in a moment.
+pub(super) fn is_temporary(reason: RejectReason) -> bool {
+    match reason {
+        RejectReason::RateLimited | RejectReason::Full | RejectReason::Expired | RejectReason::Superseded => {
+            true
+        }
+        RejectReason::NotConnected
+        | RejectReason::NotWilling
+        | RejectReason::Unsupported
+        | RejectReason::Malformed => false,
+    }
+}

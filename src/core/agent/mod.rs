@@ -1,0 +1,279 @@
+//! The agent: every decision of the protocol.
+//!
+//! It is a state machine without I/O. Inputs are the `handle_*` methods and [`connect`](Agent::connect); after each of
+//! them the shell drains [`poll_transmit`](Agent::poll_transmit), [`poll_command`](Agent::poll_command),
+//! [`poll_frame`](Agent::poll_frame) and [`poll_event`](Agent::poll_event), in this order, so that a probe is on its way
+//! before the QUIC flight that follows it. When [`poll_timeout`](Agent::poll_timeout) is reached it calls
+//! [`handle_timeout`](Agent::handle_timeout). The same inputs at the same times with the same seed give the same outputs.
+//!
+//! A session that has begun ends in exactly one [`Event::Connected`] or one [`Event::Failed`]. After `Failed` nothing
+//! is left of it here; after `Connected` it stays until [`handle_closed`](Agent::handle_closed) of its flow.
+
+mod control;
+mod initiator;
+mod lifecycle;
+mod probing;
+mod responder;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use libp2p_identity::{Keypair, PeerId};
+use rand::{Rng, SeedableRng, rngs::StdRng};
+
+pub use super::outbox::Transmit;
+use super::{
+    FlowId, LinkId, SocketId,
+    command::Command,
+    coordinator::Coordinator,
+    event::{Counters, Event, FailureReason, Phase, SessionRole},
+    frame::Frame,
+    keys::ProbeSecret,
+    links::Links,
+    network::Network,
+    outbox::Outbox,
+    registration::{Identity, Registrar},
+    session::Table,
+    targets::{Scope, scope},
+};
+use crate::config::{Config, PhaseTimeouts, Role};
+use responder::Gate;
+
+/// Sessions of one agent, connected ones included.
+pub const MAX_SESSIONS: usize = 65_536;
+
+/// The state machine of the protocol. See the [module](self).
+#[derive(Debug)]
+pub struct Agent {
+    peer: PeerId,
+    keypair: Keypair,
+    /// The public half is part of every registration.
+    probe_secret: ProbeSecret,
+    rng: StdRng,
+    settings: Settings,
+    network: Network,
+    links: Links,
+    coordinator: Coordinator,
+    registrar: Registrar,
+    gate: Gate,
+    sessions: Table,
+    next_flow: u64,
+    out: Outbox,
+}
+
+/// What is used of [`Config`].
+#[derive(Debug)]
+struct Settings {
+    role: Role,
+    max_candidates: usize,
+    max_concurrent_attempts: usize,
+    max_attempts: u32,
+    coordination_timeout: Duration,
+    phase_timeouts: PhaseTimeouts,
+}
+
+impl Agent {
+    /// An agent of the peer of `keypair`, with no sockets and no coordinators. All randomness comes from `seed`, which must
+    /// be unpredictable to others. `config` has been validated.
+    pub fn new(config: &Config, keypair: Keypair, seed: [u8; 32], _now: Instant) -> Self {
+        let mut rng = StdRng::from_seed(seed);
+        let settings = Settings {
+            role: config.role,
+            max_candidates: config.max_candidates,
+            max_concurrent_attempts: config.max_concurrent_attempts,
+            max_attempts: config.max_attempts,
+            coordination_timeout: config.coordination_timeout,
+            phase_timeouts: config.phase_timeouts.clone(),
+        };
+        Self {
+            peer: keypair.public().to_peer_id(),
+            keypair,
+            probe_secret: ProbeSecret::new(rng.random()),
+            rng,
+            network: Network::new(settings.max_candidates),
+            links: Links::default(),
+            coordinator: Coordinator::new(matches!(settings.role, Role::Server | Role::Bootstrap)),
+            registrar: Registrar::new(settings.coordination_timeout),
+            gate: Gate::new(),
+            sessions: Table::default(),
+            next_flow: 0,
+            out: Outbox::default(),
+            settings,
+        }
+    }
+
+    /// A UDP socket is ready. `local` may be a wildcard; `accepts` if it is a listener's.
+    pub fn handle_socket_up(&mut self, socket: SocketId, local: SocketAddr, accepts: bool, now: Instant) {
+        self.network.socket_up(socket, local, accepts);
+        self.refresh_candidates(now);
+        self.extend_checklists(now);
+    }
+
+    /// A UDP socket is gone, and every path of it.
+    pub fn handle_socket_down(&mut self, socket: SocketId, now: Instant) {
+        if self.network.socket_down(socket) {
+            self.refresh_candidates(now);
+            self.shrink_checklists(socket, now);
+        }
+    }
+
+    /// An interface has an address, in a network of `prefix_len` bits.
+    pub fn handle_interface_up(&mut self, address: IpAddr, prefix_len: u8, now: Instant) {
+        if self.network.interface_up(address, prefix_len) {
+            self.refresh_candidates(now);
+            self.network_changed(address, now);
+        }
+    }
+
+    /// An interface has lost an address.
+    pub fn handle_interface_down(&mut self, address: IpAddr, now: Instant) {
+        if self.network.interface_down(address) {
+            self.refresh_candidates(now);
+            self.network_changed(address, now);
+        }
+    }
+
+    /// Sessions probe anew if the address that came or went may have carried them.
+    fn network_changed(&mut self, address: IpAddr, now: Instant) {
+        if matches!(scope(address), Scope::Private | Scope::Global) {
+            self.restart_checklists(now);
+        }
+    }
+
+    /// Whether an external address of ours is confirmed. [`Role::Auto`] coordinates as long as one is.
+    pub fn handle_reachable(&mut self, reachable: bool, _now: Instant) {
+        if self.settings.role == Role::Auto {
+            self.coordinator.set_active(reachable, &mut self.out);
+        }
+    }
+
+    /// Time has come to [`poll_timeout`](Self::poll_timeout).
+    pub fn handle_timeout(&mut self, now: Instant) {
+        if self.coordinator.next_deadline().is_some_and(|at| at <= now) {
+            self.coordinator.handle_timeout(now);
+        }
+        if self.network.observations.next_expiry().is_some_and(|at| at <= now)
+            && self.network.observations.expire(now)
+        {
+            self.refresh_candidates(now);
+            self.report_views();
+        }
+        for key in self.sessions.due(now) {
+            self.session_timeout(key, now);
+        }
+        if self.registrar.next_deadline().is_some_and(|at| at <= now) {
+            self.run_registrar(now);
+        }
+    }
+
+    /// When [`handle_timeout`](Self::handle_timeout) must be called next. It may change with every input.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        [
+            self.sessions.next_deadline(),
+            self.registrar.next_deadline(),
+            self.coordinator.next_deadline(),
+            self.network.observations.next_expiry(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    /// The next probe to send.
+    pub fn poll_transmit(&mut self) -> Option<Transmit> {
+        self.out.transmits.pop_front()
+    }
+
+    /// The next frame to send.
+    pub fn poll_frame(&mut self) -> Option<(LinkId, Frame)> {
+        self.out.frames.pop_front()
+    }
+
+    /// The next request to the path layer.
+    pub fn poll_command(&mut self) -> Option<Command> {
+        self.out.commands.pop_front()
+    }
+
+    /// The next thing to report.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.out.events.pop_front()
+    }
+
+    /// What happened so far.
+    pub fn counters(&self) -> Counters {
+        self.out.counters
+    }
+
+    /// The peer of the session of `flow`, and our part in it. A flow that was closed has none.
+    pub fn session_of(&self, flow: FlowId) -> Option<(PeerId, SessionRole)> {
+        let session = self.sessions.get(self.sessions.of_flow(flow)?)?;
+        Some((session.peer, session.role))
+    }
+
+    /// The phase of the session with `peer`; of several, that of the one that has no connection yet.
+    pub fn phase(&self, peer: &PeerId) -> Option<Phase> {
+        let key = self.sessions.pending_with(peer).or_else(|| self.sessions.of_peer(peer).last())?;
+        self.sessions.get(key).map(|session| session.phase)
+    }
+
+    /// Sessions, connected ones included.
+    pub fn sessions(&self) -> usize {
+        self.sessions.len()
+    }
+
+    /// Our addresses or what is known of them may have changed.
+    fn refresh_candidates(&mut self, now: Instant) {
+        if self.network.refresh() {
+            self.registrar.candidates_changed(now);
+        }
+    }
+
+    fn report_views(&mut self) {
+        for (socket, view) in self.network.changed_views() {
+            self.out.event(Event::Mapping {
+                socket,
+                mapping: view.mapping,
+                port_preserved: view.port_preserved,
+                allocation_step: view.allocation_step,
+            });
+        }
+    }
+
+    fn run_registrar(&mut self, now: Instant) {
+        let identity = Identity { keypair: &self.keypair, probe_key: self.probe_secret.public() };
+        self.registrar.run(&identity, (&self.network, &self.links), (now, &mut self.rng), &mut self.out);
+    }
+}
+
+impl Settings {
+    /// How long a phase may last; `None` for as long as it likes.
+    fn timeout(&self, phase: Phase) -> Option<Duration> {
+        match phase {
+            Phase::Discovery => Some(self.phase_timeouts.discovery),
+            Phase::Coordination => Some(self.coordination_timeout),
+            Phase::Synchronization => Some(self.phase_timeouts.synchronization),
+            Phase::Punching => Some(self.phase_timeouts.punching),
+            Phase::Validation => Some(self.phase_timeouts.validation),
+            Phase::Connected | Phase::Failed => None,
+        }
+    }
+
+    /// Pairs of one checklist that the peer's candidates and our sockets may form: an IPv4 and an IPv6 listener, or two
+    /// interfaces, times the candidates.
+    fn max_pairs(&self) -> usize {
+        2 * self.max_candidates
+    }
+}
+
+/// Why [`Agent::connect`] refuses.
+fn check_connect(agent: &Agent, peer: &PeerId) -> Result<(), FailureReason> {
+    if *peer == agent.peer {
+        Err(FailureReason::DialSelf)
+    } else if agent.sessions.len() >= MAX_SESSIONS {
+        Err(FailureReason::TooManySessions)
+    } else {
+        Ok(())
+    }
+}

@@ -1,0 +1,312 @@
+//! Probes: forming checklists, sending and answering, choosing the path.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use rand::Rng;
+
+use super::Agent;
+use crate::core::{
+    LinkId, Path, SocketId,
+    candidate::{self, Candidate, CandidateKind, keep_best, pair_priority},
+    checklist::{Checklist, Origin},
+    command::Command,
+    event::{Event, Phase, SessionRole},
+    links::Link,
+    probe::{PROBE_LEN, Probe, tag_of},
+    session::{Key, Session, Target},
+    targets::{Policy, Scope, scope},
+};
+
+/// What QUIC may send to where an authentic probe came from, before that path is validated: three times the probe and
+/// the full-size datagram of the server's flight that comes with it (RFC 9000 §8.1). Enough for the client to finish.
+const HEARD_BUDGET: usize = 3 * (PROBE_LEN + 1200);
+
+impl Agent {
+    /// A datagram that begins like a probe arrived on `path`.
+    pub fn handle_datagram(&mut self, path: Path, datagram: &[u8], now: Instant) {
+        let key = tag_of(datagram).and_then(|tag| self.sessions.of_tag(tag));
+        let probe = key.and_then(|key| {
+            let keys = self.sessions.get(key)?.keys()?;
+            Some((key, Probe::decode(datagram, keys).ok()?))
+        });
+        let Some((key, probe)) = probe.filter(|_| self.is_usable(path)) else {
+            self.out.counters.probes_refused += 1;
+            return;
+        };
+        self.out.counters.probes_received += 1;
+        match probe {
+            Probe::Challenge { data, nominate } => self.challenged(key, path, (data, nominate), now),
+            Probe::Response { data, .. } => self.answered(key, path, data, now),
+        }
+        self.settle(key);
+    }
+
+    fn is_usable(&self, path: Path) -> bool {
+        self.network.socket(path.socket).is_some()
+            && path.remote.port() != 0
+            && scope(path.remote.ip()) != Scope::Never
+    }
+
+    fn challenged(&mut self, key: Key, path: Path, (data, nominate): ([u8; 8], bool), now: Instant) {
+        let triggered = self.rng.random();
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let priority = pair_priority_of(session.role, path.remote.ip(), {
+            candidate::priority(CandidateKind::PeerReflexive, path.remote.ip())
+        });
+        let (flow, connected) = (session.flow, session.is_connected());
+        let Some(checklist) = &mut session.checklist else { return };
+        let heard = checklist.on_challenge(path, priority, nominate, now);
+        if heard.capped {
+            self.out.cap_hit();
+        }
+        let due = if heard.trigger { checklist.trigger(path, triggered, now) } else { None };
+        if heard.is_new && connected {
+            checklist.recheck_selected(now);
+        }
+        let Some(keys) = session.keys() else { return };
+        if heard.answer {
+            self.out.probe(path, Probe::Response { data, observed: path.remote }, keys);
+        }
+        if let Some(due) = due {
+            self.out.probe(due.path, Probe::Challenge { data: due.data, nominate: due.nominate }, keys);
+        }
+        if let Some(flow) = flow.filter(|_| heard.is_new) {
+            self.out.command(Command::Admit { flow, path });
+        }
+        if heard.answer {
+            self.heard(key, path, now);
+        }
+    }
+
+    /// An authentic challenge came from `path`: QUIC may answer there, if the peer or its coordinator named the address.
+    fn heard(&mut self, key: Key, path: Path, now: Instant) {
+        self.validating(key, now);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let (role, flow) = (session.role, session.flow);
+        let Some(checklist) = &mut session.checklist else { return };
+        let unselected = checklist.selected.is_none();
+        let announced = checklist.is_announced(path.remote);
+        if let Some(pair) = checklist.get_mut(path)
+            && let Some(flow) = flow
+            && role == SessionRole::Initiator
+            && announced
+            && unselected
+            && !pair.permitted
+        {
+            pair.permitted = true;
+            self.out.command(Command::Permit { flow, path, budget: HEARD_BUDGET });
+        }
+        self.choose(key, now);
+    }
+
+    fn answered(&mut self, key: Key, path: Path, data: [u8; 8], now: Instant) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let peer = session.peer;
+        let Some(checklist) = &mut session.checklist else { return };
+        let Some((rtt, first)) = checklist.on_response(path, data, now) else { return };
+        self.validating(key, now);
+        if first {
+            self.out.event(Event::PathValidated { peer, path, rtt });
+        }
+        self.choose(key, now);
+    }
+
+    /// The first authentic probe begins the phase Validation.
+    fn validating(&mut self, key: Key, now: Instant) {
+        let phase = self.sessions.get(key).map(|session| session.phase);
+        if matches!(phase, Some(Phase::Synchronization | Phase::Punching)) {
+            self.enter(key, Phase::Validation, now);
+        }
+    }
+
+    /// Selects another path if there is reason to, and sends the probe that is due, such as the nomination.
+    fn choose(&mut self, key: Key, now: Instant) {
+        self.select(key, now);
+        self.pump(key, now);
+    }
+
+    fn select(&mut self, key: Key, now: Instant) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let (peer, flow) = (session.peer, session.flow);
+        if let Some(path) = session.checklist.as_mut().and_then(|checklist| checklist.reconsider(now))
+            && let Some(flow) = flow
+        {
+            self.out.command(Command::Select { flow, path });
+            self.out.event(Event::PathSelected { peer, path });
+        }
+    }
+
+    /// Sends the probe that is due, if one is, and brings the timers up to date.
+    pub(super) fn pump(&mut self, key: Key, now: Instant) {
+        let data = self.rng.random();
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let due = session.checklist.as_mut().and_then(|checklist| checklist.poll(now, data));
+        let phase = session.phase;
+        if let Some(due) = due
+            && let Some(keys) = session.keys()
+        {
+            self.out.probe(due.path, Probe::Challenge { data: due.data, nominate: due.nominate }, keys);
+            if phase == Phase::Synchronization {
+                self.enter(key, Phase::Punching, now);
+            }
+        }
+        // A probe that goes unanswered may be the one by which the selected path proves dead.
+        self.select(key, now);
+        self.settle(key);
+    }
+
+    /// Brings the timers up to date, and drops what a connected session that idles does not need.
+    pub(super) fn settle(&mut self, key: Key) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && session.is_connected()
+            && let Some(flow) = session.flow
+            && let Some(checklist) = session.checklist.as_mut().filter(|checklist| checklist.is_idle())
+        {
+            for path in checklist.compact() {
+                self.out.command(Command::Forget { flow, path });
+            }
+        }
+        self.sessions.reschedule(key);
+    }
+
+    /// Forms the pairs of our sockets and the addresses that may be probed.
+    pub(super) fn form_checklist(
+        &mut self,
+        key: Key,
+        mut candidates: Vec<Candidate>,
+        (_, link): (LinkId, &Link),
+        observed: Option<SocketAddr>,
+        now: Instant,
+    ) {
+        let policy = Policy {
+            prefixes: &self.network.prefixes(),
+            reflexive: &self.network.observations.reflexive_ips(),
+            own: &self.network.own_addresses(),
+            coordinator: link.remote,
+            observed,
+        };
+        candidates.retain(|candidate| policy.allows(candidate.address));
+        if keep_best(&mut candidates, self.settings.max_candidates) > 0 {
+            self.out.cap_hit();
+        }
+        let observed = observed.filter(|address| policy.allows(*address));
+        let mut targets: Vec<Target> = observed
+            .map(|remote| Target {
+                remote,
+                priority: candidate::priority(CandidateKind::PeerReflexive, remote.ip()),
+                origin: Origin::Observed,
+            })
+            .into_iter()
+            .collect();
+        let mut known: BTreeSet<SocketAddr> = observed.into_iter().collect();
+        for Candidate { address: remote, priority, .. } in candidates.iter().copied() {
+            if known.insert(remote) {
+                targets.push(Target { remote, priority, origin: Origin::Announced });
+            }
+        }
+        let (burst, max_pairs) = (self.settings.max_concurrent_attempts, self.settings.max_pairs());
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.targets = targets;
+        session.checklist = Some(Box::new(Checklist::new(session.role, burst, max_pairs)));
+        let local = self.network.candidates_for(link.is_loopback());
+        self.out.event(Event::Candidates { peer: session.peer, local, remote: candidates });
+        self.extend_checklist(key, link.socket, now);
+    }
+
+    /// Adds the pairs that are missing from a checklist; of two sockets `first` comes first.
+    fn extend_checklist(&mut self, key: Key, first: Option<SocketId>, now: Instant) {
+        let max_pairs = self.settings.max_pairs();
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let (flow, role) = (session.flow, session.role);
+        let (Some(checklist), Some(flow)) = (&mut session.checklist, flow) else { return };
+        for target in &session.targets {
+            let mut sockets = self.network.sockets_for(target.remote);
+            sockets.sort_by_key(|socket| Some(*socket) != first);
+            for socket in sockets {
+                let path = Path { socket, remote: target.remote };
+                if checklist.pairs().len() >= max_pairs {
+                    return self.out.cap_hit();
+                }
+                let priority = pair_priority_of(role, target.remote.ip(), target.priority);
+                if checklist.add(path, priority, target.origin, now) {
+                    self.out.command(Command::Admit { flow, path });
+                }
+            }
+        }
+    }
+
+    /// Lets the server's flight go to the address that the coordinator observed, within `budget` bytes.
+    pub(super) fn permit_observed(
+        &mut self,
+        key: Key,
+        link: &Link,
+        observed: Option<SocketAddr>,
+        budget: usize,
+    ) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let (Some(checklist), Some(flow)) = (&mut session.checklist, session.flow) else { return };
+        let usable = || checklist.pairs().iter().filter(|pair| pair.origin == Origin::Observed);
+        // What the coordinator saw, it saw from over there: through the same socket of ours the NATs know each other.
+        let path = usable()
+            .find(|pair| Some(pair.path.socket) == link.socket)
+            .or_else(|| usable().next())
+            .map(|pair| pair.path)
+            .filter(|path| Some(path.remote) == observed);
+        if let Some(path) = path
+            && let Some(pair) = checklist.get_mut(path)
+        {
+            pair.permitted = true;
+            self.out.command(Command::Permit { flow, path, budget });
+        }
+    }
+
+    /// Our sockets changed: new pairs are probed at once.
+    pub(super) fn extend_checklists(&mut self, now: Instant) {
+        for key in self.probing() {
+            self.extend_checklist(key, None, now);
+            self.pump(key, now);
+        }
+    }
+
+    /// A socket is gone: its pairs go, and another path takes over if it carried the connection.
+    pub(super) fn shrink_checklists(&mut self, socket: SocketId, now: Instant) {
+        for key in self.probing() {
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            let (Some(checklist), Some(flow)) = (&mut session.checklist, session.flow) else { continue };
+            for path in checklist.remove_socket(socket) {
+                self.out.command(Command::Forget { flow, path });
+            }
+            self.choose(key, now);
+        }
+    }
+
+    /// Our addresses changed: every pair is probed anew.
+    pub(super) fn restart_checklists(&mut self, now: Instant) {
+        for key in self.probing() {
+            self.extend_checklist(key, None, now);
+            if let Some(checklist) = self.sessions.get_mut(key).and_then(|s| s.checklist.as_mut()) {
+                checklist.restart(now);
+            }
+            self.pump(key, now);
+        }
+    }
+
+    fn probing(&self) -> Vec<Key> {
+        let has_checklist = |key: &Key| self.sessions.get(*key).is_some_and(Session::is_probing);
+        self.sessions.keys().into_iter().filter(has_checklist).collect()
+    }
+}
+
+/// The priority of a pair whose other end has `remote_priority`. Ours is that of a host candidate: what we send from is
+/// always a socket of this host.
+fn pair_priority_of(role: SessionRole, remote: IpAddr, remote_priority: u32) -> u64 {
+    let local = candidate::priority(CandidateKind::Host, remote);
+    match role {
+        SessionRole::Initiator => pair_priority(local, remote_priority),
+        SessionRole::Responder => pair_priority(remote_priority, local),
+    }
+}

@@ -1,0 +1,208 @@
+//! Sessions that others ask for.
+
+use std::time::{Duration, Instant};
+
+use libp2p_identity::PeerId;
+
+use super::{Agent, MAX_SESSIONS};
+use crate::core::{
+    LinkId, SessionId,
+    command::Command,
+    event::{Phase, SessionRole},
+    frame::{MAX_FIRST_FLIGHT_DATAGRAMS, PunchMeNow, RejectReason},
+    keys::ProbeKeys,
+    limits::{PeerBuckets, Rate, Recent, Refused},
+    links::Link,
+    session::{Key, Session},
+};
+
+/// Sessions under way that others asked for.
+const MAX_RESPONDING: usize = 1024;
+/// Connections that one peer may have from sessions that it asked for, and ask for another.
+const MAX_CONNECTED_TO_ONE: usize = 4;
+/// Requests that one coordinator may pass to us. Each costs a signature check, about 50 µs.
+const COORDINATOR_RATE: Rate = Rate { interval: Duration::from_millis(10), burst: 200 };
+/// Requests of one initiator: its attempts are at least half a second apart.
+const INITIATOR_RATE: Rate = Rate { interval: Duration::from_millis(500), burst: 10 };
+/// Requests remembered, so that one that is played again does nothing.
+const MAX_SEEN: usize = 4096;
+/// How long they are remembered. A request played again after that costs what any request of that peer costs.
+const SEEN_LIFETIME: Duration = Duration::from_secs(600);
+/// Peers whose request rate is remembered.
+const MAX_BUCKETS: usize = 4096;
+
+/// What guards us as a responder.
+#[derive(Debug)]
+pub(super) struct Gate {
+    coordinators: PeerBuckets,
+    initiators: PeerBuckets,
+    /// By initiator, session and round.
+    seen: Recent<(PeerId, SessionId, u32), ()>,
+    /// Sessions under way as a responder.
+    pub(super) responding: usize,
+}
+
+impl Gate {
+    pub(super) fn new() -> Self {
+        Self {
+            coordinators: PeerBuckets::new(COORDINATOR_RATE, MAX_BUCKETS),
+            initiators: PeerBuckets::new(INITIATOR_RATE, MAX_BUCKETS),
+            seen: Recent::new(MAX_SEEN, SEEN_LIFETIME),
+            responding: 0,
+        }
+    }
+}
+
+/// What is to be done with a request.
+enum Verdict {
+    Accept(Box<ProbeKeys>, PeerId),
+    /// It came before, likely through another coordinator.
+    Ignore,
+    Reject(RejectReason),
+}
+
+impl Agent {
+    /// `PUNCH_ME_NOW` for us.
+    pub(super) fn requested(&mut self, (id, link): (LinkId, &Link), punch: PunchMeNow, now: Instant) {
+        let name = (punch.request.session, punch.request.round);
+        match self.judge(&link.peer, &punch, now) {
+            Verdict::Accept(keys, initiator) => self.respond((id, link), punch, *keys, initiator, now),
+            Verdict::Ignore => {}
+            Verdict::Reject(reason) => {
+                match reason {
+                    RejectReason::Malformed | RejectReason::Expired => self.out.refuse_frame(),
+                    RejectReason::RateLimited | RejectReason::Full => self.out.cap_hit(),
+                    _ => {}
+                }
+                self.out.reject(id, name, reason);
+            }
+        }
+    }
+
+    /// Cheap checks come first, the signature before everything that speaks of the initiator.
+    fn judge(&mut self, coordinator: &PeerId, punch: &PunchMeNow, now: Instant) -> Verdict {
+        let request = &punch.request;
+        if !self.registrar.has_asked(coordinator) {
+            self.out.refuse_frame();
+            return Verdict::Reject(RejectReason::NotWilling);
+        }
+        if self.gate.coordinators.take(*coordinator, now).is_err() {
+            return Verdict::Reject(RejectReason::RateLimited);
+        }
+        if request.lifetime.is_zero() {
+            return Verdict::Reject(RejectReason::Expired);
+        }
+        let flight = &request.first_flight;
+        if flight.is_empty()
+            || flight.len() > MAX_FIRST_FLIGHT_DATAGRAMS
+            || flight.iter().any(|datagram| datagram.is_empty())
+        {
+            return Verdict::Reject(RejectReason::Malformed);
+        }
+        if !self.network.accepts() {
+            return Verdict::Reject(RejectReason::NotWilling);
+        }
+        let initiator = match punch.verify() {
+            Ok(initiator) if initiator != self.peer => initiator,
+            _ => return Verdict::Reject(RejectReason::Malformed),
+        };
+        let name = (initiator, request.session, request.round);
+        if self.gate.seen.get(&name, now).is_some() {
+            return Verdict::Ignore;
+        }
+        match self.gate.initiators.take(initiator, now) {
+            Ok(()) => {}
+            Err(Refused::Empty | Refused::Capacity) => return Verdict::Reject(RejectReason::RateLimited),
+        }
+        if self.gate.seen.insert(name, (), now) {
+            self.out.cap_hit();
+        }
+        if let Some(reason) = self.objection(&initiator, punch) {
+            return Verdict::Reject(reason);
+        }
+        let (ours, theirs) = (&self.probe_secret, &request.probe_key);
+        match ProbeKeys::derive(ours, theirs, request.session, &initiator, &self.peer, SessionRole::Responder)
+        {
+            Ok(keys) => Verdict::Accept(Box::new(keys), initiator),
+            Err(_) => Verdict::Reject(RejectReason::Malformed),
+        }
+    }
+
+    /// What speaks against an authentic request, in view of the sessions that there are.
+    fn objection(&self, initiator: &PeerId, punch: &PunchMeNow) -> Option<RejectReason> {
+        let pending = self.sessions.pending_with(initiator).and_then(|key| self.sessions.get(key));
+        if let Some(session) = pending {
+            let is_old = session.role == SessionRole::Responder
+                && session.id == punch.request.session
+                && session.attempt >= punch.request.round;
+            if is_old {
+                return Some(RejectReason::Expired);
+            }
+            // Both sides ask at once: the session of the lower PeerId goes on, on both sides.
+            let is_ours = session.role == SessionRole::Initiator && session.has_asked();
+            if is_ours && self.peer.to_bytes() < initiator.to_bytes() {
+                return Some(RejectReason::Superseded);
+            }
+        }
+        let is_responding =
+            pending.is_some_and(|session| session.role == SessionRole::Responder && session.in_flight);
+        let connected = self
+            .sessions
+            .of_peer(initiator)
+            .filter(|key| self.sessions.get(*key).is_some_and(Session::is_connected))
+            .count();
+        let is_full = (pending.is_none() && self.sessions.len() >= MAX_SESSIONS)
+            || (!is_responding && self.gate.responding >= MAX_RESPONDING)
+            || connected >= MAX_CONNECTED_TO_ONE;
+        is_full.then_some(RejectReason::Full)
+    }
+
+    /// Takes the responder's part: in a new session, beside the connected ones; or in the one that is under way with
+    /// this peer, whose attempt ends with that.
+    fn respond(
+        &mut self,
+        (id, link): (LinkId, &Link),
+        punch: PunchMeNow,
+        keys: ProbeKeys,
+        initiator: PeerId,
+        now: Instant,
+    ) {
+        let request = punch.request;
+        let key = match self.sessions.pending_with(&initiator) {
+            Some(key) => {
+                self.sessions.unname(key);
+                self.abandon_attempt(key);
+                self.take_part(key, (request.session, request.round));
+                self.enter(key, Phase::Synchronization, now);
+                key
+            }
+            None => {
+                let role = SessionRole::Responder;
+                let session = Session::new(initiator, request.session, role, Phase::Synchronization, now);
+                let key = self.sessions.insert(session);
+                self.take_part(key, (request.session, request.round));
+                self.enter_first(key, now);
+                key
+            }
+        };
+        self.begin_attempt(key);
+        self.sessions.set_keys(key, Some(keys));
+        let flow = self.new_flow();
+        self.sessions.set_flow(key, Some(flow));
+        let bytes: usize = request.first_flight.iter().map(|datagram| datagram.len()).sum();
+        let rtt = self.sessions.get(key).and_then(|session| session.rtt);
+        let first_flight = request.first_flight;
+        self.out.command(Command::Accept { flow, peer: initiator, first_flight, rtt });
+        self.form_checklist(key, request.candidates, (id, link), punch.observed, now);
+        self.permit_observed(key, link, punch.observed, 3 * bytes);
+        self.pump(key, now);
+    }
+
+    fn take_part(&mut self, key: Key, (id, attempt): (SessionId, u32)) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.role = SessionRole::Responder;
+            session.id = id;
+            session.attempt = attempt;
+        }
+    }
+}

@@ -1,0 +1,39 @@
+//! Exponential backoff with jitter.
+
+use std::time::Duration;
+
+use rand::Rng;
+
+/// The first delay, before jitter.
+pub(crate) const BASE: Duration = Duration::from_secs(1);
+/// The longest delay.
+pub(crate) const CAP: Duration = Duration::from_secs(30);
+
+/// The delay after `failures` failures in a row, counted from 0: between half of and the whole of `BASE * 2^failures`,
+/// at most [`CAP`].
+///
+/// Half of it is fixed, so that a retry is never immediate; half is random, so that peers that failed together do
+/// not come back together.
+pub(crate) fn delay(failures: u32, rng: &mut impl Rng) -> Duration {
+    let whole = BASE.saturating_mul(1 << failures.min(16)).min(CAP);
+    let half = whole / 2;
+    half + half.mul_f64(rng.random::<f64>())
+}
+
+#[cfg(test)]
+mod tests {
+    use rand::{SeedableRng, rngs::StdRng};
+
+    use super::*;
+
+    #[test]
+    fn delays_double_from_one_second_to_thirty_with_half_of_each_left_to_chance() {
+        let mut rng = StdRng::seed_from_u64(7);
+        for (failures, whole) in [(0, 1), (1, 2), (2, 4), (3, 8), (4, 16), (5, 30), (6, 30), (u32::MAX, 30)] {
+            let whole = Duration::from_secs(whole);
+            let delays: Vec<_> = (0..100).map(|_| delay(failures, &mut rng)).collect();
+            assert!(delays.iter().all(|d| *d >= whole / 2 && *d <= whole), "{failures}: {delays:?}");
+            assert!(delays.iter().any(|d| *d != delays[0]), "{failures}: no jitter");
+        }
+    }
+}

@@ -1,0 +1,497 @@
+//! The pairs of a session, when each is probed, and which one is selected (RFC 8445 §6.1.2, paced for punching).
+//!
+//! Every pair is probed at 0, 33, 67, 133 ms … after its start, no two probes of a session leave within 5 ms, and only
+//! so many pairs are in their opening burst at once. Answers and the challenges that a challenge triggers do not wait.
+
+use std::{
+    cmp::Reverse,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use super::{
+    Path, SocketId,
+    event::SessionRole,
+    limits::{Rate, TokenBucket},
+    targets::is_lan,
+};
+
+/// When each probe of a pair leaves, in milliseconds after the first: about doubling, dense at first because both sides
+/// must hit the same moment, and over before a NAT forgets (RFC 4787 REQ-5).
+pub(crate) const SCHEDULE: [u64; 9] = [0, 33, 67, 133, 267, 533, 1067, 2133, 4267];
+/// How many probes make the opening burst of a pair.
+pub(crate) const OPENING: usize = 5;
+/// The least time between two probes of a session that were not asked for (RFC 8445 §14.2).
+pub(crate) const PACE: Duration = Duration::from_millis(5);
+/// How long after its last probe a pair may still be answered.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// Challenges of a pair that may still be answered; older ones are forgotten.
+const MAX_OUTSTANDING: usize = 4;
+/// Challenges of a pair that were triggered by the peer's, between two starts.
+const MAX_TRIGGERED: u8 = 9;
+/// Pairs that the peer's own probes may add.
+const MAX_PEER_REFLEXIVE: usize = 8;
+/// Challenges answered in one session: the peer sends a dozen for each pair at most, and only within seconds.
+const ANSWERS: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
+/// Unanswered probes after which a path that once worked counts as dead.
+const DEAD_AFTER: u8 = 4;
+/// Paths kept beside the selected one when a session idles.
+const SPARES: usize = 2;
+
+/// RFC 8445 §6.1.2.6.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    Waiting,
+    InProgress,
+    Succeeded,
+    Failed,
+}
+
+/// The order in which working paths are preferred, whatever their RTT.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Class {
+    Lan,
+    V6,
+    V4,
+}
+
+impl Class {
+    fn of(ip: IpAddr) -> Self {
+        match ip {
+            _ if is_lan(ip) => Class::Lan,
+            IpAddr::V6(_) => Class::V6,
+            IpAddr::V4(_) => Class::V4,
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Pair {
+    pub(crate) path: Path,
+    /// RFC 8445 §6.1.2.3.
+    priority: u64,
+    /// Coordinator-observed, or signed by the peer; peer-reflexive if neither.
+    pub(crate) origin: Origin,
+    pub(crate) state: State,
+    sent: u8,
+    triggered: u8,
+    /// An authentic challenge came over it.
+    pub(crate) heard: bool,
+    /// QUIC may use it before it is validated.
+    pub(crate) permitted: bool,
+    /// Of the first probe; before that, since when the pair waits.
+    started: Instant,
+    rtt: Option<Duration>,
+    outstanding: Vec<Challenge>,
+}
+
+/// How we came to know the remote address of a pair, the most trusted first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Origin {
+    /// The coordinator saw the peer there.
+    Observed,
+    /// The peer signed it.
+    Announced,
+    /// An authentic probe came from there.
+    PeerReflexive,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Challenge {
+    data: [u8; 8],
+    sent: Instant,
+    nominate: bool,
+}
+
+/// The initiator tells the responder which path it selected, until that is answered.
+#[derive(Debug, Clone, Copy)]
+struct Nomination {
+    sent: u8,
+    started: Instant,
+}
+
+#[derive(Debug)]
+pub(crate) struct Checklist {
+    pairs: Vec<Pair>,
+    role: SessionRole,
+    burst: usize,
+    /// Probes that may still be sent to paths that never answered.
+    budget: u32,
+    full_budget: u32,
+    last_sent: Option<Instant>,
+    pub(crate) selected: Option<Path>,
+    /// Nominated by the initiator before it was validated here.
+    nominated: Option<Path>,
+    nomination: Option<Nomination>,
+    answers: TokenBucket,
+}
+
+/// A challenge to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Due {
+    pub(crate) path: Path,
+    pub(crate) data: [u8; 8],
+    pub(crate) nominate: bool,
+}
+
+/// What an authentic challenge led to.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct Heard {
+    /// Answer it.
+    pub(crate) answer: bool,
+    /// Challenge the path in turn.
+    pub(crate) trigger: bool,
+    /// The path was unknown and now is a pair.
+    pub(crate) is_new: bool,
+    /// A cap was met.
+    pub(crate) capped: bool,
+}
+
+impl Checklist {
+    /// `burst` pairs open at once; at most `max_pairs` pairs are probed for their whole schedule.
+    pub(crate) fn new(role: SessionRole, burst: usize, max_pairs: usize) -> Self {
+        let probes = max_pairs.saturating_mul(SCHEDULE.len());
+        let budget = u32::try_from(probes).unwrap_or(u32::MAX);
+        Self {
+            pairs: Vec::new(),
+            role,
+            burst,
+            budget,
+            full_budget: budget,
+            last_sent: None,
+            selected: None,
+            nominated: None,
+            nomination: None,
+            answers: TokenBucket::default(),
+        }
+    }
+
+    pub(crate) fn pairs(&self) -> &[Pair] {
+        &self.pairs
+    }
+
+    fn get(&self, path: Path) -> Option<&Pair> {
+        self.pairs.iter().find(|pair| pair.path == path)
+    }
+
+    pub(crate) fn get_mut(&mut self, path: Path) -> Option<&mut Pair> {
+        self.pairs.iter_mut().find(|pair| pair.path == path)
+    }
+
+    /// Adds a pair, to be probed from `now` on; `false` if it is known.
+    pub(crate) fn add(&mut self, path: Path, priority: u64, origin: Origin, now: Instant) -> bool {
+        if self.get(path).is_some() {
+            return false;
+        }
+        let pair = Pair {
+            path,
+            priority,
+            origin,
+            state: State::Waiting,
+            sent: 0,
+            triggered: 0,
+            heard: false,
+            permitted: false,
+            started: now,
+            rtt: None,
+            outstanding: Vec::new(),
+        };
+        let place = self.pairs.partition_point(|other| {
+            (other.origin != Origin::Observed, Reverse(other.priority))
+                <= (origin != Origin::Observed, Reverse(priority))
+        });
+        self.pairs.insert(place, pair);
+        true
+    }
+
+    /// Removes the pairs of a socket that is gone and returns their paths.
+    pub(crate) fn remove_socket(&mut self, socket: SocketId) -> Vec<Path> {
+        let gone: Vec<Path> = self.pairs.iter().map(|p| p.path).filter(|p| p.socket == socket).collect();
+        self.pairs.retain(|pair| pair.path.socket != socket);
+        if self.selected.is_some_and(|path| path.socket == socket) {
+            self.selected = None;
+            self.nomination = None;
+        }
+        gone
+    }
+
+    /// Probes every pair anew: the network changed. A selected path stays selected until it proves dead.
+    pub(crate) fn restart(&mut self, now: Instant) {
+        self.budget = self.full_budget;
+        for pair in &mut self.pairs {
+            pair.restart(now);
+        }
+    }
+
+    /// Probes the selected path anew: the peer seems to have moved.
+    pub(crate) fn recheck_selected(&mut self, now: Instant) {
+        if let Some(pair) = self.selected.and_then(|path| self.get_mut(path))
+            && pair.state == State::Succeeded
+        {
+            pair.restart(now);
+        }
+    }
+
+    /// Whether nothing is left to probe.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.next_due().is_none()
+    }
+
+    /// Drops what an idle session does not need and returns the paths that are no longer probed for.
+    pub(crate) fn compact(&mut self) -> Vec<Path> {
+        let (mut spares, selected) = (SPARES, self.selected);
+        let mut gone = Vec::new();
+        self.pairs.retain_mut(|pair| {
+            pair.outstanding = Vec::new();
+            let keep = Some(pair.path) == selected || (pair.state == State::Succeeded && spares > 0);
+            if !keep {
+                gone.push(pair.path);
+            } else if Some(pair.path) != selected {
+                spares -= 1;
+            }
+            keep
+        });
+        self.pairs.shrink_to_fit();
+        gone
+    }
+
+    /// When [`poll`](Self::poll) has something to do.
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        let paced = self.last_sent.map(|at| at + PACE);
+        let probe = self.next_probe().map(|(at, _)| paced.map_or(at, |paced| at.max(paced)));
+        let failing = self.pairs.iter().filter_map(Pair::fails_at).min();
+        [probe, failing].into_iter().flatten().min()
+    }
+
+    /// What is probed next, and when it is due, pace aside.
+    fn next_probe(&self) -> Option<(Instant, Next)> {
+        let opening = self.pairs.iter().filter(|pair| pair.is_opening()).count();
+        let affordable = |pair: &Pair| self.budget > 0 || pair.rtt.is_some();
+        let mut next: Option<(Instant, Next)> = self.nomination.and_then(|nomination| {
+            let after = SCHEDULE.get(usize::from(nomination.sent))?;
+            Some((nomination.started + Duration::from_millis(*after), Next::Nomination))
+        });
+        for (i, pair) in self.pairs.iter().enumerate().filter(|(_, pair)| affordable(pair)) {
+            let due = match pair.state {
+                State::Waiting if opening < self.burst => Some(pair.started),
+                State::InProgress => pair.next_due(),
+                _ => None,
+            };
+            if let Some(due) = due
+                && next.is_none_or(|(at, _)| due < at)
+            {
+                next = Some((due, Next::Pair(i)));
+            }
+        }
+        next
+    }
+
+    /// The next probe that is due, at most one. Also lets pairs fail whose time is over.
+    pub(crate) fn poll(&mut self, now: Instant, data: [u8; 8]) -> Option<Due> {
+        for pair in self.pairs.iter_mut().filter(|pair| pair.fails_at().is_some_and(|at| at <= now)) {
+            pair.state = State::Failed;
+            pair.outstanding = Vec::new();
+        }
+        if self.last_sent.is_some_and(|at| at + PACE > now) {
+            return None;
+        }
+        let (_, next) = self.next_probe().filter(|(at, _)| *at <= now)?;
+        self.last_sent = Some(now);
+        match next {
+            Next::Nomination => {
+                let path = self.selected?;
+                if let Some(nomination) = &mut self.nomination {
+                    nomination.sent += 1;
+                    if usize::from(nomination.sent) == SCHEDULE.len() {
+                        self.nomination = None;
+                    }
+                }
+                self.challenge(path, data, true, now)
+            }
+            Next::Pair(index) => {
+                let pair = self.pairs.get_mut(index)?;
+                if pair.state == State::Waiting {
+                    pair.state = State::InProgress;
+                    pair.started = now;
+                }
+                pair.sent += 1;
+                if pair.rtt.is_none() {
+                    self.budget -= 1;
+                }
+                let path = pair.path;
+                self.challenge(path, data, false, now)
+            }
+        }
+    }
+
+    fn challenge(&mut self, path: Path, data: [u8; 8], nominate: bool, now: Instant) -> Option<Due> {
+        let pair = self.get_mut(path)?;
+        if pair.outstanding.len() >= MAX_OUTSTANDING {
+            pair.outstanding.remove(0);
+        }
+        pair.outstanding.push(Challenge { data, sent: now, nominate });
+        Some(Due { path, data, nominate })
+    }
+
+    /// The challenge that an authentic one on `path` triggers at once (RFC 8445 §7.3.1.4).
+    pub(crate) fn trigger(&mut self, path: Path, data: [u8; 8], now: Instant) -> Option<Due> {
+        let pair = self.get_mut(path)?;
+        pair.triggered += 1;
+        if pair.state == State::Waiting {
+            // It counts as the pair's first.
+            pair.state = State::InProgress;
+            pair.started = now;
+            pair.sent = 1;
+        }
+        self.challenge(path, data, false, now)
+    }
+
+    /// Takes an authentic challenge from `path`.
+    pub(crate) fn on_challenge(&mut self, path: Path, priority: u64, nominate: bool, now: Instant) -> Heard {
+        if !self.answers.take(ANSWERS, now) {
+            return Heard { capped: true, ..Heard::default() };
+        }
+        let mut heard = Heard { answer: true, ..Heard::default() };
+        if self.get(path).is_none() {
+            let known = self.pairs.iter().filter(|pair| pair.origin == Origin::PeerReflexive).count();
+            if known >= MAX_PEER_REFLEXIVE {
+                return Heard { capped: true, ..Heard::default() };
+            }
+            heard.is_new = self.add(path, priority, Origin::PeerReflexive, now);
+        }
+        if nominate && self.role == SessionRole::Responder {
+            self.nominated = Some(path);
+        }
+        if let Some(pair) = self.get_mut(path) {
+            pair.heard = true;
+            if pair.state == State::Failed {
+                pair.restart(now);
+            }
+            heard.trigger = pair.state != State::Succeeded && pair.triggered < MAX_TRIGGERED;
+        }
+        heard
+    }
+
+    /// Takes an authentic response from `path`. If it answers a challenge sent on that very path, the path is validated
+    /// (RFC 9000 §8.2.2) and this is its RTT, with whether it is the first.
+    pub(crate) fn on_response(
+        &mut self,
+        path: Path,
+        data: [u8; 8],
+        now: Instant,
+    ) -> Option<(Duration, bool)> {
+        let selected = self.selected;
+        let pair = self.get_mut(path)?;
+        let index = pair.outstanding.iter().position(|challenge| challenge.data == data)?;
+        let challenge = pair.outstanding.remove(index);
+        let rtt = now.saturating_duration_since(challenge.sent);
+        let first = pair.rtt.is_none();
+        pair.rtt = Some(pair.rtt.map_or(rtt, |known| known.min(rtt)));
+        pair.state = State::Succeeded;
+        pair.heard = true;
+        if challenge.nominate && selected == Some(path) {
+            self.nomination = None;
+        }
+        Some((rtt, first))
+    }
+
+    /// Selects another path if there is reason to, and returns it.
+    ///
+    /// The first that is validated is selected by both sides at once. Later the initiator moves to a clearly better one,
+    /// and the responder follows its nominations; both leave a path that died.
+    pub(crate) fn reconsider(&mut self, now: Instant) -> Option<Path> {
+        let current = self.selected.and_then(|path| self.get(path));
+        let stays = current.is_some_and(|pair| !pair.is_dead());
+        let nominated =
+            self.nominated.filter(|path| self.get(*path).is_some_and(|pair| pair.state == State::Succeeded));
+        let best = self.pairs.iter().filter(|pair| pair.state == State::Succeeded).min_by_key(|p| p.rank());
+        let next = match (self.role, nominated) {
+            (SessionRole::Responder, Some(path)) => Some(path),
+            (SessionRole::Responder, None) => best.map(|pair| pair.path).filter(|_| !stays),
+            (SessionRole::Initiator, _) => best
+                .filter(|best| !stays || current.is_some_and(|current| best.is_clearly_better(current)))
+                .map(|pair| pair.path),
+        };
+        if nominated.is_some() {
+            self.nominated = None;
+        }
+        let next = next.filter(|path| self.selected != Some(*path))?;
+        self.selected = Some(next);
+        if self.role == SessionRole::Initiator {
+            self.nomination = Some(Nomination { sent: 0, started: now });
+        }
+        Some(next)
+    }
+
+    /// The best path that is known to work in at least one direction, or is thought to.
+    pub(crate) fn likeliest(&self) -> Option<Path> {
+        let heard = || self.pairs.iter().find(|pair| pair.heard).or(self.pairs.first());
+        self.selected.or_else(|| heard().map(|pair| pair.path))
+    }
+
+    /// The shortest RTT that was measured.
+    pub(crate) fn best_rtt(&self) -> Option<Duration> {
+        self.pairs.iter().filter_map(|pair| pair.rtt).min()
+    }
+
+    /// Whether `remote` is one that the peer or its coordinator named.
+    pub(crate) fn is_announced(&self, remote: SocketAddr) -> bool {
+        self.pairs.iter().any(|pair| pair.path.remote == remote && pair.origin != Origin::PeerReflexive)
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Next {
+    Nomination,
+    Pair(usize),
+}
+
+impl Pair {
+    fn restart(&mut self, now: Instant) {
+        self.state = State::Waiting;
+        self.sent = 0;
+        self.triggered = 0;
+        self.started = now;
+    }
+
+    fn is_opening(&self) -> bool {
+        self.state == State::InProgress && usize::from(self.sent) < OPENING
+    }
+
+    fn next_due(&self) -> Option<Instant> {
+        let after = SCHEDULE.get(usize::from(self.sent))?;
+        Some(self.started + Duration::from_millis(*after))
+    }
+
+    fn fails_at(&self) -> Option<Instant> {
+        let over = self.state == State::InProgress && self.next_due().is_none();
+        let last = SCHEDULE.last().copied().unwrap_or_default();
+        over.then(|| self.started + Duration::from_millis(last) + PATIENCE)
+    }
+
+    fn is_dead(&self) -> bool {
+        match self.state {
+            State::Succeeded | State::Waiting => false,
+            State::InProgress => self.sent > DEAD_AFTER,
+            State::Failed => true,
+        }
+    }
+
+    fn rank(&self) -> (Class, Duration, Reverse<u64>) {
+        (Class::of(self.path.remote.ip()), self.rtt.unwrap_or(Duration::MAX), Reverse(self.priority))
+    }
+
+    /// Another class decides; within one the RTT must be a quarter and 5 ms shorter, so that noise moves nothing.
+    fn is_clearly_better(&self, than: &Pair) -> bool {
+        let (class, rtt, _) = self.rank();
+        let (other_class, other_rtt, _) = than.rank();
+        match class.cmp(&other_class) {
+            std::cmp::Ordering::Less => true,
+            std::cmp::Ordering::Equal => {
+                let shorter = other_rtt.saturating_sub(rtt);
+                shorter >= other_rtt / 4 && shorter >= Duration::from_millis(5)
+            }
+            std::cmp::Ordering::Greater => false,
+        }
+    }
+}

@@ -1,0 +1,325 @@
+//! Coordinating for others: a registry of peers, and passing `PUNCH_ME_NOW` on.
+//!
+//! A coordinator verifies no signatures: the endpoints do, and it can only drop what passes through it. What it vouches
+//! for in its own name is the address at which it sees a peer.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::{Duration, Instant},
+};
+
+use libp2p_identity::PeerId;
+use sha2::{Digest, Sha256};
+
+use super::{
+    LinkId, SessionId,
+    candidate::Candidate,
+    frame::{Frame, MAX_FRAME_CANDIDATES, PunchAnswer, PunchMeNow, Registration, RejectReason},
+    limits::{Rate, Recent, TokenBucket},
+    links::{Link, Links},
+    outbox::Outbox,
+};
+
+/// Peers that may be registered at once. At about 1 KiB each this is a small part of what their connections cost.
+pub(crate) const MAX_REGISTRATIONS: usize = 10_000;
+/// The longest a registration lasts without another `REGISTER`.
+pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(3600);
+/// `REGISTER`s of one peer: candidates change in bursts when a laptop changes networks, and rarely otherwise.
+pub(crate) const REGISTER_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 10 };
+/// `PUNCH_ME_NOW`s of one peer: a DHT walk dials a few dozen peers at once, hardly ever more than ten a second for long.
+pub(crate) const PUNCH_RATE: Rate = Rate { interval: Duration::from_millis(100), burst: 20 };
+/// Requests whose `PUNCH_REJECTED` can still be brought back to the initiator.
+const MAX_FORWARDS: usize = 65_536;
+/// How long a responder may take for its `PUNCH_REJECTED`.
+const FORWARD_LIFETIME: Duration = Duration::from_secs(10);
+
+/// A peer that we coordinate for.
+#[derive(Debug)]
+struct Registered {
+    link: LinkId,
+    registration: Registration,
+    candidates: Vec<Candidate>,
+    expires: Instant,
+}
+
+/// What a peer may still do, as long as it is connected.
+#[derive(Debug, Default)]
+struct Client {
+    links: usize,
+    register: TokenBucket,
+    punch: TokenBucket,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Forward {
+    initiator: PeerId,
+    link: LinkId,
+    round: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Coordinator {
+    active: bool,
+    clients: BTreeMap<PeerId, Client>,
+    /// Candidates announced on each link, by sequence number.
+    announced: BTreeMap<LinkId, BTreeMap<u64, Candidate>>,
+    registry: BTreeMap<PeerId, Registered>,
+    expiries: BTreeSet<(Instant, PeerId)>,
+    /// By responder and session.
+    forwards: Recent<(PeerId, SessionId), Forward>,
+}
+
+impl Coordinator {
+    pub(crate) fn new(active: bool) -> Self {
+        Self {
+            active,
+            clients: BTreeMap::new(),
+            announced: BTreeMap::new(),
+            registry: BTreeMap::new(),
+            expiries: BTreeSet::new(),
+            forwards: Recent::new(MAX_FORWARDS, FORWARD_LIFETIME),
+        }
+    }
+
+    /// Begins or ends to coordinate. Who was registered is told of the end.
+    pub(crate) fn set_active(&mut self, active: bool, out: &mut Outbox) {
+        self.active = active;
+        if !active {
+            self.expiries.clear();
+            self.announced.clear();
+            for entry in std::mem::take(&mut self.registry).into_values() {
+                let generation = entry.registration.generation;
+                let reason = RejectReason::NotWilling;
+                out.frame(entry.link, Frame::RegisterRejected { generation, reason });
+            }
+        }
+    }
+
+    pub(crate) fn link_up(&mut self, peer: PeerId) {
+        self.clients.entry(peer).or_default().links += 1;
+    }
+
+    pub(crate) fn link_down(&mut self, id: LinkId, peer: &PeerId) {
+        self.announced.remove(&id);
+        if self.registry.get(peer).is_some_and(|entry| entry.link == id) {
+            self.forget(peer);
+        }
+        if let Some(client) = self.clients.get_mut(peer) {
+            client.links = client.links.saturating_sub(1);
+            if client.links == 0 {
+                self.clients.remove(peer);
+            }
+        }
+    }
+
+    fn forget(&mut self, peer: &PeerId) {
+        if let Some(entry) = self.registry.remove(peer) {
+            self.expiries.remove(&(entry.expires, *peer));
+        }
+    }
+
+    /// When the next registration expires.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.expiries.first().map(|(at, _)| *at)
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        while let Some((at, peer)) = self.expiries.first().copied()
+            && at <= now
+        {
+            self.forget(&peer);
+        }
+        self.forwards.expire(now);
+    }
+
+    pub(crate) fn add_address(&mut self, link: LinkId, candidate: Candidate, out: &mut Outbox) {
+        if !self.active {
+            return;
+        }
+        let announced = self.announced.entry(link).or_default();
+        if announced.len() >= MAX_FRAME_CANDIDATES && !announced.contains_key(&candidate.sequence) {
+            out.cap_hit();
+            return out.refuse_frame();
+        }
+        announced.insert(candidate.sequence, candidate);
+    }
+
+    pub(crate) fn remove_address(&mut self, link: LinkId, sequence: u64) {
+        if let Some(announced) = self.announced.get_mut(&link) {
+            announced.remove(&sequence);
+        }
+    }
+
+    pub(crate) fn register(
+        &mut self,
+        (id, link): (LinkId, &Link),
+        registration: Registration,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let generation = registration.generation;
+        match self.try_register((id, link), registration, now) {
+            Ok(lifetime) => out.frame(id, Frame::Registered { generation, lifetime }),
+            Err(reason) => {
+                match reason {
+                    RejectReason::Full | RejectReason::RateLimited => out.cap_hit(),
+                    RejectReason::Malformed => out.refuse_frame(),
+                    _ => {}
+                }
+                out.frame(id, Frame::RegisterRejected { generation, reason });
+            }
+        }
+    }
+
+    fn try_register(
+        &mut self,
+        (id, link): (LinkId, &Link),
+        registration: Registration,
+        now: Instant,
+    ) -> Result<Duration, RejectReason> {
+        if !self.active {
+            return Err(RejectReason::NotWilling);
+        }
+        if !self.clients.entry(link.peer).or_default().register.take(REGISTER_RATE, now) {
+            return Err(RejectReason::RateLimited);
+        }
+        let known = self.registry.get(&link.peer);
+        let is_older = known.is_some_and(|entry| {
+            entry.link == id && entry.registration.generation >= registration.generation
+        });
+        if is_older || registration.lifetime.is_zero() || !is_key_of(&registration.peer, &link.peer) {
+            return Err(RejectReason::Malformed);
+        }
+        if known.is_none() && self.registry.len() >= MAX_REGISTRATIONS {
+            return Err(RejectReason::Full);
+        }
+        let lifetime = registration.lifetime.min(MAX_LIFETIME);
+        let candidates =
+            self.announced.get(&id).map(|all| all.values().copied().collect()).unwrap_or_default();
+        self.forget(&link.peer);
+        let expires = now + lifetime;
+        self.expiries.insert((expires, link.peer));
+        self.registry.insert(link.peer, Registered { link: id, registration, candidates, expires });
+        Ok(lifetime)
+    }
+
+    /// Passes a request on, and answers it at once with what the responder has registered.
+    pub(crate) fn punch_me_now(
+        &mut self,
+        (id, link): (LinkId, &Link),
+        mut punch: Box<PunchMeNow>,
+        links: &Links,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let (session, round) = (punch.request.session, punch.request.round);
+        let answer = match self.try_forward((id, link), &punch, now) {
+            Ok(entry) => {
+                let observed = links.get(entry.link).and_then(|link| link.remote);
+                let registration = entry.registration.clone();
+                let candidates = entry.candidates.clone();
+                (entry.link, PunchAnswer { session, round, registration, candidates, observed })
+            }
+            Err(reason) => {
+                out.counters.requests_rejected += 1;
+                match reason {
+                    RejectReason::RateLimited => out.cap_hit(),
+                    RejectReason::Malformed => out.refuse_frame(),
+                    _ => {}
+                }
+                return out.reject(id, (session, round), reason);
+            }
+        };
+        let (responder_link, answer) = answer;
+        out.counters.requests_forwarded += 1;
+        let forward = Forward { initiator: link.peer, link: id, round };
+        if self.forwards.insert((punch.request.responder, session), forward, now) {
+            out.cap_hit();
+        }
+        punch.observed = link.remote;
+        out.frame(id, Frame::PunchAnswer(Box::new(answer)));
+        out.frame(responder_link, Frame::PunchMeNow(punch));
+    }
+
+    fn try_forward(
+        &mut self,
+        (_, link): (LinkId, &Link),
+        punch: &PunchMeNow,
+        now: Instant,
+    ) -> Result<&Registered, RejectReason> {
+        let request = &punch.request;
+        if !self.active {
+            return Err(RejectReason::NotWilling);
+        }
+        if !self.clients.entry(link.peer).or_default().punch.take(PUNCH_RATE, now) {
+            return Err(RejectReason::RateLimited);
+        }
+        if request.lifetime.is_zero() {
+            return Err(RejectReason::Expired);
+        }
+        // Nobody may have us pass on what claims to be another's; the responder would find out, at a higher price.
+        if !is_key_of(&request.initiator, &link.peer) {
+            return Err(RejectReason::Malformed);
+        }
+        let taken = self.forwards.get(&(request.responder, request.session), now);
+        if taken.is_some_and(|forward| forward.initiator != link.peer) {
+            return Err(RejectReason::Malformed);
+        }
+        self.registry
+            .get(&request.responder)
+            .filter(|entry| entry.expires > now)
+            .ok_or(RejectReason::NotConnected)
+    }
+
+    /// Brings a responder's `PUNCH_REJECTED` back to the initiator, if we passed the request on; `false` if not.
+    pub(crate) fn rejected(
+        &mut self,
+        responder: &PeerId,
+        (session, round): (SessionId, u32),
+        reason: RejectReason,
+        now: Instant,
+        out: &mut Outbox,
+    ) -> bool {
+        match self.forwards.get(&(*responder, session), now) {
+            Some(forward) if forward.round == round => {
+                out.reject(forward.link, (session, round), reason);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether `key`, a public key in protobuf encoding, is that of `peer`, without decoding the key.
+///
+/// A PeerId is a multihash of the encoded key: identity up to 42 bytes, SHA-256 above (libp2p peer-ids specification).
+fn is_key_of(key: &[u8], peer: &PeerId) -> bool {
+    const IDENTITY: u8 = 0x00;
+    const SHA2_256: u8 = 0x12;
+    let multihash = peer.to_bytes();
+    match (multihash.split_first_chunk(), u8::try_from(key.len())) {
+        (Some((&[IDENTITY, length], digest)), Ok(found)) => length == found && digest == key,
+        (Some((&[SHA2_256, 32], digest)), _) => digest == Sha256::digest(key).as_slice(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p_identity::Keypair;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_told_from_another_without_decoding_it() {
+        let ours = Keypair::generate_ed25519();
+        let other = Keypair::generate_ed25519();
+        assert!(is_key_of(&ours.public().encode_protobuf(), &ours.public().to_peer_id()));
+        assert!(!is_key_of(&other.public().encode_protobuf(), &ours.public().to_peer_id()));
+        assert!(!is_key_of(&[], &ours.public().to_peer_id()));
+        let hashed = [&[0x12, 32][..], &Sha256::digest([7; 64])].concat();
+        let hashed = PeerId::from_bytes(&hashed).unwrap();
+        assert!(is_key_of(&[7; 64], &hashed));
+        assert!(!is_key_of(&[8; 64], &hashed));
+    }
+}

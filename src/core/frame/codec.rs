@@ -1,0 +1,375 @@
+//! Frames to bytes and back.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use libp2p_identity::PeerId;
+
+use super::{
+    DecodeError, Frame, PunchAnswer, PunchMeNow, PunchRequest, Registration, RejectReason,
+    wire::{Reader, is_v6, peek_varint, put_address, put_bytes, put_varint},
+};
+use crate::core::{
+    SessionId,
+    candidate::{Candidate, CandidateKind},
+};
+
+/// Bytes of type and payload that a frame may have.
+pub const MAX_FRAME_LEN: usize = 16 * 1024;
+/// Candidates that one frame may carry.
+pub const MAX_FRAME_CANDIDATES: usize = 256;
+/// Datagrams that a first flight may have; it has at least one.
+pub const MAX_FIRST_FLIGHT_DATAGRAMS: usize = 2;
+/// Bytes that each datagram of a first flight may have.
+pub const MAX_FIRST_FLIGHT_DATAGRAM: usize = 1500;
+/// Bytes of a signature: that of the largest libp2p key, RSA with 8,192 bits.
+pub const MAX_SIGNATURE_LEN: usize = 1024;
+/// Bytes of a public key's protobuf encoding: that of RSA with 8,192 bits has 1,067.
+pub const MAX_PUBLIC_KEY_LEN: usize = 1200;
+/// The longest lifetime of a registration, one day.
+pub const MAX_REGISTRATION_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest lifetime of a request, five minutes.
+pub const MAX_PUNCH_LIFETIME: Duration = Duration::from_secs(300);
+
+/// Bytes of a [`PeerId`]: the identity multihash of a key of 42 bytes has 44, that of a SHA-256 34.
+pub(super) const MAX_PEER_ID_LEN: usize = 64;
+
+const OBSERVED_ADDRESS_V4: u64 = 0x9f81a6;
+const OBSERVED_ADDRESS_V6: u64 = 0x9f81a7;
+const ADD_ADDRESS_V4: u64 = 0x3d7e90;
+const ADD_ADDRESS_V6: u64 = 0x3d7e91;
+const PUNCH_ME_NOW_V4: u64 = 0x3d7e92;
+const PUNCH_ME_NOW_V6: u64 = 0x3d7e93;
+const REMOVE_ADDRESS: u64 = 0x3d7e94;
+const PUNCH_ME_NOW: u64 = 0x3d7e95;
+const PUNCH_ANSWER_V4: u64 = 0x3d7e96;
+const PUNCH_ANSWER_V6: u64 = 0x3d7e97;
+const PUNCH_ANSWER: u64 = 0x3d7e98;
+const PUNCH_REJECTED: u64 = 0x3d7e99;
+const REGISTER: u64 = 0x3d7e9a;
+const REGISTERED: u64 = 0x3d7e9b;
+const REGISTER_REJECTED: u64 = 0x3d7e9c;
+
+const FAMILY_V4: u64 = 4;
+const FAMILY_V6: u64 = 6;
+
+/// Appends `frame` to `out`, with its length in front.
+///
+/// Never fails and never writes a frame above [`MAX_FRAME_LEN`]: of a list or byte string above its cap only the
+/// beginning is written, numbers above [`VARINT_MAX`](super::VARINT_MAX) and lifetimes above their maximum are
+/// written as that maximum, fractions of a second (registration) or of a millisecond (request) are dropped.
+/// An IPv4-mapped IPv6 address is written as IPv4; flow label and scope are not written. The caller sees to it that ports
+/// are not 0 and that no byte string or first flight is empty: a receiver refuses those. What
+/// [`PunchRequest::sign`] and [`Registration::sign`] let through always fits.
+pub fn encode(frame: &Frame, out: &mut BytesMut) {
+    let mut body = BytesMut::with_capacity(128);
+    encode_body(frame, &mut body);
+    put_varint(out, body.len() as u64);
+    out.put_slice(&body);
+}
+
+/// Takes the next frame off the front of `buffer`; `None` if more bytes are needed.
+///
+/// Frames of unknown type are taken off and skipped. A length above [`MAX_FRAME_LEN`] is refused as soon as it is
+/// read, so that a caller that reads only while the answer is `None` never buffers more than one frame and one read.
+///
+/// # Errors
+///
+/// Any breach of the format. What is left in `buffer` is of no use then: close the stream.
+pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
+    loop {
+        let Some((length, prefix)) = peek_varint(buffer) else { return Ok(None) };
+        let body = match usize::try_from(length) {
+            Ok(body) if body <= MAX_FRAME_LEN => body,
+            _ => return Err(DecodeError::FrameTooLong { length }),
+        };
+        if buffer.len() < prefix + body {
+            return Ok(None);
+        }
+        buffer.advance(prefix);
+        if let Some(frame) = decode_body(&buffer.split_to(body))? {
+            return Ok(Some(frame));
+        }
+    }
+}
+
+fn encode_body(frame: &Frame, out: &mut BytesMut) {
+    match frame {
+        Frame::ObservedAddress { sequence, address } => {
+            put_varint(out, if is_v6(*address) { OBSERVED_ADDRESS_V6 } else { OBSERVED_ADDRESS_V4 });
+            put_varint(out, *sequence);
+            put_address(out, *address);
+        }
+        Frame::AddAddress(candidate) => {
+            put_varint(out, if is_v6(candidate.address) { ADD_ADDRESS_V6 } else { ADD_ADDRESS_V4 });
+            put_candidate(out, candidate);
+        }
+        Frame::RemoveAddress { sequence } => {
+            put_varint(out, REMOVE_ADDRESS);
+            put_varint(out, *sequence);
+        }
+        Frame::Register(registration) => {
+            put_varint(out, REGISTER);
+            put_registration(out, registration);
+        }
+        Frame::Registered { generation, lifetime } => {
+            put_varint(out, REGISTERED);
+            put_varint(out, *generation);
+            put_registration_lifetime(out, *lifetime);
+        }
+        Frame::RegisterRejected { generation, reason } => {
+            put_varint(out, REGISTER_REJECTED);
+            put_varint(out, *generation);
+            put_varint(out, reason_code(*reason));
+        }
+        Frame::PunchMeNow(punch) => {
+            put_observed(out, punch.observed, [PUNCH_ME_NOW, PUNCH_ME_NOW_V4, PUNCH_ME_NOW_V6]);
+            put_request(out, &punch.request);
+            put_first_flight(out, &punch.request.first_flight);
+            put_bytes(out, &punch.signature, MAX_SIGNATURE_LEN);
+        }
+        Frame::PunchAnswer(answer) => {
+            put_observed(out, answer.observed, [PUNCH_ANSWER, PUNCH_ANSWER_V4, PUNCH_ANSWER_V6]);
+            out.put_slice(&answer.session.0);
+            put_varint(out, answer.round.into());
+            put_registration(out, &answer.registration);
+            put_candidates(out, answer.candidates.iter());
+        }
+        Frame::PunchRejected { session, round, reason } => {
+            put_varint(out, PUNCH_REJECTED);
+            out.put_slice(&session.0);
+            put_varint(out, (*round).into());
+            put_varint(out, reason_code(*reason));
+        }
+    }
+}
+
+/// One of three types, and the address that the type says.
+fn put_observed(out: &mut BytesMut, observed: Option<SocketAddr>, [none, v4, v6]: [u64; 3]) {
+    match observed {
+        None => put_varint(out, none),
+        Some(address) => {
+            put_varint(out, if is_v6(address) { v6 } else { v4 });
+            put_address(out, address);
+        }
+    }
+}
+
+/// Sequence number, address and port as in the draft, then kind and priority.
+fn put_candidate(out: &mut BytesMut, candidate: &Candidate) {
+    put_varint(out, candidate.sequence);
+    put_address(out, candidate.address);
+    put_varint(out, kind_code(candidate.kind));
+    put_varint(out, candidate.priority.into());
+}
+
+/// The count, and every candidate after its address family.
+pub(super) fn put_candidates<'a>(
+    out: &mut BytesMut,
+    candidates: impl ExactSizeIterator<Item = &'a Candidate>,
+) {
+    let count = candidates.len().min(MAX_FRAME_CANDIDATES);
+    put_varint(out, count as u64);
+    for candidate in candidates.take(count) {
+        put_varint(out, if is_v6(candidate.address) { FAMILY_V6 } else { FAMILY_V4 });
+        put_candidate(out, candidate);
+    }
+}
+
+/// The fields of a request before its first flight.
+pub(super) fn put_request(out: &mut BytesMut, request: &PunchRequest) {
+    out.put_slice(&request.session.0);
+    put_varint(out, request.round.into());
+    put_bytes(out, &request.initiator, MAX_PUBLIC_KEY_LEN);
+    put_bytes(out, &request.responder.to_bytes(), MAX_PEER_ID_LEN);
+    let millis = request.lifetime.min(MAX_PUNCH_LIFETIME).as_millis();
+    put_varint(out, u64::try_from(millis).unwrap_or(super::VARINT_MAX));
+    out.put_slice(&request.probe_key);
+    put_candidates(out, request.candidates.iter());
+}
+
+/// The count, and every datagram after its length.
+pub(super) fn put_first_flight(out: &mut BytesMut, datagrams: &[Bytes]) {
+    let count = datagrams.len().min(MAX_FIRST_FLIGHT_DATAGRAMS);
+    put_varint(out, count as u64);
+    for datagram in datagrams.iter().take(count) {
+        put_bytes(out, datagram, MAX_FIRST_FLIGHT_DATAGRAM);
+    }
+}
+
+/// Whole seconds.
+pub(super) fn put_registration_lifetime(out: &mut BytesMut, lifetime: Duration) {
+    put_varint(out, lifetime.min(MAX_REGISTRATION_LIFETIME).as_secs());
+}
+
+fn put_registration(out: &mut BytesMut, registration: &Registration) {
+    put_bytes(out, &registration.peer, MAX_PUBLIC_KEY_LEN);
+    put_varint(out, registration.generation);
+    put_registration_lifetime(out, registration.lifetime);
+    out.put_slice(&registration.probe_key);
+    put_bytes(out, &registration.signature, MAX_SIGNATURE_LEN);
+}
+
+/// The frame in `body`; `None` if its type is unknown.
+fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
+    let r = &mut Reader::new(body);
+    let frame_type = r.varint("frame type")?;
+    let frame = match frame_type {
+        OBSERVED_ADDRESS_V4 | OBSERVED_ADDRESS_V6 => Frame::ObservedAddress {
+            sequence: r.varint("sequence number")?,
+            address: r.address("observed address", frame_type == OBSERVED_ADDRESS_V6)?,
+        },
+        ADD_ADDRESS_V4 | ADD_ADDRESS_V6 => Frame::AddAddress(candidate(r, frame_type == ADD_ADDRESS_V6)?),
+        REMOVE_ADDRESS => Frame::RemoveAddress { sequence: r.varint("sequence number")? },
+        REGISTER => Frame::Register(registration(r)?),
+        REGISTERED => {
+            Frame::Registered { generation: r.varint("generation")?, lifetime: registration_lifetime(r)? }
+        }
+        REGISTER_REJECTED => {
+            Frame::RegisterRejected { generation: r.varint("generation")?, reason: reason(r)? }
+        }
+        PUNCH_ME_NOW | PUNCH_ME_NOW_V4 | PUNCH_ME_NOW_V6 => Frame::PunchMeNow(Box::new(PunchMeNow {
+            observed: observed(r, frame_type, [PUNCH_ME_NOW_V4, PUNCH_ME_NOW_V6])?,
+            request: request(r)?,
+            signature: r.bytes("signature", MAX_SIGNATURE_LEN)?,
+        })),
+        PUNCH_ANSWER | PUNCH_ANSWER_V4 | PUNCH_ANSWER_V6 => Frame::PunchAnswer(Box::new(PunchAnswer {
+            observed: observed(r, frame_type, [PUNCH_ANSWER_V4, PUNCH_ANSWER_V6])?,
+            session: SessionId(r.array("session")?),
+            round: r.u32("round")?,
+            registration: registration(r)?,
+            candidates: candidates(r)?,
+        })),
+        PUNCH_REJECTED => Frame::PunchRejected {
+            session: SessionId(r.array("session")?),
+            round: r.u32("round")?,
+            reason: reason(r)?,
+        },
+        _ => return Ok(None),
+    };
+    match r.remaining() {
+        0 => Ok(Some(frame)),
+        count => Err(DecodeError::TrailingBytes { frame_type, count }),
+    }
+}
+
+fn observed(
+    r: &mut Reader<'_>,
+    frame_type: u64,
+    [v4, v6]: [u64; 2],
+) -> Result<Option<SocketAddr>, DecodeError> {
+    if frame_type == v4 || frame_type == v6 {
+        r.address("observed address", frame_type == v6).map(Some)
+    } else {
+        Ok(None)
+    }
+}
+
+fn candidate(r: &mut Reader<'_>, v6: bool) -> Result<Candidate, DecodeError> {
+    Ok(Candidate {
+        sequence: r.varint("sequence number")?,
+        address: r.address("candidate address", v6)?,
+        kind: kind(r)?,
+        priority: r.u32("candidate priority")?,
+    })
+}
+
+fn candidates(r: &mut Reader<'_>) -> Result<Vec<Candidate>, DecodeError> {
+    let count = r.varint_up_to("candidate count", MAX_FRAME_CANDIDATES as u64)?;
+    (0..count)
+        .map(|_| match r.varint("candidate family")? {
+            FAMILY_V4 => candidate(r, false),
+            FAMILY_V6 => candidate(r, true),
+            _ => Err(DecodeError::Invalid { field: "candidate family", cause: "neither 4 nor 6" }),
+        })
+        .collect()
+}
+
+fn request(r: &mut Reader<'_>) -> Result<PunchRequest, DecodeError> {
+    Ok(PunchRequest {
+        session: SessionId(r.array("session")?),
+        round: r.u32("round")?,
+        initiator: r.bytes("initiator", MAX_PUBLIC_KEY_LEN)?,
+        responder: PeerId::from_bytes(&r.bytes("responder", MAX_PEER_ID_LEN)?)
+            .map_err(|_| DecodeError::Invalid { field: "responder", cause: "not a peer ID" })?,
+        lifetime: Duration::from_millis(
+            r.varint_up_to("request lifetime", MAX_PUNCH_LIFETIME.as_secs() * 1000)?,
+        ),
+        probe_key: r.array("probe key")?,
+        candidates: candidates(r)?,
+        first_flight: first_flight(r)?,
+    })
+}
+
+fn first_flight(r: &mut Reader<'_>) -> Result<Vec<Bytes>, DecodeError> {
+    let count = r.varint_up_to("first flight", MAX_FIRST_FLIGHT_DATAGRAMS as u64)?;
+    if count == 0 {
+        return Err(DecodeError::Invalid { field: "first flight", cause: "it has no datagram" });
+    }
+    (0..count).map(|_| r.bytes("first flight datagram", MAX_FIRST_FLIGHT_DATAGRAM)).collect()
+}
+
+fn registration_lifetime(r: &mut Reader<'_>) -> Result<Duration, DecodeError> {
+    let max = MAX_REGISTRATION_LIFETIME.as_secs();
+    Ok(Duration::from_secs(r.varint_up_to("registration lifetime", max)?))
+}
+
+fn registration(r: &mut Reader<'_>) -> Result<Registration, DecodeError> {
+    Ok(Registration {
+        peer: r.bytes("registered peer", MAX_PUBLIC_KEY_LEN)?,
+        generation: r.varint("generation")?,
+        lifetime: registration_lifetime(r)?,
+        probe_key: r.array("probe key")?,
+        signature: r.bytes("signature", MAX_SIGNATURE_LEN)?,
+    })
+}
+
+fn kind_code(kind: CandidateKind) -> u64 {
+    match kind {
+        CandidateKind::Host => 0,
+        CandidateKind::ServerReflexive => 1,
+        CandidateKind::PeerReflexive => 2,
+        CandidateKind::Predicted => 3,
+        CandidateKind::PortMapped => 4,
+        CandidateKind::Relayed => 5,
+    }
+}
+
+fn kind(r: &mut Reader<'_>) -> Result<CandidateKind, DecodeError> {
+    Ok(match r.varint("candidate kind")? {
+        0 => CandidateKind::Host,
+        1 => CandidateKind::ServerReflexive,
+        2 => CandidateKind::PeerReflexive,
+        3 => CandidateKind::Predicted,
+        4 => CandidateKind::PortMapped,
+        5 => CandidateKind::Relayed,
+        _ => return Err(DecodeError::Invalid { field: "candidate kind", cause: "unknown" }),
+    })
+}
+
+fn reason_code(reason: RejectReason) -> u64 {
+    match reason {
+        RejectReason::NotConnected => 1,
+        RejectReason::RateLimited => 2,
+        RejectReason::NotWilling => 3,
+        RejectReason::Expired => 4,
+        RejectReason::Unsupported => 5,
+        RejectReason::Full => 6,
+        RejectReason::Malformed => 7,
+        RejectReason::Superseded => 8,
+    }
+}
+
+fn reason(r: &mut Reader<'_>) -> Result<RejectReason, DecodeError> {
+    Ok(match r.varint("reason")? {
+        1 => RejectReason::NotConnected,
+        2 => RejectReason::RateLimited,
+        3 => RejectReason::NotWilling,
+        4 => RejectReason::Expired,
+        5 => RejectReason::Unsupported,
+        6 => RejectReason::Full,
+        7 => RejectReason::Malformed,
+        8 => RejectReason::Superseded,
+        _ => return Err(DecodeError::Invalid { field: "reason", cause: "unknown" }),
+    })
+}

@@ -1,0 +1,190 @@
+//! What keeps a remote from making us work or grow without end: token buckets and bounded memories.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    time::{Duration, Instant},
+};
+
+use libp2p_identity::PeerId;
+
+/// How often something may happen in the long run, and how often at once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Rate {
+    /// Time in which one more becomes allowed.
+    pub(crate) interval: Duration,
+    /// How many may happen at once after a long silence.
+    pub(crate) burst: u32,
+}
+
+/// A token bucket in 16 bytes (the generic cell rate algorithm, ITU-T I.371): instead of tokens it keeps the time at
+/// which the bucket will be full again.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct TokenBucket {
+    full_at: Option<Instant>,
+}
+
+impl TokenBucket {
+    /// Takes a token; `false` if there is none.
+    pub(crate) fn take(&mut self, rate: Rate, now: Instant) -> bool {
+        let full_at = self.full_at.map_or(now, |at| at.max(now));
+        if full_at.saturating_duration_since(now) > rate.interval * rate.burst.saturating_sub(1) {
+            return false;
+        }
+        self.full_at = Some(full_at + rate.interval);
+        true
+    }
+
+    /// Whether it is full, and so as good as forgotten.
+    pub(crate) fn is_full(&self, now: Instant) -> bool {
+        self.full_at.is_none_or(|at| at <= now)
+    }
+}
+
+/// Token buckets by peer, for peers that have no other state here.
+#[derive(Debug)]
+pub(crate) struct PeerBuckets {
+    rate: Rate,
+    capacity: usize,
+    buckets: BTreeMap<PeerId, TokenBucket>,
+}
+
+/// Why [`PeerBuckets::take`] said no.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Refused {
+    /// This peer's bucket is empty.
+    Empty,
+    /// Too many peers have buckets that are not full.
+    Capacity,
+}
+
+impl PeerBuckets {
+    pub(crate) fn new(rate: Rate, capacity: usize) -> Self {
+        Self { rate, capacity, buckets: BTreeMap::new() }
+    }
+
+    /// Takes a token of `peer`.
+    pub(crate) fn take(&mut self, peer: PeerId, now: Instant) -> Result<(), Refused> {
+        if self.buckets.len() >= self.capacity && !self.buckets.contains_key(&peer) {
+            self.buckets.retain(|_, bucket| !bucket.is_full(now));
+            if self.buckets.len() >= self.capacity {
+                return Err(Refused::Capacity);
+            }
+        }
+        match self.buckets.entry(peer).or_default().take(self.rate, now) {
+            true => Ok(()),
+            false => Err(Refused::Empty),
+        }
+    }
+}
+
+/// Remembers the last `capacity` keys for `lifetime` each.
+#[derive(Debug)]
+pub(crate) struct Recent<K, V> {
+    capacity: usize,
+    lifetime: Duration,
+    entries: BTreeMap<K, (Instant, V)>,
+    /// Keys in the order of insertion. A key that was removed early stays here until its turn comes.
+    order: VecDeque<(Instant, K)>,
+}
+
+impl<K: Ord + Clone, V> Recent<K, V> {
+    pub(crate) fn new(capacity: usize, lifetime: Duration) -> Self {
+        Self { capacity, lifetime, entries: BTreeMap::new(), order: VecDeque::new() }
+    }
+
+    /// What is remembered of `key`.
+    pub(crate) fn get(&self, key: &K, now: Instant) -> Option<&V> {
+        self.entries.get(key).filter(|(until, _)| *until > now).map(|(_, value)| value)
+    }
+
+    /// Remembers `value`; `true` if an entry that had not expired made room for it.
+    pub(crate) fn insert(&mut self, key: K, value: V, now: Instant) -> bool {
+        self.expire(now);
+        let until = now + self.lifetime;
+        let mut evicted = false;
+        while self.order.len() >= self.capacity {
+            evicted |= self.pop();
+        }
+        self.entries.insert(key.clone(), (until, value));
+        self.order.push_back((until, key));
+        evicted
+    }
+
+    /// Drops what has expired.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        while self.order.front().is_some_and(|(until, _)| *until <= now) {
+            self.pop();
+        }
+    }
+
+    fn pop(&mut self) -> bool {
+        let Some((until, key)) = self.order.pop_front() else { return false };
+        // The key may have been inserted again since; that entry has a later place in the order.
+        if self.entries.get(&key).is_some_and(|(at, _)| *at == until) {
+            self.entries.remove(&key);
+            return true;
+        }
+        false
+    }
+
+    #[cfg(test)]
+    pub(crate) fn len(&self) -> usize {
+        self.entries.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const RATE: Rate = Rate { interval: Duration::from_millis(100), burst: 3 };
+
+    #[test]
+    fn a_bucket_gives_its_burst_at_once_and_then_its_rate() {
+        let now = Instant::now();
+        let mut bucket = TokenBucket::default();
+        let taken = (0..10).filter(|_| bucket.take(RATE, now)).count();
+        assert_eq!(taken, 3);
+        assert!(!bucket.take(RATE, now + Duration::from_millis(99)));
+        assert!(bucket.take(RATE, now + Duration::from_millis(100)));
+        assert!(!bucket.take(RATE, now + Duration::from_millis(100)));
+        assert!(!bucket.is_full(now + Duration::from_millis(399)));
+        assert!(bucket.is_full(now + Duration::from_millis(400)));
+    }
+
+    #[test]
+    fn buckets_of_peers_are_apart_and_bounded_and_full_ones_make_room() {
+        let now = Instant::now();
+        let mut buckets = PeerBuckets::new(RATE, 2);
+        let [a, b, c] = [PeerId::random(), PeerId::random(), PeerId::random()];
+        assert!((0..3).all(|_| buckets.take(a, now).is_ok()));
+        assert_eq!(buckets.take(a, now), Err(Refused::Empty));
+        assert_eq!(buckets.take(b, now), Ok(()));
+        assert_eq!(buckets.take(c, now), Err(Refused::Capacity));
+        assert_eq!(buckets.take(c, now + Duration::from_millis(100)), Ok(()), "b's bucket is full again");
+    }
+
+    #[test]
+    fn what_is_recent_is_remembered_up_to_capacity_and_lifetime() {
+        let now = Instant::now();
+        let mut recent = Recent::new(2, Duration::from_secs(10));
+        assert!(!recent.insert(1, 'a', now));
+        assert!(!recent.insert(2, 'b', now + Duration::from_secs(1)));
+        assert_eq!(recent.get(&1, now + Duration::from_secs(9)), Some(&'a'));
+        assert_eq!(recent.get(&1, now + Duration::from_secs(10)), None);
+        assert!(recent.insert(3, 'c', now + Duration::from_secs(2)), "the oldest made room");
+        assert_eq!(recent.get(&1, now + Duration::from_secs(2)), None);
+        recent.expire(now + Duration::from_secs(11));
+        assert_eq!(recent.len(), 1);
+    }
+
+    #[test]
+    fn a_key_inserted_again_lives_on_when_its_first_place_expires() {
+        let now = Instant::now();
+        let mut recent = Recent::new(4, Duration::from_secs(10));
+        recent.insert(1, 'a', now);
+        recent.insert(1, 'b', now + Duration::from_secs(5));
+        recent.expire(now + Duration::from_secs(12));
+        assert_eq!(recent.get(&1, now + Duration::from_secs(12)), Some(&'b'));
+    }
+}

@@ -1,0 +1,64 @@
+//! The connections to peers that speak the control protocol.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use libp2p_identity::PeerId;
+
+use super::{LinkId, SocketId};
+
+#[derive(Debug, Clone)]
+pub(crate) struct Link {
+    pub(crate) peer: PeerId,
+    /// Where the peer is, if the connection is one of UDP.
+    pub(crate) remote: Option<SocketAddr>,
+    /// Our end of it.
+    pub(crate) socket: Option<SocketId>,
+    /// Sequence number of the next `OBSERVED_ADDRESS` to send.
+    pub(crate) next_observation: u64,
+    /// Sequence number of the last `OBSERVED_ADDRESS` received.
+    pub(crate) last_observation: Option<u64>,
+}
+
+impl Link {
+    pub(crate) fn is_loopback(&self) -> bool {
+        self.remote.is_some_and(|remote| remote.ip().is_loopback())
+    }
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Links {
+    by_id: BTreeMap<LinkId, Link>,
+    by_peer: BTreeSet<(PeerId, LinkId)>,
+}
+
+impl Links {
+    pub(crate) fn insert(&mut self, id: LinkId, link: Link) {
+        self.remove(id);
+        self.by_peer.insert((link.peer, id));
+        self.by_id.insert(id, link);
+    }
+
+    pub(crate) fn remove(&mut self, id: LinkId) -> Option<Link> {
+        let link = self.by_id.remove(&id)?;
+        self.by_peer.remove(&(link.peer, id));
+        Some(link)
+    }
+
+    pub(crate) fn get(&self, id: LinkId) -> Option<&Link> {
+        self.by_id.get(&id)
+    }
+
+    pub(crate) fn get_mut(&mut self, id: LinkId) -> Option<&mut Link> {
+        self.by_id.get_mut(&id)
+    }
+
+    /// The link to `peer`: the one of UDP whose ends are known, if there is such a one.
+    pub(crate) fn best_of(&self, peer: &PeerId) -> Option<LinkId> {
+        let all = self.by_peer.range((*peer, LinkId(0))..=(*peer, LinkId(u64::MAX)));
+        let known = |id: &LinkId| self.get(*id).is_some_and(|link| link.remote.is_some());
+        all.map(|(_, id)| *id).max_by_key(|id| (known(id), *id))
+    }
+}

@@ -1,0 +1,67 @@
+//! What the agent wants done, and the counts of what it did.
+
+use std::collections::VecDeque;
+
+use super::{
+    LinkId, Path,
+    command::Command,
+    event::{Counters, Event},
+    frame::{Frame, RejectReason},
+    keys::ProbeKeys,
+    probe::{PROBE_LEN, Probe},
+};
+
+/// A probe to send.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Transmit {
+    /// From which socket, to which address.
+    pub path: Path,
+    /// The datagram.
+    pub payload: [u8; PROBE_LEN],
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Outbox {
+    pub(crate) transmits: VecDeque<Transmit>,
+    pub(crate) frames: VecDeque<(LinkId, Frame)>,
+    pub(crate) commands: VecDeque<Command>,
+    pub(crate) events: VecDeque<Event>,
+    pub(crate) counters: Counters,
+}
+
+impl Outbox {
+    pub(crate) fn probe(&mut self, path: Path, probe: Probe, keys: &ProbeKeys) {
+        self.counters.probes_sent += 1;
+        self.counters.probe_bytes_sent += PROBE_LEN as u64;
+        self.transmits.push_back(Transmit { path, payload: probe.encode(keys) });
+    }
+
+    pub(crate) fn frame(&mut self, link: LinkId, frame: Frame) {
+        self.frames.push_back((link, frame));
+    }
+
+    pub(crate) fn command(&mut self, command: Command) {
+        self.commands.push_back(command);
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.events.push_back(event);
+    }
+
+    pub(crate) fn reject(
+        &mut self,
+        link: LinkId,
+        (session, round): (super::SessionId, u32),
+        reason: RejectReason,
+    ) {
+        self.frame(link, Frame::PunchRejected { session, round, reason });
+    }
+
+    pub(crate) fn refuse_frame(&mut self) {
+        self.counters.frames_refused += 1;
+    }
+
+    pub(crate) fn cap_hit(&mut self) {
+        self.counters.caps_hit += 1;
+    }
+}

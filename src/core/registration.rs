@@ -1,0 +1,270 @@
+//! Being registered with coordinators, so that others can reach us.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use libp2p_identity::{Keypair, PeerId};
+use rand::rngs::StdRng;
+
+use super::{
+    LinkId, backoff,
+    candidate::Candidate,
+    event::{Event, RegistrationStatus},
+    frame::{Frame, Registration, RejectReason},
+    links::Links,
+    network::Network,
+    outbox::Outbox,
+};
+
+/// What we ask for. Renewed at half of it, so that one lost renewal does no harm.
+const LIFETIME: Duration = Duration::from_secs(300);
+/// Changes of candidates within this time are announced together.
+const COALESCE: Duration = Duration::from_millis(50);
+/// When a coordinator that is not willing is asked again; it may have become reachable itself.
+const UNWILLING: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default)]
+struct Entry {
+    link: Option<LinkId>,
+    /// What was announced on `link`.
+    announced: Vec<Candidate>,
+    /// When the next `REGISTER` is due.
+    due: Option<Instant>,
+    /// The `REGISTER` that has not been answered, and until when it may be.
+    sent: Option<(u64, Instant)>,
+    /// The generation last sent on `link`.
+    generation: Option<u64>,
+    registered_until: Option<Instant>,
+    failures: u32,
+}
+
+impl Entry {
+    fn lose_link(&mut self) {
+        *self = Entry { failures: self.failures, ..Entry::default() };
+    }
+
+    fn due_by(&mut self, at: Instant) {
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    fn is_registered(&self) -> bool {
+        self.link.is_some() && self.registered_until.is_some()
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        let due = self.due.filter(|_| self.link.is_some());
+        [due, self.sent.map(|(_, at)| at), self.registered_until].into_iter().flatten()
+    }
+}
+
+/// What goes into a registration.
+pub(crate) struct Identity<'a> {
+    pub(crate) keypair: &'a Keypair,
+    pub(crate) probe_key: [u8; 32],
+}
+
+#[derive(Debug)]
+pub(crate) struct Registrar {
+    entries: BTreeMap<PeerId, Entry>,
+    generation: u64,
+    /// How long an answer may take, and how long it is no error to be registered nowhere.
+    patience: Duration,
+    /// Until when it is no error to be registered nowhere.
+    patient_until: Option<Instant>,
+    status: Option<RegistrationStatus>,
+}
+
+impl Registrar {
+    pub(crate) fn new(patience: Duration) -> Self {
+        Self { entries: BTreeMap::new(), generation: 0, patience, patient_until: None, status: None }
+    }
+
+    pub(crate) fn add(&mut self, peer: PeerId, link: Option<LinkId>, now: Instant) -> bool {
+        if self.entries.contains_key(&peer) {
+            return false;
+        }
+        let due = link.map(|_| now);
+        self.entries.insert(peer, Entry { link, due, ..Entry::default() });
+        self.patient_until = Some(now + self.patience);
+        true
+    }
+
+    pub(crate) fn remove(&mut self, peer: &PeerId) {
+        self.entries.remove(peer);
+    }
+
+    /// Whether `peer` is a coordinator of ours.
+    pub(crate) fn contains(&self, peer: &PeerId) -> bool {
+        self.entries.contains_key(peer)
+    }
+
+    /// Whether `peer` is a coordinator that we asked to coordinate for us.
+    pub(crate) fn has_asked(&self, peer: &PeerId) -> bool {
+        self.entries.get(peer).is_some_and(|entry| entry.generation.is_some())
+    }
+
+    /// The coordinators that are connected, those that registered us first.
+    pub(crate) fn connected(&self) -> Vec<(PeerId, LinkId)> {
+        let mut all: Vec<_> = self
+            .entries
+            .iter()
+            .filter_map(|(peer, entry)| Some((!entry.is_registered(), *peer, entry.link?)))
+            .collect();
+        all.sort();
+        all.into_iter().map(|(_, peer, link)| (peer, link)).collect()
+    }
+
+    /// A link to a coordinator came up.
+    pub(crate) fn link_up(&mut self, peer: &PeerId, link: LinkId, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(peer)
+            && entry.link.is_none()
+        {
+            entry.link = Some(link);
+            entry.due = Some(now);
+        }
+    }
+
+    /// A link to a coordinator is gone; `other` is what is left.
+    pub(crate) fn link_down(&mut self, peer: &PeerId, link: LinkId, other: Option<LinkId>, now: Instant) {
+        if let Some(entry) = self.entries.get_mut(peer)
+            && entry.link == Some(link)
+        {
+            entry.lose_link();
+            entry.link = other;
+            entry.due = other.map(|_| now);
+        }
+    }
+
+    /// Our candidates changed.
+    pub(crate) fn candidates_changed(&mut self, now: Instant) {
+        for entry in self.entries.values_mut().filter(|entry| entry.link.is_some()) {
+            // A coordinator that just turned us down is not asked sooner because of that.
+            if entry.failures == 0 {
+                entry.due_by(now + COALESCE);
+            }
+        }
+    }
+
+    /// A coordinator accepted; `false` if it was not asked for that.
+    pub(crate) fn accepted(
+        &mut self,
+        peer: &PeerId,
+        (generation, lifetime): (u64, Duration),
+        now: Instant,
+        out: &mut Outbox,
+    ) -> bool {
+        let Some(entry) = self.entries.get_mut(peer) else { return false };
+        if entry.sent.is_none_or(|(sent, _)| sent != generation) || lifetime.is_zero() {
+            return false;
+        }
+        let lifetime = lifetime.min(LIFETIME);
+        let is_new = entry.registered_until.is_none();
+        entry.sent = None;
+        entry.failures = 0;
+        entry.registered_until = Some(now + lifetime);
+        entry.due_by(now + lifetime / 2);
+        if is_new {
+            out.event(Event::Registered { coordinator: *peer });
+        }
+        true
+    }
+
+    /// A coordinator turned us down, or no longer coordinates; `false` if that is not about our last request.
+    pub(crate) fn rejected(
+        &mut self,
+        peer: &PeerId,
+        (generation, reason): (u64, RejectReason),
+        (now, rng): (Instant, &mut StdRng),
+        out: &mut Outbox,
+    ) -> bool {
+        let Some(entry) = self.entries.get_mut(peer) else { return false };
+        if entry.generation != Some(generation) {
+            return false;
+        }
+        let delay = match reason {
+            RejectReason::RateLimited | RejectReason::Full => backoff::delay(entry.failures, rng),
+            _ => UNWILLING,
+        };
+        entry.sent = None;
+        entry.registered_until = None;
+        entry.failures = entry.failures.saturating_add(1);
+        entry.due = Some(now + delay);
+        out.event(Event::RegistrationRejected { coordinator: *peer, reason });
+        true
+    }
+
+    /// Sends what is due and reports how things stand.
+    pub(crate) fn run(
+        &mut self,
+        identity: &Identity<'_>,
+        (network, links): (&Network, &Links),
+        (now, rng): (Instant, &mut StdRng),
+        out: &mut Outbox,
+    ) {
+        for entry in self.entries.values_mut() {
+            if entry.registered_until.is_some_and(|at| at <= now) {
+                entry.registered_until = None;
+            }
+            if entry.sent.is_some_and(|(_, at)| at <= now) {
+                entry.sent = None;
+                entry.due_by(now + backoff::delay(entry.failures, rng));
+                entry.failures = entry.failures.saturating_add(1);
+            }
+            let Some(link) = entry.link else { continue };
+            if entry.due.is_none_or(|at| at > now) {
+                continue;
+            }
+            entry.due = None;
+            let loopback = links.get(link).is_some_and(|link| link.is_loopback());
+            let candidates = network.candidates_for(loopback);
+            self.generation += 1;
+            // Only a key that cannot sign fails here, and there is nothing to try again.
+            let Ok(registration) = Registration::sign(
+                identity.keypair,
+                self.generation,
+                LIFETIME,
+                identity.probe_key,
+                &candidates,
+            ) else {
+                continue;
+            };
+            for gone in entry.announced.iter().filter(|c| !candidates.contains(c)) {
+                out.frame(link, Frame::RemoveAddress { sequence: gone.sequence });
+            }
+            for new in candidates.iter().filter(|c| !entry.announced.contains(c)) {
+                out.frame(link, Frame::AddAddress(*new));
+            }
+            entry.announced = candidates;
+            entry.generation = Some(self.generation);
+            entry.sent = Some((self.generation, now + self.patience));
+            out.frame(link, Frame::Register(registration));
+        }
+        self.report(now, out);
+    }
+
+    fn report(&mut self, now: Instant, out: &mut Outbox) {
+        let configured = self.entries.len();
+        let registered = self.entries.values().filter(|entry| entry.is_registered()).count();
+        if self.patient_until.is_some_and(|at| at <= now) {
+            self.patient_until = None;
+        }
+        let status = match registered {
+            _ if configured == 0 => None,
+            0 if self.patient_until.is_some() && self.status.is_none() => None,
+            0 => Some(RegistrationStatus::None { configured }),
+            _ if registered * 2 > configured => Some(RegistrationStatus::Majority { registered, configured }),
+            _ => Some(RegistrationStatus::Partial { registered, configured }),
+        };
+        if status != self.status {
+            self.status = status;
+            out.events.extend(status.map(Event::Registration));
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let patience = self.patient_until.filter(|_| !self.entries.is_empty());
+        self.entries.values().flat_map(Entry::deadlines).chain(patience).min()
+    }
+}

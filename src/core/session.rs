@@ -1,0 +1,276 @@
+//! What is kept of a session, and the table of all of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use libp2p_identity::PeerId;
+
+use super::{
+    FlowId, LinkId, SessionId,
+    checklist::{Checklist, Origin},
+    event::{Phase, SessionRole},
+    frame::RejectReason,
+    keys::{ProbeKeys, ProbeSecret, TAG_LEN},
+};
+
+/// Names a session inside the agent. The name on the wire is of the initiator's choosing, and so not one to rely on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Key(u64);
+
+/// How a coordinator that we asked stands to the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Pending,
+    Answered,
+    Rejected(RejectReason),
+    Forged,
+    Lost,
+}
+
+#[derive(Debug)]
+pub(crate) struct Asked {
+    pub(crate) peer: PeerId,
+    pub(crate) link: LinkId,
+    pub(crate) standing: Standing,
+}
+
+/// What an initiator needs until it has an answer.
+#[derive(Debug)]
+pub(crate) struct Opening {
+    pub(crate) secret: ProbeSecret,
+    pub(crate) first_flight: Vec<Bytes>,
+    pub(crate) asked: Vec<Asked>,
+    pub(crate) asked_at: Option<Instant>,
+}
+
+/// An address of the peer that may be probed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Target {
+    pub(crate) remote: SocketAddr,
+    /// RFC 8445 §5.1.2.
+    pub(crate) priority: u32,
+    pub(crate) origin: Origin,
+}
+
+#[derive(Debug)]
+pub(crate) struct Session {
+    pub(crate) peer: PeerId,
+    pub(crate) id: SessionId,
+    pub(crate) role: SessionRole,
+    /// The initiator's number of this attempt, from 0.
+    pub(crate) attempt: u32,
+    /// How many attempts of our own have failed.
+    pub(crate) failures: u32,
+    /// Somebody here waits for the connection.
+    pub(crate) wanted: bool,
+    pub(crate) phase: Phase,
+    pub(crate) phase_since: Instant,
+    pub(crate) started: Instant,
+    /// An attempt is under way, and counted as such.
+    pub(crate) in_flight: bool,
+    /// When the phase is over, or the backoff between two attempts.
+    pub(crate) deadline: Option<Instant>,
+    pub(crate) flow: Option<FlowId>,
+    pub(crate) opening: Option<Box<Opening>>,
+    pub(crate) targets: Vec<Target>,
+    pub(crate) checklist: Option<Box<Checklist>>,
+    /// The shortest that was measured in an earlier attempt.
+    pub(crate) rtt: Option<Duration>,
+    keys: Option<Box<ProbeKeys>>,
+    scheduled: Option<Instant>,
+}
+
+impl Session {
+    pub(crate) fn new(peer: PeerId, id: SessionId, role: SessionRole, phase: Phase, now: Instant) -> Self {
+        Self {
+            peer,
+            id,
+            role,
+            attempt: 0,
+            failures: 0,
+            wanted: role == SessionRole::Initiator,
+            phase,
+            phase_since: now,
+            started: now,
+            in_flight: false,
+            deadline: None,
+            flow: None,
+            opening: None,
+            targets: Vec::new(),
+            checklist: None,
+            rtt: None,
+            keys: None,
+            scheduled: None,
+        }
+    }
+
+    pub(crate) fn keys(&self) -> Option<&ProbeKeys> {
+        self.keys.as_deref()
+    }
+
+    pub(crate) fn is_connected(&self) -> bool {
+        self.phase == Phase::Connected
+    }
+
+    /// Whether it waits between two attempts.
+    pub(crate) fn is_resting(&self) -> bool {
+        !self.in_flight && !self.is_connected()
+    }
+
+    /// Whether it has paths to probe.
+    pub(crate) fn is_probing(&self) -> bool {
+        self.checklist.is_some()
+    }
+
+    /// Whether a coordinator has our request.
+    pub(crate) fn has_asked(&self) -> bool {
+        self.opening.as_ref().is_some_and(|opening| !opening.asked.is_empty())
+    }
+
+    fn next_deadline(&self) -> Option<Instant> {
+        let probe = self.checklist.as_ref().and_then(|checklist| checklist.next_due());
+        [self.deadline, probe].into_iter().flatten().min()
+    }
+}
+
+/// All sessions, with every way to find one.
+#[derive(Debug, Default)]
+pub(crate) struct Table {
+    all: BTreeMap<Key, Box<Session>>,
+    by_peer: BTreeSet<(PeerId, Key)>,
+    by_flow: BTreeMap<FlowId, Key>,
+    by_tag: BTreeMap<[u8; TAG_LEN], Key>,
+    /// Only the names that we chose ourselves.
+    by_id: BTreeMap<SessionId, Key>,
+    timers: BTreeSet<(Instant, Key)>,
+    next_key: u64,
+}
+
+impl Table {
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    pub(crate) fn keys(&self) -> Vec<Key> {
+        self.all.keys().copied().collect()
+    }
+
+    pub(crate) fn insert(&mut self, session: Session) -> Key {
+        let key = Key(self.next_key);
+        self.next_key += 1;
+        self.by_peer.insert((session.peer, key));
+        self.all.insert(key, Box::new(session));
+        key
+    }
+
+    /// Removes a session with every trace of it.
+    pub(crate) fn remove(&mut self, key: Key) -> Option<Box<Session>> {
+        self.set_flow(key, None);
+        self.set_keys(key, None);
+        self.unname(key);
+        let session = self.all.remove(&key)?;
+        self.by_peer.remove(&(session.peer, key));
+        if let Some(at) = session.scheduled {
+            self.timers.remove(&(at, key));
+        }
+        Some(session)
+    }
+
+    pub(crate) fn get(&self, key: Key) -> Option<&Session> {
+        self.all.get(&key).map(Box::as_ref)
+    }
+
+    pub(crate) fn get_mut(&mut self, key: Key) -> Option<&mut Session> {
+        self.all.get_mut(&key).map(Box::as_mut)
+    }
+
+    pub(crate) fn of_peer(&self, peer: &PeerId) -> impl Iterator<Item = Key> {
+        self.by_peer.range((*peer, Key(0))..=(*peer, Key(u64::MAX))).map(|(_, key)| *key)
+    }
+
+    /// The session with `peer` that has no connection yet; there is at most one.
+    pub(crate) fn pending_with(&self, peer: &PeerId) -> Option<Key> {
+        self.of_peer(peer).find(|key| self.get(*key).is_some_and(|session| !session.is_connected()))
+    }
+
+    pub(crate) fn of_flow(&self, flow: FlowId) -> Option<Key> {
+        self.by_flow.get(&flow).copied()
+    }
+
+    pub(crate) fn of_tag(&self, tag: [u8; TAG_LEN]) -> Option<Key> {
+        self.by_tag.get(&tag).copied()
+    }
+
+    pub(crate) fn of_id(&self, id: SessionId) -> Option<Key> {
+        self.by_id.get(&id).copied()
+    }
+
+    pub(crate) fn set_flow(&mut self, key: Key, flow: Option<FlowId>) {
+        let Some(session) = self.all.get_mut(&key) else { return };
+        if let Some(old) = std::mem::replace(&mut session.flow, flow) {
+            self.by_flow.remove(&old);
+        }
+        if let Some(new) = flow {
+            self.by_flow.insert(new, key);
+        }
+    }
+
+    pub(crate) fn set_keys(&mut self, key: Key, keys: Option<ProbeKeys>) {
+        let Some(session) = self.all.get_mut(&key) else { return };
+        if let Some(old) = &session.keys
+            && self.by_tag.get(&old.local_tag()) == Some(&key)
+        {
+            self.by_tag.remove(&old.local_tag());
+        }
+        if let Some(new) = &keys {
+            self.by_tag.insert(new.local_tag(), key);
+        }
+        session.keys = keys.map(Box::new);
+    }
+
+    /// Gives the session a name of ours, by which answers find it.
+    pub(crate) fn name(&mut self, key: Key, id: SessionId) {
+        self.unname(key);
+        if let Some(session) = self.all.get_mut(&key) {
+            session.id = id;
+            self.by_id.insert(id, key);
+        }
+    }
+
+    /// Answers no longer find the session.
+    pub(crate) fn unname(&mut self, key: Key) {
+        if let Some(session) = self.all.get(&key)
+            && self.by_id.get(&session.id) == Some(&key)
+        {
+            self.by_id.remove(&session.id);
+        }
+    }
+
+    /// Brings the timers up to date with what the session waits for.
+    pub(crate) fn reschedule(&mut self, key: Key) {
+        let Some(session) = self.all.get_mut(&key) else { return };
+        let next = session.next_deadline();
+        if session.scheduled == next {
+            return;
+        }
+        if let Some(old) = std::mem::replace(&mut session.scheduled, next) {
+            self.timers.remove(&(old, key));
+        }
+        if let Some(new) = next {
+            self.timers.insert((new, key));
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// The sessions whose time has come.
+    pub(crate) fn due(&self, now: Instant) -> Vec<Key> {
+        self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, key)| *key).collect()
+    }
+}

@@ -1,0 +1,104 @@
+//! `/ip4|ip6/ADDRESS/udp/PORT/quic-v1` to socket addresses and back.
+
+use std::net::SocketAddr;
+
+use libp2p_core::{Multiaddr, multiaddr::Protocol};
+use libp2p_identity::PeerId;
+
+/// Reads `/ip4|ip6/…/udp/…/quic-v1`, with an optional `/p2p/PEER` at the end. `None` for anything else,
+/// which includes `/quic` (draft-29).
+pub(crate) fn to_socket(address: &Multiaddr) -> Option<(SocketAddr, Option<PeerId>)> {
+    let mut parts = address.iter();
+    let ip = match parts.next()? {
+        Protocol::Ip4(ip) => ip.into(),
+        Protocol::Ip6(ip) => ip.into(),
+        _ => return None,
+    };
+    let Protocol::Udp(port) = parts.next()? else { return None };
+    let Protocol::QuicV1 = parts.next()? else { return None };
+    let peer = match parts.next() {
+        None => None,
+        Some(Protocol::P2p(peer)) => Some(peer),
+        Some(_) => return None,
+    };
+    parts.next().is_none().then_some((SocketAddr::new(ip, port), peer))
+}
+
+/// As [`to_socket`], for an address to send to: the port and the address must be given.
+pub(crate) fn to_remote(address: &Multiaddr) -> Option<(SocketAddr, Option<PeerId>)> {
+    to_socket(address).filter(|(socket, _)| socket.port() != 0 && !socket.ip().is_unspecified())
+}
+
+/// The peer of an address that says nothing but `/p2p/PEER`.
+pub(crate) fn to_bare_peer(address: &Multiaddr) -> Option<PeerId> {
+    let mut parts = address.iter();
+    match (parts.next(), parts.next()) {
+        (Some(Protocol::P2p(peer)), None) => Some(peer),
+        _ => None,
+    }
+}
+
+/// `/ip4|ip6/…/udp/…/quic-v1`. A scope or flow label of IPv6 is left out.
+pub(crate) fn from_socket(socket: SocketAddr) -> Multiaddr {
+    Multiaddr::from(socket.ip()).with(Protocol::Udp(socket.port())).with(Protocol::QuicV1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Option<(SocketAddr, Option<PeerId>)> {
+        to_socket(&text.parse().unwrap())
+    }
+
+    #[test]
+    fn quic_v1_addresses_become_socket_addresses_and_back() {
+        for text in
+            ["/ip4/127.0.0.1/udp/12345/quic-v1", "/ip6/::1/udp/1/quic-v1", "/ip4/0.0.0.0/udp/0/quic-v1"]
+        {
+            let (socket, peer) = parse(text).unwrap();
+            assert_eq!(peer, None);
+            assert_eq!(from_socket(socket).to_string(), text);
+        }
+    }
+
+    #[test]
+    fn a_trailing_peer_is_read() {
+        let peer = PeerId::random();
+        let (socket, found) = parse(&format!("/ip4/192.0.2.1/udp/9/quic-v1/p2p/{peer}")).unwrap();
+        assert_eq!((socket, found), (SocketAddr::from(([192, 0, 2, 1], 9)), Some(peer)));
+    }
+
+    #[test]
+    fn everything_else_is_refused() {
+        let peer = PeerId::random();
+        for text in [
+            "/ip4/127.0.0.1/udp/1234",
+            "/ip4/127.0.0.1/udp/1234/quic",
+            "/ip4/127.0.0.1/tcp/1234",
+            "/dns/example.com/udp/1/quic-v1",
+            "/ip4/127.0.0.1/udp/1/quic-v1/webtransport",
+            &format!("/ip4/127.0.0.1/udp/1/quic-v1/p2p/{peer}/p2p-circuit"),
+            &format!("/ip4/127.0.0.1/udp/1/quic-v1/p2p/{peer}/p2p/{peer}"),
+            &format!("/p2p/{peer}"),
+        ] {
+            assert_eq!(parse(text), None, "{text}");
+        }
+        assert_eq!(to_socket(&Multiaddr::empty()), None);
+    }
+
+    #[test]
+    fn port_zero_and_unspecified_addresses_are_no_destinations() {
+        for text in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/0.0.0.0/udp/1/quic-v1", "/ip6/::/udp/1/quic-v1"] {
+            assert_eq!(to_remote(&text.parse().unwrap()), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn only_a_lone_peer_is_a_bare_peer() {
+        let peer = PeerId::random();
+        assert_eq!(to_bare_peer(&format!("/p2p/{peer}").parse().unwrap()), Some(peer));
+        assert_eq!(to_bare_peer(&format!("/ip4/127.0.0.1/udp/1/quic-v1/p2p/{peer}").parse().unwrap()), None);
+        assert_eq!(to_bare_peer(&format!("/p2p/{peer}/p2p-circuit").parse().unwrap()), None);
+    }
+}

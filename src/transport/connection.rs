@@ -1,0 +1,106 @@
+//! A QUIC connection as libp2p's stream muxer.
+
+use std::{
+    fmt,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use futures::{FutureExt, future::BoxFuture};
+use libp2p_core::{
+    multiaddr::Protocol,
+    muxing::{StreamMuxer, StreamMuxerEvent},
+};
+
+use super::{
+    Error, addr,
+    path::FlowGuard,
+    stream::Stream,
+    tls::{self, HandshakeMode},
+};
+
+type Pair = Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>;
+
+/// An authenticated QUIC connection.
+pub struct Connection {
+    connection: quinn::Connection,
+    /// Of a traversal session: knows the real remote address, and tells the path layer when the connection is gone.
+    session: Option<FlowGuard>,
+    inbound: Option<BoxFuture<'static, Pair>>,
+    outbound: Option<BoxFuture<'static, Pair>>,
+    closing: Option<BoxFuture<'static, quinn::ConnectionError>>,
+}
+
+impl Connection {
+    /// `session` is given for connections whose remote address is virtual.
+    pub(crate) fn new(connection: quinn::Connection, session: Option<FlowGuard>) -> Self {
+        Self { connection, session, inbound: None, outbound: None, closing: None }
+    }
+
+    /// How the remote presented its identity.
+    pub fn handshake_mode(&self) -> Result<HandshakeMode, Error> {
+        tls::peer_of(&self.connection).map(|(_, mode)| mode)
+    }
+
+    /// What QUIC counts: datagrams, frames, losses, the round-trip time, the congestion window and the MTU.
+    pub fn quic_stats(&self) -> quinn::ConnectionStats {
+        self.connection.stats()
+    }
+}
+
+impl StreamMuxer for Connection {
+    type Substream = Stream;
+    type Error = Error;
+
+    fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, Error>> {
+        let this = &mut *self;
+        let inbound = this.inbound.get_or_insert_with(|| {
+            let connection = this.connection.clone();
+            async move { connection.accept_bi().await }.boxed()
+        });
+        let pair = ready!(inbound.poll_unpin(cx));
+        this.inbound = None;
+        Poll::Ready(Ok(Stream::new(pair?)))
+    }
+
+    fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, Error>> {
+        let this = &mut *self;
+        let outbound = this.outbound.get_or_insert_with(|| {
+            let connection = this.connection.clone();
+            async move { connection.open_bi().await }.boxed()
+        });
+        let pair = ready!(outbound.poll_unpin(cx));
+        this.outbound = None;
+        Poll::Ready(Ok(Stream::new(pair?)))
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {
+        let Some(session) = &mut self.session else { return Poll::Pending };
+        let remote = ready!(session.poll_remote(cx));
+        let (peer, _) = tls::peer_of(&self.connection)?;
+        let address = addr::from_socket(remote).with(Protocol::P2p(peer));
+        Poll::Ready(Ok(StreamMuxerEvent::AddressChange(address)))
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
+        let this = &mut *self;
+        let closing = this.closing.get_or_insert_with(|| {
+            this.connection.close(0u32.into(), &[]);
+            let connection = this.connection.clone();
+            async move { connection.closed().await }.boxed()
+        });
+        match ready!(closing.poll_unpin(cx)) {
+            quinn::ConnectionError::LocallyClosed => Poll::Ready(Ok(())),
+            error => Poll::Ready(Err(error.into())),
+        }
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("id", &self.connection.stable_id())
+            .field("session", &self.session.is_some())
+            .finish_non_exhaustive()
+    }
+}

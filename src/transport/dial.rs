@@ -1,0 +1,140 @@
+//! Dialing: by address, by address in the role of the listener, and by peer.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+
+use futures::{
+    FutureExt,
+    channel::{mpsc, oneshot},
+    future::BoxFuture,
+};
+use libp2p_core::{
+    Endpoint, Multiaddr,
+    transport::{DialOpts, PortUse, TransportError},
+};
+use libp2p_identity::PeerId;
+
+use super::{
+    Error, Transport, addr,
+    binding::Binding,
+    handshake::{self, Output},
+    listener::Listener,
+    notice::{self, DialRequest, Notice},
+    punch,
+    tls::Expected,
+    wildcard,
+};
+use crate::core::SocketId;
+
+/// quinn wants a server name; it is never sent.
+const SERVER_NAME: &str = "libp2p";
+
+type Dial = BoxFuture<'static, Result<Output, Error>>;
+
+impl Transport {
+    pub(super) fn start_dial(
+        &mut self,
+        address: Multiaddr,
+        opts: DialOpts,
+    ) -> Result<Dial, TransportError<Error>> {
+        if let (Some(peer), Some(driver)) = (addr::to_bare_peer(&address), self.notices.sender()) {
+            return Ok(self.dial_peer(peer, driver)?);
+        }
+        let Some((remote, peer)) = addr::to_remote(&address) else {
+            return Err(TransportError::MultiaddrNotSupported(address));
+        };
+        match (opts.role, peer) {
+            (Endpoint::Dialer, _) => Ok(self.dial_address(remote, peer, opts.port_use)?),
+            (Endpoint::Listener, Some(peer)) => Ok(self.dial_as_listener(remote, peer)?),
+            // Whoever comes first from that address would do, and that is for nobody to want.
+            (Endpoint::Listener, None) => Err(TransportError::MultiaddrNotSupported(address)),
+        }
+    }
+
+    fn dial_address(
+        &mut self,
+        remote: SocketAddr,
+        peer: Option<PeerId>,
+        port_use: PortUse,
+    ) -> Result<Dial, Error> {
+        let reused = match port_use {
+            PortUse::Reuse => Some(self.binding_towards(remote)?),
+            PortUse::New => None,
+        };
+        let env = self.env.clone();
+        let driver = self.notices.sender();
+        let expected = Expected::new(peer);
+        Ok(async move {
+            let (socket, endpoint) = match reused {
+                Some(reused) => reused,
+                None => {
+                    let fresh = Binding::new(&env, wildcard(remote), false)?;
+                    (fresh.id, fresh.endpoint)
+                }
+            };
+            let config = env.quic.client_config(&expected);
+            let connecting = endpoint.connect_with(config, remote, SERVER_NAME)?;
+            handshake::finish(env, connecting, expected, socket, driver).await
+        }
+        .boxed())
+    }
+
+    fn dial_as_listener(&mut self, remote: SocketAddr, peer: PeerId) -> Result<Dial, Error> {
+        let listener = self.listener_towards(remote).ok_or(Error::NoActiveListenerForDialAsListener)?;
+        let socket = listener.binding.socket.clone();
+        // Registered before the first poll, so that a remote which is faster is not taken for somebody else.
+        let punch = self.punches.register(remote, peer)?;
+        Ok(punch::punch(self.env.clone(), socket, punch).boxed())
+    }
+
+    fn dial_peer(&mut self, peer: PeerId, driver: mpsc::Sender<Notice>) -> Result<Dial, Error> {
+        if self.listeners.is_empty() && self.clients.is_empty() {
+            // A host may be without IPv4, but then it has IPv6.
+            let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
+            let any_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
+            self.client_binding(any_v4).or_else(|_| self.client_binding(any_v6))?;
+        }
+        Ok(async move {
+            let (reply, answer) = oneshot::channel();
+            notice::tell(Some(driver), Notice::Dial(DialRequest { peer, reply })).await?;
+            answer.await.map_err(|_| Error::DriverStopped)?
+        }
+        .boxed())
+    }
+
+    /// The socket to dial `remote` from: a listener that sends from the right address, or the family's client.
+    fn binding_towards(&mut self, remote: SocketAddr) -> Result<(SocketId, quinn::Endpoint), Error> {
+        if let Some(listener) = self.listener_towards(remote) {
+            return Ok((listener.binding.id, listener.binding.endpoint.clone()));
+        }
+        self.client_binding(wildcard(remote))
+    }
+
+    fn listener_towards(&self, remote: SocketAddr) -> Option<&Listener> {
+        let source = self.env.network.source_for(remote.ip()).ok()?;
+        let fits = |listener: &&Listener| listener.sends_from(source);
+        let exact =
+            self.listeners.iter().find(|listener| fits(listener) && !listener.is_wildcard_for(source));
+        exact.or_else(|| self.listeners.iter().find(fits))
+    }
+
+    fn client_binding(&mut self, any: SocketAddr) -> Result<(SocketId, quinn::Endpoint), Error> {
+        let known = self.clients.iter().find(|client| client.local.is_ipv4() == any.is_ipv4());
+        if let Some(client) = known {
+            return Ok((client.id, client.endpoint.clone()));
+        }
+        let client = Binding::new(&self.env, any, false)?;
+        self.announce(&client, false);
+        let reused = (client.id, client.endpoint.clone());
+        self.clients.push(client);
+        Ok(reused)
+    }
+
+    /// Lets go of the client of the family of `address`.
+    pub(super) fn retire_client(&mut self, address: SocketAddr) {
+        let same_family = |client: &Binding| client.local.is_ipv4() == address.is_ipv4();
+        if let Some(index) = self.clients.iter().position(same_family) {
+            let client = self.clients.swap_remove(index);
+            self.retire(&client);
+        }
+    }
+}

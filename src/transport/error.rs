@@ -1,0 +1,84 @@
+//! Why the transport or a connection of it failed.
+
+use std::{io, net::SocketAddr};
+
+use libp2p_identity::PeerId;
+use quinn::TransportErrorCode;
+
+use crate::config::ConfigError;
+
+/// The TLS alert `access_denied` (RFC 8446 §6.2), which rustls sends for a peer that the application refused.
+/// Our verifier raises it for one reason only: the key is valid, but it is somebody else's.
+const ACCESS_DENIED: u8 = 49;
+
+/// Errors of the [`Transport`](super::Transport) and of a [`Connection`](super::Connection).
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The configuration breaks one of its rules.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The identity key cannot be used for TLS.
+    #[error("The identity key cannot be used for TLS: {0}")]
+    Identity(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// QUIC refused to start dialing.
+    #[error(transparent)]
+    Connect(#[from] quinn::ConnectError),
+    /// The handshake or the established connection failed.
+    #[error(transparent)]
+    Connection(#[from] quinn::ConnectionError),
+    /// A socket, the interface watcher or the routing table failed.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The handshake took longer than [`QuicConfig::handshake_timeout`](crate::config::QuicConfig::handshake_timeout).
+    #[error("Handshake with the remote timed out.")]
+    HandshakeTimedOut,
+    /// Another peer than the dialed one answered. It was refused during the handshake, before any byte
+    /// of the application.
+    #[error("Expected peer {expected}, found {}.", .got.map_or_else(|| "another".to_owned(), |peer| peer.to_string()))]
+    WrongPeerId {
+        /// The peer that was dialed.
+        expected: PeerId,
+        /// The peer that answered, where it is known.
+        got: Option<PeerId>,
+    },
+    /// The handshake ended without an identity of the remote.
+    #[error("The remote did not prove an identity.")]
+    NoPeerIdentity,
+    /// A dial in the role of the listener needs a listener that sends from the right address.
+    #[error("Tried to dial as listener without an active listener.")]
+    NoActiveListenerForDialAsListener,
+    /// A hole punch towards this address is under way already.
+    #[error("Already punching hole for {0}.")]
+    HolePunchInProgress(SocketAddr),
+    /// No direct path to the peer was found.
+    #[error("No direct path to the peer: {0}")]
+    Traversal(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The task that carries out traversals has ended.
+    #[error("The traversal driver has stopped.")]
+    DriverStopped,
+}
+
+impl Error {
+    /// Explains why a handshake failed in which `expected` was pinned and, perhaps, `got` was met.
+    pub(crate) fn handshake(
+        error: quinn::ConnectionError,
+        expected: Option<PeerId>,
+        got: Option<PeerId>,
+    ) -> Self {
+        match (&error, expected) {
+            (quinn::ConnectionError::TransportError(e), Some(expected))
+                if e.code == TransportErrorCode::crypto(ACCESS_DENIED) =>
+            {
+                Self::WrongPeerId { expected, got }
+            }
+            _ => Self::Connection(error),
+        }
+    }
+}
+
+impl From<Error> for libp2p_core::transport::TransportError<Error> {
+    fn from(error: Error) -> Self {
+        Self::Other(error)
+    }
+}

@@ -1,0 +1,71 @@
+//! From a QUIC handshake that has begun to an authenticated connection.
+
+use std::{
+    fmt,
+    future::Future,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+};
+
+use futures::{
+    FutureExt,
+    channel::mpsc,
+    future::{self, BoxFuture, Either},
+};
+use libp2p_identity::PeerId;
+
+use super::{
+    Connection, Error,
+    binding::Env,
+    notice::{self, Notice},
+    time::Delay,
+    tls::{self, Expected},
+};
+use crate::core::SocketId;
+
+/// What a successful dial or upgrade ends in.
+pub(crate) type Output = (PeerId, Connection);
+
+/// An incoming connection on its way to being authenticated.
+pub struct Upgrade(BoxFuture<'static, Result<Output, Error>>);
+
+impl Upgrade {
+    pub(crate) fn new(upgrade: impl Future<Output = Result<Output, Error>> + Send + 'static) -> Self {
+        Self(upgrade.boxed())
+    }
+}
+
+impl Future for Upgrade {
+    type Output = Result<Output, Error>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.poll_unpin(cx)
+    }
+}
+
+impl fmt::Debug for Upgrade {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Upgrade").finish_non_exhaustive()
+    }
+}
+
+/// Waits for the handshake, within its time limit, and tells the driver of the connection.
+pub(crate) async fn finish(
+    env: Arc<Env>,
+    connecting: quinn::Connecting,
+    expected: Expected,
+    socket: SocketId,
+    notices: Option<mpsc::Sender<Notice>>,
+) -> Result<Output, Error> {
+    let timeout = Delay::new(&*env.runtime, env.quic.handshake_timeout());
+    let connection = match future::select(connecting, timeout).await {
+        Either::Left((connected, _)) => connected.map_err(|error| expected.explain(error))?,
+        Either::Right(_) => return Err(Error::HandshakeTimedOut),
+    };
+    let (peer, _) = tls::peer_of(&connection)?;
+    let remote = connection.remote_address();
+    // The connection is as good without a driver.
+    let _ = notice::tell(notices, Notice::ConnectionUp { peer, remote, socket }).await;
+    Ok((peer, Connection::new(connection, None)))
+}

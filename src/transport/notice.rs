@@ -1,0 +1,170 @@
+//! What passes between the transport and the driver of traversals.
+
+use std::{
+    collections::VecDeque,
+    net::SocketAddr,
+    task::{Context, Poll},
+};
+
+use futures::{
+    SinkExt,
+    channel::{mpsc, oneshot},
+};
+use libp2p_identity::PeerId;
+
+use super::{Connection, Error};
+use crate::core::SocketId;
+
+/// What the transport tells the driver.
+#[derive(Debug)]
+pub(crate) enum Notice {
+    /// A socket can be used for sessions.
+    SocketUp {
+        /// Its name.
+        socket: SocketId,
+        /// What it is bound to; perhaps a wildcard.
+        local: SocketAddr,
+        /// Whether it also accepts plain connections.
+        accepts: bool,
+    },
+    /// A socket is no longer to be used for new sessions.
+    SocketDown {
+        /// Its name.
+        socket: SocketId,
+    },
+    /// A plain connection was authenticated. It has not been handed to the swarm yet.
+    ///
+    /// The socket is not always one that is up: a dial with `PortUse::New` has one to itself, and one that went down
+    /// keeps its connections.
+    ConnectionUp {
+        /// The remote.
+        peer: PeerId,
+        /// Where it is.
+        remote: SocketAddr,
+        /// The socket that the connection uses.
+        socket: SocketId,
+    },
+    /// The swarm dials a peer by nothing but its name.
+    Dial(DialRequest),
+}
+
+/// A dial that only a traversal can answer. It is cancelled when `reply.is_canceled()`.
+#[derive(Debug)]
+pub(crate) struct DialRequest {
+    /// Whom to reach.
+    pub(crate) peer: PeerId,
+    /// Takes the answer.
+    pub(crate) reply: oneshot::Sender<Result<(PeerId, Connection), Error>>,
+}
+
+/// A connection that a peer opened through a traversal session.
+#[derive(Debug)]
+pub(crate) struct InboundSession {
+    /// The connection, authenticated.
+    pub(crate) connection: Connection,
+    /// The remote.
+    pub(crate) peer: PeerId,
+    /// The socket of the selected path.
+    pub(crate) socket: SocketId,
+    /// The real remote address of the selected path.
+    pub(crate) remote: SocketAddr,
+}
+
+/// The transport's end of the channel to the driver. Notices are neither lost nor reordered.
+#[derive(Debug)]
+pub(crate) struct Notices {
+    sender: Option<mpsc::Sender<Notice>>,
+    /// What did not fit yet. As long as what the application did since: it opened and closed these sockets.
+    waiting: VecDeque<Notice>,
+}
+
+impl Notices {
+    pub(crate) fn new(sender: Option<mpsc::Sender<Notice>>) -> Self {
+        Self { sender, waiting: VecDeque::new() }
+    }
+
+    /// A sender for a future that awaits its turn.
+    pub(crate) fn sender(&self) -> Option<mpsc::Sender<Notice>> {
+        self.sender.clone()
+    }
+
+    /// Sends at once if there is room. Otherwise the caller must see to it that [`poll_flush`](Self::poll_flush)
+    /// is called.
+    pub(crate) fn push(&mut self, notice: Notice) {
+        if self.sender.is_some() {
+            self.waiting.push_back(notice);
+            // Without a waker: if the channel is full, the next flush registers the right one.
+            let _ = self.poll_flush(&mut Context::from_waker(std::task::Waker::noop()));
+        }
+    }
+
+    /// Sends what is waiting. Ready once nothing is.
+    pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let Some(sender) = &mut self.sender else { return Poll::Ready(()) };
+        while let Some(notice) = self.waiting.pop_front() {
+            match sender.poll_ready(cx) {
+                Poll::Ready(Ok(())) => {
+                    if sender.start_send(notice).is_ok() {
+                        continue;
+                    }
+                }
+                Poll::Ready(Err(_)) => {}
+                Poll::Pending => {
+                    self.waiting.push_front(notice);
+                    return Poll::Pending;
+                }
+            }
+            // The driver has ended: nobody is left to tell.
+            self.sender = None;
+            self.waiting.clear();
+            break;
+        }
+        Poll::Ready(())
+    }
+}
+
+/// Tells the driver, and waits for room. Nobody needs to be told if there is no driver, or none any more.
+pub(crate) async fn tell(sender: Option<mpsc::Sender<Notice>>, notice: Notice) -> Result<(), Error> {
+    match sender {
+        Some(mut sender) => sender.send(notice).await.map_err(|_| Error::DriverStopped),
+        None => Err(Error::DriverStopped),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::Waker;
+
+    use super::*;
+
+    fn down(id: u32) -> Notice {
+        Notice::SocketDown { socket: SocketId(id) }
+    }
+
+    #[test]
+    fn a_full_channel_loses_and_reorders_nothing() {
+        let (sender, mut receiver) = mpsc::channel(0);
+        let mut notices = Notices::new(Some(sender));
+        (0..5).for_each(|id| notices.push(down(id)));
+        let mut cx = Context::from_waker(Waker::noop());
+        for id in 0..5 {
+            let received = receiver.try_recv().unwrap();
+            assert!(
+                matches!(received, Notice::SocketDown { socket } if socket == SocketId(id)),
+                "{received:?}"
+            );
+            let _ = notices.poll_flush(&mut cx);
+        }
+        assert_eq!(notices.poll_flush(&mut cx), Poll::Ready(()));
+    }
+
+    #[test]
+    fn without_a_driver_nothing_piles_up() {
+        let (sender, receiver) = mpsc::channel(0);
+        let mut notices = Notices::new(Some(sender));
+        drop(receiver);
+        (0..5).for_each(|id| notices.push(down(id)));
+        assert!(notices.waiting.is_empty());
+        assert!(notices.sender().is_none());
+    }
+}

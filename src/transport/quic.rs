@@ -1,0 +1,255 @@
+//! quinn's configurations, from an identity and [`QuicConfig`].
+
+use std::{fmt, sync::Arc, time::Duration};
+
+use hmac::{Hmac, Mac};
+use libp2p_identity::{Keypair, PeerId};
+use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn_proto::{
+    HashedConnectionIdGenerator,
+    crypto::{CryptoError, HmacKey},
+};
+use sha2::Sha256;
+
+use super::{
+    Error,
+    tls::{Expected, Tls},
+};
+use crate::config::QuicConfig;
+
+/// QUIC version 1 (RFC 9000), the only one.
+const VERSIONS: [u32; 1] = [1];
+/// What a connection takes the round-trip time to be before it knows. RFC 9002 §6.2.2 recommends 333 ms, and a lost
+/// first flight then costs a second; too low a value costs no more than a spurious retransmission.
+const INITIAL_RTT: Duration = Duration::from_millis(100);
+/// Bounds for what is known of a session's round-trip time: nothing below the timer granularity of RFC 9002 §6.1.2
+/// helps, and above the RFC's own default it must not go.
+const SESSION_RTT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(333));
+/// Largest UDP payload that a session searches for: what a 1,420-byte tunnel carries over IPv6. A session may move to
+/// another path at any time, and each byte above that path's MTU then costs a black-hole detection.
+const SESSION_MTU: u16 = 1_372;
+
+/// Makes the configurations of every QUIC connection of one identity. Cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Quic {
+    tls: Tls,
+    keys: EndpointKeys,
+    transport: Arc<TransportConfig>,
+    server: Arc<quinn::ServerConfig>,
+    config: QuicConfig,
+}
+
+impl Quic {
+    pub(crate) fn new(keypair: &Keypair, config: &QuicConfig) -> Result<Self, Error> {
+        let tls = Tls::new(keypair)?;
+        let transport = Arc::new(transport(config));
+        let mut server = quinn::ServerConfig::with_crypto(tls.server_config(Expected::anyone()));
+        server.transport_config(transport.clone());
+        // As libp2p-quic: the remote address of a connection is part of what the swarm was told.
+        server.migration(false);
+        Ok(Self {
+            tls,
+            keys: EndpointKeys::new(keypair),
+            transport,
+            server: Arc::new(server),
+            config: config.clone(),
+        })
+    }
+
+    /// How long a handshake may take.
+    pub(crate) fn handshake_timeout(&self) -> Duration {
+        self.config.handshake_timeout
+    }
+
+    /// For the endpoint of a binding.
+    pub(crate) fn endpoint_config(&self) -> EndpointConfig {
+        let mut endpoint = EndpointConfig::new(self.reset_key());
+        let [a, b, c, d, e, f, g, h, ..] = self.keys.connection_id;
+        let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
+        endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
+        endpoint.supported_versions(VERSIONS.to_vec());
+        // Probes are told from QUIC by the fixed bit (RFC 9443 §2), so it must not be greased (RFC 9287).
+        endpoint.grease_quic_bit(false);
+        endpoint
+    }
+
+    /// The key of stateless resets, for every endpoint.
+    pub(crate) fn reset_key(&self) -> Arc<dyn HmacKey> {
+        Arc::new(ResetKey(self.keys.reset))
+    }
+
+    /// The key by which the session endpoint knows its connection IDs.
+    pub(crate) fn session_connection_id_key(&self) -> [u8; 32] {
+        self.keys.session_connection_id
+    }
+
+    /// For a plain dial.
+    pub(crate) fn client_config(&self, expected: &Expected) -> quinn::ClientConfig {
+        client(self.tls.client_config(expected.clone()), self.transport.clone())
+    }
+
+    /// For plain connections from anyone.
+    pub(crate) fn server_config(&self) -> Arc<quinn::ServerConfig> {
+        self.server.clone()
+    }
+
+    /// For a plain connection that must come from the expected peer.
+    pub(crate) fn pinned_server_config(&self, expected: &Expected) -> Arc<quinn::ServerConfig> {
+        let mut server = (*self.server).clone();
+        server.crypto = self.tls.server_config(expected.clone());
+        Arc::new(server)
+    }
+
+    /// For a traversal session as QUIC client: `peer` is pinned, and `rtt` is what is known of the round-trip time.
+    pub(crate) fn session_client_config(&self, peer: PeerId, rtt: Option<Duration>) -> quinn::ClientConfig {
+        let crypto = self.tls.client_config(Expected::new(Some(peer)));
+        client(crypto, Arc::new(self.session_transport(rtt)))
+    }
+
+    /// For a traversal session as QUIC server: `peer` is pinned, and `rtt` is what is known of the round-trip time.
+    pub(crate) fn session_server_config(
+        &self,
+        peer: PeerId,
+        rtt: Option<Duration>,
+    ) -> Arc<quinn::ServerConfig> {
+        let mut server = (*self.server).clone();
+        server.crypto = self.tls.server_config(Expected::new(Some(peer)));
+        server.transport_config(Arc::new(self.session_transport(rtt)));
+        Arc::new(server)
+    }
+
+    fn session_transport(&self, rtt: Option<Duration>) -> TransportConfig {
+        let mut transport = transport(&self.config);
+        let (low, high) = SESSION_RTT;
+        transport.initial_rtt(rtt.map_or(INITIAL_RTT, |rtt| rtt.clamp(low, high)));
+        transport.mtu_discovery_config(self.config.path_mtu_discovery.then(|| {
+            let mut discovery = MtuDiscoveryConfig::default();
+            discovery.upper_bound(SESSION_MTU);
+            discovery
+        }));
+        transport
+    }
+}
+
+fn client(
+    crypto: Arc<dyn quinn_proto::crypto::ClientConfig>,
+    transport: Arc<TransportConfig>,
+) -> quinn::ClientConfig {
+    let mut config = quinn::ClientConfig::new(crypto);
+    config.transport_config(transport);
+    config
+}
+
+fn transport(config: &QuicConfig) -> TransportConfig {
+    let idle = u32::try_from(config.max_idle_timeout.as_millis()).unwrap_or(u32::MAX);
+    let mut transport = TransportConfig::default();
+    transport
+        .max_concurrent_bidi_streams(config.max_concurrent_stream_limit.into())
+        .max_concurrent_uni_streams(0u32.into())
+        .datagram_receive_buffer_size(None)
+        .stream_receive_window(config.max_stream_data.into())
+        .receive_window(config.max_connection_data.into())
+        .max_idle_timeout(Some(VarInt::from_u32(idle).into()))
+        .keep_alive_interval(Some(config.keep_alive_interval))
+        .initial_rtt(INITIAL_RTT)
+        .mtu_discovery_config(config.path_mtu_discovery.then(MtuDiscoveryConfig::default))
+        .allow_spin(false);
+    transport
+}
+
+/// Keys that are the same after a restart, so that the remotes of our old connections learn of it at once: we still
+/// recognise the connection IDs that we gave out, and can compute the token that goes with each (RFC 9000 §10.3).
+#[derive(Clone)]
+struct EndpointKeys {
+    reset: [u8; 32],
+    connection_id: [u8; 32],
+    session_connection_id: [u8; 32],
+}
+
+impl EndpointKeys {
+    fn new(keypair: &Keypair) -> Self {
+        // Some kinds of identity have no secret to derive from; theirs are random.
+        let derive = |domain: &[u8]| keypair.derive_secret(domain).unwrap_or_else(rand::random);
+        Self {
+            reset: derive(b"libp2p quic stateless reset key"),
+            connection_id: derive(b"libp2p-punch quic connection id key"),
+            session_connection_id: derive(b"libp2p-punch session connection id key"),
+        }
+    }
+}
+
+impl fmt::Debug for EndpointKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EndpointKeys").finish_non_exhaustive()
+    }
+}
+
+/// HMAC-SHA256.
+struct ResetKey([u8; 32]);
+
+impl ResetKey {
+    fn mac(&self, data: &[u8]) -> Option<Hmac<Sha256>> {
+        // HMAC takes keys of any length.
+        let mut mac = Hmac::<Sha256>::new_from_slice(&self.0).ok()?;
+        mac.update(data);
+        Some(mac)
+    }
+}
+
+impl HmacKey for ResetKey {
+    fn sign(&self, data: &[u8], signature_out: &mut [u8]) {
+        if let Some(mac) = self.mac(data) {
+            let tag = mac.finalize().into_bytes();
+            signature_out.iter_mut().zip(tag).for_each(|(out, byte)| *out = byte);
+        }
+    }
+
+    fn signature_len(&self) -> usize {
+        32
+    }
+
+    fn verify(&self, data: &[u8], signature: &[u8]) -> Result<(), CryptoError> {
+        self.mac(data).and_then(|mac| mac.verify_slice(signature).ok()).ok_or(CryptoError)
+    }
+}
+
+impl fmt::Debug for ResetKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ResetKey").finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reset_key_signs_and_verifies() {
+        let key = ResetKey([7; 32]);
+        let mut tag = vec![0; key.signature_len()];
+        key.sign(b"connection id", &mut tag);
+        assert!(key.verify(b"connection id", &tag).is_ok());
+        assert!(key.verify(b"another id", &tag).is_err());
+        assert_ne!(tag, vec![0; 32]);
+    }
+
+    #[test]
+    fn endpoint_keys_survive_a_restart_and_belong_to_one_identity() {
+        let keypair = Keypair::generate_ed25519();
+        let keys = |keypair| {
+            let EndpointKeys { reset, connection_id, session_connection_id } = EndpointKeys::new(keypair);
+            [reset, connection_id, session_connection_id]
+        };
+        assert_eq!(keys(&keypair), keys(&keypair));
+        let all = [keys(&keypair), keys(&Keypair::generate_ed25519())].concat();
+        assert!(all.iter().enumerate().all(|(i, key)| !all[..i].contains(key)));
+    }
+
+    #[test]
+    fn every_kind_of_key_makes_a_configuration() {
+        for keypair in [Keypair::generate_ed25519(), Keypair::generate_secp256k1(), Keypair::generate_ecdsa()]
+        {
+            Quic::new(&keypair, &QuicConfig::default()).unwrap();
+        }
+    }
+}

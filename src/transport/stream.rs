@@ -1,0 +1,75 @@
+//! A bidirectional QUIC stream as libp2p's substream.
+
+use std::{
+    fmt, io,
+    pin::Pin,
+    task::{Context, Poll, Waker},
+};
+
+use futures::{AsyncRead, AsyncWrite};
+
+/// One stream of a [`Connection`](super::Connection).
+///
+/// Closing it ends our half and flushes nothing that it must wait for: QUIC delivers what was written. The other half
+/// can still be read.
+pub struct Stream {
+    send: quinn::SendStream,
+    recv: quinn::RecvStream,
+    /// How the first close ended; every later one ends the same.
+    closed: Option<Result<(), io::ErrorKind>>,
+}
+
+impl Stream {
+    pub(super) fn new((send, recv): (quinn::SendStream, quinn::RecvStream)) -> Self {
+        Self { send, recv, closed: None }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut [u8]) -> Poll<io::Result<usize>> {
+        if let Some(Err(_)) = self.closed {
+            // As libp2p-quic: a stream that could not be closed has ended.
+            return Poll::Ready(Ok(0));
+        }
+        self.recv.poll_read(cx, buf).map_err(Into::into)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.send).poll_write(cx, buf).map_err(Into::into)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // What quinn took it sends; there is no buffer of ours.
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_close(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let closed = match self.closed {
+            Some(closed) => closed,
+            None => self.send.finish().map_err(|error| io::Error::from(error).kind()),
+        };
+        self.closed = Some(closed);
+        Poll::Ready(closed.map_err(Into::into))
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // Whoever reads a message of known length drops the stream without having read its end. quinn would then send
+        // STOP_SENDING, although nothing is left to stop, and some implementations drop their other half for it. If
+        // the end has arrived, one look is enough for quinn to know.
+        let mut byte = [0];
+        let _ = self.recv.poll_read(&mut Context::from_waker(Waker::noop()), &mut byte);
+    }
+}
+
+impl fmt::Debug for Stream {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stream")
+            .field("id", &self.send.id())
+            .field("closed", &self.closed)
+            .finish_non_exhaustive()
+    }
+}

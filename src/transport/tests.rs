@@ -1,0 +1,244 @@
+//! The transport with a driver at the other end of its channels, and what only shows from inside.
+
+use std::time::Duration;
+
+use futures::{AsyncReadExt, AsyncWriteExt, FutureExt, future::poll_fn};
+use libp2p_core::{Endpoint, Transport as _, muxing::StreamMuxerExt, transport::PortUse};
+
+use super::{notice::DialRequest, *};
+
+const V4: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+const PLAIN: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse };
+const FRESH: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };
+
+/// The driver's end of the channels.
+struct Driver {
+    notices: mpsc::Receiver<Notice>,
+    sessions: mpsc::Sender<InboundSession>,
+}
+
+impl Driver {
+    fn notice(&mut self) -> Option<Notice> {
+        self.notices.try_recv().ok()
+    }
+}
+
+fn path_layer() -> Arc<PathLayer> {
+    Arc::new(PathLayer::default())
+}
+
+fn bridged() -> (Transport, Driver) {
+    let keypair = Keypair::generate_ed25519();
+    let (notices, received) = mpsc::channel(1);
+    let (sessions, inbound) = mpsc::channel(1);
+    let transport = Transport::bridged(
+        &keypair,
+        Config::default(),
+        Arc::new(OsNetwork::default()),
+        Arc::new(quinn::TokioRuntime),
+        notices,
+        inbound,
+        path_layer(),
+    );
+    (transport.unwrap(), Driver { notices: received, sessions })
+}
+
+fn alone() -> Transport {
+    Transport::new(&Keypair::generate_ed25519(), Config::default()).unwrap()
+}
+
+async fn next(transport: &mut Transport) -> Event {
+    poll_fn(|cx| Pin::new(&mut *transport).poll(cx)).await
+}
+
+async fn listen(transport: &mut Transport) -> (ListenerId, Multiaddr) {
+    let id = ListenerId::next();
+    transport.listen_on(id, V4.parse().unwrap()).unwrap();
+    (id, next(transport).await.into_new_address().unwrap())
+}
+
+/// A connection from `dialer` to `listener`, as each of them sees it.
+async fn connect(listener: &mut Transport, dialer: &mut Transport) -> (Connection, Connection) {
+    let (_, address) = listen(listener).await;
+    let dial = dialer.dial(address, PLAIN).unwrap();
+    let incoming = async {
+        let (upgrade, _) = next(listener).await.into_incoming().unwrap();
+        upgrade.await.unwrap().1
+    };
+    let (dialed, accepted) = future::join(dial, incoming).await;
+    (dialed.unwrap().1, accepted)
+}
+
+#[tokio::test]
+async fn the_driver_hears_of_every_socket_in_order() {
+    let (mut transport, mut driver) = bridged();
+    let _dial = transport.dial("/ip4/127.0.0.1/udp/9/quic-v1".parse().unwrap(), PLAIN).unwrap();
+    let (id, _) = listen(&mut transport).await;
+    transport.remove_listener(id);
+    let mut told = Vec::new();
+    // The channel has room for two; the rest waits in the transport.
+    for _ in 0..4 {
+        let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut transport).poll(cx))).await;
+        told.push(match driver.notice() {
+            Some(Notice::SocketUp { socket, accepts, local }) => {
+                assert_ne!(local.port(), 0);
+                (socket.0, true, accepts)
+            }
+            Some(Notice::SocketDown { socket }) => (socket.0, false, false),
+            other => panic!("{other:?}"),
+        });
+    }
+    // A client for the dial, the listener, which replaces the client, and the listener's end.
+    assert_eq!(told, [(0, true, false), (1, true, true), (0, false, false), (1, false, false)]);
+    assert!(driver.notice().is_none());
+}
+
+#[tokio::test]
+async fn a_peer_without_an_address_is_asked_for_when_the_dial_is_polled() {
+    let (mut transport, mut driver) = bridged();
+    let peer = PeerId::random();
+    let mut dial = transport.dial(format!("/p2p/{peer}").parse().unwrap(), PLAIN).unwrap();
+    assert!(matches!(driver.notice(), Some(Notice::SocketUp { accepts: false, .. })));
+    assert!(driver.notice().is_none());
+
+    assert!((&mut dial).now_or_never().is_none());
+    let Some(Notice::Dial(DialRequest { peer: asked, reply })) = driver.notice() else {
+        panic!("no request")
+    };
+    assert_eq!(asked, peer);
+    assert!(!reply.is_canceled());
+    reply.send(Err(Error::HandshakeTimedOut)).unwrap();
+    assert!(matches!(dial.await, Err(Error::HandshakeTimedOut)));
+}
+
+#[tokio::test]
+async fn dropping_the_dial_of_a_peer_cancels_the_request() {
+    let (mut transport, mut driver) = bridged();
+    let mut dial = transport.dial(format!("/p2p/{}", PeerId::random()).parse().unwrap(), PLAIN).unwrap();
+    driver.notice().unwrap();
+    assert!((&mut dial).now_or_never().is_none());
+    let Some(Notice::Dial(request)) = driver.notice() else { panic!("no request") };
+    drop(dial);
+    assert!(request.reply.is_canceled());
+}
+
+#[tokio::test]
+async fn a_driver_that_stops_fails_the_dials_of_peers() {
+    let (mut transport, mut driver) = bridged();
+    let address: Multiaddr = format!("/p2p/{}", PeerId::random()).parse().unwrap();
+    let mut asked = transport.dial(address.clone(), PLAIN).unwrap();
+    driver.notice().unwrap();
+    assert!((&mut asked).now_or_never().is_none());
+    let unasked = transport.dial(address, PLAIN).unwrap();
+    drop(driver);
+    assert!(matches!(asked.await, Err(Error::DriverStopped)));
+    assert!(matches!(unasked.await, Err(Error::DriverStopped)));
+}
+
+#[tokio::test]
+async fn the_driver_hears_of_a_connection_before_the_swarm_gets_it() {
+    let ((mut a, mut driver_a), (mut b, mut driver_b)) = (bridged(), bridged());
+    let (_, address) = listen(&mut a).await;
+    driver_a.notice().unwrap();
+    let mut dial = b.dial(address, FRESH).unwrap();
+    let (upgrade, send_back) = {
+        let mut event = Box::pin(next(&mut a));
+        poll_fn(|cx| {
+            assert!(dial.poll_unpin(cx).is_pending());
+            event.poll_unpin(cx)
+        })
+        .await
+        .into_incoming()
+        .unwrap()
+    };
+    let (dialed, accepted) = future::join(dial, upgrade).await;
+    let ((a_id, _), (b_id, _)) = (dialed.unwrap(), accepted.unwrap());
+    match driver_a.notice() {
+        Some(Notice::ConnectionUp { peer, remote, socket }) => {
+            assert_eq!((peer, addr::from_socket(remote), socket.0), (b_id, send_back, 0));
+        }
+        other => panic!("{other:?}"),
+    }
+    // The socket of a fresh port is for its connection alone: it never comes up.
+    assert!(matches!(driver_b.notice(), Some(Notice::ConnectionUp { peer, .. }) if peer == a_id));
+}
+
+#[tokio::test]
+async fn a_full_channel_holds_a_connection_back() {
+    let ((mut a, _driver_a), mut b) = (bridged(), alone());
+    let (_, address) = listen(&mut a).await;
+    // Nobody receives: the listener's notice and each sender's own slot fill the channel.
+    let mut held = 0;
+    for _ in 0..3 {
+        let dial = tokio::spawn(b.dial(address.clone(), PLAIN).unwrap());
+        let (upgrade, _) = next(&mut a).await.into_incoming().unwrap();
+        held += usize::from(tokio::time::timeout(Duration::from_millis(200), upgrade).await.is_err());
+        drop(dial);
+    }
+    assert!(held > 0);
+}
+
+#[tokio::test]
+async fn a_session_from_a_peer_is_incoming_at_a_real_listen_address() {
+    let ((mut transport, mut driver), (mut a, mut b)) = (bridged(), (alone(), alone()));
+    let (_, first) = listen(&mut transport).await;
+    let (id, second) = listen(&mut transport).await;
+    let remote = SocketAddr::from(([192, 0, 2, 7], 4001));
+    for (socket, expected) in [(1, &second), (7, &first)] {
+        let (connection, _other) = connect(&mut a, &mut b).await;
+        let peer = PeerId::random();
+        let session = InboundSession { connection, peer, socket: crate::core::SocketId(socket), remote };
+        driver.sessions.try_send(session).unwrap();
+        match next(&mut transport).await {
+            Event::Incoming { listener_id, upgrade, local_addr, send_back_addr } => {
+                assert_eq!(listener_id == id, socket == 1);
+                assert_eq!(&local_addr, expected);
+                assert_eq!(send_back_addr, addr::from_socket(remote));
+                assert_eq!(upgrade.await.unwrap().0, peer);
+            }
+            event => panic!("{event:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_session_without_any_listener_is_closed() {
+    let ((mut transport, mut driver), (mut a, mut b)) = (bridged(), (alone(), alone()));
+    let (connection, mut other) = connect(&mut a, &mut b).await;
+    let remote = SocketAddr::from(([192, 0, 2, 7], 4001));
+    let session =
+        InboundSession { connection, peer: PeerId::random(), socket: crate::core::SocketId(0), remote };
+    driver.sessions.try_send(session).unwrap();
+    assert!(next(&mut transport).now_or_never().is_none());
+    poll_fn(|cx| other.poll_inbound_unpin(cx)).await.unwrap_err();
+}
+
+#[tokio::test]
+async fn a_stream_that_finished_cleanly_is_not_stopped() {
+    let (mut a, mut b) = (alone(), alone());
+    let (mut dialer, mut listener) = connect(&mut a, &mut b).await;
+    let mut outbound = poll_fn(|cx| dialer.poll_outbound_unpin(cx)).await.unwrap();
+    outbound.write_all(b"ping").await.unwrap();
+    outbound.close().await.unwrap();
+    let mut inbound = poll_fn(|cx| listener.poll_inbound_unpin(cx)).await.unwrap();
+    // The end is in the same packet, but is not read.
+    inbound.read_exact(&mut [0; 4]).await.unwrap();
+    inbound.write_all(b"pong").await.unwrap();
+    drop(inbound);
+    let mut answer = Vec::new();
+    outbound.read_to_end(&mut answer).await.unwrap();
+    assert_eq!(answer, b"pong");
+    assert_eq!(listener.quic_stats().frame_tx.stop_sending, 0);
+
+    // One whose end has not come is stopped.
+    let mut outbound = poll_fn(|cx| dialer.poll_outbound_unpin(cx)).await.unwrap();
+    outbound.write_all(b"ping").await.unwrap();
+    drop(poll_fn(|cx| listener.poll_inbound_unpin(cx)).await.unwrap());
+    let stopped = async {
+        while outbound.write_all(b"more").await.is_ok() {
+            tokio::task::yield_now().await
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), stopped).await.unwrap();
+    assert_eq!(listener.quic_stats().frame_tx.stop_sending, 1);
+}

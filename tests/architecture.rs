@@ -1,0 +1,84 @@
+//! The rules of `docs/architecture.md` that a compiler does not hold.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+fn sources(folder: &str) -> Vec<(PathBuf, String)> {
+    fn walk(folder: &Path, found: &mut Vec<(PathBuf, String)>) {
+        for entry in fs::read_dir(folder).expect("folder exists") {
+            let path = entry.expect("entry is readable").path();
+            if path.is_dir() {
+                walk(&path, found);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                let text = fs::read_to_string(&path).expect("source is readable");
+                found.push((path, text));
+            }
+        }
+    }
+    let mut found = Vec::new();
+    walk(&Path::new(env!("CARGO_MANIFEST_DIR")).join(folder), &mut found);
+    assert!(!found.is_empty(), "{folder} holds no sources");
+    found
+}
+
+/// The code of a file that ships: without comments, and without its unit tests, which stand last.
+fn code(text: &str) -> String {
+    let shipped = text.split("#[cfg(test)]\nmod ").next().unwrap_or_default();
+    shipped.lines().map(|line| line.split("//").next().unwrap_or_default()).collect::<Vec<_>>().join("\n")
+}
+
+fn assert_free_of(folder: &str, banned: &[&str]) {
+    for (path, text) in sources(folder) {
+        let code = code(&text);
+        for word in banned {
+            assert!(!code.contains(word), "{} uses {word}", path.display());
+        }
+    }
+}
+
+#[test]
+fn core_knows_no_io_no_clock_and_no_randomness_of_its_own() {
+    assert_free_of(
+        "src/core",
+        &[
+            "tokio", "quinn", "libp2p_swarm", "futures", "socket2", "if_watch", "std::fs", "std::env", "std::thread",
+            "UdpSocket", "TcpStream", "Instant::now", "SystemTime", "rand::random", "rand::rng()", "thread_rng",
+            "from_os_rng", "OsRng", "println!", "async ", ".await",
+        ],
+    );
+}
+
+#[test]
+fn core_iterates_over_no_hash_map() {
+    assert_free_of("src/core", &["HashMap", "HashSet"]);
+}
+
+#[test]
+fn core_imports_nothing_of_the_layers_above() {
+    assert_free_of("src/core", &["crate::transport", "crate::behaviour", "crate::bridge", "crate::io"]);
+}
+
+#[test]
+fn transport_and_behaviour_meet_only_in_the_bridge() {
+    assert_free_of("src/transport", &["crate::behaviour", "crate::bridge", "libp2p_swarm"]);
+    assert_free_of("src/behaviour", &["crate::transport", "crate::bridge"]);
+}
+
+#[test]
+fn nothing_is_allowed_past_the_lints() {
+    for folder in ["src", "punch/src", "sim/src"] {
+        assert_free_of(folder, &["#[allow(", "#![allow(", "unimplemented!", "todo!"]);
+    }
+}
+
+#[test]
+fn files_stay_short_enough_to_be_one_thing() {
+    for folder in ["src", "punch/src", "sim/src", "tests"] {
+        for (path, text) in sources(folder) {
+            let lines = text.lines().count();
+            assert!(lines <= 600, "{} has {lines} lines", path.display());
+        }
+    }
+}
