@@ -32,6 +32,7 @@ use std::sync::Arc;
 
 use libp2p_identity::Keypair;
 
+use crate::io::{Network, OsNetwork};
 #[doc(inline)]
 pub use crate::{
     behaviour::Behaviour,
@@ -39,7 +40,6 @@ pub use crate::{
     core::event::Event,
     transport::{Error, Transport},
 };
-use crate::io::{Network, OsNetwork};
 
 /// A transport and a behaviour that work together on the operating system's network.
 ///

@@ -148,6 +148,8 @@ mod tests {
     fn a_removed_coordinator_is_forgotten() {
         let (mut coordinators, peer, now) = one();
         assert!(coordinators.remove(&peer) && !coordinators.remove(&peer));
-        assert!(coordinators.is_empty() && coordinators.due(now).is_none() && !coordinators.failed(&peer, now));
+        assert!(
+            coordinators.is_empty() && coordinators.due(now).is_none() && !coordinators.failed(&peer, now)
+        );
     }
 }

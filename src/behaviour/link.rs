@@ -76,7 +76,10 @@ mod tests {
         let peer = PeerId::random();
         for (address, route) in [
             ("/ip4/192.0.2.1/udp/4001/quic-v1".to_owned(), Route::Udp(([192, 0, 2, 1], 4001).into())),
-            (format!("/ip6/2001:db8::1/udp/1/quic-v1/p2p/{peer}"), Route::Udp("[2001:db8::1]:1".parse().unwrap())),
+            (
+                format!("/ip6/2001:db8::1/udp/1/quic-v1/p2p/{peer}"),
+                Route::Udp("[2001:db8::1]:1".parse().unwrap()),
+            ),
             (format!("/p2p/{peer}"), Route::Unresolved),
             ("/dns4/example.org/udp/4001/quic-v1".to_owned(), Route::Unresolved),
             (format!("/dnsaddr/example.org/p2p/{peer}"), Route::Unresolved),

@@ -70,9 +70,11 @@ pub struct Behaviour {
 
 impl Behaviour {
     pub(crate) fn new(local_peer: PeerId, config: &Config, ends: Ends) -> Result<Self, ConfigError> {
-        let actions = config.bind_addresses.iter().cloned().map(|address| ToSwarm::ListenOn {
-            opts: ListenOpts::new(address),
-        });
+        let actions = config
+            .bind_addresses
+            .iter()
+            .cloned()
+            .map(|address| ToSwarm::ListenOn { opts: ListenOpts::new(address) });
         let mut behaviour = Self {
             local_peer,
             ends,
@@ -135,7 +137,13 @@ impl Behaviour {
         self.links.insert(id, link);
         let is_coordinator = self.coordinators.contains(&peer);
         let driver = self.ends.driver.clone();
-        Handler::new((link, peer, Route::of(address)), opens, is_coordinator, driver, self.ends.runtime.clone())
+        Handler::new(
+            (link, peer, Route::of(address)),
+            opens,
+            is_coordinator,
+            driver,
+            self.ends.runtime.clone(),
+        )
     }
 
     fn forget_link(&mut self, id: ConnectionId) {
@@ -264,12 +272,7 @@ impl NetworkBehaviour for Behaviour {
         }
     }
 
-    fn on_connection_handler_event(
-        &mut self,
-        _: PeerId,
-        _: ConnectionId,
-        event: THandlerOutEvent<Self>,
-    ) {
+    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
         match event {}
     }
 

@@ -8,7 +8,7 @@ use std::{
 use futures::channel::oneshot;
 use libp2p_identity::PeerId;
 
-use crate::transport::{Connection, DialRequest, Error};
+use crate::transport::{Connection, Error, notice::DialRequest};
 
 type Reply = oneshot::Sender<Result<(PeerId, Connection), Error>>;
 
@@ -45,7 +45,8 @@ impl Dials {
         for replies in self.0.values_mut() {
             replies.retain_mut(|reply| reply.poll_canceled(cx) == Poll::Pending);
         }
-        let gone: Vec<_> = self.0.iter().filter(|(_, replies)| replies.is_empty()).map(|(peer, _)| *peer).collect();
+        let gone: Vec<_> =
+            self.0.iter().filter(|(_, replies)| replies.is_empty()).map(|(peer, _)| *peer).collect();
         self.0.retain(|_, replies| !replies.is_empty());
         gone
     }

@@ -8,7 +8,7 @@ use std::{
     time::Instant,
 };
 
-use futures::{FutureExt, SinkExt, StreamExt, channel::mpsc};
+use futures::{SinkExt, StreamExt, channel::mpsc};
 use if_watch::IfEvent;
 use libp2p_identity::PeerId;
 use quinn::{AsyncTimer, Runtime};
@@ -23,7 +23,11 @@ use crate::{
         frame::Frame,
     },
     io::Interfaces,
-    transport::{Connection, DialRequest, Error, InboundSession, Notice, PathLayer, PathNotice},
+    transport::{
+        Connection, Error,
+        notice::{DialRequest, InboundSession, Notice},
+        path::{PathLayer, PathNotice},
+    },
 };
 
 /// Inputs handled before other tasks get a turn.
@@ -32,7 +36,7 @@ const BUDGET: usize = 1024;
 /// The driver's ends of the channels.
 pub(super) struct Channels {
     pub(super) notices: mpsc::Receiver<Notice>,
-    pub(super) path_notices: mpsc::Receiver<PathNotice>,
+    pub(super) path_notices: tokio::sync::mpsc::Receiver<PathNotice>,
     pub(super) inputs: mpsc::Receiver<Input>,
     pub(super) events: mpsc::Sender<Event>,
     pub(super) inbound: mpsc::Sender<InboundSession>,
@@ -87,7 +91,7 @@ impl Driver {
     /// Takes one input of whatever kind there is; false if there is none. `Err` if nobody is left to drive for.
     fn step(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Gone> {
         // Probes first: their timing is what NATs and round-trip times are measured by.
-        if let Poll::Ready(Some(notice)) = self.channels.path_notices.poll_next_unpin(cx) {
+        if let Poll::Ready(Some(notice)) = self.channels.path_notices.poll_recv(cx) {
             self.handle_path(notice, now);
             return Ok(true);
         }
@@ -125,7 +129,7 @@ impl Driver {
                 self.agent.handle_established(flow, now);
                 let (Some((peer, _)), Some(path)) = (session, guard.path()) else { return };
                 self.routes.add(peer, path);
-                let connection = Connection::new(connection, peer, Some(guard));
+                let connection = Connection::new(connection, Some(guard));
                 if let Err(connection) = self.dials.succeed(peer, connection) {
                     self.inbound.push_back(InboundSession {
                         connection,

@@ -20,11 +20,17 @@ use crate::{
     config::Config,
     core::{agent::Agent, event::Counters},
     io::Network,
-    transport::{Error, PathLayer, Transport},
+    transport::{
+        Error, Transport,
+        path::{PathLayer, SessionKeys},
+        quic::Quic,
+    },
 };
 
 /// Messages that may wait on each channel before its sender has to.
 const QUEUE: usize = 256;
+/// Probes and the news of flows that may wait. Probes beyond that are dropped, as on a full socket.
+const PROBE_QUEUE: usize = 1024;
 /// Events that may wait for a swarm that is busy; more are dropped, and the log says so.
 const EVENT_QUEUE: usize = 4096;
 
@@ -42,16 +48,18 @@ pub(crate) fn build(
     let (event_sender, events) = mpsc::channel(EVENT_QUEUE);
     let counters = Arc::new(Mutex::new(Counters::default()));
 
-    let (path, path_notices) = PathLayer::new(keypair, &config, runtime.clone())?;
+    let quic = Quic::new(keypair, &config.quic)?;
+    let keys = SessionKeys { reset: quic.reset_key(), cid: quic.session_connection_id_key() };
+    let (path_sender, path_notices) = tokio::sync::mpsc::channel(PROBE_QUEUE);
+    let path = PathLayer::new(runtime.clone(), Box::new(quic.clone()), keys, path_sender)?;
     let transport = Transport::bridged(
-        keypair,
-        config.clone(),
+        quic,
         network.clone(),
         runtime.clone(),
         notice_sender,
         inbound_receiver,
         path.clone(),
-    )?;
+    );
     let ends = Ends { driver: input_sender, events, counters: counters.clone(), runtime: runtime.clone() };
     let behaviour = Behaviour::new(keypair.public().to_peer_id(), &config, ends)?;
     let agent = Agent::new(&config, keypair.clone(), rand::random(), runtime.now());

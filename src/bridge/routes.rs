@@ -3,10 +3,7 @@
 //! The transport reports each connection that it authenticated, and later the swarm reports the same
 //! connection by its multiaddr, which may be a DNS name or a bare `/p2p/PEER`. The two are matched here.
 
-use std::{
-    collections::{BTreeMap, VecDeque},
-    net::SocketAddr,
-};
+use std::collections::{BTreeMap, VecDeque};
 
 use libp2p_identity::PeerId;
 

@@ -5,7 +5,7 @@ use std::{io, net::SocketAddr};
 use libp2p_identity::PeerId;
 use quinn::TransportErrorCode;
 
-use crate::config::ConfigError;
+use crate::{config::ConfigError, core::event::FailureReason};
 
 /// The TLS alert `access_denied` (RFC 8446 §6.2), which rustls sends for a peer that the application refused.
 /// Our verifier raises it for one reason only: the key is valid, but it is somebody else's.
@@ -53,7 +53,10 @@ pub enum Error {
     HolePunchInProgress(SocketAddr),
     /// No direct path to the peer was found.
     #[error("No direct path to the peer: {0}")]
-    Traversal(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Traversal(#[source] FailureReason),
+    /// There is no tokio runtime to run in.
+    #[error("There is no tokio runtime: call this within one.")]
+    NoRuntime,
     /// The task that carries out traversals has ended.
     #[error("The traversal driver has stopped.")]
     DriverStopped,

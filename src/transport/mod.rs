@@ -119,18 +119,15 @@ impl Transport {
     /// A transport that tells a driver of its sockets and connections, and asks it for peers that are dialed by
     /// nothing but their name.
     pub(crate) fn bridged(
-        keypair: &Keypair,
-        config: Config,
+        quic: Quic,
         network: Arc<dyn Network>,
         runtime: Arc<dyn Runtime>,
         notices: mpsc::Sender<Notice>,
         inbound: mpsc::Receiver<InboundSession>,
         path: Arc<PathLayer>,
-    ) -> Result<Self, Error> {
-        config.validate()?;
-        let quic = Quic::new(keypair, &config.quic)?;
+    ) -> Self {
         let env = Env::new(network, runtime, quic, Some(path));
-        Ok(Self::build(env, Notices::new(Some(notices)), Some(inbound)))
+        Self::build(env, Notices::new(Some(notices)), Some(inbound))
     }
 
     fn build(env: Env, notices: Notices, inbound: Option<mpsc::Receiver<InboundSession>>) -> Self {

@@ -13,6 +13,7 @@ use sha2::Sha256;
 
 use super::{
     Error,
+    path::{ConfigError, SessionConfigs},
     tls::{Expected, Tls},
 };
 use crate::config::QuicConfig;
@@ -100,24 +101,6 @@ impl Quic {
         Arc::new(server)
     }
 
-    /// For a traversal session as QUIC client: `peer` is pinned, and `rtt` is what is known of the round-trip time.
-    pub(crate) fn session_client_config(&self, peer: PeerId, rtt: Option<Duration>) -> quinn::ClientConfig {
-        let crypto = self.tls.client_config(Expected::new(Some(peer)));
-        client(crypto, Arc::new(self.session_transport(rtt)))
-    }
-
-    /// For a traversal session as QUIC server: `peer` is pinned, and `rtt` is what is known of the round-trip time.
-    pub(crate) fn session_server_config(
-        &self,
-        peer: PeerId,
-        rtt: Option<Duration>,
-    ) -> Arc<quinn::ServerConfig> {
-        let mut server = (*self.server).clone();
-        server.crypto = self.tls.server_config(Expected::new(Some(peer)));
-        server.transport_config(Arc::new(self.session_transport(rtt)));
-        Arc::new(server)
-    }
-
     fn session_transport(&self, rtt: Option<Duration>) -> TransportConfig {
         let mut transport = transport(&self.config);
         let (low, high) = SESSION_RTT;
@@ -128,6 +111,20 @@ impl Quic {
             discovery
         }));
         transport
+    }
+}
+
+impl SessionConfigs for Quic {
+    fn client(&self, peer: PeerId, rtt: Option<Duration>) -> Result<quinn::ClientConfig, ConfigError> {
+        let crypto = self.tls.client_config(Expected::new(Some(peer)));
+        Ok(client(crypto, Arc::new(self.session_transport(rtt))))
+    }
+
+    fn server(&self, peer: PeerId, rtt: Option<Duration>) -> Result<Arc<quinn::ServerConfig>, ConfigError> {
+        let mut server = (*self.server).clone();
+        server.crypto = self.tls.server_config(Expected::new(Some(peer)));
+        server.transport_config(Arc::new(self.session_transport(rtt)));
+        Ok(Arc::new(server))
     }
 }
 

@@ -1,60 +1,298 @@
-//! The seam to the path layer: what the rest of the transport calls, with nothing behind it.
+//! The path layer: one QUIC connection over paths that come and go.
 //!
-//! No session exists without the path layer, so nothing is ever active and nothing is ever taken out.
+//! All traversal sessions run on one quinn endpoint that has no UDP socket of its own. A *flow* is one connection attempt on
+//! it; quinn knows the peer by the flow's *virtual address* and never learns of paths. Beneath it:
+//!
+//! - what quinn sends to the virtual address goes out on the flow's selected path, through that path's socket; while there
+//!   is none, it is kept, and goes out on permitted paths within their budgets;
+//! - every binding hands what its socket received to [`PathLayer::intercept`], which takes out probes and the QUIC packets
+//!   of flows, and leaves the rest to the binding's own endpoint.
+//!
+//! # Invariants
+//!
+//! - *A datagram is a flow's only by its destination connection ID*, and only if it came on a path that was admitted for the
+//!   flow. So a plain connection with the same peer at the same address is never disturbed.
+//! - *Each flow ends in one notice*, [`PathNotice::Failed`] or [`PathNotice::Closed`]; none but probes are ever dropped.
+//! - *A path's failure is not the connection's.* quinn hears `Ok`, or that a socket would block, and nothing else.
+//! - *Virtual addresses stay here.* Sockets send to the addresses of [`Path`]s only; [`FlowGuard`] tells the real one.
+//! - *Locks*: quinn's, then the table's, then a flow's. No call into quinn is made under the latter two.
+//!
+//! | file | what it is |
+//! |---|---|
+//! | `paths` | a flow's paths, budgets and kept datagrams; pure state |
+//! | `flow` | a flow as shared between tasks: sending, blocking, virtual addresses |
+//! | `table` | flows, the paths they take packets from, sockets |
+//! | `demux` | taking ours out of received buffers |
+//! | `shared` | what the parts share: commands and received buffers against the table |
+//! | `queue`, `socket` | what the session endpoint takes for its socket |
+//! | `endpoint` | the session endpoint and the task of each flow |
+//! | `cid` | connection IDs that tell whose they are |
+
+mod cid;
+mod demux;
+mod endpoint;
+mod flow;
+mod paths;
+mod queue;
+mod shared;
+mod socket;
+mod stats;
+mod table;
+#[cfg(test)]
+mod tests;
 
 use std::{
-    convert::Infallible,
-    io::IoSliceMut,
-    net::SocketAddr,
-    sync::Arc,
-    task::{Context, Poll},
+    fmt,
+    io::{self, IoSliceMut},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed},
+    time::Duration,
 };
 
-use quinn::{AsyncUdpSocket, udp::RecvMeta};
+use bytes::Bytes;
+use libp2p_identity::PeerId;
+use quinn::{AsyncUdpSocket, Endpoint, Runtime, crypto::HmacKey, udp::RecvMeta};
+use tokio::sync::mpsc;
 
-use crate::core::SocketId;
+use self::{
+    cid::CidKey,
+    endpoint::{Attempt, Supervisor},
+    flow::{BoundSocket, Flow, send_one},
+    shared::Shared,
+    stats::count,
+    table::OpenError,
+};
+pub(crate) use self::{endpoint::FlowGuard, stats::PathStats};
+use crate::core::{FlowId, Path, SocketId, command::Command};
 
-/// The sockets beneath traversal sessions.
-#[derive(Debug, Default)]
-pub(crate) struct PathLayer {}
+/// Why a configuration could not be made.
+pub(crate) type ConfigError = Box<dyn std::error::Error + Send + Sync>;
 
-impl PathLayer {
-    /// Whether received datagrams must be shown to [`intercept`](Self::intercept).
-    pub(crate) fn is_active(&self) -> bool {
-        false
-    }
+/// Makes the QUIC and TLS configuration of a session.
+///
+/// The peer's key is pinned in TLS: there is no check after the handshake. Both come with migration off, as the
+/// connection's address never changes. `rtt` is for QUIC's initial RTT.
+pub(crate) trait SessionConfigs: Send + Sync + 'static {
+    /// The configuration of the QUIC client.
+    fn client(&self, peer: PeerId, rtt: Option<Duration>) -> Result<quinn::ClientConfig, ConfigError>;
 
-    /// Takes probes and session packets out of what `socket` received, and returns the number of entries.
-    pub(crate) fn intercept(
-        &self,
-        _socket: SocketId,
-        _bufs: &mut [IoSliceMut<'_>],
-        _meta: &mut [RecvMeta],
-        n: usize,
-    ) -> usize {
-        n
-    }
-
-    /// Offers a socket to sessions.
-    pub(crate) fn add_socket(
-        &self,
-        _id: SocketId,
-        _socket: Arc<dyn AsyncUdpSocket>,
-        _endpoint: quinn::Endpoint,
-    ) {
-    }
-
-    /// Takes a socket away from new sessions.
-    pub(crate) fn remove_socket(&self, _id: SocketId) {}
+    /// The configuration of the QUIC server.
+    fn server(&self, peer: PeerId, rtt: Option<Duration>) -> Result<Arc<quinn::ServerConfig>, ConfigError>;
 }
 
-/// Held by the connection of a session; when it is dropped, the connection is gone.
-#[derive(Debug)]
-pub(crate) struct FlowGuard(Infallible);
+/// What keeps the names that the session endpoint gives out valid over a restart.
+pub(crate) struct SessionKeys {
+    /// Makes stateless-reset tokens (RFC 9000 §10.3.2).
+    pub(crate) reset: Arc<dyn HmacKey>,
+    /// Marks connection IDs as ours.
+    pub(crate) cid: [u8; 32],
+}
 
-impl FlowGuard {
-    /// Yields the remote address of the selected path every time that it changes.
-    pub(crate) fn poll_remote(&mut self, _cx: &mut Context<'_>) -> Poll<SocketAddr> {
-        match self.0 {}
+/// What the path layer tells the driver.
+#[derive(Debug)]
+pub(crate) enum PathNotice {
+    /// A probe came in. Dropped when the channel is full, as on a full socket.
+    Probe {
+        /// Whence.
+        path: Path,
+        /// The whole datagram.
+        payload: Bytes,
+    },
+    /// quinn made the first flight of a `Connect`.
+    FirstFlight {
+        /// The flow.
+        flow: FlowId,
+        /// One or two datagrams, in order.
+        datagrams: Vec<Bytes>,
+    },
+    /// The handshake is done, and TLS has proved the peer's key.
+    Established {
+        /// The flow.
+        flow: FlowId,
+        /// The connection. Its `remote_address` is virtual.
+        connection: quinn::Connection,
+        /// To be held as long as the connection.
+        guard: FlowGuard,
+    },
+    /// The attempt is over, also when a `Close` ended it.
+    Failed {
+        /// The flow.
+        flow: FlowId,
+        /// Why.
+        error: PathError,
+    },
+    /// The guard of an established connection was dropped.
+    Closed {
+        /// The flow.
+        flow: FlowId,
+    },
+}
+
+/// Why an attempt failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum PathError {
+    /// There are as many flows as there may be.
+    #[error("too many sessions at once")]
+    TooManyFlows,
+    /// A `Close` ended it, or the path layer is gone.
+    #[error("the attempt was abandoned")]
+    Closed,
+    /// No configuration could be made.
+    #[error("configuration of the session")]
+    Config(#[source] ConfigError),
+    /// quinn could not start the handshake.
+    #[error("start of the handshake")]
+    Connect(#[from] quinn::ConnectError),
+    /// The handshake failed.
+    #[error("handshake")]
+    Handshake(#[from] quinn::ConnectionError),
+}
+
+/// The path layer's handle.
+///
+/// Sockets that were added are held until they are removed, and with them the endpoints that read them: whoever adds one
+/// removes it when its owner goes. The last handle to go, guards of connections included, closes the session endpoint.
+pub(crate) struct PathLayer {
+    shared: Arc<Shared>,
+    endpoint: Endpoint,
+    this: Weak<Self>,
+}
+
+impl PathLayer {
+    /// Starts the session endpoint. Call it within the runtime, as [`execute`](Self::execute).
+    ///
+    /// # Errors
+    ///
+    /// Those of quinn's endpoint.
+    pub(crate) fn new(
+        runtime: Arc<dyn Runtime>,
+        configs: Box<dyn SessionConfigs>,
+        keys: SessionKeys,
+        notices: mpsc::Sender<PathNotice>,
+    ) -> io::Result<Arc<Self>> {
+        let key = CidKey::new(&keys.cid).ok_or_else(|| io::Error::other("connection ID key"))?;
+        let shared = Arc::new(Shared::new(runtime, configs, key.clone(), notices));
+        let endpoint = endpoint::session_endpoint(&shared, keys.reset, key)?;
+        shared.runtime.spawn(Box::pin(endpoint::route_incoming(endpoint.clone(), shared.clone())));
+        Ok(Arc::new_cyclic(|this| Self { shared, endpoint, this: this.clone() }))
     }
+
+    /// Whether there is any flow. Without one, [`intercept`](Self::intercept) does nothing.
+    pub(crate) fn is_active(&self) -> bool {
+        self.shared.active.load(Relaxed) > 0
+    }
+
+    /// Takes probes and packets of flows out of what a binding's socket received: the first `n` of `bufs` and `meta`, as
+    /// `AsyncUdpSocket::poll_recv` filled them. The rest is moved to the front; returns how many are left.
+    ///
+    /// The order of `bufs` changes when buffers become empty. If none is left, the binding reads its socket again.
+    pub(crate) fn intercept(
+        &self,
+        socket: SocketId,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+        n: usize,
+    ) -> usize {
+        if self.is_active() { self.shared.intercept(socket, bufs, meta, n) } else { n }
+    }
+
+    /// Makes a socket usable for paths; `keep_alive` is the endpoint whose driver reads it.
+    pub(crate) fn add_socket(&self, id: SocketId, io: Arc<dyn AsyncUdpSocket>, keep_alive: Endpoint) {
+        let replaced = self.shared.write().add_socket(BoundSocket { id, io, _keep_alive: keep_alive });
+        drop(replaced);
+    }
+
+    /// Gives a socket up. Paths that use it keep it and its endpoint alive until they are forgotten or their flow is over.
+    pub(crate) fn remove_socket(&self, id: SocketId) {
+        let socket = self.shared.write().retire_socket(id);
+        drop(socket);
+    }
+
+    /// Sends a probe at once or not at all; whether the socket took it.
+    pub(crate) fn send_probe(&self, path: Path, payload: &[u8]) -> bool {
+        let socket = self.shared.read().socket(path.socket);
+        let sent = socket.is_some_and(|socket| send_one(&socket, path.remote, payload).is_ok());
+        let counters = &self.shared.counters;
+        count(if sent { &counters.probes_sent } else { &counters.probes_unsent }, 1);
+        sent
+    }
+
+    /// Carries out a command of the agent. Call it within the runtime.
+    pub(crate) fn execute(&self, command: Command) {
+        let shared = &self.shared;
+        let done = match command {
+            Command::Connect { flow, peer, rtt } => self.start(flow, Attempt::Connect { peer, rtt }),
+            Command::Accept { flow, peer, first_flight, rtt } => {
+                self.start(flow, Attempt::Accept { peer, first_flight, rtt })
+            }
+            Command::Admit { flow, path } => shared.admit(flow, path),
+            Command::Permit { flow, path, budget } => shared.with_target(flow, path, |flow, target| {
+                if flow.permit(target, budget, &shared.counters).is_err() {
+                    count(&shared.counters.paths_refused, 1);
+                }
+            }),
+            Command::Select { flow, path } => {
+                shared.with_target(flow, path, |flow, target| flow.select(target, &shared.counters))
+            }
+            Command::Forget { flow, path } => shared.forget(flow, path),
+            Command::Close { flow } => shared.flow(flow).map(|flow| {
+                flow.settle();
+                flow.close.notify_one();
+            }),
+        };
+        if done.is_none() {
+            count(&shared.counters.commands_ignored, 1);
+        }
+    }
+
+    /// The counters.
+    pub(crate) fn stats(&self) -> PathStats {
+        self.shared.counters.snapshot()
+    }
+
+    /// Opens a flow and starts its task; `None` if its number is taken.
+    fn start(&self, id: FlowId, attempt: Attempt) -> Option<()> {
+        let first_flight = match &attempt {
+            Attempt::Connect { .. } => [].as_slice(),
+            Attempt::Accept { first_flight, .. } => first_flight.as_slice(),
+        };
+        let flow = Arc::new(Flow::new(id, first_flight));
+        let opened = self.shared.open(flow.clone());
+        let shared = self.shared.clone();
+        let runtime = &self.shared.runtime;
+        match opened {
+            Ok(()) => {
+                let supervisor = Supervisor { shared, layer: self.this.clone(), flow };
+                runtime.spawn(Box::pin(supervisor.run(self.endpoint.clone(), attempt)));
+                Some(())
+            }
+            Err(OpenError::TooMany) => {
+                count(&shared.counters.flows_refused, 1);
+                runtime.spawn(Box::pin(async move {
+                    let refusal = PathNotice::Failed { flow: id, error: PathError::TooManyFlows };
+                    // Nobody listens once the driver is gone.
+                    let _ = shared.notices.send(refusal).await;
+                }));
+                Some(())
+            }
+            Err(OpenError::Exists) => None,
+        }
+    }
+}
+
+impl fmt::Debug for PathLayer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PathLayer").field("flows", &self.shared.active).finish_non_exhaustive()
+    }
+}
+
+impl Drop for PathLayer {
+    fn drop(&mut self) {
+        // Ends the task that routes incoming connections, and the attempts that are under way.
+        self.endpoint.close(0u32.into(), b"");
+    }
+}
+
+/// Locks; a panic of another thread does not spread, as no state here is left half-changed.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

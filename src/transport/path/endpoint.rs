@@ -1,0 +1,225 @@
+//! The session endpoint, and the task that looks after each of its connections.
+
+use std::{
+    future::Future,
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::{
+    channel::oneshot,
+    future::{Either, poll_fn, select},
+};
+use libp2p_identity::PeerId;
+use quinn::{Connecting, Connection, Endpoint, EndpointConfig, crypto::HmacKey};
+
+use super::{
+    PathError, PathLayer, PathNotice,
+    cid::{CidKey, SessionCids, while_opening},
+    flow::{Flow, flow_at, virtual_address},
+    shared::Shared,
+    socket::SessionSocket,
+};
+use crate::core::Path;
+
+/// How long a flow keeps its paths when its connection is over, so that the `CONNECTION_CLOSE` and the answers to what the
+/// peer still sends go out. RFC 9000 §10.2 wants three PTO; this is that for an RTT of some 300 ms.
+pub(super) const LINGER: Duration = Duration::from_secs(3);
+/// quinn wants a name; the sessions' TLS pins the key instead.
+const SERVER_NAME: &str = "l";
+
+/// Starts the session endpoint.
+pub(super) fn session_endpoint(
+    shared: &Arc<Shared>,
+    reset_key: Arc<dyn HmacKey>,
+    key: CidKey,
+) -> io::Result<Endpoint> {
+    let mut config = EndpointConfig::new(reset_key);
+    // The fixed bit tells QUIC from probes (RFC 9443 §2).
+    config.grease_quic_bit(false);
+    config.cid_generator(move || Box::new(SessionCids(key.clone())));
+    let socket = Arc::new(SessionSocket(shared.clone()));
+    Endpoint::new_with_abstract_socket(config, None, socket, shared.runtime.clone())
+}
+
+/// Hands the connections that first flights make to the tasks that wait for them, until the endpoint is closed.
+pub(super) async fn route_incoming(endpoint: Endpoint, shared: Arc<Shared>) {
+    while let Some(incoming) = endpoint.accept().await {
+        let flow = flow_at(incoming.remote_address()).and_then(|id| shared.flow(id));
+        let unclaimed = match flow {
+            Some(flow) => flow.deliver(incoming).err(),
+            None => Some(incoming),
+        };
+        if let Some(incoming) = unclaimed {
+            incoming.ignore();
+        }
+    }
+}
+
+/// What a flow is opened for.
+pub(super) enum Attempt {
+    Connect { peer: PeerId, rtt: Option<Duration> },
+    Accept { peer: PeerId, first_flight: Vec<Bytes>, rtt: Option<Duration> },
+}
+
+/// Looks after a flow from its opening to the end of its lingering.
+pub(super) struct Supervisor {
+    pub(super) shared: Arc<Shared>,
+    pub(super) layer: Weak<PathLayer>,
+    pub(super) flow: Arc<Flow>,
+}
+
+impl Supervisor {
+    /// Makes the attempt, and reports its one end: `Failed`, or `Closed` after `Established`.
+    pub(super) async fn run(self, endpoint: Endpoint, attempt: Attempt) {
+        let result = match attempt {
+            Attempt::Connect { peer, rtt } => self.connect(&endpoint, peer, rtt).await,
+            Attempt::Accept { peer, first_flight, rtt } => {
+                self.accept(&endpoint, peer, &first_flight, rtt).await
+            }
+        };
+        // The endpoint ends with its last handle; a connection that lives needs none.
+        drop(endpoint);
+        let flow = self.flow.id;
+        let end = match result {
+            Ok(connection) => {
+                self.serve(connection).await;
+                PathNotice::Closed { flow }
+            }
+            Err(error) => PathNotice::Failed { flow, error },
+        };
+        self.flow.settle();
+        self.notify(end).await;
+        let runtime = &self.shared.runtime;
+        let mut linger = runtime.new_timer(runtime.now() + LINGER);
+        poll_fn(|cx| linger.as_mut().poll(cx)).await;
+        self.shared.remove(flow);
+    }
+
+    async fn connect(
+        &self,
+        endpoint: &Endpoint,
+        peer: PeerId,
+        rtt: Option<Duration>,
+    ) -> Result<Connection, PathError> {
+        let config = self.shared.configs.client(peer, rtt).map_err(PathError::Config)?;
+        let address = virtual_address(self.flow.id);
+        let (connecting, cid) =
+            while_opening(self.flow.id, || endpoint.connect_with(config, address, SERVER_NAME));
+        self.flow.named(cid);
+        let mut connecting = connecting?;
+        {
+            let sent = pin!(self.flow.sent.notified());
+            if let Either::Right((ended, _)) = self.unless_closed(select(sent, &mut connecting)).await? {
+                return Ok(ended?);
+            }
+        }
+        let datagrams = self.first_flight(&connecting);
+        let notice = PathNotice::FirstFlight { flow: self.flow.id, datagrams };
+        self.unless_closed(self.notify(notice)).await?;
+        Ok(self.unless_closed(connecting).await??)
+    }
+
+    /// The whole first flight, once its first datagram was sent.
+    ///
+    /// quinn's connection driver makes the whole ClientHello in one poll, and sends it datagram by datagram or in one go;
+    /// nothing says which was the last. But it holds the connection's lock throughout that poll. So whoever has had that
+    /// lock after the first datagram comes after the last one.
+    fn first_flight(&self, connecting: &Connecting) -> Vec<Bytes> {
+        let _locked_once = connecting.remote_address();
+        self.flow.capture()
+    }
+
+    async fn accept(
+        &self,
+        endpoint: &Endpoint,
+        peer: PeerId,
+        first_flight: &[Bytes],
+        rtt: Option<Duration>,
+    ) -> Result<Connection, PathError> {
+        let config = self.shared.configs.server(peer, rtt).map_err(PathError::Config)?;
+        // quinn looks at first flights only if it has a configuration. Any will do: each flow is accepted with its own.
+        self.shared.serves.get_or_init(|| endpoint.set_server_config(Some((*config).clone())));
+        let (sender, incoming) = oneshot::channel();
+        self.flow.expect(sender);
+        for datagram in first_flight {
+            self.shared.queue.inject(virtual_address(self.flow.id), datagram);
+        }
+        self.shared.queue.wake();
+        let incoming = self.unless_closed(incoming).await?.map_err(|_| PathError::Closed)?;
+        let (connecting, cid) = while_opening(self.flow.id, || incoming.accept_with(config));
+        self.flow.named(cid);
+        Ok(self.unless_closed(connecting?).await??)
+    }
+
+    /// Hands the connection over and waits until its guard is dropped.
+    async fn serve(&self, connection: Connection) {
+        let Some(layer) = self.layer.upgrade() else { return };
+        let guard = FlowGuard { flow: self.flow.clone(), reported: None, _layer: layer };
+        let notice = PathNotice::Established { flow: self.flow.id, connection: connection.clone(), guard };
+        self.notify(notice).await;
+        if self.unless_closed(self.flow.released.notified()).await.is_err() {
+            connection.close(0u32.into(), b"");
+            self.flow.released.notified().await;
+        }
+    }
+
+    async fn unless_closed<F: Future>(&self, future: F) -> Result<F::Output, PathError> {
+        match select(pin!(self.flow.close.notified()), pin!(future)).await {
+            Either::Left(_) => Err(PathError::Closed),
+            Either::Right((output, _)) => Ok(output),
+        }
+    }
+
+    async fn notify(&self, notice: PathNotice) {
+        // Nobody listens once the driver is gone; then what the notice carries is dropped, and ends.
+        let _ = self.shared.notices.send(notice).await;
+    }
+}
+
+/// The claim of a connection on its flow.
+///
+/// Whoever holds the [`quinn::Connection`] of [`PathNotice::Established`] holds this as long; the flow ends when it is
+/// dropped.
+#[derive(Debug)]
+pub(crate) struct FlowGuard {
+    flow: Arc<Flow>,
+    reported: Option<SocketAddr>,
+    /// Packets reach the connection only through the layer.
+    _layer: Arc<PathLayer>,
+}
+
+impl FlowGuard {
+    /// The path that carries the connection: the selected one, else the most recently permitted one.
+    pub(crate) fn path(&self) -> Option<Path> {
+        self.flow.best()
+    }
+
+    /// The peer's real address on that path.
+    pub(crate) fn remote(&self) -> Option<SocketAddr> {
+        self.path().map(|path| path.remote)
+    }
+
+    /// The peer's real address, first when it is known and then whenever it has changed.
+    pub(crate) fn poll_remote(&mut self, cx: &mut Context<'_>) -> Poll<SocketAddr> {
+        self.flow.moved.register(cx.waker());
+        match self.remote() {
+            Some(remote) if self.reported != Some(remote) => {
+                self.reported = Some(remote);
+                Poll::Ready(remote)
+            }
+            _ => Poll::Pending,
+        }
+    }
+}
+
+impl Drop for FlowGuard {
+    fn drop(&mut self) {
+        self.flow.released.notify_one();
+    }
+}

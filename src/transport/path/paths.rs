@@ -1,0 +1,405 @@
+//! The paths of one flow and what waits for one: pure state, `S` being a handle to a socket.
+
+use bytes::Bytes;
+
+use crate::core::Path;
+
+/// Paths that one flow may have.
+pub(super) const MAX_PATHS: usize = 64;
+/// Datagrams kept until the peer is heard on a selected path. A ClientHello takes up to two, a server flight up to three,
+/// and what QUIC sends after that is better sent afresh.
+pub(super) const MAX_STASH: usize = 4;
+
+/// A path, and the socket at our end of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Target<S> {
+    pub(super) path: Path,
+    pub(super) socket: S,
+}
+
+/// The flow has [`MAX_PATHS`].
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Full;
+
+#[derive(Debug)]
+struct Entry<S> {
+    target: Target<S>,
+    admitted: bool,
+    /// Bytes of UDP payload that may still be sent before a path is selected (RFC 9000 §8.1).
+    budget: usize,
+    /// When it was last permitted, counted in permits; 0 is never.
+    permitted: u64,
+    /// Bit i: datagram i of the stash went out here.
+    sent: u8,
+}
+
+/// Where a flow's datagrams go.
+#[derive(Debug)]
+pub(super) struct Paths<S> {
+    entries: Vec<Entry<S>>,
+    selected: Option<Target<S>>,
+    permits: u64,
+    /// The first datagrams that quinn sent. Ciphertext may be sent again as it is; the peer drops what it has.
+    stash: Vec<Bytes>,
+    /// Bit i: datagram i of the stash went out somewhere, or travelled with the coordinator.
+    sent: u8,
+    /// The last datagram that quinn sent.
+    last: Vec<u8>,
+    /// The stash is of no more use.
+    settled: bool,
+}
+
+impl<S> Default for Paths<S> {
+    fn default() -> Self {
+        Self {
+            entries: Vec::new(),
+            selected: None,
+            permits: 0,
+            stash: Vec::new(),
+            sent: 0,
+            last: Vec::new(),
+            settled: false,
+        }
+    }
+}
+
+impl<S: Clone> Paths<S> {
+    /// The selected path.
+    pub(super) fn selected(&self) -> Option<&Target<S>> {
+        self.selected.as_ref()
+    }
+
+    /// The path by which the peer is most likely reached: the selected, else the most recently permitted one.
+    pub(super) fn best(&self) -> Option<&Target<S>> {
+        let permitted = self.entries.iter().filter(|entry| entry.permitted > 0);
+        self.selected.as_ref().or(permitted.max_by_key(|entry| entry.permitted).map(|entry| &entry.target))
+    }
+
+    /// The paths from which packets are taken.
+    pub(super) fn admitted(&self) -> impl Iterator<Item = Path> + '_ {
+        self.entries.iter().filter(|entry| entry.admitted).map(|entry| entry.target.path)
+    }
+
+    /// Takes packets from a path; whether it did not before.
+    pub(super) fn admit(&mut self, target: Target<S>) -> Result<bool, Full> {
+        let entry = self.entry(target)?;
+        Ok(!std::mem::replace(&mut entry.admitted, true))
+    }
+
+    /// The first datagrams that quinn sent, which from now on count as sent.
+    pub(super) fn capture(&mut self) -> Vec<Bytes> {
+        self.sent = (1 << self.stash.len().min(MAX_STASH)) - 1;
+        self.stash.clone()
+    }
+
+    /// Keeps the last datagram of what quinn sends: the one that is sent again when a path is selected.
+    ///
+    /// One is enough. Its acknowledgement tells quinn that whatever it sent before on a dead path is lost, without waiting
+    /// for a timer that has backed off.
+    pub(super) fn remember(&mut self, contents: &[u8], size: usize) {
+        self.last.clear();
+        self.last.extend_from_slice(contents.chunks(size.max(1)).next_back().unwrap_or_default());
+    }
+
+    /// Keeps what went out on the selected path while nothing was `heard`.
+    pub(super) fn sent_on_selected(&mut self, contents: &[u8], size: usize, heard: bool) {
+        if heard {
+            self.settle();
+        }
+        for datagram in contents.chunks(size.max(1)) {
+            self.stash(datagram, true);
+        }
+    }
+
+    /// Whether [`sent_on_selected`](Self::sent_on_selected) has anything to do.
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled
+    }
+
+    /// Keeps what quinn sends while no path is selected, and sends it within the budgets of the permitted paths, each
+    /// datagram once, the most recently permitted path first. Returns how many datagrams were neither sent nor kept.
+    pub(super) fn hold(
+        &mut self,
+        contents: &[u8],
+        size: usize,
+        mut send: impl FnMut(&Target<S>, &[u8]) -> bool,
+    ) -> usize {
+        self.entries.sort_by_key(|entry| std::cmp::Reverse(entry.permitted));
+        let mut lost = 0;
+        for datagram in contents.chunks(size.max(1)) {
+            let kept = self.stash(datagram, false);
+            let mut permitted = self.entries.iter_mut().take_while(|entry| entry.permitted > 0);
+            let sent = permitted.any(|entry| entry.spend(datagram, kept.unwrap_or(0), &mut send));
+            self.sent |= if sent { kept.unwrap_or(0) } else { 0 };
+            lost += usize::from(!sent && kept.is_none());
+        }
+        lost
+    }
+
+    /// Adds to the budget of a path, and sends on it what is kept and was not sent on it, within the budget.
+    pub(super) fn permit(
+        &mut self,
+        target: Target<S>,
+        budget: usize,
+        mut send: impl FnMut(&Target<S>, &[u8]) -> bool,
+    ) -> Result<(), Full> {
+        if self.selected.is_some() {
+            return Ok(());
+        }
+        self.permits += 1;
+        let permits = self.permits;
+        let path = target.path;
+        let entry = self.entry(target)?;
+        entry.budget = entry.budget.saturating_add(budget);
+        entry.permitted = permits;
+        let Some(entry) = self.entries.iter_mut().find(|entry| entry.target.path == path) else {
+            return Ok(());
+        };
+        for (i, datagram) in self.stash.iter().enumerate() {
+            let bit = 1 << i;
+            if entry.sent & bit == 0 && entry.spend(datagram, bit, &mut send) {
+                self.sent |= bit;
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes a path the selected one, and returns what is to be sent on it now: everything that is kept if nothing was
+    /// `heard`, else what was kept and never sent, and the last datagram. `None` if it was selected already.
+    pub(super) fn select(&mut self, target: Target<S>, heard: bool) -> Option<Vec<Bytes>> {
+        if self.selected.as_ref().is_some_and(|selected| selected.path == target.path) {
+            return None;
+        }
+        for entry in &mut self.entries {
+            (entry.budget, entry.permitted) = (0, 0);
+        }
+        self.selected = Some(target);
+        let sent = if heard { self.sent } else { 0 };
+        let mut again: Vec<_> = self
+            .stash
+            .iter()
+            .enumerate()
+            .filter(|(i, _)| sent & (1 << i) == 0)
+            .map(|(_, d)| d.clone())
+            .collect();
+        self.sent = u8::MAX;
+        if heard {
+            self.settle();
+        }
+        if self.settled {
+            if !self.last.is_empty() && !again.iter().any(|datagram| *datagram == self.last) {
+                again.push(Bytes::copy_from_slice(&self.last));
+            }
+        }
+        Some(again)
+    }
+
+    /// Forgets a path; whether it was admitted.
+    pub(super) fn forget(&mut self, path: &Path) -> bool {
+        let admitted = self.admitted().any(|admitted| admitted == *path);
+        self.entries.retain(|entry| entry.target.path != *path);
+        self.selected.take_if(|selected| selected.path == *path);
+        admitted
+    }
+
+    /// From now on, nothing is kept: the connection is closing, and what it still sends is worth nothing later.
+    pub(super) fn settle(&mut self) {
+        self.settled = true;
+        self.stash = Vec::new();
+    }
+
+    fn entry(&mut self, target: Target<S>) -> Result<&mut Entry<S>, Full> {
+        let at = match self.entries.iter().position(|entry| entry.target.path == target.path) {
+            Some(at) => at,
+            None if self.entries.len() >= MAX_PATHS => return Err(Full),
+            None => {
+                self.entries.push(Entry { target, admitted: false, budget: 0, permitted: 0, sent: 0 });
+                self.entries.len() - 1
+            }
+        };
+        self.entries.get_mut(at).ok_or(Full)
+    }
+
+    /// Keeps a datagram, and returns its bit.
+    fn stash(&mut self, datagram: &[u8], sent: bool) -> Option<u8> {
+        if self.settled || self.stash.len() >= MAX_STASH {
+            return None;
+        }
+        let bit = 1 << self.stash.len();
+        self.stash.push(Bytes::copy_from_slice(datagram));
+        self.sent = if sent { self.sent | bit } else { self.sent & !bit };
+        Some(bit)
+    }
+}
+
+impl<S> Entry<S> {
+    fn spend(&mut self, datagram: &[u8], bit: u8, send: &mut impl FnMut(&Target<S>, &[u8]) -> bool) -> bool {
+        let Some(rest) = self.budget.checked_sub(datagram.len()) else { return false };
+        let sent = send(&self.target, datagram);
+        if sent {
+            self.budget = rest;
+            self.sent |= bit;
+        }
+        sent
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::core::SocketId;
+
+    fn target(n: u32) -> Target<u32> {
+        let remote = std::net::SocketAddr::from(([192, 0, 2, 1], 1000 + n as u16));
+        Target { path: Path { socket: SocketId(n), remote }, socket: n }
+    }
+
+    /// What was sent: the socket and the datagram's first byte.
+    #[derive(Default)]
+    struct Wire(Vec<(u32, u8)>);
+
+    impl Wire {
+        fn send(&mut self) -> impl FnMut(&Target<u32>, &[u8]) -> bool + '_ {
+            |target, datagram| {
+                self.0.push((target.socket, datagram[0]));
+                true
+            }
+        }
+
+        fn take(&mut self) -> Vec<(u32, u8)> {
+            std::mem::take(&mut self.0)
+        }
+    }
+
+    fn datagrams(ids: &[u8], size: usize) -> Vec<u8> {
+        ids.iter().flat_map(|id| vec![*id; size]).collect()
+    }
+
+    fn firsts(datagrams: Option<Vec<Bytes>>) -> Option<Vec<u8>> {
+        datagrams.map(|datagrams| datagrams.iter().map(|datagram| datagram[0]).collect())
+    }
+
+    #[test]
+    fn the_first_four_datagrams_are_kept_and_go_out_when_permitted() {
+        let (mut paths, mut wire) = (Paths::default(), Wire::default());
+        assert_eq!(paths.hold(&datagrams(&[1, 2, 3], 100), 100, wire.send()), 0);
+        assert_eq!(paths.hold(&datagrams(&[4, 5], 100), 100, wire.send()), 1, "one too many");
+        assert_eq!(wire.take(), []);
+        paths.permit(target(0), 350, wire.send()).unwrap();
+        assert_eq!(wire.take(), [(0, 1), (0, 2), (0, 3)]);
+        paths.permit(target(0), 60, wire.send()).unwrap();
+        assert_eq!(wire.take(), [(0, 4)], "50 were left over, and nothing goes twice");
+    }
+
+    #[test]
+    fn the_most_recently_permitted_path_with_room_carries_what_comes_next() {
+        let (mut paths, mut wire) = (Paths::default(), Wire::default());
+        paths.permit(target(0), 1000, wire.send()).unwrap();
+        paths.permit(target(1), 150, wire.send()).unwrap();
+        assert_eq!(paths.best(), Some(&target(1)));
+        paths.hold(&datagrams(&[1, 2], 100), 100, wire.send());
+        assert_eq!(wire.take(), [(1, 1), (0, 2)]);
+    }
+
+    #[test]
+    fn a_path_that_blocks_costs_no_budget() {
+        let (mut paths, mut wire) = (Paths::default(), Wire::default());
+        paths.permit(target(0), 100, wire.send()).unwrap();
+        paths.hold(&datagrams(&[1], 100), 100, |_, _| false);
+        paths.permit(target(0), 0, wire.send()).unwrap();
+        assert_eq!(wire.take(), [(0, 1)]);
+    }
+
+    #[test]
+    fn selection_sends_everything_again_while_nothing_was_heard() {
+        let (mut paths, mut wire) = (Paths::default(), Wire::default());
+        paths.permit(target(0), 1000, wire.send()).unwrap();
+        paths.hold(&datagrams(&[1, 2], 100), 100, wire.send());
+        assert_eq!(firsts(paths.select(target(0), false)), Some(vec![1, 2]));
+        assert_eq!(firsts(paths.select(target(0), false)), None, "selected already");
+        paths.sent_on_selected(&datagrams(&[3], 100), 100, false);
+        assert_eq!(firsts(paths.select(target(1), false)), Some(vec![1, 2, 3]));
+    }
+
+    #[test]
+    fn selection_sends_what_was_held_back_and_the_last_datagram_once_the_peer_was_heard() {
+        let (mut paths, mut wire) = (Paths::default(), Wire::default());
+        let flight = datagrams(&[1, 2], 100);
+        paths.hold(&flight, 100, wire.send());
+        assert_eq!(firsts(Some(paths.capture())), Some(vec![1, 2]));
+        let reply = datagrams(&[3], 100);
+        paths.remember(&reply, 100);
+        paths.hold(&reply, 100, wire.send());
+        assert_eq!(firsts(paths.select(target(0), true)), Some(vec![3]), "the last one goes once");
+        paths.remember(&datagrams(&[4, 5], 100), 100);
+        assert_eq!(firsts(paths.select(target(1), true)), Some(vec![5]));
+    }
+
+    #[test]
+    fn after_selection_no_budget_is_left() {
+        let (mut paths, mut wire) = (Paths::default(), Wire::default());
+        paths.permit(target(0), 1000, wire.send()).unwrap();
+        paths.select(target(1), false);
+        assert!(!paths.forget(&target(1).path), "it was never admitted");
+        assert_eq!(paths.selected(), None);
+        paths.hold(&datagrams(&[1], 100), 100, wire.send());
+        assert_eq!(wire.take(), []);
+    }
+
+    #[test]
+    fn paths_are_bounded_and_selection_always_works() {
+        let mut paths = Paths::default();
+        for n in 0..MAX_PATHS as u32 {
+            assert_eq!(paths.admit(target(n)), Ok(true));
+        }
+        assert_eq!(paths.admit(target(0)), Ok(false));
+        assert_eq!(paths.admit(target(999)), Err(Full));
+        assert_eq!(paths.permit(target(999), 1, |_, _| true), Err(Full));
+        assert!(paths.select(target(999), false).is_some());
+        assert_eq!(paths.best(), Some(&target(999)));
+        assert!(paths.forget(&target(0).path));
+        assert!(!paths.forget(&target(0).path));
+        assert_eq!(paths.admit(target(998)), Ok(true));
+    }
+
+    #[derive(Debug, Clone)]
+    enum Step {
+        Permit(u32, usize),
+        Send(Vec<usize>),
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        prop_oneof![
+            (0u32..3, 0usize..4000).prop_map(|(path, budget)| Step::Permit(path, budget)),
+            prop::collection::vec(1usize..1500, 1..4).prop_map(Step::Send),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_budget_is_never_exceeded(steps in prop::collection::vec(step(), 1..30)) {
+            let mut paths = Paths::default();
+            let (mut allowed, mut sent) = ([0usize; 3], [0usize; 3]);
+            for step in steps {
+                let mut send = |target: &Target<u32>, datagram: &[u8]| {
+                    sent[target.socket as usize] += datagram.len();
+                    true
+                };
+                match step {
+                    Step::Permit(path, budget) => {
+                        allowed[path as usize] += budget;
+                        paths.permit(target(path), budget, &mut send).unwrap();
+                    }
+                    Step::Send(sizes) => for size in sizes {
+                        paths.hold(&vec![0; size], size, &mut send);
+                    },
+                }
+                for path in 0..3 {
+                    prop_assert!(sent[path] <= allowed[path]);
+                }
+            }
+        }
+    }
+}

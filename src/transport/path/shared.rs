@@ -1,0 +1,203 @@
+//! What the parts of the path layer share: commands and received buffers against the table.
+
+use std::{
+    io::IoSliceMut,
+    sync::{
+        Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicUsize, Ordering::Relaxed},
+    },
+};
+
+use bytes::Bytes;
+use quinn::{Runtime, udp::RecvMeta};
+use tokio::sync::mpsc;
+
+use super::{
+    PathNotice, SessionConfigs,
+    cid::CidKey,
+    demux::{self, Kind, canonical},
+    flow::{Flow, FlowTarget, virtual_address},
+    queue::ReceiveQueue,
+    stats::{Counters, count},
+    table::{OpenError, Table, Whose, classify},
+};
+use crate::core::{FlowId, Path, SocketId};
+
+/// The longest probe that is handed on, in bytes. Longer ones are nobody's, and need not be copied.
+const MAX_PROBE: usize = 256;
+
+/// What the endpoint's socket, the tasks of flows and the layer's handle share. It must not hold the session endpoint:
+/// that one holds this.
+pub(super) struct Shared {
+    pub(super) runtime: Arc<dyn Runtime>,
+    pub(super) configs: Box<dyn SessionConfigs>,
+    pub(super) notices: mpsc::Sender<PathNotice>,
+    pub(super) table: RwLock<Table>,
+    /// How many flows the table has.
+    pub(super) active: AtomicUsize,
+    pub(super) queue: ReceiveQueue,
+    pub(super) key: CidKey,
+    /// Set once the endpoint has a server configuration.
+    pub(super) serves: OnceLock<()>,
+    pub(super) counters: Counters,
+}
+
+impl Shared {
+    pub(super) fn new(
+        runtime: Arc<dyn Runtime>,
+        configs: Box<dyn SessionConfigs>,
+        key: CidKey,
+        notices: mpsc::Sender<PathNotice>,
+    ) -> Self {
+        Self {
+            runtime,
+            configs,
+            notices,
+            table: RwLock::default(),
+            active: AtomicUsize::new(0),
+            queue: ReceiveQueue::default(),
+            key,
+            serves: OnceLock::new(),
+            counters: Counters::default(),
+        }
+    }
+
+    pub(super) fn read(&self) -> RwLockReadGuard<'_, Table> {
+        self.table.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn write(&self) -> RwLockWriteGuard<'_, Table> {
+        self.table.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn flow(&self, id: FlowId) -> Option<Arc<Flow>> {
+        self.read().flow(id)
+    }
+
+    pub(super) fn open(&self, flow: Arc<Flow>) -> Result<(), OpenError> {
+        let mut table = self.write();
+        table.open(flow)?;
+        self.active.store(table.flows(), Relaxed);
+        Ok(())
+    }
+
+    pub(super) fn remove(&self, id: FlowId) {
+        let removed = {
+            let mut table = self.write();
+            let removed = table.remove(id);
+            self.active.store(table.flows(), Relaxed);
+            removed
+        };
+        if let Some(flow) = removed {
+            flow.clear();
+        }
+    }
+
+    /// Calls `act` with the flow and the path, if the flow and the path's socket are there.
+    pub(super) fn with_target(
+        &self,
+        flow: FlowId,
+        path: Path,
+        act: impl FnOnce(&Flow, FlowTarget),
+    ) -> Option<()> {
+        let (flow, target) = {
+            let table = self.read();
+            (table.flow(flow)?, target(&table, path)?)
+        };
+        act(&flow, target);
+        Some(())
+    }
+
+    pub(super) fn admit(&self, id: FlowId, path: Path) -> Option<()> {
+        let mut table = self.write();
+        let (flow, target) = (table.flow(id)?, target(&table, path)?);
+        let path = target.path;
+        let admitted = match flow.admit(target) {
+            Ok(true) => table.route(path, flow.clone()),
+            Ok(false) => true,
+            Err(_) => false,
+        };
+        drop(table);
+        if !admitted {
+            flow.forget(&path);
+            count(&self.counters.paths_refused, 1);
+        }
+        Some(())
+    }
+
+    pub(super) fn forget(&self, id: FlowId, path: Path) -> Option<()> {
+        let path = Path { remote: canonical(path.remote), ..path };
+        let flow = self.flow(id)?;
+        if flow.forget(&path) {
+            self.write().unroute(&path, id);
+        }
+        Some(())
+    }
+
+    pub(super) fn intercept(
+        &self,
+        socket: SocketId,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+        n: usize,
+    ) -> usize {
+        let n = n.min(bufs.len()).min(meta.len());
+        let table = self.read();
+        let (mut kept, mut wake) = (0, false);
+        for i in 0..n {
+            let (Some(buf), Some(entry)) = (bufs.get_mut(i), meta.get_mut(i)) else { break };
+            let was_empty = entry.len == 0;
+            let path = Path { socket, remote: canonical(entry.addr) };
+            let (flows, ecn) = (table.flows_on(&path), entry.ecn);
+            demux::sort(
+                buf,
+                entry,
+                |datagram| classify(datagram, flows, &self.key),
+                |kind, data, stride| match kind {
+                    Kind::Probe => self.probe(path, data),
+                    Kind::Session(whose) => {
+                        wake = true;
+                        let flows = match whose {
+                            Whose::One(at) => flows.get(at..=at).unwrap_or_default(),
+                            Whose::Any => flows,
+                        };
+                        for flow in flows {
+                            let taken = self.queue.push(virtual_address(flow.id), data, stride, ecn);
+                            let counters = &self.counters;
+                            count(
+                                if taken { &counters.bytes_received } else { &counters.bytes_dropped },
+                                data.len(),
+                            );
+                        }
+                    }
+                    Kind::Other => {}
+                },
+            );
+            if was_empty || entry.len > 0 {
+                bufs.swap(kept, i);
+                meta.swap(kept, i);
+                kept += 1;
+            }
+        }
+        drop(table);
+        if wake {
+            self.queue.wake();
+        }
+        kept
+    }
+
+    fn probe(&self, path: Path, payload: &[u8]) {
+        let taken = payload.len() <= MAX_PROBE
+            && self.notices.try_reserve().is_ok_and(|slot| {
+                slot.send(PathNotice::Probe { path, payload: Bytes::copy_from_slice(payload) });
+                true
+            });
+        count(if taken { &self.counters.probes_received } else { &self.counters.probes_dropped }, 1);
+    }
+}
+
+/// The path with its socket; `None` if the socket is gone.
+fn target(table: &Table, path: Path) -> Option<FlowTarget> {
+    let path = Path { remote: canonical(path.remote), ..path };
+    Some(FlowTarget { path, socket: table.socket(path.socket)? })
+}

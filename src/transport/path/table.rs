@@ -1,0 +1,202 @@
+//! Which flows and sockets there are, and which received datagrams are whose.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    sync::{Arc, Weak},
+};
+
+use super::{
+    cid::{CID_LEN, CidKey},
+    demux::{Kind, destination_cid, is_probe},
+    flow::{BoundSocket, Flow},
+};
+use crate::core::{FlowId, Path, SocketId};
+
+/// Flows at once, those that linger included. Above the 10,000 sessions that one process is made for.
+pub(super) const MAX_FLOWS: usize = 16_384;
+/// Flows that take packets from one path: the attempts of a session that are not over, and some room. A packet that could
+/// be anyone's is copied to each, so this bounds the work that it makes.
+pub(super) const MAX_FLOWS_PER_PATH: usize = 8;
+
+/// Why a flow could not be opened.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum OpenError {
+    TooMany,
+    Exists,
+}
+
+/// Which flow of a path a packet belongs to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The one at this place.
+    One(usize),
+    /// The session endpoint issued its ID in the course of some connection; quinn knows which, and drops what comes from
+    /// another's address.
+    Any,
+}
+
+/// The flows, their paths and the sockets.
+#[derive(Debug, Default)]
+pub(super) struct Table {
+    flows: HashMap<FlowId, Arc<Flow>>,
+    routes: HashMap<Path, Vec<Arc<Flow>>>,
+    sockets: HashMap<SocketId, Arc<BoundSocket>>,
+    /// Sockets that the transport gave up; they live as long as paths use them.
+    retired: HashMap<SocketId, Weak<BoundSocket>>,
+}
+
+impl Table {
+    /// Takes a flow in.
+    pub(super) fn open(&mut self, flow: Arc<Flow>) -> Result<(), OpenError> {
+        let full = self.flows.len() >= MAX_FLOWS;
+        match self.flows.entry(flow.id) {
+            Entry::Occupied(_) => Err(OpenError::Exists),
+            Entry::Vacant(_) if full => Err(OpenError::TooMany),
+            Entry::Vacant(entry) => {
+                entry.insert(flow);
+                Ok(())
+            }
+        }
+    }
+
+    pub(super) fn flow(&self, id: FlowId) -> Option<Arc<Flow>> {
+        self.flows.get(&id).cloned()
+    }
+
+    pub(super) fn flows(&self) -> usize {
+        self.flows.len()
+    }
+
+    /// Takes a flow out, and its paths with it.
+    pub(super) fn remove(&mut self, id: FlowId) -> Option<Arc<Flow>> {
+        let flow = self.flows.remove(&id)?;
+        for path in flow.admitted() {
+            self.unroute(&path, id);
+        }
+        Some(flow)
+    }
+
+    /// Takes packets of `flow` from `path`; `false` if too many flows do.
+    pub(super) fn route(&mut self, path: Path, flow: Arc<Flow>) -> bool {
+        let flows = self.routes.entry(path).or_default();
+        let room = flows.len() < MAX_FLOWS_PER_PATH;
+        if room {
+            flows.push(flow);
+        }
+        room
+    }
+
+    /// No longer takes packets of a flow from `path`.
+    pub(super) fn unroute(&mut self, path: &Path, id: FlowId) {
+        if let Some(flows) = self.routes.get_mut(path) {
+            flows.retain(|flow| flow.id != id);
+            if flows.is_empty() {
+                self.routes.remove(path);
+            }
+        }
+    }
+
+    /// The flows that take packets from `path`.
+    pub(super) fn flows_on(&self, path: &Path) -> &[Arc<Flow>] {
+        self.routes.get(path).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// A socket that the transport or a path still uses.
+    pub(super) fn socket(&self, id: SocketId) -> Option<Arc<BoundSocket>> {
+        self.sockets.get(&id).cloned().or_else(|| self.retired.get(&id)?.upgrade())
+    }
+
+    /// Takes a socket in; returns the one that had its number.
+    pub(super) fn add_socket(&mut self, socket: BoundSocket) -> Option<Arc<BoundSocket>> {
+        self.sockets.insert(socket.id, Arc::new(socket))
+    }
+
+    /// Leaves a socket to the paths that use it. What is returned is to be dropped without the table's lock: it may be
+    /// the last holder.
+    pub(super) fn retire_socket(&mut self, id: SocketId) -> Option<Arc<BoundSocket>> {
+        self.retired.retain(|_, socket| socket.strong_count() > 0);
+        let socket = self.sockets.remove(&id)?;
+        self.retired.insert(id, Arc::downgrade(&socket));
+        Some(socket)
+    }
+}
+
+/// Says what a datagram is that came on a path which `flows` take packets from.
+pub(super) fn classify(datagram: &[u8], flows: &[Arc<Flow>], key: &CidKey) -> Kind<Whose> {
+    if is_probe(datagram) {
+        return Kind::Probe;
+    }
+    if flows.is_empty() {
+        return Kind::Other;
+    }
+    let Some((destination, long)) = destination_cid(datagram, CID_LEN) else { return Kind::Other };
+    if let Some(at) = flows.iter().position(|flow| flow.owns(destination, long)) {
+        return Kind::Session(Whose::One(at));
+    }
+    match flows {
+        _ if !key.issued(destination) => Kind::Other,
+        [flow] => {
+            flow.hear();
+            Kind::Session(Whose::One(0))
+        }
+        _ => Kind::Session(Whose::Any),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::transport::path::cid::SessionCids;
+    use quinn::ConnectionIdGenerator as _;
+
+    fn path(n: u16) -> Path {
+        Path { socket: SocketId(0), remote: ([192, 0, 2, 1], n).into() }
+    }
+
+    fn flow(n: u64) -> Arc<Flow> {
+        Arc::new(Flow::new(FlowId(n), &[]))
+    }
+
+    fn short(cid: &[u8]) -> Vec<u8> {
+        [&[0x41], cid, &[0; 20]].concat()
+    }
+
+    #[test]
+    fn flows_are_bounded_and_numbers_are_not_used_twice() {
+        let mut table = Table::default();
+        for n in 0..MAX_FLOWS as u64 {
+            assert_eq!(table.open(flow(n)), Ok(()));
+        }
+        assert_eq!(table.open(flow(3)), Err(OpenError::Exists));
+        assert_eq!(table.open(flow(u64::MAX)), Err(OpenError::TooMany));
+        assert!(table.remove(FlowId(3)).is_some());
+        assert_eq!(table.open(flow(u64::MAX)), Ok(()));
+    }
+
+    #[test]
+    fn flows_of_a_path_are_bounded() {
+        let mut table = Table::default();
+        for n in 0..MAX_FLOWS_PER_PATH as u64 {
+            assert!(table.route(path(1), flow(n)));
+        }
+        assert!(!table.route(path(1), flow(99)));
+        assert!(table.route(path(2), flow(99)));
+        table.unroute(&path(1), FlowId(0));
+        assert!(table.route(path(1), flow(99)));
+    }
+
+    #[test]
+    fn a_packet_goes_to_the_flow_whose_id_it_bears() {
+        let key = CidKey::new(&[3; 32]).unwrap();
+        let flows = [flow(1), flow(2)];
+        flows[0].named(Some([1; 8]));
+        flows[1].named(Some([2; 8]));
+        assert_eq!(classify(&short(&[2; 8]), &flows, &key), Kind::Session(Whose::One(1)));
+        assert_eq!(classify(&short(&[7; 8]), &flows, &key), Kind::Other, "a plain connection's");
+        let later = SessionCids(key.clone()).generate_cid();
+        assert_eq!(classify(&short(&later), &flows, &key), Kind::Session(Whose::Any));
+        assert_eq!(classify(&short(&later), &flows[..1], &key), Kind::Session(Whose::One(0)));
+        assert_eq!(classify(&short(&later), &[], &key), Kind::Other, "nobody takes packets from there");
+        assert_eq!(classify(&[4, 0], &[], &key), Kind::Probe);
+    }
+}

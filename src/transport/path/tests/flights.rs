@@ -1,0 +1,253 @@
+//! Handshakes: first flights, budgets and endings.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use libp2p_identity::{Keypair, PeerId};
+use quinn::crypto::rustls::QuicClientConfig;
+use rustls::crypto::aws_lc_rs;
+use tokio::time::Instant;
+
+use super::{
+    super::{ConfigError, PathError, PathNotice, SessionConfigs},
+    net::{DELAY, Net},
+    node::{Configs, FLOW, Node, layer},
+};
+use crate::core::{FlowId, command::Command};
+
+/// A ClientHello without the post-quantum key share, which takes one datagram.
+struct Small(Configs);
+
+impl SessionConfigs for Small {
+    fn client(&self, _: PeerId, _: Option<Duration>) -> Result<quinn::ClientConfig, ConfigError> {
+        let mut provider = aws_lc_rs::default_provider();
+        provider.kx_groups = vec![aws_lc_rs::kx_group::X25519];
+        let tls = rustls::ClientConfig::builder_with_provider(provider.into())
+            .with_protocol_versions(&[&rustls::version::TLS13])?
+            .with_root_certificates(rustls::RootCertStore::empty())
+            .with_no_client_auth();
+        Ok(quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?)))
+    }
+
+    fn server(&self, peer: PeerId, rtt: Option<Duration>) -> Result<Arc<quinn::ServerConfig>, ConfigError> {
+        self.0.server(peer, rtt)
+    }
+}
+
+fn connect(flow: FlowId) -> Command {
+    Command::Connect { flow, peer: PeerId::random(), rtt: None }
+}
+
+/// How many datagrams the first flights of 100 connections have, made at once.
+async fn flights(configs: impl SessionConfigs) -> Vec<usize> {
+    let (layer, mut notices) = layer(configs, 8);
+    for n in 0..100 {
+        layer.execute(connect(FlowId(n)));
+    }
+    let mut lengths = Vec::new();
+    while lengths.len() < 100 {
+        match notices.recv().await.unwrap() {
+            PathNotice::FirstFlight { datagrams, .. } => {
+                assert!(
+                    datagrams.iter().all(|datagram| datagram.len() >= 1200 && datagram[0] & 0xc0 == 0xc0)
+                );
+                lengths.push(datagrams.len());
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    lengths
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_flight_of_two_datagrams_is_captured_whole() {
+    assert_eq!(flights(Configs(Keypair::generate_ed25519())).await, [2; 100]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_first_flight_of_two_datagrams_is_captured_whole_across_threads() {
+    assert_eq!(flights(Configs(Keypair::generate_ed25519())).await, [2; 100]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_flight_of_one_datagram_is_captured() {
+    assert_eq!(flights(Small(Configs(Keypair::generate_ed25519()))).await, [1; 100]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_client_is_connected_one_way_after_the_server_flight_left() {
+    let net = Net::new();
+    let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    let start = Instant::now();
+    a.offer(&b, FLOW).await;
+    a.admit(FLOW, a.path(0, &b, 0));
+    b.admit(FLOW, b.path(0, &a, 0));
+    b.permit(FLOW, b.path(0, &a, 0), 3 * 2400);
+    let (_connection, _guard) = a.established().await;
+    assert!(start.elapsed() < DELAY + Duration::from_millis(2), "{:?}", start.elapsed());
+    // The client has no path yet: what it answered is kept until one is selected.
+    assert_eq!(net.sent().iter().filter(|d| d.to == b.bindings[0].1.address).count(), 0);
+    a.select(FLOW, a.path(0, &b, 0));
+    b.established().await;
+    assert!(start.elapsed() < 2 * DELAY + Duration::from_millis(4), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_server_flight_is_sent_again_on_selection() {
+    let net = Net::new();
+    let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    let (ours, theirs) = (a.bindings[0].1.address, b.bindings[0].1.address);
+    net.cut(theirs, ours);
+    a.offer(&b, FLOW).await;
+    a.admit(FLOW, a.path(0, &b, 0));
+    b.admit(FLOW, b.path(0, &a, 0));
+    b.permit(FLOW, b.path(0, &a, 0), 3 * 2400);
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    let lost = net.sent().len();
+    assert!(lost >= 2, "the server's flight left");
+    net.mend(theirs, ours);
+    let start = Instant::now();
+    b.select(FLOW, b.path(0, &a, 0));
+    a.established().await;
+    assert!(start.elapsed() < DELAY + Duration::from_millis(2), "{:?}", start.elapsed());
+    let sent = net.sent();
+    let (first, again) = (&sent[..lost], &sent[lost..]);
+    assert!(first.iter().zip(again).all(|(first, again)| first.data == again.data), "the same bytes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_first_flight_that_the_coordinator_lost_is_sent_on_selection() {
+    let net = Net::new();
+    let mut a = Node::new(&net, &["192.0.2.1:10"]);
+    let b = Node::new(&net, &["192.0.2.2:20"]);
+    a.layer.execute(Command::Connect { flow: FLOW, peer: b.peer, rtt: None });
+    let flight = a.first_flight().await;
+    a.admit(FLOW, a.path(0, &b, 0));
+    a.select(FLOW, a.path(0, &b, 0));
+    let sent: Vec<Bytes> = net.sent().into_iter().map(|datagram| datagram.data.into()).collect();
+    assert_eq!(sent, flight);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_the_client_has_not_heard_sends_its_flight_again() {
+    // The client's own retransmission reaches the server before the server has selected: it bears the ID that the client
+    // chose, and so does not prove that the server's flight arrived.
+    let net = Net::new();
+    let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    a.offer(&b, FLOW).await;
+    a.admit(FLOW, a.path(0, &b, 0));
+    b.admit(FLOW, b.path(0, &a, 0));
+    a.select(FLOW, a.path(0, &b, 0));
+    tokio::time::sleep(2 * DELAY).await;
+    assert!(b.layer.stats().bytes_received >= 2400, "the client's flight came by the path");
+    let start = Instant::now();
+    b.select(FLOW, b.path(0, &a, 0));
+    tokio::join!(a.established(), b.established());
+    assert!(start.elapsed() < 2 * DELAY + Duration::from_millis(4), "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_sends_no_more_than_its_budget() {
+    let net = Net::new();
+    let (mut a, b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    a.offer(&b, FLOW).await;
+    b.admit(FLOW, b.path(0, &a, 0));
+    let bytes = || net.sent().iter().map(|datagram| datagram.data.len()).sum::<usize>();
+    tokio::time::sleep(Duration::from_millis(30)).await;
+    assert_eq!(bytes(), 0);
+    let mut budget = 0;
+    for permitted in [100, 1100, 1199, 1300] {
+        b.permit(FLOW, b.path(0, &a, 0), permitted);
+        budget += permitted;
+        assert!(bytes() <= budget);
+    }
+    assert!(bytes() > budget - 1200, "what fits goes");
+    // The handshake's timers fire again and again.
+    tokio::time::sleep(Duration::from_secs(20)).await;
+    assert!(bytes() <= budget);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_abandoned_attempt_fails_and_sends_no_flight() {
+    let net = Net::new();
+    let mut a = Node::new(&net, &["192.0.2.1:10"]);
+    a.layer.execute(connect(FLOW));
+    a.layer.execute(Command::Close { flow: FLOW });
+    assert!(matches!(a.failed().await, PathError::Closed));
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    assert!(a.notices.try_recv().is_err(), "nothing follows the end of a flow");
+    assert!(!a.layer.is_active());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_accepted_flight_that_is_none_ends_with_its_close() {
+    let net = Net::new();
+    let mut b = Node::new(&net, &["192.0.2.2:20"]);
+    let first_flight = vec![Bytes::from(vec![0xc7; 1200]), Bytes::new()];
+    b.layer.execute(Command::Accept { flow: FLOW, peer: PeerId::random(), first_flight, rtt: None });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert!(b.notices.try_recv().is_err());
+    b.layer.execute(Command::Close { flow: FLOW });
+    assert!(matches!(b.failed().await, PathError::Closed));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_wrong_peer_fails_the_handshake() {
+    let net = Net::new();
+    let (mut a, b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    a.layer.execute(connect(FLOW));
+    let first_flight = a.first_flight().await;
+    b.layer.execute(Command::Accept { flow: FLOW, peer: a.peer, first_flight, rtt: None });
+    for (node, path) in [(&a, a.path(0, &b, 0)), (&b, b.path(0, &a, 0))] {
+        node.admit(FLOW, path);
+        node.select(FLOW, path);
+    }
+    let error = a.failed().await;
+    assert!(matches!(error, PathError::Handshake(quinn::ConnectionError::TransportError(_))), "{error:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_flood_of_probes_delays_but_never_loses_the_other_notices() {
+    let net = Net::new();
+    let mut a = Node::with_room(&net, &["192.0.2.1:10"], 2);
+    let mut b = Node::new(&net, &["192.0.2.2:20"]);
+    a.offer(&b, FLOW).await;
+    a.admit(FLOW, a.path(0, &b, 0));
+    b.admit(FLOW, b.path(0, &a, 0));
+    for n in 0..5 {
+        b.layer.send_probe(b.path(0, &a, 0), &[4, n]);
+    }
+    a.select(FLOW, a.path(0, &b, 0));
+    b.select(FLOW, b.path(0, &a, 0));
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!((a.layer.stats().probes_received, a.layer.stats().probes_dropped), (2, 3));
+    a.established().await;
+    b.established().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_that_name_nothing_are_counted() {
+    let net = Net::new();
+    let (mut a, b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    a.admit(FLOW, a.path(0, &b, 0));
+    a.layer.execute(connect(FLOW));
+    a.first_flight().await;
+    a.layer.execute(connect(FLOW));
+    a.select(FLOW, a.path(7, &b, 0));
+    a.layer.execute(Command::Forget { flow: FlowId(9), path: a.path(0, &b, 0) });
+    assert_eq!(a.layer.stats().commands_ignored, 4);
+    assert!(!a.layer.send_probe(a.path(7, &b, 0), &[4]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_taken_from_a_path_that_was_forgotten() {
+    let net = Net::new();
+    let (mut a, b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    a.offer(&b, FLOW).await;
+    b.admit(FLOW, b.path(0, &a, 0));
+    b.layer.execute(Command::Forget { flow: FLOW, path: b.path(0, &a, 0) });
+    a.select(FLOW, a.path(0, &b, 0));
+    tokio::time::sleep(2 * DELAY).await;
+    assert!(!net.sent().is_empty());
+    assert_eq!(b.layer.stats().bytes_received, 0);
+}

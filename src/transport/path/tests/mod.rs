@@ -1,0 +1,6 @@
+//! Two path layers against each other, over a network in memory and with the clock stopped.
+
+mod flights;
+mod net;
+mod node;
+mod session;
