@@ -17,7 +17,6 @@ mod node;
 mod reason;
 mod report;
 mod signal;
-mod stub;
 mod swarm;
 
 use std::{

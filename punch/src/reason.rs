@@ -116,6 +116,7 @@ pub(crate) fn kind(kind: CandidateKind) -> &'static str {
 fn mapping_words(mapping: MappingBehaviour) -> &'static str {
     match mapping {
         MappingBehaviour::EndpointIndependent => "the NAT maps alike for every destination",
+        MappingBehaviour::EndpointDependent => "the NAT does not map alike for every destination",
         MappingBehaviour::AddressDependent => "the NAT maps anew for every address",
         MappingBehaviour::AddressAndPortDependent => "the NAT maps anew for every address and port",
     }

@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use libp2p::{
     Swarm, SwarmBuilder, core::upgrade::Version, identify, identity::Keypair, ping, swarm::NetworkBehaviour,
 };
-use libp2p_punch::{config::Config, io::Network};
+use libp2p_punch::{Config, io::Network};
 
-use crate::{echo, exit::Failure, stub as library};
+use crate::{echo, exit::Failure};
 
 /// How long a connection that nobody uses stays open.
 const IDLE: Duration = Duration::from_secs(60);
@@ -15,7 +15,7 @@ const IDLE: Duration = Duration::from_secs(60);
 /// What a peer does.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
-    pub(crate) punch: library::Behaviour,
+    pub(crate) punch: libp2p_punch::Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     pub(crate) echo: echo::Behaviour,
@@ -23,7 +23,7 @@ pub(crate) struct Behaviour {
 
 /// A swarm over real UDP.
 pub(crate) fn new(key: Keypair, config: Config) -> Result<Swarm<Behaviour>, Failure> {
-    let (transport, punch) = library::new(&key, config).map_err(Failure::usage)?;
+    let (transport, punch) = libp2p_punch::new(&key, config).map_err(refused)?;
     assemble(key, transport, punch)
 }
 
@@ -34,14 +34,14 @@ pub(crate) fn with_io(
     network: Arc<dyn Network>,
     runtime: Arc<dyn quinn::Runtime>,
 ) -> Result<Swarm<Behaviour>, Failure> {
-    let (transport, punch) = library::with_io(&key, config, network, runtime).map_err(Failure::usage)?;
+    let (transport, punch) = libp2p_punch::with_io(&key, config, network, runtime).map_err(refused)?;
     assemble(key, transport, punch)
 }
 
 fn assemble(
     key: Keypair,
-    transport: library::Transport,
-    punch: library::Behaviour,
+    transport: libp2p_punch::Transport,
+    punch: libp2p_punch::Behaviour,
 ) -> Result<Swarm<Behaviour>, Failure> {
     let identify = identify::Config::new("/punch/1.0.0".to_owned(), key.public());
     let behaviour = Behaviour {
@@ -64,4 +64,11 @@ fn assemble(
         })
         .build();
     Ok(swarm)
+}
+
+fn refused(error: libp2p_punch::Error) -> Failure {
+    match error {
+        libp2p_punch::Error::Config(error) => Failure::usage(error),
+        error => Failure::error(error),
+    }
 }
