@@ -79,6 +79,8 @@ pub(crate) struct World {
     pub(crate) tamper: Option<Tamper>,
     /// Whether datagrams between peers that are not coordinators are lost.
     pub(crate) blackhole: bool,
+    /// Datagrams of this peer arrive as from another address.
+    pub(crate) divert: Option<(usize, SocketAddr)>,
 }
 
 pub(crate) fn ms(millis: u64) -> Duration {
@@ -114,6 +116,7 @@ impl World {
             next_link: 0,
             tamper: None,
             blackhole: false,
+            divert: None,
         }
     }
 
@@ -307,6 +310,7 @@ impl World {
         if self.blackhole {
             return;
         }
+        let source = self.divert.filter(|(node, _)| *node == from).map_or(source, |(_, address)| address);
         self.push(self.now + self.latency(from, to), Delivery::Packet { to, from: source, packet });
     }
 

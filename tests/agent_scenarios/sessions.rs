@@ -204,10 +204,9 @@ fn a_peer_with_no_address_to_probe_is_given_up_after_synchronization() {
         }
         frame => vec![(ms(0), frame)],
     }));
-    let links: Vec<_> = world.nodes[b].links.keys().copied().collect();
+    // B forgets what it was observed at.
     world.input(b, |agent, now| agent.handle_socket_down(SOCKET, now));
     world.input(b, |agent, now| agent.handle_socket_up(SOCKET, at("0.0.0.0:4001"), true, now));
-    assert_eq!(links.len(), 1);
     world.run_for(ms(1000));
     let start = world.elapsed();
     world.connect(a, b).unwrap();
@@ -408,7 +407,7 @@ fn a_thousand_sessions_in_flight_end_and_leave_nothing() {
 }
 
 #[test]
-fn a_session_moves_to_another_socket_when_the_one_that_carries_it_goes() {
+fn a_connected_session_probes_its_paths_anew_when_the_network_changes() {
     let (mut world, a, b, _) = triangle();
     world.connect(a, b).unwrap();
     world.run_for(ms(6000));
