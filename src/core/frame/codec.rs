@@ -24,7 +24,7 @@ pub const MAX_FIRST_FLIGHT_DATAGRAMS: usize = 2;
 pub const MAX_FIRST_FLIGHT_DATAGRAM: usize = 1500;
 /// Bytes of a signature: that of the largest libp2p key, RSA with 8,192 bits.
 pub const MAX_SIGNATURE_LEN: usize = 1024;
-/// Bytes of a public key's protobuf encoding: that of RSA with 8,192 bits has 1,063.
+/// Bytes of a public key's protobuf encoding: that of RSA with 8,192 bits has 1,067.
 pub const MAX_PUBLIC_KEY_LEN: usize = 1200;
 /// The longest lifetime of a registration, one day.
 pub const MAX_REGISTRATION_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);

@@ -53,10 +53,8 @@ pub enum VerifyError {
     #[error("the public key cannot be used: {0}")]
     Key(#[from] DecodingError),
     /// The public key is that of another peer.
-    #[error("signed by {found}, not by {expected}")]
+    #[error("the public key is that of {found}, who was not expected")]
     WrongPeer {
-        /// Whose key it should be.
-        expected: PeerId,
         /// Whose key it is.
         found: PeerId,
     },
@@ -152,7 +150,7 @@ impl Registration {
         let key = PublicKey::try_decode_protobuf(&self.peer)?;
         let found = key.to_peer_id();
         if found != *expected {
-            return Err(VerifyError::WrongPeer { expected: *expected, found });
+            return Err(VerifyError::WrongPeer { found });
         }
         if key.verify(&self.signed_bytes(candidates), &self.signature) {
             Ok(())
