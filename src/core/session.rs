@@ -11,10 +11,11 @@ use libp2p_identity::PeerId;
 
 use super::{
     FlowId, LinkId, SessionId,
-    checklist::{Checklist, Origin},
+    checklist::Checklist,
     event::{Phase, SessionRole},
     frame::RejectReason,
     keys::{ProbeKeys, ProbeSecret, TAG_LEN},
+    pair::Origin,
 };
 
 /// Names a session inside the agent. The name on the wire is of the initiator's choosing, and so not one to rely on.

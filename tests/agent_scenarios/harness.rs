@@ -52,7 +52,6 @@ struct Flow {
 pub(crate) struct Node {
     pub(crate) agent: Agent,
     pub(crate) peer: PeerId,
-    pub(crate) keypair: Keypair,
     local: SocketAddr,
     /// The outer address, and whom its mapping has contacted.
     nat: Option<(IpAddr, BTreeSet<SocketAddr>)>,
@@ -124,15 +123,15 @@ impl World {
     pub(crate) fn add(&mut self, config: &Config, local: &str, outer: Option<&str>) -> usize {
         let seed = u8::try_from(self.nodes.len() + 1).unwrap();
         let keypair = keypair(seed);
-        let mut agent = Agent::new(config, keypair.clone(), [seed; 32], self.now);
+        let peer = keypair.public().to_peer_id();
+        let mut agent = Agent::new(config, keypair, [seed; 32], self.now);
         let ip: IpAddr = local.parse().unwrap();
         let local = SocketAddr::new(ip, PORT);
         agent.handle_interface_up(ip, 24, self.now);
         agent.handle_socket_up(SOCKET, SocketAddr::new(IpAddr::from([0, 0, 0, 0]), PORT), true, self.now);
         self.nodes.push(Node {
             agent,
-            peer: keypair.public().to_peer_id(),
-            keypair,
+            peer,
             local,
             nat: outer.map(|outer| (outer.parse().unwrap(), BTreeSet::new())),
             links: BTreeMap::new(),

@@ -78,13 +78,13 @@ fn input() -> impl Strategy<Value = Input> {
         1 => (small(), any::<u8>(), any::<u8>()).prop_map(|(a, b, c)| Observed(a, b, c)),
         1 => (small(), any::<u8>()).prop_map(|(a, b)| Announce(a, b)),
         1 => (small(), small()).prop_map(|(a, b)| Withdraw(a, b)),
-        1 => (small(), small()).prop_map(|(a, b)| Register(a, b)),
+        2 => (small(), small()).prop_map(|(a, b)| Register(a, b)),
         1 => (small(), small()).prop_map(|(a, b)| Registered(a, b)),
         1 => (small(), small()).prop_map(|(a, b)| RegisterRejected(a, b)),
         4 => (small(), small(), small(), prop::bool::weighted(0.8), any::<u8>())
             .prop_map(|(a, b, c, d, e)| Punch(a, b, c, d, e)),
         4 => (small(), small()).prop_map(|(a, b)| Answer(a, b)),
-        2 => (small(), small()).prop_map(|(a, b)| Reject(a, b)),
+        1 => (small(), small()).prop_map(|(a, b)| Reject(a, b)),
         4 => (any::<u8>(), small(), any::<bool>()).prop_map(|(a, b, c)| Probe(a, b, c)),
         1 => vec(any::<u8>(), 0..80).prop_map(Noise),
         4 => any::<u16>().prop_map(Wait),
@@ -113,6 +113,11 @@ fn candidates(seed: u8) -> Vec<Candidate> {
         .collect()
 }
 
+/// Mostly the last flow, sometimes any.
+fn flow(seed: u8, last: u64) -> u64 {
+    if seed < 192 { last.saturating_sub(u64::from(seed / 64)) } else { u64::from(seed % 16) }
+}
+
 fn reason(seed: u8) -> RejectReason {
     use RejectReason::*;
     [NotConnected, RateLimited, NotWilling, Superseded][usize::from(seed) % 4]
@@ -127,7 +132,8 @@ struct Rig {
     probe_key: [u8; 32],
     /// Keys with which the peer of a session can make probes.
     keys: Vec<ProbeKeys>,
-    outcomes: u64,
+    last_flow: u64,
+    generation: u64,
 }
 
 const SECRET: [u8; 32] = [42; 32];
@@ -138,7 +144,16 @@ impl Rig {
         let now = Instant::now();
         let config = Config { role, ..Config::default() };
         let agent = Agent::new(&config, us.clone(), [3; 32], now);
-        Self { agent, us, now, request: None, probe_key: [0; 32], keys: Vec::new(), outcomes: 0 }
+        Self {
+            agent,
+            us,
+            now,
+            request: None,
+            probe_key: [0; 32],
+            keys: Vec::new(),
+            last_flow: 0,
+            generation: 0,
+        }
     }
 
     fn our_id(&self) -> PeerId {
@@ -162,17 +177,20 @@ impl Rig {
             Input::NoCoordinator(p) => agent.remove_coordinator(&id(p), now),
             Input::Link(l, p) => {
                 let socket = Some(SocketId(u32::from(l)));
-                agent.handle_link_up(LinkId(l.into()), id(p), Some(address(l * 9 + 2)), socket, now);
+                let who = id(if p < 3 { l } else { 0 });
+                agent.handle_link_up(LinkId(l.into()), who, Some(address(l * 8 + 10)), socket, now);
             }
             Input::LinkDown(l) => agent.handle_link_down(LinkId(l.into()), now),
-            Input::Connect(p) => assert_eq!(agent.connect(id(p), now), Ok(())),
+            Input::Connect(p) => {
+                assert_eq!(agent.connect(id(p), now), Ok(()));
+            }
             Input::Cancel(p) => agent.cancel(&id(p), now),
             Input::FirstFlight(f, n) => {
                 let flight = vec![Bytes::from_static(&[0xc0; 1200]); usize::from(n.max(1))];
-                agent.handle_first_flight(FlowId(f.into()), flight, now);
+                agent.handle_first_flight(FlowId(self.last_flow.saturating_sub(f.into())), flight, now);
             }
-            Input::Established(f) => agent.handle_established(FlowId(u64::from(f % 16)), now),
-            Input::Closed(f) => agent.handle_closed(FlowId(u64::from(f % 16)), now),
+            Input::Established(f) => agent.handle_established(FlowId(flow(f, self.last_flow)), now),
+            Input::Closed(f) => agent.handle_closed(FlowId(flow(f, self.last_flow)), now),
             Input::Probe(a, s, nominate) => self.probe(a, s, nominate),
             Input::Noise(bytes) => {
                 let path = Path { socket: SocketId(0), remote: address(3) };
@@ -197,7 +215,9 @@ impl Rig {
             Input::Withdraw(l, s) => (l, Frame::RemoveAddress { sequence: s.into() }),
             Input::Register(l, p) => {
                 let lifetime = Duration::from_secs(u64::from(p) * 3);
-                let signed = Registration::sign(&peer(p), u64::from(l), lifetime, [7; 32], &[]).unwrap();
+                self.generation += 1;
+                let signer = peer(if p == 0 { 3 } else { l });
+                let signed = Registration::sign(&signer, self.generation, lifetime, [7; 32], &[]).unwrap();
                 (l, Frame::Register(signed))
             }
             Input::Registered(l, g) => {
@@ -206,9 +226,12 @@ impl Rig {
             Input::RegisterRejected(l, g) => {
                 (l, Frame::RegisterRejected { generation: g.into(), reason: reason(g) })
             }
-            Input::Punch(l, p, round, for_us, observed) => (l, self.punch(p, round, for_us, observed)),
+            Input::Punch(l, p, round, true, observed) => (0, self.punch(p.max(l), round, true, observed)),
+            Input::Punch(l, p, round, false, observed) => {
+                (l, self.punch(if p == 0 { 3 } else { l }, round, false, observed))
+            }
             Input::Answer(l, p) => match self.answer(p) {
-                Some(frame) => (l, frame),
+                Some(frame) => (l / 2, frame),
                 None => return,
             },
             Input::Reject(l, r) => {
@@ -224,7 +247,7 @@ impl Rig {
     fn punch(&mut self, from: u8, round: u8, for_us: bool, observed: u8) -> Frame {
         let keypair = peer(from);
         let initiator = keypair.public().to_peer_id();
-        let responder = if for_us { self.our_id() } else { peer(round).public().to_peer_id() };
+        let responder = if for_us { self.our_id() } else { peer(3 - from).public().to_peer_id() };
         let session = SessionId([observed % 3; 16]);
         let secret = ProbeSecret::new(SECRET);
         let (role, theirs) = (SessionRole::Initiator, &self.probe_key);
@@ -297,7 +320,7 @@ impl Rig {
         }
         while let Some(command) = self.agent.poll_command() {
             if let Command::Connect { flow, .. } | Command::Accept { flow, .. } = command {
-                self.outcomes = self.outcomes.max(flow.0);
+                self.last_flow = self.last_flow.max(flow.0);
             }
         }
         while let Some((_, frame)) = self.agent.poll_frame() {
@@ -343,7 +366,7 @@ proptest! {
         }
         rig.wait(Duration::from_secs(4000));
         prop_assert_eq!(rig.agent.counters().in_flight, 0);
-        for flow in 0..=rig.outcomes {
+        for flow in 0..=rig.last_flow {
             rig.agent.handle_closed(FlowId(flow), rig.now);
             rig.drain();
         }

@@ -12,10 +12,11 @@ use super::Agent;
 use crate::core::{
     LinkId, Path, SocketId,
     candidate::{self, Candidate, CandidateKind, keep_best, pair_priority},
-    checklist::{Checklist, Origin},
+    checklist::Checklist,
     command::Command,
     event::{Event, Phase, SessionRole},
     links::Link,
+    pair::Origin,
     probe::{PROBE_LEN, Probe, tag_of},
     session::{Key, Session, Target},
     targets::{Policy, Scope, scope},
