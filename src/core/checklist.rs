@@ -12,7 +12,7 @@ use std::{
 use super::{
     Path, SocketId,
     event::SessionRole,
-    limits::{Rate, TokenBucket},
+    limits::Rate,
     pair::{Challenge, MAX_OUTSTANDING, MAX_TRIGGERED, Origin, Pair, SCHEDULE, State},
 };
 
@@ -21,9 +21,7 @@ pub(crate) const PACE: Duration = Duration::from_millis(5);
 /// Pairs that the peer's own probes may add.
 const MAX_PEER_REFLEXIVE: usize = 8;
 /// Challenges answered in one session: the peer sends a dozen for each pair at most, and only within seconds.
-const ANSWERS: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
-/// Paths kept beside the selected one when a session idles.
-const SPARES: usize = 2;
+pub(crate) const ANSWERS: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
 
 /// The initiator tells the responder which path it selected, until that is answered.
 #[derive(Debug, Clone, Copy)]
@@ -45,7 +43,13 @@ pub(crate) struct Checklist {
     /// Nominated by the initiator before it was validated here.
     nominated: Option<Path>,
     nomination: Option<Nomination>,
-    answers: TokenBucket,
+}
+
+/// What an idle session remembers of its checklist.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    pub(crate) path: Path,
+    rtt: Duration,
 }
 
 /// A challenge to send.
@@ -84,7 +88,6 @@ impl Checklist {
             selected: None,
             nominated: None,
             nomination: None,
-            answers: TokenBucket::default(),
         }
     }
 
@@ -159,22 +162,21 @@ impl Checklist {
         self.next_due().is_none()
     }
 
-    /// Drops what an idle session does not need and returns the paths that are no longer probed for.
-    pub(crate) fn compact(&mut self) -> Vec<Path> {
-        let (mut spares, selected) = (SPARES, self.selected);
-        let mut gone = Vec::new();
-        self.pairs.retain_mut(|pair| {
-            pair.outstanding = Vec::new();
-            let keep = Some(pair.path) == selected || (pair.state == State::Succeeded && spares > 0);
-            if !keep {
-                gone.push(pair.path);
-            } else if Some(pair.path) != selected {
-                spares -= 1;
-            }
-            keep
-        });
-        self.pairs.shrink_to_fit();
-        gone
+    /// A list that begins with a path that works and is selected already.
+    pub(crate) fn resume(mut self, known: Known, now: Instant) -> Self {
+        self.add(known.path, 0, Origin::Announced, now);
+        if let Some(pair) = self.get_mut(known.path) {
+            pair.state = State::Succeeded;
+            pair.rtt = Some(known.rtt);
+        }
+        self.selected = Some(known.path);
+        self
+    }
+
+    /// What [`resume`](Self::resume) needs, if a path is selected.
+    pub(crate) fn known(&self) -> Option<Known> {
+        let pair = self.get(self.selected?)?;
+        Some(Known { path: pair.path, rtt: pair.rtt? })
     }
 
     /// When [`poll`](Self::poll) has something to do.
@@ -270,9 +272,6 @@ impl Checklist {
 
     /// Takes an authentic challenge from `path`.
     pub(crate) fn on_challenge(&mut self, path: Path, priority: u64, nominate: bool, now: Instant) -> Heard {
-        if !self.answers.take(ANSWERS, now) {
-            return Heard { capped: true, ..Heard::default() };
-        }
         let mut heard = Heard { answer: true, ..Heard::default() };
         if self.get(path).is_none() {
             let known = self.pairs.iter().filter(|pair| pair.origin == Origin::PeerReflexive).count();

@@ -167,14 +167,13 @@ fn a_selected_path_whose_socket_is_gone_is_left_at_once() {
 }
 
 #[test]
-fn an_idle_list_keeps_the_selected_path_and_two_others() {
+fn a_list_resumes_with_the_path_that_was_selected() {
     let start = Instant::now();
-    let mut checklist = checklist(SessionRole::Initiator, 6, start);
-    for i in 0..5 {
-        checklist.trigger(path(i), [i; 8], start);
-        checklist.on_response(path(i), [i; 8], start + ms(1));
-    }
-    let selected = checklist.reconsider(start + ms(1)).unwrap();
-    assert_eq!(checklist.compact().len(), 3);
-    assert!(checklist.pairs().iter().any(|pair| pair.path == selected));
+    let (checklist, _) = select(SessionRole::Initiator, [("192.0.2.1:1", 10), ("192.0.2.2:1", 10)]);
+    let known = checklist.known().unwrap();
+    let mut resumed = Checklist::new(SessionRole::Initiator, 3, 16).resume(known, start);
+    assert_eq!(resumed.selected, checklist.selected);
+    assert!(resumed.is_idle());
+    assert_eq!(resumed.reconsider(start), None);
+    assert!(Checklist::new(SessionRole::Initiator, 3, 16).known().is_none());
 }
