@@ -18,6 +18,7 @@ mod links;
 pub mod nat;
 mod network;
 mod outbox;
+mod pair;
 pub mod probe;
 mod registration;
 mod session;

@@ -156,12 +156,15 @@ impl Registrar {
         out: &mut Outbox,
     ) -> bool {
         let Some(entry) = self.entries.get_mut(peer) else { return false };
-        if entry.sent.is_none_or(|(sent, _)| sent != generation) || lifetime.is_zero() {
+        // An answer to an earlier one may come after another was sent; it counts, but does not answer the later one.
+        if entry.generation.is_none_or(|last| generation > last) || lifetime.is_zero() {
             return false;
         }
         let lifetime = lifetime.min(LIFETIME);
         let is_new = entry.registered_until.is_none();
-        entry.sent = None;
+        if entry.sent.is_some_and(|(sent, _)| sent == generation) {
+            entry.sent = None;
+        }
         entry.failures = 0;
         entry.registered_until = Some(now + lifetime);
         entry.due_by(now + lifetime / 2);

@@ -1,0 +1,442 @@
+//! Sessions that work, that fail, that try again.
+
+use std::time::Duration;
+
+use libp2p_punch::{
+    config::{Config, Role},
+    core::{
+        FlowId,
+        command::Command,
+        event::{Event, FailureReason, Phase, SessionRole},
+        frame::{Frame, RejectReason},
+    },
+};
+
+use crate::harness::{SOCKET, World, at, client, ms, server};
+
+/// A and B behind NATs of their own, C coordinates. A-C 60 ms, B-C 40 ms, A-B 50 ms.
+pub(crate) fn triangle() -> (World, usize, usize, usize) {
+    triangle_of(&client())
+}
+
+pub(crate) fn triangle_of(config: &Config) -> (World, usize, usize, usize) {
+    let mut world = World::new();
+    let a = world.add(config, "192.168.1.2", Some("203.0.113.1"));
+    let b = world.add(config, "192.168.2.2", Some("203.0.113.2"));
+    let c = world.add(&server(), "198.51.100.1", None);
+    world.set_latency(a, c, ms(30));
+    world.set_latency(b, c, ms(20));
+    world.set_latency(a, b, ms(25));
+    world.coordinate(a, c);
+    world.coordinate(b, c);
+    world.run_for(ms(1000));
+    (world, a, b, c)
+}
+
+#[test]
+fn a_session_is_validated_and_connected_after_half_of_the_three_round_trips() {
+    let (mut world, a, b, _) = triangle();
+    let start = world.elapsed();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(500));
+    let initiator = |phase| world.reached(a, SessionRole::Initiator, phase).unwrap() - start;
+    let responder = |phase| world.reached(b, SessionRole::Responder, phase).unwrap() - start;
+    assert_eq!(initiator(Phase::Discovery), ms(0));
+    assert_eq!(initiator(Phase::Coordination), ms(0));
+    assert_eq!(initiator(Phase::Synchronization), ms(60));
+    assert_eq!(initiator(Phase::Punching), ms(60));
+    assert_eq!(initiator(Phase::Validation), ms(75));
+    assert_eq!(initiator(Phase::Connected), ms(75));
+    assert_eq!(responder(Phase::Synchronization), ms(50));
+    assert_eq!(responder(Phase::Punching), ms(50));
+    assert_eq!(responder(Phase::Validation), ms(85));
+    assert_eq!(responder(Phase::Connected), ms(100));
+    let counters = world.nodes[a].agent.counters();
+    assert_eq!((counters.coordinations, counters.coordination_time), (1, ms(60)));
+}
+
+#[test]
+fn both_sides_end_on_the_path_between_the_two_outer_addresses() {
+    let (mut world, a, b, _) = triangle();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1000));
+    for (node, other) in [(a, b), (b, a)] {
+        let events = &world.nodes[node].events;
+        let selected = events.iter().rev().find_map(|(_, event)| match event {
+            Event::PathSelected { path, .. } => Some(*path),
+            _ => None,
+        });
+        assert_eq!(selected.unwrap().remote, world.outer(other));
+        let rtt = events.iter().find_map(|(_, event)| match event {
+            Event::PathValidated { rtt, .. } => Some(*rtt),
+            _ => None,
+        });
+        assert_eq!(rtt, Some(ms(50)));
+        assert_eq!(world.connected(node).len(), 1);
+        assert_eq!(world.nodes[node].agent.counters().successes, 1);
+        assert_eq!(world.nodes[node].agent.phase(&world.nodes[other].peer), Some(Phase::Connected));
+    }
+}
+
+#[test]
+fn a_connected_session_ends_with_its_flow_and_leaves_nothing() {
+    let (mut world, a, b, _) = triangle();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(6000));
+    for node in [a, b] {
+        assert_eq!(world.nodes[node].agent.sessions(), 1);
+        let flow = FlowId(0);
+        assert!(world.nodes[node].agent.session_of(flow).is_some());
+        world.input(node, |agent, now| agent.handle_closed(flow, now));
+        world.assert_nothing_left(node);
+        assert_eq!(world.nodes[node].agent.session_of(flow), None);
+        assert!(world.failed(node).is_empty());
+    }
+}
+
+#[test]
+fn an_idle_connected_session_has_no_deadline() {
+    let (mut world, a, b, c) = triangle();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(12_000));
+    let peer = world.nodes[c].peer;
+    world.input(a, |agent, now| agent.remove_coordinator(&peer, now));
+    assert_eq!(world.nodes[a].agent.poll_timeout(), None);
+}
+
+#[test]
+fn peers_on_one_network_move_to_the_path_inside_it() {
+    let mut world = World::new();
+    let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
+    let b = world.add(&client(), "192.168.1.3", Some("203.0.113.1"));
+    let c = world.add(&server(), "198.51.100.1", None);
+    world.set_latency(a, b, ms(1));
+    world.coordinate(a, c);
+    world.coordinate(b, c);
+    world.run_for(ms(200));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1000));
+    for (node, remote) in [(a, at("192.168.1.3:4001")), (b, at("192.168.1.2:4001"))] {
+        assert_eq!(world.connected(node).len(), 1);
+        let selected = world.nodes[node].commands.iter().rev().find_map(|(_, command)| match command {
+            Command::Select { path, .. } => Some(path.remote),
+            _ => None,
+        });
+        assert_eq!(selected, Some(remote));
+    }
+}
+
+#[test]
+fn without_a_coordinator_discovery_times_out_once_and_for_all() {
+    let mut world = World::new();
+    let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
+    let b = world.add(&client(), "192.168.2.2", Some("203.0.113.2"));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(60_000));
+    assert_eq!(world.failed(a), [(ms(5000), FailureReason::NoCoordinator)]);
+    world.assert_nothing_left(a);
+    assert_eq!(world.nodes[a].agent.poll_timeout(), None);
+}
+
+#[test]
+fn a_session_waits_in_discovery_for_a_coordinator_to_come_up() {
+    let (mut world, a, b, c) = triangle();
+    let link = *world.nodes[a].links.keys().next().unwrap();
+    world.unlink(a, link);
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1000));
+    assert_eq!(world.nodes[a].agent.phase(&world.nodes[b].peer), Some(Phase::Discovery));
+    world.link(a, c);
+    world.run_for(ms(1000));
+    assert_eq!(world.connected(a).len(), 1);
+}
+
+/// Every attempt fails for `reason`, each after `each`; checks retries and backoff.
+fn assert_retries(world: &World, node: usize, reason: FailureReason, each: Duration, start: Duration) {
+    let retries = world.retries(node);
+    assert_eq!(retries.len(), 2);
+    let mut expected = start;
+    for (i, (at, found, delay)) in retries.iter().enumerate() {
+        expected += each;
+        assert_eq!((*at, *found), (expected, reason));
+        let whole = ms(1000 << i);
+        assert!(*delay >= whole / 2 && *delay <= whole, "{delay:?}");
+        expected += *delay;
+    }
+    assert_eq!(world.failed(node), [(expected + each, reason)]);
+    let counters = world.nodes[node].agent.counters();
+    assert_eq!((counters.attempts, counters.failures), (3, 3));
+    world.assert_nothing_left(node);
+}
+
+#[test]
+fn a_silent_coordinator_is_given_its_time_in_each_of_three_attempts() {
+    let (mut world, a, b, _) = triangle();
+    world.tamper = Some(Box::new(|_, _, _| Vec::new()));
+    let start = world.elapsed();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(60_000));
+    assert_retries(&world, a, FailureReason::CoordinationTimeout, ms(10_000), start);
+}
+
+#[test]
+fn a_first_flight_that_never_comes_is_a_time_out_of_its_own() {
+    let config = Config { max_attempts: 1, ..client() };
+    let (mut world, a, b, _) = triangle_of(&config);
+    world.nodes[a].quic_works = false;
+    let start = world.elapsed();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(60_000));
+    assert_eq!(world.failed(a), [(start + ms(5000), FailureReason::SynchronizationTimeout)]);
+    world.assert_nothing_left(a);
+}
+
+#[test]
+fn a_peer_with_no_address_to_probe_is_given_up_after_synchronization() {
+    let config = Config { max_attempts: 1, ..client() };
+    let (mut world, a, b, _) = triangle_of(&config);
+    world.blackhole = true;
+    // Of the answer the coordinator's observation is lost, and the rest is private.
+    world.tamper = Some(Box::new(|_, _, frame| match frame {
+        Frame::PunchAnswer(mut answer) => {
+            answer.observed = Some(at("10.1.1.1:9"));
+            vec![(ms(0), Frame::PunchAnswer(answer))]
+        }
+        frame => vec![(ms(0), frame)],
+    }));
+    // B forgets what it was observed at.
+    world.input(b, |agent, now| agent.handle_socket_down(SOCKET, now));
+    world.input(b, |agent, now| agent.handle_socket_up(SOCKET, at("0.0.0.0:4001"), true, now));
+    world.run_for(ms(1000));
+    let start = world.elapsed();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(60_000));
+    assert_eq!(world.failed(a), [(start + ms(60 + 2000), FailureReason::NoCandidates)]);
+    assert!(world.nodes[a].probes.is_empty());
+    world.assert_nothing_left(a);
+}
+
+#[test]
+fn silence_in_punching_is_tried_again_with_backoff_and_then_fails() {
+    let (mut world, a, b, _) = triangle();
+    world.blackhole = true;
+    let start = world.elapsed();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(60_000));
+    assert_retries(&world, a, FailureReason::PunchingTimeout, ms(5060), start);
+    // The responder follows every round and has nothing left either.
+    assert_eq!(world.nodes[b].agent.counters().attempts, 3);
+    world.assert_nothing_left(b);
+    let rounds = world.nodes[b].commands.iter().filter(|(_, c)| matches!(c, Command::Accept { .. })).count();
+    assert_eq!(rounds, 3);
+}
+
+#[test]
+fn a_handshake_that_does_not_finish_times_out_in_validation() {
+    let config = Config { max_attempts: 1, ..client() };
+    let (mut world, a, b, _) = triangle_of(&config);
+    world.nodes[b].quic_works = false;
+    let start = world.elapsed();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(60_000));
+    assert_eq!(world.failed(a), [(start + ms(75 + 5000), FailureReason::ValidationTimeout)]);
+    assert_eq!(world.failed(b), [(start + ms(85 + 5000), FailureReason::ValidationTimeout)]);
+    for node in [a, b] {
+        world.assert_nothing_left(node);
+        let closed = world.nodes[node].commands.iter().filter(|(_, c)| matches!(c, Command::Close { .. }));
+        assert_eq!(closed.count(), 1);
+    }
+}
+
+#[test]
+fn a_failed_handshake_is_tried_again_with_a_new_flow() {
+    let (mut world, a, b, _) = triangle();
+    world.connect(a, b).unwrap();
+    world.input(a, |agent, now| agent.handle_closed(FlowId(0), now));
+    assert_eq!(world.retries(a).len(), 1);
+    world.run_for(ms(3000));
+    assert_eq!(world.connected(a).len(), 1);
+    assert_eq!(world.connected(b).len(), 1);
+    assert_eq!(world.nodes[a].agent.session_of(FlowId(0)), None);
+    assert!(world.nodes[a].agent.session_of(FlowId(1)).is_some());
+    let counters = world.nodes[a].agent.counters();
+    assert_eq!((counters.attempts, counters.failures, counters.successes), (2, 1, 1));
+}
+
+#[test]
+fn a_peer_that_the_coordinator_does_not_know_fails_at_once() {
+    let (mut world, a, _, _) = triangle();
+    let stranger = world.add(&client(), "192.168.3.2", Some("203.0.113.3"));
+    let start = world.elapsed();
+    world.connect(a, stranger).unwrap();
+    world.run_for(ms(60_000));
+    let reason = FailureReason::Rejected(RejectReason::NotConnected);
+    assert_eq!(world.failed(a), [(start + ms(60), reason)]);
+    world.assert_nothing_left(a);
+}
+
+#[test]
+fn a_peer_without_a_listener_is_not_willing_and_is_not_asked_again() {
+    let (mut world, a, b, _) = triangle();
+    world.input(b, |agent, now| agent.handle_socket_up(SOCKET, at("0.0.0.0:4001"), false, now));
+    let start = world.elapsed();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(60_000));
+    let reason = FailureReason::Rejected(RejectReason::NotWilling);
+    assert_eq!(world.failed(a), [(start + ms(100), reason)]);
+    assert_eq!(world.nodes[b].agent.counters().attempts, 0);
+    world.assert_nothing_left(a);
+}
+
+#[test]
+fn nobody_connects_to_itself_and_a_second_wish_joins_the_first() {
+    let (mut world, a, b, _) = triangle();
+    assert_eq!(world.connect(a, a), Err(FailureReason::DialSelf));
+    assert_eq!(world.connect(a, b), Ok(()));
+    assert_eq!(world.connect(a, b), Ok(()));
+    assert_eq!(world.nodes[a].agent.sessions(), 1);
+    world.run_for(ms(1000));
+    assert_eq!(world.connected(a).len(), 1);
+}
+
+#[test]
+fn a_cancelled_session_fails_once_and_leaves_nothing() {
+    let (mut world, a, b, _) = triangle();
+    let peer = world.nodes[b].peer;
+    world.connect(a, b).unwrap();
+    world.run_for(ms(40));
+    world.input(a, |agent, now| agent.cancel(&peer, now));
+    world.input(a, |agent, now| agent.cancel(&peer, now));
+    assert_eq!(world.failed(a).len(), 1);
+    assert_eq!(world.failed(a)[0].1, FailureReason::Cancelled);
+    world.assert_nothing_left(a);
+    assert!(world.nodes[a].commands.iter().any(|(_, c)| matches!(c, Command::Close { .. })));
+}
+
+#[test]
+fn when_both_ask_at_once_the_lower_peers_session_connects_both() {
+    let (mut world, a, b, _) = triangle();
+    world.connect(a, b).unwrap();
+    world.connect(b, a).unwrap();
+    world.run_for(ms(3000));
+    let (low, high) = match world.nodes[a].peer.to_bytes() < world.nodes[b].peer.to_bytes() {
+        true => (a, b),
+        false => (b, a),
+    };
+    assert_eq!(world.connected(low).len(), 1);
+    assert_eq!(world.connected(low)[0].1, SessionRole::Initiator);
+    assert_eq!(world.connected(high).len(), 1);
+    assert_eq!(world.connected(high)[0].1, SessionRole::Responder);
+    for node in [low, high] {
+        assert!(world.failed(node).is_empty());
+        assert!(world.retries(node).is_empty());
+        assert_eq!(world.nodes[node].agent.sessions(), 1);
+        world.assert_counted(node);
+    }
+}
+
+#[test]
+fn one_that_asks_while_it_is_being_asked_joins_that_session() {
+    let (mut world, a, b, _) = triangle();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(55));
+    world.connect(b, a).unwrap();
+    world.run_for(ms(1000));
+    assert_eq!(world.connected(a).len(), 1);
+    assert_eq!(world.connected(b).len(), 1);
+    assert_eq!(world.connected(b)[0].1, SessionRole::Responder);
+}
+
+#[test]
+fn a_responder_that_wants_the_connection_itself_asks_when_the_initiator_gives_up() {
+    let (mut world, a, b, _) = triangle_of(&Config { max_attempts: 2, ..client() });
+    world.blackhole = true;
+    world.connect(a, b).unwrap();
+    world.run_for(ms(55));
+    world.connect(b, a).unwrap();
+    let peer = world.nodes[b].peer;
+    world.input(a, |agent, now| agent.cancel(&peer, now));
+    world.blackhole = false;
+    world.run_for(ms(10_000));
+    assert_eq!(world.retries(b).len(), 1);
+    assert_eq!(world.connected(b).len(), 1);
+    assert_eq!(world.connected(b)[0].1, SessionRole::Initiator);
+}
+
+#[test]
+fn a_new_session_beside_a_connected_one_fails_without_touching_it() {
+    let (mut world, a, b, _) = triangle_of(&Config { max_attempts: 1, ..client() });
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1000));
+    let before = [world.nodes[a].commands.len(), world.nodes[b].commands.len()];
+    world.nodes[b].quic_works = false;
+    world.connect(a, b).unwrap();
+    world.run_for(ms(20_000));
+    assert_eq!(world.failed(a).len(), 1);
+    for (node, before) in [a, b].into_iter().zip(before) {
+        let touched = |command: &Command| match command {
+            Command::Close { flow } | Command::Select { flow, .. } => *flow == FlowId(0),
+            _ => false,
+        };
+        assert!(!world.nodes[node].commands[before..].iter().any(|(_, command)| touched(command)));
+        assert!(world.nodes[node].agent.session_of(FlowId(0)).is_some());
+        assert_eq!(world.nodes[node].agent.sessions(), 1);
+        world.assert_counted(node);
+    }
+}
+
+#[test]
+fn a_thousand_sessions_in_flight_end_and_leave_nothing() {
+    let mut world = World::new();
+    let config = Config { max_attempts: 1, ..client() };
+    let a = world.add(&config, "192.168.1.2", Some("203.0.113.1"));
+    let c = world.add(&server(), "198.51.100.1", None);
+    world.coordinate(a, c);
+    world.run_for(ms(1000));
+    let mut connected = 0;
+    for _ in 0..1000 {
+        let peer = libp2p_identity::PeerId::random();
+        connected += usize::from(world.input(a, |agent, now| agent.connect(peer, now)).is_ok());
+    }
+    assert_eq!(connected, 1000);
+    assert_eq!(world.nodes[a].agent.counters().in_flight, 1000);
+    assert_eq!(world.nodes[a].agent.sessions(), 1000);
+    world.run_for(ms(30_000));
+    assert_eq!(world.failed(a).len(), 1000);
+    world.assert_nothing_left(a);
+}
+
+#[test]
+fn a_connected_session_probes_its_paths_anew_when_the_network_changes() {
+    let (mut world, a, b, _) = triangle();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(6000));
+    let before = world.nodes[a].probes.len();
+    world.input(a, |agent, now| agent.handle_interface_up("10.9.9.9".parse().unwrap(), 24, now));
+    assert!(world.nodes[a].probes.len() > before, "a new network: the paths are probed again at once");
+    world.run_for(ms(6000));
+    for node in [a, b] {
+        assert_eq!(world.nodes[node].agent.sessions(), 1);
+        assert!(world.failed(node).is_empty());
+    }
+}
+
+#[test]
+fn a_bootstrap_coordinates_and_a_client_does_not() {
+    for (config, expected) in [
+        (Config { role: Role::Bootstrap, relay_fallback: false, ..Config::default() }, 1),
+        (client(), 0),
+        (Config::default(), 0),
+    ] {
+        let mut world = World::new();
+        let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
+        let b = world.add(&client(), "192.168.2.2", Some("203.0.113.2"));
+        let c = world.add(&config, "198.51.100.1", None);
+        world.coordinate(a, c);
+        world.coordinate(b, c);
+        world.run_for(ms(1000));
+        world.connect(a, b).unwrap();
+        world.run_for(ms(1000));
+        assert_eq!(world.connected(a).len(), expected, "{:?}", config.role);
+    }
+}
