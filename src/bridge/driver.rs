@@ -126,8 +126,11 @@ impl Driver {
             }
             PathNotice::Established { flow, connection, guard } => {
                 let session = self.agent.session_of(flow);
+                let (Some((peer, _)), Some(path)) = (session, guard.path()) else {
+                    // The session was given up meanwhile. Dropping the guard closes the connection.
+                    return self.agent.handle_closed(flow, now);
+                };
                 self.agent.handle_established(flow, now);
-                let (Some((peer, _)), Some(path)) = (session, guard.path()) else { return };
                 self.routes.add(peer, path);
                 let connection = Connection::new(connection, Some(guard));
                 if let Err(connection) = self.dials.succeed(peer, connection) {
