@@ -6,23 +6,22 @@ use crate::{
     args::Coordinator,
     exit::{Exit, Failure},
     node::{Happening, Node},
-    signal,
+    signal::Stop,
 };
 
 /// Runs until Ctrl-C or SIGTERM.
 pub(crate) async fn run(arguments: Coordinator) -> Result<Exit, Failure> {
+    let stop = Stop::new()?;
     let mut node = Node::new(&arguments.common, Config { role: Role::Server, ..Config::default() })?;
     node.listen_on(&arguments.listen)?;
-    serve(node).await
+    serve(node, stop).await
 }
 
 /// Answers whoever comes, until Ctrl-C or SIGTERM.
-pub(crate) async fn serve(mut node: Node) -> Result<Exit, Failure> {
-    let mut stop = std::pin::pin!(signal::stop());
+pub(crate) async fn serve(mut node: Node, mut stop: Stop) -> Result<Exit, Failure> {
     loop {
         tokio::select! {
-            result = &mut stop => {
-                result.map_err(Failure::error)?;
+            () = stop.told() => {
                 node.leave().await;
                 return Ok(Exit::Success);
             }

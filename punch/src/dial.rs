@@ -12,7 +12,7 @@ use crate::{
     node::{Happening, Node},
     reason,
     report::Line,
-    signal,
+    signal::Stop,
 };
 
 /// Bytes that are sent and come back.
@@ -38,6 +38,7 @@ impl From<Failure> for Trouble {
 /// Runs until there was an echo, or a failure, or Ctrl-C or SIGTERM.
 pub(crate) async fn run(arguments: Dial) -> Result<Exit, Failure> {
     let (peer, coordinators) = arguments.targets()?;
+    let mut stop = Stop::new()?;
     let config = Config { role: Role::Client, coordinators, ..Config::default() };
     let mut node = Node::new(&arguments.common, config)?;
     node.listen_anywhere()?;
@@ -46,10 +47,7 @@ pub(crate) async fn run(arguments: Dial) -> Result<Exit, Failure> {
             let message = format!("no connection within {} s", arguments.timeout.as_secs_f64());
             Err(Trouble::Failed { reason: "timeout", message })
         }),
-        result = signal::stop() => {
-            result.map_err(Failure::error)?;
-            Err(Trouble::Failed { reason: "interrupted", message: "interrupted".into() })
-        }
+        () = stop.told() => Err(Trouble::Failed { reason: "interrupted", message: "interrupted".into() }),
     };
     let result = match result {
         Ok(exit) => Ok(exit),

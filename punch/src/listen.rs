@@ -7,11 +7,12 @@ use crate::{
     coordinator,
     exit::{Exit, Failure},
     node::Node,
-    signal,
+    signal::Stop,
 };
 
 /// Runs until Ctrl-C or SIGTERM; ends with a failure if no coordinator accepts the registration at the start.
 pub(crate) async fn run(arguments: Listen) -> Result<Exit, Failure> {
+    let mut stop = Stop::new()?;
     let config = Config { coordinators: arguments.coordinator, ..Config::default() };
     let mut node = Node::new(&arguments.common, config)?;
     if arguments.listen.is_empty() {
@@ -20,12 +21,11 @@ pub(crate) async fn run(arguments: Listen) -> Result<Exit, Failure> {
         node.listen_on(&arguments.listen)?;
     }
     tokio::select! {
-        result = signal::stop() => {
-            result.map_err(Failure::error)?;
+        () = stop.told() => {
             node.leave().await;
             return Ok(Exit::Success);
         }
         result = node.register() => result?,
     }
-    coordinator::serve(node).await
+    coordinator::serve(node, stop).await
 }

@@ -17,7 +17,10 @@ use libp2p::{
 };
 use libp2p_punch::{
     config::Config,
-    core::event::{Event, RegistrationStatus},
+    core::{
+        Path,
+        event::{Event, RegistrationStatus},
+    },
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -67,6 +70,8 @@ pub(crate) struct Node {
     coordinators: BTreeMap<PeerId, Option<Result<(), String>>>,
     /// Where the selected path to a peer ends.
     paths: HashMap<PeerId, SocketAddr>,
+    /// How long the session took that leads to a connection which is not there yet.
+    sessions: HashMap<PeerId, Duration>,
     /// When inbound connections began.
     incoming: HashMap<ConnectionId, Instant>,
     /// Connections whose path has not been told yet, and how long they took.
@@ -90,6 +95,7 @@ impl Node {
             report,
             coordinators: coordinators.iter().filter_map(peer_of).map(|peer| (peer, None)).collect(),
             paths: HashMap::new(),
+            sessions: HashMap::new(),
             incoming: HashMap::new(),
             unnamed: HashMap::new(),
             asked: None,
@@ -186,14 +192,16 @@ impl Node {
                 peer_id, connection_id, endpoint, established_in, ..
             } => {
                 let began = self.incoming.remove(&connection_id);
+                let session = self.sessions.remove(&peer_id);
                 let elapsed = match self.asked {
                     Some((asked, since)) if asked == peer_id => since.elapsed(),
-                    _ => began.map_or(established_in, |began| began.elapsed()),
+                    _ => session.unwrap_or_else(|| began.map_or(established_in, |began| began.elapsed())),
                 };
                 return self.connected(peer_id, &endpoint, elapsed);
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
                 self.paths.remove(&peer_id);
+                self.sessions.remove(&peer_id);
                 self.unnamed.remove(&peer_id);
                 self.report.note("closed", &format!("the connection to {}", short(&peer_id)))?;
             }
@@ -256,13 +264,13 @@ impl Node {
                 tracing::error!(configured, "no coordinator knows us");
             }
             Event::Phase { peer, from, to, .. } => self.report.line(&Line::Phase { peer, from, to })?,
-            Event::PathSelected { peer, path } | Event::Connected { peer, path, .. } => {
-                self.paths.insert(peer, path.remote);
-                if let Some(elapsed) = self.unnamed.remove(&peer) {
-                    let remote = report::udp_address(path.remote);
-                    self.report.line(&Line::Connected { peer, relayed: false, remote: &remote, elapsed })?;
-                    return Ok(Happening::Connected { peer, relayed: false });
-                }
+            Event::PathSelected { peer, path } => {
+                self.report.note("selected", &format!("the path to {}", path.remote))?;
+                return self.path_known(peer, path);
+            }
+            Event::Connected { peer, path, elapsed, .. } => {
+                self.sessions.insert(peer, elapsed);
+                return self.path_known(peer, path);
             }
             Event::Failed { peer, reason, .. } => {
                 let (reason, message) = (reason::word(reason), reason.to_string());
@@ -278,6 +286,15 @@ impl Node {
             }
         }
         Ok(Happening::Nothing)
+    }
+
+    /// Notes where the connection to a peer ends, and reports it if it waited for that.
+    fn path_known(&mut self, peer: PeerId, path: Path) -> Result<Happening, Failure> {
+        self.paths.insert(peer, path.remote);
+        let Some(elapsed) = self.unnamed.remove(&peer) else { return Ok(Happening::Nothing) };
+        let remote = report::udp_address(path.remote);
+        self.report.line(&Line::Connected { peer, relayed: false, remote: &remote, elapsed })?;
+        Ok(Happening::Connected { peer, relayed: false })
     }
 
     fn echo_event(&mut self, event: EchoEvent<Vec<u8>, Vec<u8>>) -> Happening {

@@ -173,6 +173,41 @@ fn a_dial_that_takes_too_long_fails() {
     assert_eq!(lines(&output).last().map(|line| line["reason"].clone()), Some("timeout".into()));
 }
 
+#[test]
+fn the_demo_connects_directly_through_every_eim_nat() {
+    for nat in ["public", "eim+eif", "eim+adf", "eim+apdf", "eim+apdf+hashed", "double+eim+apdf"] {
+        let output = punch(&["demo", "--dialer-nat", nat, "--listener-nat", "eim+apdf"]);
+        let story = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{nat}: {story}");
+        for words in ["coordination", "candidates", "probe", "selected", "Connected directly.", "1 MiB"] {
+            assert!(story.contains(words), "{nat}: no {words:?} in\n{story}");
+        }
+    }
+}
+
+#[test]
+fn the_demo_compares_its_time_with_the_round_trips() {
+    let output = punch(&["demo", "--dialer-rtt", "20", "--listener-rtt", "40", "--peer-rtt", "50"]);
+    let story = String::from_utf8_lossy(&output.stdout);
+    assert!(story.contains("bound     55.0 ms"), "{story}");
+    assert!(story.contains("connect   55.0 ms"), "simulated time is exact: {story}");
+}
+
+#[test]
+fn the_demo_tells_when_two_nats_are_too_hard() {
+    let arguments = ["demo", "--dialer-nat", "apdm+apdf", "--listener-nat", "apdm+apdf"];
+    let output = punch(&arguments);
+    assert_eq!(output.status.code(), Some(11), "{output:?}");
+    one_sentence(&arguments, &output, &["did not connect"]);
+}
+
+#[test]
+fn nats_losses_and_times_that_do_not_exist_are_refused() {
+    refuses(&["demo", "--dialer-nat", "cone"], 2, &["--dialer-nat", "cone"]);
+    refuses(&["demo", "--loss", "101"], 2, &["--loss", "101"]);
+    refuses(&["demo", "--rtt", "never"], 2, &["--rtt", "never"]);
+}
+
 #[cfg(unix)]
 mod running {
     //! Processes that go on until they are told to end.

@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
     /// Round-trip time between dialer and listener, where it is not the others'.
     #[arg(long, value_name = "MS", value_parser = milliseconds)]
     peer_rtt: Option<Duration>,
-    /// How much of what the two peers send and receive is lost, in percent.
+    /// How much is lost on the way from any of the three to any other, in percent.
     #[arg(long, value_name = "PERCENT", default_value = "0", value_parser = percent)]
     loss: f64,
     /// From which all that is random in the network follows.

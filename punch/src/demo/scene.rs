@@ -7,7 +7,7 @@ use libp2p_punch::config::{Config, Role};
 use libp2p_punch_sim::{Host, Link, Record, Trace, World};
 use tokio::{
     sync::oneshot,
-    time::{Instant, timeout},
+    time::{Instant, timeout, timeout_at},
 };
 
 use super::{
@@ -32,11 +32,13 @@ const LISTENER: [Ipv4Addr; 3] =
     [Ipv4Addr::new(192, 0, 2, 20), Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(100, 64, 2, 2)];
 /// Simulated time after which the dial is given up.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// Simulated time between the registrations and the dial.
+const QUIET: Duration = Duration::from_secs(1);
 /// Bytes of the ping and of the transfer, each there and back.
 const PING: usize = 64;
 const TRANSFER: usize = 1 << 20;
-/// The most probes that the story shows.
-const PROBES_SHOWN: usize = 16;
+/// The most probes that the story shows. Later ones keep looking for a better path.
+const PROBES_SHOWN: usize = 12;
 
 /// What came of it.
 struct Outcome {
@@ -58,6 +60,7 @@ pub(super) async fn play(arguments: &Arguments) -> Result<Exit, Failure> {
     introduce(arguments)?;
 
     let mut dialer = peers(keys, hosts, &story).await?;
+    settle(&mut dialer).await?;
     let asked = story.now();
     let result = timeout(PATIENCE, exchange(&mut dialer, listener)).await.unwrap_or_else(|_| {
         let message = format!("no connection within {} s", PATIENCE.as_secs());
@@ -83,13 +86,16 @@ pub(super) async fn play(arguments: &Arguments) -> Result<Exit, Failure> {
 /// Hosts of the coordinator, the listener and the dialer.
 fn hosts(world: &World, arguments: &Arguments) -> [Arc<Host>; 3] {
     let coordinator = world.public_host(COORDINATOR);
+    // Every path crosses two links.
+    let link = Link { loss: 1.0 - (1.0 - arguments.loss / 100.0).sqrt(), ..Link::default() };
+    world.set_link(&coordinator, link);
     let behind = |nat: &Behind, [wan, lan, between]: [Ipv4Addr; 3]| {
         let host = match nat {
             Behind::Public => world.public_host(wan),
             Behind::One(nat) => world.nat(nat.clone(), wan).host(lan),
             Behind::Two(nat) => world.nat(nat.clone(), wan).nat(nat.clone(), between).host(lan),
         };
-        world.set_link(&host, Link { loss: arguments.loss / 100.0, ..Link::default() });
+        world.set_link(&host, link);
         host
     };
     let dialer = behind(&arguments.dialer_nat, DIALER);
@@ -154,6 +160,15 @@ async fn serve(mut node: Node) {
     while node.next().await.is_ok() {}
 }
 
+/// Lets everything end that began with the registrations, so that nothing of it is in the way of the dial.
+async fn settle(dialer: &mut Node) -> Result<(), Failure> {
+    let deadline = Instant::now() + QUIET;
+    while let Ok(happening) = timeout_at(deadline, dialer.next()).await {
+        happening?;
+    }
+    Ok(())
+}
+
 /// Connects to the listener and sends something.
 async fn exchange(dialer: &mut Node, listener: PeerId) -> Result<Outcome, Trouble> {
     let asked = Instant::now();
@@ -198,7 +213,7 @@ fn tell_probes(story: &Story, trace: &Trace, asked: Duration) -> Vec<Record> {
             _ => "somebody",
         };
         if index == PROBES_SHOWN {
-            let text = format!("and {} more that are not shown", probes.len() - index);
+            let text = format!("and {} more, which are not shown", probes.len() - index);
             story.tell_at(record.sent, "both", "probe", text);
             break;
         }
