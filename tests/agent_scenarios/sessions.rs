@@ -5,7 +5,7 @@ use std::time::Duration;
 use libp2p_punch::{
     config::{Config, Role},
     core::{
-        FlowId,
+        FlowId, Path, SocketId,
         command::Command,
         event::{Event, FailureReason, Phase, SessionRole},
         frame::{Frame, RejectReason},
@@ -419,6 +419,63 @@ fn a_connected_session_probes_its_paths_anew_when_the_network_changes() {
         assert_eq!(world.nodes[node].agent.sessions(), 1);
         assert!(world.failed(node).is_empty());
     }
+}
+
+#[test]
+fn a_connection_follows_a_peer_that_moves_behind_another_nat() {
+    let mut world = World::new();
+    let a = world.add(&client(), "192.0.2.5", None);
+    let b = world.add(&client(), "192.168.2.2", Some("203.0.113.2"));
+    let c = world.add(&server(), "198.51.100.1", None);
+    world.coordinate(a, c);
+    world.coordinate(b, c);
+    world.run_for(ms(1000));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(10_000));
+    let selects = |world: &World, node: usize| -> Vec<_> {
+        let commands = world.nodes[node].commands.iter();
+        let remotes = commands.filter_map(|(_, command)| match command {
+            Command::Select { path, .. } => Some(path.remote),
+            _ => None,
+        });
+        remotes.collect()
+    };
+    assert_eq!(selects(&world, a), [at("203.0.113.2:4001")]);
+    world.move_behind(b, "203.0.113.99");
+    world.input(b, |agent, now| agent.handle_interface_up("10.9.9.9".parse().unwrap(), 24, now));
+    world.run_for(ms(20 + 267));
+    assert_eq!(selects(&world, a), [at("203.0.113.2:4001"), at("203.0.113.99:4001")]);
+    world.run_for(ms(10_000));
+    assert_eq!(selects(&world, b), [at("192.0.2.5:4001")]);
+    for node in [a, b] {
+        assert_eq!(
+            world.nodes[node].agent.phase(&world.nodes[if node == a { b } else { a }].peer),
+            Some(Phase::Connected)
+        );
+    }
+}
+
+#[test]
+fn a_connection_moves_to_another_socket_when_its_own_goes() {
+    let mut world = World::new();
+    let a = world.add(&client(), "192.0.2.5", None);
+    let b = world.add(&client(), "192.168.2.2", Some("203.0.113.2"));
+    let c = world.add(&server(), "198.51.100.1", None);
+    world.coordinate(a, c);
+    world.coordinate(b, c);
+    world.run_for(ms(1000));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(10_000));
+    let before = world.nodes[b].probes.len();
+    world.input(b, |agent, now| agent.handle_socket_up(SocketId(2), at("0.0.0.0:4002"), true, now));
+    world.input(b, |agent, now| agent.handle_socket_down(SOCKET, now));
+    let fresh = Path { socket: SocketId(2), remote: at("192.0.2.5:4001") };
+    assert!(world.nodes[b].probes[before..].iter().any(|(_, path)| *path == fresh));
+    let forgotten = world.nodes[b].commands.iter().any(|(_, command)| match command {
+        Command::Forget { path, .. } => path.socket == SOCKET,
+        _ => false,
+    });
+    assert!(forgotten);
 }
 
 #[test]
