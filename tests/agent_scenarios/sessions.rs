@@ -124,6 +124,41 @@ fn peers_on_one_network_move_to_the_path_inside_it() {
 }
 
 #[test]
+fn peers_on_one_host_connect_over_loopback_if_their_coordinator_is_there_too() {
+    let mut world = World::new();
+    let a = world.add(&client(), "127.0.0.2", None);
+    let b = world.add(&client(), "127.0.0.3", None);
+    let c = world.add(&server(), "127.0.0.1", None);
+    world.coordinate(a, c);
+    world.coordinate(b, c);
+    world.run_for(ms(1000));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1000));
+    assert_eq!(world.connected(a).len(), 1);
+    assert_eq!(world.connected(b).len(), 1);
+}
+
+#[test]
+fn nobody_is_told_loopback_addresses_who_is_elsewhere() {
+    let (mut world, a, b, _) = triangle();
+    for node in [a, b] {
+        world.input(node, |agent, now| agent.handle_interface_up("127.0.0.1".parse().unwrap(), 8, now));
+    }
+    world.run_for(ms(1000));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1000));
+    for node in [a, b] {
+        let all = world.nodes[node].events.iter().find_map(|(_, event)| match event {
+            Event::Candidates { local, remote, .. } => Some([local.clone(), remote.clone()].concat()),
+            _ => None,
+        });
+        let all = all.unwrap();
+        assert!(!all.is_empty());
+        assert!(all.iter().all(|candidate| !candidate.address.ip().is_loopback()), "{all:?}");
+    }
+}
+
+#[test]
 fn nobody_connects_to_itself_and_a_second_wish_joins_the_first() {
     let (mut world, a, b, _) = triangle();
     assert_eq!(world.connect(a, a), Err(FailureReason::DialSelf));
