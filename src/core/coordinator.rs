@@ -127,6 +127,7 @@ impl Coordinator {
         while let Some((at, peer)) = self.expiries.first().copied()
             && at <= now
         {
+            self.expiries.pop_first();
             self.forget(&peer);
         }
         self.forwards.expire(now);

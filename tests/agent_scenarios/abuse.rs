@@ -7,7 +7,7 @@ use libp2p_identity::Keypair;
 use libp2p_punch::{
     config::Config,
     core::{
-        Path, SessionId,
+        FlowId, Path, SessionId,
         candidate::{Candidate, CandidateKind, priority},
         command::Command,
         event::{Event, FailureReason, SessionRole},
@@ -305,6 +305,40 @@ fn one_initiator_gets_ten_sessions_at_once_and_its_candidates_are_capped() {
     assert_eq!(remote, Some(8));
     world.run_for(ms(20_000));
     world.assert_nothing_left(b);
+}
+
+#[test]
+fn sessions_that_others_ask_for_are_capped() {
+    let (mut world, _, b, _) = triangle();
+    let link = *world.nodes[b].links.keys().next().unwrap();
+    for i in 0..1100_u32 {
+        let mut secret = [200; 32];
+        secret[..4].copy_from_slice(&i.to_be_bytes());
+        let keypair = Keypair::ed25519_from_bytes(secret).unwrap();
+        let attacker = Attacker { keypair, secret: ProbeSecret::new([9; 32]) };
+        let frame = attacker.request(&world, b, 1, vec![]);
+        // As fast as a coordinator may pass them on, while nothing times out.
+        world.now += ms(10);
+        world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+    }
+    let counters = world.nodes[b].agent.counters();
+    assert_eq!((counters.in_flight, counters.caps_hit), (1024, 76));
+    world.run_for(ms(60_000));
+    world.assert_nothing_left(b);
+}
+
+#[test]
+fn one_peer_gets_four_connections_by_asking_and_no_fifth() {
+    let (mut world, _, b, _) = triangle();
+    let link = *world.nodes[b].links.keys().next().unwrap();
+    let attacker = Attacker::new(99);
+    for session in 0..6 {
+        let frame = attacker.request(&world, b, session, vec![]);
+        world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+        world.input(b, |agent, now| agent.handle_established(FlowId(session.into()), now));
+    }
+    let counters = world.nodes[b].agent.counters();
+    assert_eq!((counters.successes, counters.attempts, counters.caps_hit), (4, 4, 2));
 }
 
 #[test]
