@@ -30,7 +30,7 @@ pub(crate) const PORTS: usize = 3;
 pub(crate) const OBSERVE_RATE: Rate = Rate { interval: Duration::from_millis(50), burst: 60 };
 /// When requests that were not answered are sent again, after the first.
 const AGAIN: [Duration; 3] =
-    [Duration::from_millis(200), Duration::from_millis(600), Duration::from_millis(1800)];
+    [Duration::from_millis(150), Duration::from_millis(450), Duration::from_millis(1500)];
 /// Requests that may be answered. Three for each coordinator, and a few for each session that samples its NAT.
 const MAX_OUTSTANDING: usize = 256;
 /// How long an answer may take.

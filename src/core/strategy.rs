@@ -83,7 +83,8 @@ impl Traits {
             (None | Some(MappingBehaviour::EndpointIndependent), _) => Kind::Easy,
             (Some(_), Some(Allocation::Sequential { step })) => Kind::Sequential { step },
             // What preserves ports and yet depends on the endpoint does so only as long as the port is free.
-            (Some(_), Some(Allocation::Preserving | Allocation::Random) | None) => Kind::Random,
+            (Some(_), Some(Allocation::Preserving | Allocation::Random)) => Kind::Random,
+            (Some(_), None) => Kind::Unmeasured,
         }
     }
 }
@@ -91,8 +92,12 @@ impl Traits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Easy,
-    Sequential { step: u16 },
+    Sequential {
+        step: u16,
+    },
     Random,
+    /// It depends on the endpoint, and how it allocates was not measured, or not yet.
+    Unmeasured,
 }
 
 /// What one side does when plain probes met silence.
@@ -129,8 +134,11 @@ pub(crate) fn strategy(ours: &Traits, theirs: &Traits, round: u32) -> Strategy {
         (Kind::Easy, Kind::Sequential { .. }) if round == 0 || declined => Strategy::Follow,
         (Kind::Sequential { step }, Kind::Sequential { .. }) => Strategy::Align { step },
         // A prediction that failed may have been about a NAT that does not allocate in sequence after all.
-        (Kind::Random | Kind::Sequential { .. }, Kind::Easy) if !declined => Strategy::Spray,
-        (Kind::Easy, Kind::Random | Kind::Sequential { .. }) if !declined => Strategy::Scan,
+        (_, Kind::Easy) if !declined => Strategy::Spray,
+        (Kind::Easy, _) if !declined => Strategy::Scan,
+        // By the next round it may have been.
+        (Kind::Unmeasured, Kind::Sequential { .. } | Kind::Unmeasured) if round == 0 => Strategy::Plain,
+        (Kind::Sequential { .. }, Kind::Unmeasured) if round == 0 => Strategy::Plain,
         _ => Strategy::Hopeless,
     }
 }
@@ -210,6 +218,7 @@ mod tests {
         let unknown = Traits::default();
         let sequential = traits(Some(AddressAndPortDependent), SEQUENTIAL);
         let random = traits(Some(AddressAndPortDependent), Some(Allocation::Random));
+        let unmeasured = traits(Some(AddressAndPortDependent), None);
         use Strategy::*;
         for (a, b, first, second, retry_first, retry_second) in [
             (easy, easy, Plain, Plain, Plain, Plain),
@@ -226,6 +235,10 @@ mod tests {
                 Align { step: 2 },
             ),
             (random, random, Hopeless, Hopeless, Hopeless, Hopeless),
+            (random, unmeasured, Hopeless, Hopeless, Hopeless, Hopeless),
+            (sequential, unmeasured, Plain, Plain, Hopeless, Hopeless),
+            (unmeasured, unmeasured, Plain, Plain, Hopeless, Hopeless),
+            (unmeasured, easy, Spray, Scan, Spray, Scan),
             (random, sequential, Hopeless, Hopeless, Hopeless, Hopeless),
         ] {
             assert_eq!((strategy(&a, &b, 0), strategy(&b, &a, 0)), (first, second), "{a:?} {b:?}");

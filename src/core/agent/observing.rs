@@ -86,6 +86,7 @@ impl Agent {
         (data, address): ([u8; 8], SocketAddr),
         now: Instant,
     ) {
+        let before = self.traits();
         let Some(observed) = self.observing.answered(id, data, address.port()) else {
             return self.out.refuse_frame();
         };
@@ -94,7 +95,6 @@ impl Agent {
                 if !self.network.is_plausible(observed.socket, observed.from, address) {
                     return self.out.refuse_frame();
                 }
-                let before = self.traits();
                 let observer = (link.peer, observed.from);
                 self.network.observations.record_probe(observed.socket, id, observer, address, now);
                 self.report_views();

@@ -1,19 +1,15 @@
-//! Frames to bytes and back.
+//! Frames to bytes, and how they are cut; [`decode`](super::decode) is the way back.
 
 use std::{net::SocketAddr, time::Duration};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use libp2p_identity::PeerId;
 
 use super::{
-    DecodeError, Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchRequest, PunchWindow, Registration,
-    RejectReason,
-    wire::{Reader, is_v6, peek_varint, put_address, put_bytes, put_varint},
+    DecodeError, Frame, ObserverOffer, PunchRequest, PunchWindow, Registration, RejectReason,
+    decode::decode_body,
+    wire::{is_v6, peek_varint, put_address, put_bytes, put_varint},
 };
-use crate::core::{
-    SessionId,
-    candidate::{Candidate, CandidateKind},
-};
+use crate::core::candidate::{Candidate, CandidateKind};
 
 /// Bytes of type and payload that a frame may have.
 pub const MAX_FRAME_LEN: usize = 16 * 1024;
@@ -39,28 +35,28 @@ pub const MAX_PUNCH_LIFETIME: Duration = Duration::from_secs(300);
 /// Bytes of a [`PeerId`]: the identity multihash of a key of 42 bytes has 44, that of a SHA-256 34.
 pub(super) const MAX_PEER_ID_LEN: usize = 64;
 
-const OBSERVED_ADDRESS_V4: u64 = 0x9f81a6;
-const OBSERVED_ADDRESS_V6: u64 = 0x9f81a7;
-const ADD_ADDRESS_V4: u64 = 0x3d7e90;
-const ADD_ADDRESS_V6: u64 = 0x3d7e91;
-const PUNCH_ME_NOW_V4: u64 = 0x3d7e92;
-const PUNCH_ME_NOW_V6: u64 = 0x3d7e93;
-const REMOVE_ADDRESS: u64 = 0x3d7e94;
-const PUNCH_ME_NOW: u64 = 0x3d7e95;
-const PUNCH_ANSWER_V4: u64 = 0x3d7e96;
-const PUNCH_ANSWER_V6: u64 = 0x3d7e97;
-const PUNCH_ANSWER: u64 = 0x3d7e98;
-const PUNCH_REJECTED: u64 = 0x3d7e99;
-const REGISTER: u64 = 0x3d7e9a;
-const REGISTERED: u64 = 0x3d7e9b;
-const REGISTER_REJECTED: u64 = 0x3d7e9c;
-const OBSERVER: u64 = 0x3d7e9d;
-const PROBE_OBSERVED_V4: u64 = 0x3d7e9e;
-const PROBE_OBSERVED_V6: u64 = 0x3d7e9f;
-const PUNCH_WINDOW: u64 = 0x3d7ea0;
+pub(super) const OBSERVED_ADDRESS_V4: u64 = 0x9f81a6;
+pub(super) const OBSERVED_ADDRESS_V6: u64 = 0x9f81a7;
+pub(super) const ADD_ADDRESS_V4: u64 = 0x3d7e90;
+pub(super) const ADD_ADDRESS_V6: u64 = 0x3d7e91;
+pub(super) const PUNCH_ME_NOW_V4: u64 = 0x3d7e92;
+pub(super) const PUNCH_ME_NOW_V6: u64 = 0x3d7e93;
+pub(super) const REMOVE_ADDRESS: u64 = 0x3d7e94;
+pub(super) const PUNCH_ME_NOW: u64 = 0x3d7e95;
+pub(super) const PUNCH_ANSWER_V4: u64 = 0x3d7e96;
+pub(super) const PUNCH_ANSWER_V6: u64 = 0x3d7e97;
+pub(super) const PUNCH_ANSWER: u64 = 0x3d7e98;
+pub(super) const PUNCH_REJECTED: u64 = 0x3d7e99;
+pub(super) const REGISTER: u64 = 0x3d7e9a;
+pub(super) const REGISTERED: u64 = 0x3d7e9b;
+pub(super) const REGISTER_REJECTED: u64 = 0x3d7e9c;
+pub(super) const OBSERVER: u64 = 0x3d7e9d;
+pub(super) const PROBE_OBSERVED_V4: u64 = 0x3d7e9e;
+pub(super) const PROBE_OBSERVED_V6: u64 = 0x3d7e9f;
+pub(super) const PUNCH_WINDOW: u64 = 0x3d7ea0;
 
-const FAMILY_V4: u64 = 4;
-const FAMILY_V6: u64 = 6;
+pub(super) const FAMILY_V4: u64 = 4;
+pub(super) const FAMILY_V6: u64 = 6;
 
 /// Appends `frame` to `out`, with its length in front.
 ///
@@ -153,29 +149,33 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_varint(out, (*round).into());
             put_varint(out, reason_code(*reason));
         }
-        Frame::Observer(offer) => {
-            put_varint(out, OBSERVER);
-            let ports = offer.ports.get(..MAX_OBSERVER_PORTS).unwrap_or(&offer.ports);
-            put_varint(out, ports.len() as u64);
-            ports.iter().for_each(|port| out.put_u16(*port));
-            out.put_slice(&offer.token);
-            out.put_slice(&offer.key);
-        }
+        Frame::Observer(offer) => put_offer(out, offer),
         Frame::ProbeObserved { data, address } => {
             put_varint(out, if is_v6(*address) { PROBE_OBSERVED_V6 } else { PROBE_OBSERVED_V4 });
             out.put_slice(data);
             put_address(out, *address);
         }
-        Frame::PunchWindow(window) => {
-            put_varint(out, PUNCH_WINDOW);
-            put_bytes(out, &window.peer.to_bytes(), MAX_PEER_ID_LEN);
-            out.put_slice(&window.session.0);
-            put_varint(out, window.round.into());
-            out.put_u16(window.port);
-            out.put_u16(window.step);
-            out.put_slice(&window.authenticator);
-        }
+        Frame::PunchWindow(window) => put_window(out, window),
     }
+}
+
+fn put_offer(out: &mut BytesMut, offer: &ObserverOffer) {
+    put_varint(out, OBSERVER);
+    let ports = offer.ports.get(..MAX_OBSERVER_PORTS).unwrap_or(&offer.ports);
+    put_varint(out, ports.len() as u64);
+    ports.iter().for_each(|port| out.put_u16(*port));
+    out.put_slice(&offer.token);
+    out.put_slice(&offer.key);
+}
+
+fn put_window(out: &mut BytesMut, window: &PunchWindow) {
+    put_varint(out, PUNCH_WINDOW);
+    put_bytes(out, &window.peer.to_bytes(), MAX_PEER_ID_LEN);
+    out.put_slice(&window.session.0);
+    put_varint(out, window.round.into());
+    out.put_u16(window.port);
+    out.put_u16(window.step);
+    out.put_slice(&window.authenticator);
 }
 
 /// The NAT report that ends a frame; nothing if there is none.
@@ -185,9 +185,6 @@ pub(super) fn put_nat(out: &mut BytesMut, report: &[u8]) {
     }
 }
 
-fn nat(r: &mut Reader<'_>) -> Result<Bytes, DecodeError> {
-    if r.remaining() == 0 { Ok(Bytes::new()) } else { r.bytes("NAT report", MAX_NAT_REPORT_LEN) }
-}
 
 /// One of three types, and the address that the type says.
 fn put_observed(out: &mut BytesMut, observed: Option<SocketAddr>, [none, v4, v6]: [u64; 3]) {
@@ -255,169 +252,6 @@ fn put_registration(out: &mut BytesMut, registration: &Registration) {
     put_bytes(out, &registration.signature, MAX_SIGNATURE_LEN);
 }
 
-/// The frame in `body`; `None` if its type is unknown.
-fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
-    let r = &mut Reader::new(body);
-    let frame_type = r.varint("frame type")?;
-    let frame = match frame_type {
-        OBSERVED_ADDRESS_V4 | OBSERVED_ADDRESS_V6 => Frame::ObservedAddress {
-            sequence: r.varint("sequence number")?,
-            address: r.address("observed address", frame_type == OBSERVED_ADDRESS_V6)?,
-        },
-        ADD_ADDRESS_V4 | ADD_ADDRESS_V6 => Frame::AddAddress(candidate(r, frame_type == ADD_ADDRESS_V6)?),
-        REMOVE_ADDRESS => Frame::RemoveAddress { sequence: r.varint("sequence number")? },
-        REGISTER => {
-            let mut registration = registration(r)?;
-            registration.nat = nat(r)?;
-            Frame::Register(registration)
-        }
-        REGISTERED => {
-            Frame::Registered { generation: r.varint("generation")?, lifetime: registration_lifetime(r)? }
-        }
-        REGISTER_REJECTED => {
-            Frame::RegisterRejected { generation: r.varint("generation")?, reason: reason(r)? }
-        }
-        PUNCH_ME_NOW | PUNCH_ME_NOW_V4 | PUNCH_ME_NOW_V6 => {
-            let mut punch = PunchMeNow {
-                observed: observed(r, frame_type, [PUNCH_ME_NOW_V4, PUNCH_ME_NOW_V6])?,
-                request: request(r)?,
-                signature: r.bytes("signature", MAX_SIGNATURE_LEN)?,
-            };
-            punch.request.nat = nat(r)?;
-            Frame::PunchMeNow(Box::new(punch))
-        }
-        PUNCH_ANSWER | PUNCH_ANSWER_V4 | PUNCH_ANSWER_V6 => {
-            let mut answer = PunchAnswer {
-                observed: observed(r, frame_type, [PUNCH_ANSWER_V4, PUNCH_ANSWER_V6])?,
-                session: SessionId(r.array("session")?),
-                round: r.u32("round")?,
-                registration: registration(r)?,
-                candidates: candidates(r)?,
-            };
-            answer.registration.nat = nat(r)?;
-            Frame::PunchAnswer(Box::new(answer))
-        }
-        PUNCH_REJECTED => Frame::PunchRejected {
-            session: SessionId(r.array("session")?),
-            round: r.u32("round")?,
-            reason: reason(r)?,
-        },
-        OBSERVER => Frame::Observer(ObserverOffer {
-            ports: ports(r)?,
-            token: r.array("token")?,
-            key: r.array("observation key")?,
-        }),
-        PROBE_OBSERVED_V4 | PROBE_OBSERVED_V6 => Frame::ProbeObserved {
-            data: r.array("data")?,
-            address: r.address("observed address", frame_type == PROBE_OBSERVED_V6)?,
-        },
-        PUNCH_WINDOW => Frame::PunchWindow(Box::new(PunchWindow {
-            peer: peer_id(r, "peer")?,
-            session: SessionId(r.array("session")?),
-            round: r.u32("round")?,
-            port: nonzero(r, "port")?,
-            step: nonzero(r, "step")?,
-            authenticator: r.array("authenticator")?,
-        })),
-        _ => return Ok(None),
-    };
-    match r.remaining() {
-        0 => Ok(Some(frame)),
-        count => Err(DecodeError::TrailingBytes { frame_type, count }),
-    }
-}
-
-fn observed(
-    r: &mut Reader<'_>,
-    frame_type: u64,
-    [v4, v6]: [u64; 2],
-) -> Result<Option<SocketAddr>, DecodeError> {
-    if frame_type == v4 || frame_type == v6 {
-        r.address("observed address", frame_type == v6).map(Some)
-    } else {
-        Ok(None)
-    }
-}
-
-fn candidate(r: &mut Reader<'_>, v6: bool) -> Result<Candidate, DecodeError> {
-    Ok(Candidate {
-        sequence: r.varint("sequence number")?,
-        address: r.address("candidate address", v6)?,
-        kind: kind(r)?,
-        priority: r.u32("candidate priority")?,
-    })
-}
-
-fn candidates(r: &mut Reader<'_>) -> Result<Vec<Candidate>, DecodeError> {
-    let count = r.varint_up_to("candidate count", MAX_FRAME_CANDIDATES as u64)?;
-    (0..count)
-        .map(|_| match r.varint("candidate family")? {
-            FAMILY_V4 => candidate(r, false),
-            FAMILY_V6 => candidate(r, true),
-            _ => Err(DecodeError::Invalid { field: "candidate family", cause: "neither 4 nor 6" }),
-        })
-        .collect()
-}
-
-fn request(r: &mut Reader<'_>) -> Result<PunchRequest, DecodeError> {
-    Ok(PunchRequest {
-        session: SessionId(r.array("session")?),
-        round: r.u32("round")?,
-        initiator: r.bytes("initiator", MAX_PUBLIC_KEY_LEN)?,
-        responder: peer_id(r, "responder")?,
-        lifetime: Duration::from_millis(
-            r.varint_up_to("request lifetime", MAX_PUNCH_LIFETIME.as_secs() * 1000)?,
-        ),
-        probe_key: r.array("probe key")?,
-        candidates: candidates(r)?,
-        first_flight: first_flight(r)?,
-        nat: Bytes::new(),
-    })
-}
-
-fn peer_id(r: &mut Reader<'_>, field: &'static str) -> Result<PeerId, DecodeError> {
-    PeerId::from_bytes(&r.bytes(field, MAX_PEER_ID_LEN)?)
-        .map_err(|_| DecodeError::Invalid { field, cause: "not a peer ID" })
-}
-
-fn nonzero(r: &mut Reader<'_>, field: &'static str) -> Result<u16, DecodeError> {
-    match u16::from_be_bytes(r.array(field)?) {
-        0 => Err(DecodeError::Invalid { field, cause: "0" }),
-        value => Ok(value),
-    }
-}
-
-fn ports(r: &mut Reader<'_>) -> Result<Vec<u16>, DecodeError> {
-    match r.varint_up_to("observer ports", MAX_OBSERVER_PORTS as u64)? {
-        0 => Err(DecodeError::Invalid { field: "observer ports", cause: "there are none" }),
-        count => (0..count).map(|_| nonzero(r, "observer port")).collect(),
-    }
-}
-
-fn first_flight(r: &mut Reader<'_>) -> Result<Vec<Bytes>, DecodeError> {
-    let count = r.varint_up_to("first flight", MAX_FIRST_FLIGHT_DATAGRAMS as u64)?;
-    if count == 0 {
-        return Err(DecodeError::Invalid { field: "first flight", cause: "it has no datagram" });
-    }
-    (0..count).map(|_| r.bytes("first flight datagram", MAX_FIRST_FLIGHT_DATAGRAM)).collect()
-}
-
-fn registration_lifetime(r: &mut Reader<'_>) -> Result<Duration, DecodeError> {
-    let max = MAX_REGISTRATION_LIFETIME.as_secs();
-    Ok(Duration::from_secs(r.varint_up_to("registration lifetime", max)?))
-}
-
-fn registration(r: &mut Reader<'_>) -> Result<Registration, DecodeError> {
-    Ok(Registration {
-        peer: r.bytes("registered peer", MAX_PUBLIC_KEY_LEN)?,
-        generation: r.varint("generation")?,
-        lifetime: registration_lifetime(r)?,
-        probe_key: r.array("probe key")?,
-        nat: Bytes::new(),
-        signature: r.bytes("signature", MAX_SIGNATURE_LEN)?,
-    })
-}
-
 fn kind_code(kind: CandidateKind) -> u64 {
     match kind {
         CandidateKind::Host => 0,
@@ -427,18 +261,6 @@ fn kind_code(kind: CandidateKind) -> u64 {
         CandidateKind::PortMapped => 4,
         CandidateKind::Relayed => 5,
     }
-}
-
-fn kind(r: &mut Reader<'_>) -> Result<CandidateKind, DecodeError> {
-    Ok(match r.varint("candidate kind")? {
-        0 => CandidateKind::Host,
-        1 => CandidateKind::ServerReflexive,
-        2 => CandidateKind::PeerReflexive,
-        3 => CandidateKind::Predicted,
-        4 => CandidateKind::PortMapped,
-        5 => CandidateKind::Relayed,
-        _ => return Err(DecodeError::Invalid { field: "candidate kind", cause: "unknown" }),
-    })
 }
 
 fn reason_code(reason: RejectReason) -> u64 {
@@ -452,18 +274,4 @@ fn reason_code(reason: RejectReason) -> u64 {
         RejectReason::Malformed => 7,
         RejectReason::Superseded => 8,
     }
-}
-
-fn reason(r: &mut Reader<'_>) -> Result<RejectReason, DecodeError> {
-    Ok(match r.varint("reason")? {
-        1 => RejectReason::NotConnected,
-        2 => RejectReason::RateLimited,
-        3 => RejectReason::NotWilling,
-        4 => RejectReason::Expired,
-        5 => RejectReason::Unsupported,
-        6 => RejectReason::Full,
-        7 => RejectReason::Malformed,
-        8 => RejectReason::Superseded,
-        _ => return Err(DecodeError::Invalid { field: "reason", cause: "unknown" }),
-    })
 }

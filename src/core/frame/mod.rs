@@ -3,6 +3,7 @@
 //! `docs/protocol.md` specifies every byte.
 
 mod codec;
+mod decode;
 mod signed;
 #[cfg(test)]
 mod tests;
