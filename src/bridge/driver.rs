@@ -17,7 +17,7 @@ use super::{dials::Dials, routes::Routes};
 use crate::{
     behaviour::link::Input,
     core::{
-        FlowId, LinkId, Path,
+        LinkId, Path,
         agent::Agent,
         event::{Counters, Event},
         frame::Frame,
@@ -26,7 +26,7 @@ use crate::{
     transport::{
         Connection, Error,
         notice::{DialRequest, InboundSession, Notice},
-        path::{FlowGuard, PathLayer, PathNotice},
+        path::{PathLayer, PathNotice},
     },
 };
 
@@ -49,15 +49,6 @@ struct Link {
     frames: Option<mpsc::Sender<Frame>>,
 }
 
-/// A finished handshake whose path is not chosen yet: what came from an address that nobody had announced overtakes the
-/// probe that validates that address.
-struct Unplaced {
-    flow: FlowId,
-    peer: PeerId,
-    connection: quinn::Connection,
-    guard: FlowGuard,
-}
-
 /// Runs the agent until the transport and the behaviour are gone.
 pub(super) struct Driver {
     agent: Agent,
@@ -69,8 +60,6 @@ pub(super) struct Driver {
     links: BTreeMap<LinkId, Link>,
     routes: Routes,
     dials: Dials,
-    /// As many as there are sessions at most; each goes when it is placed or closed.
-    unplaced: Vec<Unplaced>,
     inbound: VecDeque<InboundSession>,
     timer: Option<Pin<Box<dyn AsyncTimer>>>,
 }
@@ -94,7 +83,6 @@ impl Driver {
             links: BTreeMap::new(),
             routes: Routes::default(),
             dials: Dials::default(),
-            unplaced: Vec::new(),
             inbound: VecDeque::new(),
             timer: None,
         }
@@ -138,35 +126,27 @@ impl Driver {
             }
             PathNotice::Established { flow, connection, guard } => {
                 let session = self.agent.session_of(flow);
+                let (Some((peer, _)), Some(path)) = (session, guard.path()) else {
+                    // The session was given up meanwhile. Dropping the guard closes the connection.
+                    return self.agent.handle_closed(flow, now);
+                };
                 self.agent.handle_established(flow, now);
-                if let Some((peer, _)) = session {
-                    self.unplaced.push(Unplaced { flow, peer, connection, guard });
+                self.routes.add(peer, path);
+                let connection = Connection::new(connection, Some(guard));
+                if let Err(connection) = self.dials.succeed(peer, connection) {
+                    self.inbound.push_back(InboundSession {
+                        connection,
+                        peer,
+                        socket: path.socket,
+                        remote: path.remote,
+                    });
                 }
             }
             PathNotice::Failed { flow, error } => {
                 tracing::debug!(?flow, %error, "handshake of a session failed");
                 self.agent.handle_closed(flow, now);
             }
-            PathNotice::Closed { flow } => {
-                self.unplaced.retain(|unplaced| unplaced.flow != flow);
-                self.agent.handle_closed(flow, now);
-            }
-        }
-    }
-
-    /// Hands on the connections of which it is known where they go.
-    fn place(&mut self) {
-        for Unplaced { flow, peer, connection, guard } in std::mem::take(&mut self.unplaced) {
-            let Some(path) = guard.path() else {
-                self.unplaced.push(Unplaced { flow, peer, connection, guard });
-                continue;
-            };
-            self.routes.add(peer, path);
-            let connection = Connection::new(connection, Some(guard));
-            if let Err(connection) = self.dials.succeed(peer, connection) {
-                let (socket, remote) = (path.socket, path.remote);
-                self.inbound.push_back(InboundSession { connection, peer, socket, remote });
-            }
+            PathNotice::Closed { flow } => self.agent.handle_closed(flow, now),
         }
     }
 
@@ -242,7 +222,6 @@ impl Driver {
         while let Some(command) = self.agent.poll_command() {
             self.path.execute(command);
         }
-        self.place();
         while let Some((link, frame)) = self.agent.poll_frame() {
             self.send_frame(link, frame, now);
         }

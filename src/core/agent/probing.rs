@@ -22,9 +22,9 @@ use crate::core::{
     targets::{Policy, Scope, scope},
 };
 
-/// What QUIC may send to where an authentic probe came from, before that path is validated: three times the probe and
-/// the full-size datagram of the server's flight that comes with it (RFC 9000 §8.1). Enough for the client to finish.
-const HEARD_BUDGET: usize = 3 * (PROBE_LEN + 1200);
+/// What QUIC may send to where an authentic probe came from, before that path is validated (RFC 9000 §8.1). The path
+/// layer adds three times what comes of QUIC itself.
+const HEARD_BUDGET: usize = 3 * PROBE_LEN;
 
 impl Agent {
     /// A datagram that begins like a probe arrived on `path`.

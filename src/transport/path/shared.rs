@@ -162,6 +162,7 @@ impl Shared {
                             Whose::Any => flows,
                         };
                         for flow in flows {
+                            flow.received(&path, data.len(), &self.counters);
                             let taken = self.queue.push(virtual_address(flow.id), data, stride, ecn);
                             let counters = &self.counters;
                             count(

@@ -134,11 +134,15 @@ async fn a_server_that_the_client_has_not_heard_sends_its_flight_again() {
     // chose, and so does not prove that the server's flight arrived.
     let net = Net::new();
     let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    let (ours, theirs) = (a.bindings[0].1.address, b.bindings[0].1.address);
+    net.cut(theirs, ours);
     a.offer(&b, FLOW).await;
     a.admit(FLOW, a.path(0, &b, 0));
     b.admit(FLOW, b.path(0, &a, 0));
+    b.permit(FLOW, b.path(0, &a, 0), 3 * 2400);
     a.select(FLOW, a.path(0, &b, 0));
     tokio::time::sleep(2 * DELAY).await;
+    net.mend(theirs, ours);
     assert!(b.layer.stats().bytes_received >= 2400, "the client's flight came by the path");
     let start = Instant::now();
     b.select(FLOW, b.path(0, &a, 0));
