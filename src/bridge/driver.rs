@@ -16,12 +16,7 @@ use quinn::{AsyncTimer, Runtime};
 use super::{dials::Dials, routes::Routes};
 use crate::{
     behaviour::link::Input,
-    core::{
-        LinkId, Path,
-        agent::Agent,
-        event::{Counters, Event},
-        frame::Frame,
-    },
+    core::{LinkId, Path, agent::Agent, counters::Counters, event::Event, frame::Frame},
     io::Interfaces,
     transport::{
         Connection, Error,
@@ -250,6 +245,11 @@ impl Driver {
         }
     }
 
+    fn publish_counters(&self) {
+        let counters = Counters { paths: self.path.counters(), ..self.agent.counters() };
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+    }
+
     fn poll_inbound(&mut self, cx: &mut Context<'_>) {
         while !self.inbound.is_empty() && self.channels.inbound.poll_ready_unpin(cx) == Poll::Ready(Ok(())) {
             if let Some(session) = self.inbound.pop_front() {
@@ -291,7 +291,7 @@ impl Future for Driver {
             this.drain(now);
             this.poll_inbound(cx);
             if !progressed && !due && !this.poll_timer(cx) {
-                *this.counters.lock().unwrap_or_else(PoisonError::into_inner) = this.agent.counters();
+                this.publish_counters();
                 return Poll::Pending;
             }
         }

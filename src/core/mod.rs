@@ -10,6 +10,7 @@ pub mod candidate;
 mod checklist;
 pub mod command;
 mod coordinator;
+pub mod counters;
 pub mod event;
 pub mod frame;
 pub mod keys;

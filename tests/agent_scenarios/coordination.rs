@@ -67,6 +67,25 @@ fn being_registered_nowhere_is_an_error_only_after_the_coordination_time_out() {
 }
 
 #[test]
+fn a_link_on_which_the_coordinator_sees_our_address_is_preferred_for_the_registration() {
+    let mut world = World::new();
+    let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
+    let peer = PeerId::random();
+    world.input(a, |agent, now| agent.add_coordinator(peer, now));
+    let mut registered_on = |link: u64, remote: Option<&str>| {
+        let agent = &mut world.nodes[a].agent;
+        agent.handle_link_up(LinkId(link), peer, remote.map(at), Some(SOCKET), world.now);
+        let frames: Vec<_> = std::iter::from_fn(|| agent.poll_frame()).collect();
+        let registers = frames.iter().filter(|(_, frame)| matches!(frame, Frame::Register(_)));
+        registers.map(|(link, _)| link.0).collect::<Vec<_>>()
+    };
+    assert_eq!(registered_on(10, None), [10]);
+    assert_eq!(registered_on(11, None), []);
+    assert_eq!(registered_on(12, Some("198.51.100.1:1")), [12]);
+    assert_eq!(registered_on(13, Some("198.51.100.1:2")), []);
+}
+
+#[test]
 fn a_registration_is_renewed_and_outlives_its_lifetime() {
     let (mut world, a, b, _) = triangle();
     world.run_for(Duration::from_secs(3600));

@@ -180,6 +180,11 @@ impl World {
         (here, there)
     }
 
+    /// A peer's NAT is replaced by another.
+    pub(crate) fn move_behind(&mut self, node: usize, outer: &str) {
+        self.nodes[node].nat = Some((outer.parse().unwrap(), BTreeSet::new()));
+    }
+
     pub(crate) fn unlink(&mut self, node: usize, link: LinkId) {
         if let Some((other, there)) = self.nodes[node].links.remove(&link) {
             self.nodes[other].links.remove(&there);

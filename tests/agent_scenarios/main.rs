@@ -5,6 +5,8 @@ mod abuse;
 #[cfg(test)]
 mod coordination;
 #[cfg(test)]
+mod failures;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod inputs;

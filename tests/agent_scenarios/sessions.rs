@@ -1,14 +1,11 @@
-//! Sessions that work, that fail, that try again.
-
-use std::time::Duration;
+//! Sessions that end in a connection, and what happens to it.
 
 use libp2p_punch::{
     config::{Config, Role},
     core::{
-        FlowId,
+        FlowId, Path, SocketId,
         command::Command,
         event::{Event, FailureReason, Phase, SessionRole},
-        frame::{Frame, RejectReason},
     },
 };
 
@@ -127,165 +124,38 @@ fn peers_on_one_network_move_to_the_path_inside_it() {
 }
 
 #[test]
-fn without_a_coordinator_discovery_times_out_once_and_for_all() {
+fn peers_on_one_host_connect_over_loopback_if_their_coordinator_is_there_too() {
     let mut world = World::new();
-    let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
-    let b = world.add(&client(), "192.168.2.2", Some("203.0.113.2"));
-    world.connect(a, b).unwrap();
-    world.run_for(ms(60_000));
-    assert_eq!(world.failed(a), [(ms(5000), FailureReason::NoCoordinator)]);
-    world.assert_nothing_left(a);
-    assert_eq!(world.nodes[a].agent.poll_timeout(), None);
-}
-
-#[test]
-fn a_session_waits_in_discovery_for_a_coordinator_to_come_up() {
-    let (mut world, a, b, c) = triangle();
-    let link = *world.nodes[a].links.keys().next().unwrap();
-    world.unlink(a, link);
+    let a = world.add(&client(), "127.0.0.2", None);
+    let b = world.add(&client(), "127.0.0.3", None);
+    let c = world.add(&server(), "127.0.0.1", None);
+    world.coordinate(a, c);
+    world.coordinate(b, c);
+    world.run_for(ms(1000));
     world.connect(a, b).unwrap();
     world.run_for(ms(1000));
-    assert_eq!(world.nodes[a].agent.phase(&world.nodes[b].peer), Some(Phase::Discovery));
-    world.link(a, c);
-    world.run_for(ms(1000));
-    assert_eq!(world.connected(a).len(), 1);
-}
-
-/// Every attempt fails for `reason`, each after `each`; checks retries and backoff.
-fn assert_retries(world: &World, node: usize, reason: FailureReason, each: Duration, start: Duration) {
-    let retries = world.retries(node);
-    assert_eq!(retries.len(), 2);
-    let mut expected = start;
-    for (i, (at, found, delay)) in retries.iter().enumerate() {
-        expected += each;
-        assert_eq!((*at, *found), (expected, reason));
-        let whole = ms(1000 << i);
-        assert!(*delay >= whole / 2 && *delay <= whole, "{delay:?}");
-        expected += *delay;
-    }
-    assert_eq!(world.failed(node), [(expected + each, reason)]);
-    let counters = world.nodes[node].agent.counters();
-    assert_eq!((counters.attempts, counters.failures), (3, 3));
-    world.assert_nothing_left(node);
-}
-
-#[test]
-fn a_silent_coordinator_is_given_its_time_in_each_of_three_attempts() {
-    let (mut world, a, b, _) = triangle();
-    world.tamper = Some(Box::new(|_, _, _| Vec::new()));
-    let start = world.elapsed();
-    world.connect(a, b).unwrap();
-    world.run_for(ms(60_000));
-    assert_retries(&world, a, FailureReason::CoordinationTimeout, ms(10_000), start);
-}
-
-#[test]
-fn a_first_flight_that_never_comes_is_a_time_out_of_its_own() {
-    let config = Config { max_attempts: 1, ..client() };
-    let (mut world, a, b, _) = triangle_of(&config);
-    world.nodes[a].quic_works = false;
-    let start = world.elapsed();
-    world.connect(a, b).unwrap();
-    world.run_for(ms(60_000));
-    assert_eq!(world.failed(a), [(start + ms(5000), FailureReason::SynchronizationTimeout)]);
-    world.assert_nothing_left(a);
-}
-
-#[test]
-fn a_peer_with_no_address_to_probe_is_given_up_after_synchronization() {
-    let config = Config { max_attempts: 1, ..client() };
-    let (mut world, a, b, _) = triangle_of(&config);
-    world.blackhole = true;
-    // Of the answer the coordinator's observation is lost, and the rest is private.
-    world.tamper = Some(Box::new(|_, _, frame| match frame {
-        Frame::PunchAnswer(mut answer) => {
-            answer.observed = Some(at("10.1.1.1:9"));
-            vec![(ms(0), Frame::PunchAnswer(answer))]
-        }
-        frame => vec![(ms(0), frame)],
-    }));
-    // B forgets what it was observed at.
-    world.input(b, |agent, now| agent.handle_socket_down(SOCKET, now));
-    world.input(b, |agent, now| agent.handle_socket_up(SOCKET, at("0.0.0.0:4001"), true, now));
-    world.run_for(ms(1000));
-    let start = world.elapsed();
-    world.connect(a, b).unwrap();
-    world.run_for(ms(60_000));
-    assert_eq!(world.failed(a), [(start + ms(60 + 2000), FailureReason::NoCandidates)]);
-    assert!(world.nodes[a].probes.is_empty());
-    world.assert_nothing_left(a);
-}
-
-#[test]
-fn silence_in_punching_is_tried_again_with_backoff_and_then_fails() {
-    let (mut world, a, b, _) = triangle();
-    world.blackhole = true;
-    let start = world.elapsed();
-    world.connect(a, b).unwrap();
-    world.run_for(ms(60_000));
-    assert_retries(&world, a, FailureReason::PunchingTimeout, ms(5060), start);
-    // The responder follows every round and has nothing left either.
-    assert_eq!(world.nodes[b].agent.counters().attempts, 3);
-    world.assert_nothing_left(b);
-    let rounds = world.nodes[b].commands.iter().filter(|(_, c)| matches!(c, Command::Accept { .. })).count();
-    assert_eq!(rounds, 3);
-}
-
-#[test]
-fn a_handshake_that_does_not_finish_times_out_in_validation() {
-    let config = Config { max_attempts: 1, ..client() };
-    let (mut world, a, b, _) = triangle_of(&config);
-    world.nodes[b].quic_works = false;
-    let start = world.elapsed();
-    world.connect(a, b).unwrap();
-    world.run_for(ms(60_000));
-    assert_eq!(world.failed(a), [(start + ms(75 + 5000), FailureReason::ValidationTimeout)]);
-    assert_eq!(world.failed(b), [(start + ms(85 + 5000), FailureReason::ValidationTimeout)]);
-    for node in [a, b] {
-        world.assert_nothing_left(node);
-        let closed = world.nodes[node].commands.iter().filter(|(_, c)| matches!(c, Command::Close { .. }));
-        assert_eq!(closed.count(), 1);
-    }
-}
-
-#[test]
-fn a_failed_handshake_is_tried_again_with_a_new_flow() {
-    let (mut world, a, b, _) = triangle();
-    world.connect(a, b).unwrap();
-    world.input(a, |agent, now| agent.handle_closed(FlowId(0), now));
-    assert_eq!(world.retries(a).len(), 1);
-    world.run_for(ms(3000));
     assert_eq!(world.connected(a).len(), 1);
     assert_eq!(world.connected(b).len(), 1);
-    assert_eq!(world.nodes[a].agent.session_of(FlowId(0)), None);
-    assert!(world.nodes[a].agent.session_of(FlowId(1)).is_some());
-    let counters = world.nodes[a].agent.counters();
-    assert_eq!((counters.attempts, counters.failures, counters.successes), (2, 1, 1));
 }
 
 #[test]
-fn a_peer_that_the_coordinator_does_not_know_fails_at_once() {
-    let (mut world, a, _, _) = triangle();
-    let stranger = world.add(&client(), "192.168.3.2", Some("203.0.113.3"));
-    let start = world.elapsed();
-    world.connect(a, stranger).unwrap();
-    world.run_for(ms(60_000));
-    let reason = FailureReason::Rejected(RejectReason::NotConnected);
-    assert_eq!(world.failed(a), [(start + ms(60), reason)]);
-    world.assert_nothing_left(a);
-}
-
-#[test]
-fn a_peer_without_a_listener_is_not_willing_and_is_not_asked_again() {
+fn nobody_is_told_loopback_addresses_who_is_elsewhere() {
     let (mut world, a, b, _) = triangle();
-    world.input(b, |agent, now| agent.handle_socket_up(SOCKET, at("0.0.0.0:4001"), false, now));
-    let start = world.elapsed();
+    for node in [a, b] {
+        world.input(node, |agent, now| agent.handle_interface_up("127.0.0.1".parse().unwrap(), 8, now));
+    }
+    world.run_for(ms(1000));
     world.connect(a, b).unwrap();
-    world.run_for(ms(60_000));
-    let reason = FailureReason::Rejected(RejectReason::NotWilling);
-    assert_eq!(world.failed(a), [(start + ms(100), reason)]);
-    assert_eq!(world.nodes[b].agent.counters().attempts, 0);
-    world.assert_nothing_left(a);
+    world.run_for(ms(1000));
+    for node in [a, b] {
+        let all = world.nodes[node].events.iter().find_map(|(_, event)| match event {
+            Event::Candidates { local, remote, .. } => Some([local.clone(), remote.clone()].concat()),
+            _ => None,
+        });
+        let all = all.unwrap();
+        assert!(!all.is_empty());
+        assert!(all.iter().all(|candidate| !candidate.address.ip().is_loopback()), "{all:?}");
+    }
 }
 
 #[test]
@@ -419,6 +289,63 @@ fn a_connected_session_probes_its_paths_anew_when_the_network_changes() {
         assert_eq!(world.nodes[node].agent.sessions(), 1);
         assert!(world.failed(node).is_empty());
     }
+}
+
+#[test]
+fn a_connection_follows_a_peer_that_moves_behind_another_nat() {
+    let mut world = World::new();
+    let a = world.add(&client(), "192.0.2.5", None);
+    let b = world.add(&client(), "192.168.2.2", Some("203.0.113.2"));
+    let c = world.add(&server(), "198.51.100.1", None);
+    world.coordinate(a, c);
+    world.coordinate(b, c);
+    world.run_for(ms(1000));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(10_000));
+    let selects = |world: &World, node: usize| -> Vec<_> {
+        let commands = world.nodes[node].commands.iter();
+        let remotes = commands.filter_map(|(_, command)| match command {
+            Command::Select { path, .. } => Some(path.remote),
+            _ => None,
+        });
+        remotes.collect()
+    };
+    assert_eq!(selects(&world, a), [at("203.0.113.2:4001")]);
+    world.move_behind(b, "203.0.113.99");
+    world.input(b, |agent, now| agent.handle_interface_up("10.9.9.9".parse().unwrap(), 24, now));
+    world.run_for(ms(20 + 267));
+    assert_eq!(selects(&world, a), [at("203.0.113.2:4001"), at("203.0.113.99:4001")]);
+    world.run_for(ms(10_000));
+    assert_eq!(selects(&world, b), [at("192.0.2.5:4001")]);
+    for node in [a, b] {
+        assert_eq!(
+            world.nodes[node].agent.phase(&world.nodes[if node == a { b } else { a }].peer),
+            Some(Phase::Connected)
+        );
+    }
+}
+
+#[test]
+fn a_connection_moves_to_another_socket_when_its_own_goes() {
+    let mut world = World::new();
+    let a = world.add(&client(), "192.0.2.5", None);
+    let b = world.add(&client(), "192.168.2.2", Some("203.0.113.2"));
+    let c = world.add(&server(), "198.51.100.1", None);
+    world.coordinate(a, c);
+    world.coordinate(b, c);
+    world.run_for(ms(1000));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(10_000));
+    let before = world.nodes[b].probes.len();
+    world.input(b, |agent, now| agent.handle_socket_up(SocketId(2), at("0.0.0.0:4002"), true, now));
+    world.input(b, |agent, now| agent.handle_socket_down(SOCKET, now));
+    let fresh = Path { socket: SocketId(2), remote: at("192.0.2.5:4001") };
+    assert!(world.nodes[b].probes[before..].iter().any(|(_, path)| *path == fresh));
+    let forgotten = world.nodes[b].commands.iter().any(|(_, command)| match command {
+        Command::Forget { path, .. } => path.socket == SOCKET,
+        _ => false,
+    });
+    assert!(forgotten);
 }
 
 #[test]

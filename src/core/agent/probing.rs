@@ -310,6 +310,7 @@ impl Agent {
             for path in checklist.remove_socket(socket) {
                 self.out.command(Command::Forget { flow, path });
             }
+            self.extend_checklist(key, None, now);
             self.choose(key, now);
         }
     }

@@ -64,7 +64,7 @@ async fn carries_a_megabyte(address: &str) {
     let data = pattern(1 << 20);
     assert!(send_and_receive(client, data.clone()).await == data);
     echoing.await.unwrap();
-    assert_eq!(b.layer.stats().bytes_dropped, 0);
+    assert_eq!(b.layer.counters().bytes_dropped, 0);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -42,7 +42,7 @@ async fn a_session_carries_a_megabyte_both_ways() {
     let session = Session::start(&net).await;
     assert_echoes(&session, MEGABYTE).await;
     assert_all_real(&net);
-    let stats = session.a.layer.stats();
+    let stats = session.a.layer.counters();
     assert_eq!((stats.send_errors, stats.bytes_dropped, stats.commands_ignored), (0, 0, 0));
     assert!(stats.bytes_received > MEGABYTE as u64);
 }
@@ -88,7 +88,7 @@ async fn a_dead_path_is_left_without_waiting_for_backed_off_timers() {
 async fn a_plain_connection_between_the_same_addresses_is_undisturbed() {
     let net = Net::new();
     let session = Session::start(&net).await;
-    let config = Configs(libp2p_identity::Keypair::generate_ed25519()).client(session.b.peer, None).unwrap();
+    let config = Configs(libp2p_identity::Keypair::generate_ed25519()).client(session.b.peer, None);
     let server = &session.b.bindings[0];
     let connecting = session.a.bindings[0].0.connect_with(config, server.1.address, "l").unwrap();
     let accepting = async { server.0.accept().await.unwrap().await.unwrap() };
@@ -121,7 +121,7 @@ async fn probes_amid_the_packets_of_a_transfer_are_told_apart() {
         let Some(PathNotice::Probe { path, payload }) = session.b.notices.recv().await else { panic!() };
         assert_eq!((path, &payload[..]), (from, &[4, n][..]));
     }
-    assert_eq!(session.b.layer.stats().probes_received, 50);
+    assert_eq!(session.b.layer.counters().probes_received, 50);
 }
 
 #[tokio::test(start_paused = true)]
@@ -236,7 +236,7 @@ async fn a_blocked_socket_is_waited_for() {
     };
     tokio::join!(assert_echoes(&session, MEGABYTE), blocking);
     assert!(start.elapsed() > Duration::from_millis(75));
-    assert!(session.a.layer.stats().sends_blocked > 0);
+    assert!(session.a.layer.counters().sends_blocked > 0);
     assert_eq!(session.a_side.0.stats().path.lost_packets, 0);
 }
 
@@ -256,7 +256,7 @@ async fn a_batch_that_a_full_socket_cut_goes_on_where_it_stopped() {
     };
     let before = net.sent().len();
     tokio::join!(assert_echoes(&session, MEGABYTE), blocking);
-    assert!(session.a.layer.stats().sends_blocked >= 10);
+    assert!(session.a.layer.counters().sends_blocked >= 10);
     let sent = net.sent();
     let distinct: HashSet<_> = sent[before..].iter().map(|datagram| &datagram.data).collect();
     assert_eq!(distinct.len(), sent.len() - before, "no packet went twice");
@@ -278,7 +278,7 @@ async fn a_socket_that_stays_blocked_is_left_by_selecting_another_path() {
         net.sent().iter().filter(|datagram| datagram.from == second).count()
     };
     let ((), sent) = tokio::join!(assert_echoes(&session, MEGABYTE), switching);
-    assert!(session.a.layer.stats().sends_blocked > 0);
+    assert!(session.a.layer.counters().sends_blocked > 0);
     assert!(sent > 1, "beside the datagram that goes again, the driver goes on at once, not with a timer");
 }
 
