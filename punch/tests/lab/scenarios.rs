@@ -50,9 +50,16 @@ fn expected(kind: Kind) -> Behaviour {
     Behaviour { mapping, filtering, ports }
 }
 
-/// One `punch dial` from the first site to the second; panics unless it ends direct.
-fn connects_directly(dialer: Kind, listener: Kind) {
-    let lab = Lab::new([dialer, listener]);
+/// A coordinator, a peer that is registered with it, and another one that dials this peer.
+struct Dialed {
+    dial: Program,
+    peer: String,
+    // Held for their drop.
+    _others: [Program; 2],
+}
+
+/// Starts `punch dial` from the first site to the second.
+fn dial(lab: &Lab) -> Dialed {
     let address = format!("/ip4/{COORDINATOR}/udp/4001/quic-v1");
     let mut coordinator = Program::start(&lab.wan, &["coordinator", "--listen", &address]);
     let coordinator_address = coordinator.wait_for("listening")["address"].as_str().map(str::to_owned);
@@ -65,18 +72,38 @@ fn connects_directly(dialer: Kind, listener: Kind) {
     let (_, peer) = own_address.rsplit_once("/p2p/").expect("the address ends in the peer id");
     listen.wait_for("registered");
 
-    let mut dial = Program::start(&dialer_site.host, &["dial", peer, "--coordinator", &coordinator_address]);
+    let dial = Program::start(&dialer_site.host, &["dial", peer, "--coordinator", &coordinator_address]);
+    Dialed { dial, peer: peer.to_owned(), _others: [coordinator, listen] }
+}
+
+/// One `punch dial` from the first site to the second; panics unless it ends direct.
+fn connects_directly(dialer: Kind, listener: Kind) {
+    let lab = Lab::new([dialer, listener]);
+    let Dialed { mut dial, peer, _others } = dial(&lab);
     let connected = dial.wait_for("connected");
     assert_eq!(connected["path"], "direct", "{connected}");
     assert_eq!(connected["peer"], peer, "{connected}");
     let remote = connected["remote"].as_str().unwrap_or_default();
-    assert!(remote.starts_with(&format!("/ip4/{}/udp/", listener_site.public)), "{connected}");
+    assert!(remote.starts_with(&format!("/ip4/{}/udp/", lab.sites[1].public)), "{connected}");
     let elapsed = connected["elapsed_ms"].as_f64().expect("elapsed_ms is a number");
     say(&format!("{dialer:?} -> {listener:?}: direct in {elapsed:.1} ms"));
 
     let (rest, code) = dial.finish();
     assert_eq!(code, Some(0), "{rest:?}");
     assert!(rest.iter().any(|line| line["event"] == "echo"), "no echo: {rest:?}");
+}
+
+#[test]
+fn two_peers_behind_random_nats_fail_with_a_reason() {
+    if !lab_is_possible() {
+        return;
+    }
+    let lab = Lab::new([Kind::ApdmRandom, Kind::ApdmRandom]);
+    let Dialed { mut dial, peer, _others } = dial(&lab);
+    let failed = dial.wait_for("failed");
+    assert_eq!((&failed["peer"], &failed["reason"]), (&peer.into(), &"punching_timeout".into()), "{failed}");
+    let (rest, code) = dial.finish();
+    assert_eq!(code, Some(11), "{rest:?}");
 }
 
 #[test]
