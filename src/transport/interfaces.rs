@@ -1,0 +1,151 @@
+//! Following the machine's interface addresses: which sockets still have one, and which connections must move.
+//!
+//! | a plain connection | when our address changes |
+//! |---|---|
+//! | that we dialed | moves: QUIC's client may (RFC 9000 §9). It sends a PING at once; if the server does not follow, which stock `libp2p-quic` does not, it is closed soon after |
+//! | that the peer dialed | is closed: QUIC version 1 has no way for a server to move |
+//!
+//! A connection that is closed here is one that could only have waited for its idle time-out; the application can dial
+//! again. Traversal sessions are not looked after here: the agent moves them, from either side.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use if_watch::IfEvent;
+
+use super::{
+    Transport,
+    binding::{Binding, Env},
+    live::Live,
+    stats::ConnectedThrough,
+    time::Delay,
+};
+use crate::io::Interfaces;
+
+/// How long a server may take to answer a client that has moved, at least. A PING and its first retransmissions fit in.
+const PATIENCE: Duration = Duration::from_millis(900);
+/// The same in round-trip times, for paths that are longer.
+const PATIENCE_RTTS: u32 = 4;
+/// What a peer is told, if it can be told at all, when a connection is given up.
+const ADDRESS_GONE: &[u8] = b"address gone";
+
+/// What the interface watcher says.
+pub(super) struct Watch(Interfaces);
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
+impl Transport {
+    /// Begins to watch, unless we do already.
+    pub(super) fn watch_interfaces(&mut self) {
+        if self.interfaces.is_none() {
+            match self.env.network.interfaces() {
+                Ok(interfaces) => self.interfaces = Some(Watch(interfaces)),
+                Err(error) => {
+                    tracing::warn!(%error, "interfaces cannot be watched: connections will not move")
+                }
+            }
+        }
+    }
+
+    pub(super) fn poll_interfaces(&mut self, cx: &mut Context<'_>) {
+        // What goes and comes back within one poll was never away.
+        let mut changed = BTreeMap::new();
+        while let Some(Watch(interfaces)) = &mut self.interfaces {
+            match interfaces.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(IfEvent::Up(net)))) => changed.insert(net.addr(), true),
+                Poll::Ready(Some(Ok(IfEvent::Down(net)))) => changed.insert(net.addr(), false),
+                Poll::Ready(Some(Err(error))) => {
+                    tracing::warn!(%error, "interface watcher");
+                    None
+                }
+                Poll::Ready(None) => {
+                    self.interfaces = None;
+                    None
+                }
+                Poll::Pending => break,
+            };
+        }
+        if !changed.is_empty() {
+            self.follow_sockets(&changed);
+            self.follow_connections(&changed);
+        }
+    }
+
+    /// Listeners of one address that went away, or came back.
+    fn follow_sockets(&mut self, changed: &BTreeMap<IpAddr, bool>) {
+        let env = self.env.clone();
+        for index in 0..self.listeners.len() {
+            let Some(listener) = self.listeners.get_mut(index) else { break };
+            let Some(up) = changed.get(&listener.binding.local.ip()) else { continue };
+            let before = listener.binding.wire.id();
+            let moved = if *up { listener.return_home(&env) } else { listener.leave_home(&env) };
+            match moved {
+                Ok(false) => {}
+                Ok(true) => {
+                    let binding = Binding::clone(&listener.binding);
+                    self.retire(before);
+                    self.announce(&binding, *up);
+                }
+                Err(error) => tracing::warn!(local = %listener.binding.local, %error, "socket cannot move"),
+            }
+        }
+    }
+
+    fn follow_connections(&self, changed: &BTreeMap<IpAddr, bool>) {
+        let mut refreshed = BTreeSet::new();
+        for live in self.env.connections.live() {
+            let Some(wire) = live.wire() else { continue };
+            match live.through() {
+                ConnectedThrough::Dial => {
+                    let remote = live.connection.remote_address().ip();
+                    // Without any route there is nothing to move to yet.
+                    let Ok(source) = self.env.network.source_for(remote) else { continue };
+                    if !live.sends_from(source) {
+                        continue;
+                    }
+                    tracing::debug!(peer = %live.peer(), "our address changed, the connection moves");
+                    if refreshed.insert(wire.id())
+                        && let Err(error) = wire.refresh()
+                    {
+                        tracing::warn!(%error, "socket cannot be used anew");
+                    }
+                    let check = give_up_unless_followed(self.env.clone(), Arc::downgrade(&live));
+                    self.env.runtime.spawn(Box::pin(check));
+                }
+                _ if live.source().is_some_and(|source| changed.get(&source) == Some(&false)) => {
+                    tracing::debug!(peer = %live.peer(), "our address is gone, and the connection with it");
+                    live.connection.close(0u32.into(), ADDRESS_GONE);
+                }
+                _ => {}
+            }
+        }
+    }
+}
+
+/// Closes a connection whose server does not answer from where we are now.
+async fn give_up_unless_followed(env: Arc<Env>, connection: Weak<Live>) {
+    let Some((heard, patience)) = connection.upgrade().map(|live| {
+        let stats = live.connection.stats();
+        (stats.udp_rx.datagrams, PATIENCE.max(stats.path.rtt * PATIENCE_RTTS))
+    }) else {
+        return;
+    };
+    Delay::new(&*env.runtime, patience).await;
+    if let Some(live) = connection.upgrade()
+        && live.connection.stats().udp_rx.datagrams == heard
+    {
+        tracing::debug!(peer = %live.peer(), "the peer did not follow our move");
+        live.connection.close(0u32.into(), ADDRESS_GONE);
+    }
+}
