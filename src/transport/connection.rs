@@ -21,6 +21,7 @@ use super::{
     stream::Stream,
     tls::HandshakeMode,
 };
+use crate::io::Network;
 
 type Pair = Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>;
 
@@ -49,6 +50,14 @@ impl Connection {
         let beneath = Beneath::Flow(guard.view());
         let live = connections.add(connection, ConnectedThrough::Session, beneath, None)?;
         Ok(Self::new(live, Some(guard)))
+    }
+
+    /// Takes note of the address that we send from, so that a change of it can be told.
+    pub(super) fn note_source(&self, network: &dyn Network) {
+        let source = self.live.remote().and_then(|remote| network.source_for(remote.ip()).ok());
+        if let Some(source) = source {
+            self.live.sends_from(source);
+        }
     }
 
     /// How the remote presented its identity.

@@ -92,10 +92,13 @@ impl Transport {
             let any_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
             self.client_binding(any_v4).or_else(|_| self.client_binding(any_v6))?;
         }
+        let network = self.env.network.clone();
         Ok(async move {
             let (reply, answer) = oneshot::channel();
             notice::tell(Some(driver), Notice::Dial(DialRequest { peer, reply })).await?;
-            answer.await.map_err(|_| Error::DriverStopped)?
+            let (peer, connection) = answer.await.map_err(|_| Error::DriverStopped)??;
+            connection.note_source(&*network);
+            Ok((peer, connection))
         }
         .boxed())
     }

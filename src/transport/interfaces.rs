@@ -5,8 +5,10 @@
 //! | that we dialed | moves: QUIC's client may (RFC 9000 §9). It sends a PING at once; if the server does not follow, which stock `libp2p-quic` does not, it is closed soon after |
 //! | that the peer dialed | is closed: QUIC version 1 has no way for a server to move |
 //!
-//! A connection that is closed here is one that could only have waited for its idle time-out; the application can dial
-//! again. Traversal sessions are not looked after here: the agent moves them, from either side.
+//! Traversal sessions are moved by the agent, from either side. Where it finds no path, because the peer's NAT does not let
+//! our new address in, the session is closed as well.
+//!
+//! A connection that is closed here could only have waited for its idle time-out; the application can dial again.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,6 +33,10 @@ use crate::io::Interfaces;
 
 /// How long a server may take to answer a client that has moved, at least. A PING and its first retransmissions fit in.
 const PATIENCE: Duration = Duration::from_millis(900);
+/// The same for a session, whose agent must find a path first: its probes come at 0, 33, 67 … 1,067 ms.
+const SESSION_PATIENCE: Duration = Duration::from_millis(2_000);
+/// How often a connection is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
 /// The same in round-trip times, for paths that are longer.
 const PATIENCE_RTTS: u32 = 4;
 /// What a peer is told, if it can be told at all, when a connection is given up.
@@ -105,47 +111,71 @@ impl Transport {
     fn follow_connections(&self, changed: &BTreeMap<IpAddr, bool>) {
         let mut refreshed = BTreeSet::new();
         for live in self.env.connections.live() {
-            let Some(wire) = live.wire() else { continue };
+            let is_gone = live.source().is_some_and(|source| changed.get(&source) == Some(&false));
             match live.through() {
-                ConnectedThrough::Dial => {
-                    let remote = live.connection.remote_address().ip();
-                    // Without any route there is nothing to move to yet.
-                    let Ok(source) = self.env.network.source_for(remote) else { continue };
-                    if !live.sends_from(source) {
-                        continue;
-                    }
+                ConnectedThrough::Dial if self.has_moved(&live) => {
                     tracing::debug!(peer = %live.peer(), "our address changed, the connection moves");
-                    if refreshed.insert(wire.id())
+                    if let Some(wire) = live.wire()
+                        && refreshed.insert(wire.id())
                         && let Err(error) = wire.refresh()
                     {
                         tracing::warn!(%error, "socket cannot be used anew");
                     }
-                    let check = give_up_unless_followed(self.env.clone(), Arc::downgrade(&live));
-                    self.env.runtime.spawn(Box::pin(check));
+                    self.watch_over(&live, PATIENCE);
                 }
-                _ if live.source().is_some_and(|source| changed.get(&source) == Some(&false)) => {
-                    tracing::debug!(peer = %live.peer(), "our address is gone, and the connection with it");
-                    live.connection.close(0u32.into(), ADDRESS_GONE);
+                ConnectedThrough::Session if self.has_moved(&live) => {
+                    self.watch_over(&live, SESSION_PATIENCE)
                 }
-                _ => {}
+                ConnectedThrough::Dial | ConnectedThrough::Session => {}
+                ConnectedThrough::Listener | ConnectedThrough::PunchAsListener => {
+                    if is_gone {
+                        tracing::debug!(peer = %live.peer(), "our address is gone, and the connection with it");
+                        live.connection.close(0u32.into(), ADDRESS_GONE);
+                    }
+                }
             }
         }
     }
+
+    /// Whether we now send from another address. Without any route there is nothing to move to yet.
+    fn has_moved(&self, live: &Live) -> bool {
+        let source = live.remote().and_then(|remote| self.env.network.source_for(remote.ip()).ok());
+        source.is_some_and(|source| live.sends_from(source))
+    }
+
+    fn watch_over(&self, live: &Arc<Live>, patience: Duration) {
+        let check = give_up_unless_heard(self.env.clone(), Arc::downgrade(live), patience);
+        self.env.runtime.spawn(Box::pin(check));
+    }
 }
 
-/// Closes a connection whose server does not answer from where we are now.
-async fn give_up_unless_followed(env: Arc<Env>, connection: Weak<Live>) {
-    let Some((heard, patience)) = connection.upgrade().map(|live| {
-        let stats = live.connection.stats();
-        (stats.udp_rx.datagrams, PATIENCE.max(stats.path.rtt * PATIENCE_RTTS))
-    }) else {
-        return;
+/// Closes a connection whose peer does not answer what we send it from where we are now. One that has nothing to say
+/// has its idle time-out.
+async fn give_up_unless_heard(env: Arc<Env>, connection: Weak<Live>, patience: Duration) {
+    let counts = || {
+        let stats = connection.upgrade()?.connection.stats();
+        Some((stats.udp_tx.datagrams, stats.udp_rx.datagrams, stats.path.rtt))
     };
-    Delay::new(&*env.runtime, patience).await;
-    if let Some(live) = connection.upgrade()
-        && live.connection.stats().udp_rx.datagrams == heard
-    {
-        tracing::debug!(peer = %live.peer(), "the peer did not follow our move");
-        live.connection.close(0u32.into(), ADDRESS_GONE);
+    let Some((mut sent, heard, rtt)) = counts() else { return };
+    let patience = patience.max(rtt * PATIENCE_RTTS);
+    let begin = env.runtime.now();
+    let mut asked = None;
+    while env.runtime.now() - begin < env.quic.config().max_idle_timeout {
+        Delay::new(&*env.runtime, LOOK).await;
+        let Some((sent_now, heard_now, _)) = counts() else { return };
+        if heard_now != heard {
+            return;
+        }
+        if asked.is_none() && sent_now != sent {
+            // At the earliest when we looked before.
+            asked = Some(env.runtime.now() - LOOK);
+        }
+        sent = sent_now;
+        if asked.is_some_and(|asked| env.runtime.now() - asked >= patience)
+            && let Some(live) = connection.upgrade()
+        {
+            tracing::debug!(peer = %live.peer(), "the peer is not heard from since our address changed");
+            return live.connection.close(0u32.into(), ADDRESS_GONE);
+        }
     }
 }

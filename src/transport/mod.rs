@@ -313,6 +313,7 @@ impl Transport {
     /// closes it: the application does not listen.
     fn on_session(&self, session: InboundSession) -> Option<Event> {
         let InboundSession { connection, peer, socket, remote } = session;
+        connection.note_source(&*self.env.network);
         let same_socket = self.listeners.iter().find(|listener| listener.binding.wire.id() == socket);
         let listener = same_socket.or_else(|| self.listeners.first())?;
         let source = self.env.network.source_for(remote.ip()).ok();
