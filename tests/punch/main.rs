@@ -2,5 +2,6 @@
 
 mod crowd;
 mod matrix;
+mod moving;
 mod network;
 mod others;
