@@ -1,4 +1,0 @@
-use super::matrix::Study;
-pub(super) fn draw(_: &Study) -> String {
-    String::new()
-}
