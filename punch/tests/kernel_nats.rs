@@ -5,6 +5,7 @@
 
 #[cfg(target_os = "linux")]
 mod kernel_nats {
+    mod command;
     mod pairs;
 
     use std::{

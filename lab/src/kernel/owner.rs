@@ -6,7 +6,7 @@ use std::{
     sync::atomic::{AtomicU32, Ordering},
 };
 
-const PREFIX: &str = "punch-lab";
+const PREFIX: &str = "punchlab";
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
@@ -61,8 +61,7 @@ mod tests {
 
     #[test]
     fn names_of_others_are_never_stale() {
-        for name in ["", "wan", "docker0", "punch-lab", "punch-lab.wan", "punch-lab.1-x.0.wan", "x.1-1.0.wan"]
-        {
+        for name in ["", "wan", "docker0", "punchlab", "punchlab.wan", "punchlab.1-x.0.wan", "x.1-1.0.wan"] {
             assert!(!is_stale(name), "{name}");
         }
     }

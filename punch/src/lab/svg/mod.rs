@@ -16,7 +16,7 @@ const MARGIN: f64 = 28.0;
 /// Width of the labels of the rows.
 const LABELS: f64 = 132.0;
 /// Heights of what stands above and below the cells of a panel.
-const TITLE: f64 = 76.0;
+const TITLE: f64 = 58.0;
 const HEADER: f64 = 52.0;
 const LEGEND: f64 = 132.0;
 /// Parts of the histogram of all times.
@@ -58,7 +58,7 @@ fn conditions(study: &Study, matrix: &Matrix) -> String {
         }
         Mode::Simulated { rtt, loss } => {
             let rtt = short(*rtt);
-            format!("{side} × {side} kinds of NAT, {runs} each; simulated, {rtt} round trips, {loss} % loss")
+            format!("{side} × {side} kinds of NAT, {runs} each; simulated, {rtt} round trips, {loss}% loss")
         }
     }
 }
@@ -74,11 +74,11 @@ fn panel(canvas: &mut Canvas, study: &Study, matrix: &Matrix, place: Area) -> f6
     for (index, kind) in matrix.kinds.iter().enumerate() {
         let (name, more) = kind.label();
         let middle = left + (index as f64 + 0.5) * wide;
-        canvas.text((middle, top - 26.0), bold(13.0, Anchor::Middle), Ink::Strong, name);
+        canvas.text((middle, top - 26.0), bold(12.5, Anchor::Middle), Ink::Strong, name);
         canvas.text((middle, top - 10.0), plain(11.5, Anchor::Middle), Ink::Soft, more);
         let line = top + index as f64 * high + high / 2.0;
         let shift = if more.is_empty() { 4.0 } else { -3.0 };
-        canvas.text((left - 14.0, line + shift), bold(13.0, Anchor::End), Ink::Strong, name);
+        canvas.text((left - 14.0, line + shift), bold(12.5, Anchor::End), Ink::Strong, name);
         canvas.text((left - 14.0, line + 13.0), plain(11.5, Anchor::End), Ink::Soft, more);
     }
     for (row, cells) in matrix.rows().enumerate() {

@@ -5,8 +5,8 @@ use std::time::Duration;
 /// Both ends of the axis, in milliseconds: from what a kernel does to what nobody waits for.
 const ENDS: [f64; 2] = [1.0, 10_000.0];
 /// Red, green and blue of the fastest and of the slowest direct connection. White text can be read on all of them.
-const FAST: [f64; 3] = [0.0, 86.0, 94.0];
-const SLOW: [f64; 3] = [86.0, 146.0, 118.0];
+const FAST: [f64; 3] = [0.0, 90.0, 106.0];
+const SLOW: [f64; 3] = [112.0, 140.0, 60.0];
 
 /// Colour of what was relayed.
 pub(super) const RELAYED: &str = "#b26a00";
@@ -68,8 +68,8 @@ mod tests {
 
     #[test]
     fn colours_go_from_fast_to_slow() {
-        assert_eq!(direct(0.0), "#00565e");
-        assert_eq!(direct(1.0), "#569276");
+        assert_eq!(direct(0.0), "#005a6a");
+        assert_eq!(direct(1.0), "#708c3c");
         assert_eq!(direct(7.0), direct(1.0));
     }
 }
