@@ -81,6 +81,7 @@ pub async fn run(
         Command::Dial(Dial { key, address, features }) => {
             let keypair = key.keypair()?;
             let mut node = Node::start(transport(&keypair)?, &keypair, agent)?;
+            serve::start(&mut node)?;
             let peer = tokio::time::timeout(CONNECT_TIMEOUT, node.dial(address)).await??;
             Line::Connected { peer: peer.to_string() }.print();
             for feature in features {

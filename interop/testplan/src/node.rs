@@ -11,7 +11,6 @@ use libp2p::{
     Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, identify,
     identity::Keypair,
     multiaddr::Protocol,
-    ping,
     swarm::{ConnectionId, NetworkBehaviour, SwarmEvent, dial_opts::DialOpts},
 };
 use libp2p_stream as stream;
@@ -19,12 +18,13 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{cli::BoxedTransport, report::Line};
 
-/// Long enough that a ping of ours never keeps an idle connection alive.
+/// Long enough that nothing of ours keeps an idle connection alive, or closes it.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
+/// There is no libp2p-ping: it keeps one incoming stream a connection and drops it for the next, so that its own pings
+/// and those of [`features`](crate::features) would end each other. Pings are served as any other protocol.
 #[derive(NetworkBehaviour)]
 struct Behaviour {
-    ping: ping::Behaviour,
     identify: identify::Behaviour,
     stream: stream::Behaviour,
 }
@@ -74,11 +74,7 @@ impl Node {
         let identify = identify::Config::new("/interop/1.0.0".into(), keypair.public())
             .with_agent_version(agent.to_owned())
             .with_interval(NEVER);
-        let behaviour = Behaviour {
-            ping: ping::Behaviour::new(ping::Config::new().with_interval(NEVER)),
-            identify: identify::Behaviour::new(identify),
-            stream,
-        };
+        let behaviour = Behaviour { identify: identify::Behaviour::new(identify), stream };
         let swarm = SwarmBuilder::with_existing_identity(keypair.clone())
             .with_tokio()
             .with_other_transport(|_| transport)?

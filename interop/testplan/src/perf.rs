@@ -49,6 +49,7 @@ pub(crate) struct Flags {
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let keypair = KeyType::Ed25519.keypair()?;
     let mut node = Node::start(punch(&keypair)?, &keypair, AGENT)?;
+    serve::start(&mut node)?;
     match flags.server_address {
         Some(server) => legacy(&mut node, &flags, server).await,
         None => unified(&mut node, &Contract::from_env()?).await,
@@ -59,7 +60,6 @@ async fn legacy(node: &mut Node, flags: &Flags, server: SocketAddr) -> anyhow::R
     ensure!(flags.transport == "quic-v1", "the transport {} is not ours; it is quic-v1", flags.transport);
     let address = Multiaddr::from(server.ip()).with(Protocol::Udp(server.port())).with(Protocol::QuicV1);
     if flags.run_server {
-        serve::start(node)?;
         node.listen(address).await?;
         // It serves until it is stopped.
         return std::future::pending().await;

@@ -8,7 +8,7 @@ use libp2p::{PeerId, Stream};
 
 use crate::{
     node::Node,
-    protocol::{CLOSE, ECHO, HALF_CLOSE, PERF, RESET},
+    protocol::{CLOSE, ECHO, HALF_CLOSE, PERF, PING, RESET},
 };
 
 /// Bytes that are read or written at once.
@@ -20,6 +20,7 @@ pub const BLOCK: usize = 64 << 10;
 ///
 /// If somebody serves one already.
 pub fn start(node: &mut Node) -> anyhow::Result<()> {
+    serve(node.accept(PING)?, |_, stream| echo(stream));
     serve(node.accept(ECHO)?, |_, stream| echo(stream));
     serve(node.accept(HALF_CLOSE)?, |_, stream| half_close(stream));
     serve(node.accept(RESET)?, |_, stream| reset(stream));

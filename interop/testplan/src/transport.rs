@@ -15,6 +15,7 @@ use crate::{
 pub(crate) async fn run(contract: &Contract) -> anyhow::Result<()> {
     let keypair = KeyType::Ed25519.keypair()?;
     let mut node = Node::start(punch(&keypair)?, &keypair, AGENT)?;
+    serve::start(&mut node)?;
     let mut redis = Client::connect(&contract.redis).await?;
     if !contract.is_dialer {
         let address = listen(&mut node, contract).await?;
@@ -30,7 +31,6 @@ pub(crate) async fn run(contract: &Contract) -> anyhow::Result<()> {
 
 /// Listens where the suite says; the address that it publishes is one that the dialer's container can reach.
 pub(crate) async fn listen(node: &mut Node, contract: &Contract) -> anyhow::Result<Multiaddr> {
-    serve::start(node)?;
     let first = node.listen(env::listen_address(contract.ip)).await?;
     if !contract.ip.is_unspecified() {
         return Ok(first);
