@@ -11,9 +11,9 @@ use libp2p::{
 use tokio::io::AsyncReadExt;
 
 use crate::{
-    features::{self, Feature},
+    features::{self, Feature, Remote},
     key::KeyType,
-    node::Node,
+    node::{Connected, Node},
     report::Line,
     serve,
 };
@@ -84,14 +84,19 @@ pub async fn run(
             serve::start(&mut node)?;
             let peer = tokio::time::timeout(CONNECT_TIMEOUT, node.dial(address)).await??;
             Line::Connected { peer: peer.to_string() }.print();
-            for feature in features {
-                let (ok, detail) = match features::attempt(&mut node, peer, feature).await {
-                    Ok(detail) => (true, detail),
-                    Err(error) => (false, format!("{error:#}")),
-                };
-                Line::Feature { feature, ok, detail }.print();
-            }
+            attempt_all(&mut Connected { node: &mut node, peer }, features).await;
         }
     }
     Ok(())
+}
+
+/// Tries every feature and prints how it went.
+pub async fn attempt_all(remote: &mut impl Remote, features: Vec<Feature>) {
+    for feature in features {
+        let (ok, detail) = match features::attempt(remote, feature).await {
+            Ok(detail) => (true, detail),
+            Err(error) => (false, format!("{error:#}")),
+        };
+        Line::Feature { feature, ok, detail }.print();
+    }
 }

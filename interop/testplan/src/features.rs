@@ -2,19 +2,17 @@
 
 use std::{
     fmt,
+    future::Future,
     str::FromStr,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, anyhow, bail, ensure};
-use futures::{AsyncReadExt, AsyncWriteExt, future};
-use libp2p::{PeerId, Stream};
+use anyhow::{Context, anyhow, ensure};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, future};
+use libp2p::StreamProtocol;
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    node::Node,
-    protocol::{CLOSE, ECHO, HALF_CLOSE, PING, RESET},
-};
+use crate::protocol::{CLOSE, ECHO, HALF_CLOSE, PING, RESET};
 
 /// Bytes of the large echo.
 const LARGE: usize = 1 << 20;
@@ -98,23 +96,42 @@ impl FromStr for Feature {
     }
 }
 
-/// Tries a feature with a connected peer. What is returned is for people to read.
+/// A peer that is connected, whichever way streams to it are had.
+pub trait Remote: Send {
+    /// Its streams.
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send;
+
+    /// Opens a stream.
+    fn open(&mut self, protocol: StreamProtocol)
+    -> impl Future<Output = anyhow::Result<Self::Stream>> + Send;
+
+    /// Waits until identify has told who it is, and says so.
+    fn identify(&mut self, timeout: Duration) -> impl Future<Output = anyhow::Result<String>> + Send;
+
+    /// Closes the connection.
+    fn disconnect(&mut self) -> impl Future<Output = anyhow::Result<()>> + Send;
+
+    /// Waits until the connection is gone; false if it is still there after `timeout`.
+    fn gone(&mut self, timeout: Duration) -> impl Future<Output = anyhow::Result<bool>> + Send;
+}
+
+/// Tries a feature. What is returned is for people to read.
 ///
 /// # Errors
 ///
 /// If it does not work, or takes too long.
-pub async fn attempt(node: &mut Node, peer: PeerId, feature: Feature) -> anyhow::Result<String> {
+pub async fn attempt(remote: &mut impl Remote, feature: Feature) -> anyhow::Result<String> {
     let attempt = async {
         match feature {
-            Feature::Ping => ping(node, peer).await,
-            Feature::Identify => identify(node, peer).await,
-            Feature::Echo => echo(node, peer).await,
-            Feature::Streams => streams(node, peer).await,
-            Feature::HalfClose => half_close(node, peer).await,
-            Feature::Reset => reset(node, peer).await,
-            Feature::KeepAlive => keep_alive(node, peer).await,
-            Feature::CloseByDialer => close_by_dialer(node, peer).await,
-            Feature::CloseByListener => close_by_listener(node, peer).await,
+            Feature::Ping => ping(remote).await,
+            Feature::Identify => remote.identify(NOTICE).await,
+            Feature::Echo => echo(remote).await,
+            Feature::Streams => streams(remote).await,
+            Feature::HalfClose => half_close(remote).await,
+            Feature::Reset => reset(remote).await,
+            Feature::KeepAlive => keep_alive(remote).await,
+            Feature::CloseByDialer => close_by_dialer(remote).await,
+            Feature::CloseByListener => close_by_listener(remote).await,
         }
     };
     tokio::time::timeout(TIMEOUT, attempt).await.map_err(|_| anyhow!("timed out"))?
@@ -125,7 +142,7 @@ pub async fn attempt(node: &mut Node, peer: PeerId, feature: Feature) -> anyhow:
 /// # Errors
 ///
 /// If other bytes come back, or none.
-pub async fn ping_once(stream: &mut Stream) -> anyhow::Result<Duration> {
+pub async fn ping_once(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> anyhow::Result<Duration> {
     let payload: [u8; 32] = std::array::from_fn(|i| (i * 7) as u8);
     let start = Instant::now();
     stream.write_all(&payload).await?;
@@ -136,8 +153,8 @@ pub async fn ping_once(stream: &mut Stream) -> anyhow::Result<Duration> {
     Ok(start.elapsed())
 }
 
-async fn ping(node: &mut Node, peer: PeerId) -> anyhow::Result<String> {
-    let mut stream = node.open(peer, PING).await?;
+async fn ping(remote: &mut impl Remote) -> anyhow::Result<String> {
+    let mut stream = remote.open(PING).await?;
     let mut best = Duration::MAX;
     for _ in 0..3 {
         best = best.min(ping_once(&mut stream).await?);
@@ -146,15 +163,8 @@ async fn ping(node: &mut Node, peer: PeerId) -> anyhow::Result<String> {
     Ok(format!("{:.2} ms", best.as_secs_f64() * 1e3))
 }
 
-async fn identify(node: &mut Node, peer: PeerId) -> anyhow::Result<String> {
-    let info = node.wait_for(peer, NOTICE, |state| state.identified.clone()).await?;
-    ensure!(info.protocols.contains(&PING), "ping is not among its protocols");
-    ensure!(info.public_key.to_peer_id() == peer, "the key is another peer's");
-    Ok(format!("{}, sees us at {}", info.agent_version, info.observed_addr))
-}
-
 /// Sends a pattern and reads it back, both at once, so that no implementation needs to buffer it.
-async fn exchange(stream: Stream, length: usize) -> anyhow::Result<()> {
+async fn exchange(stream: impl AsyncRead + AsyncWrite, length: usize) -> anyhow::Result<()> {
     let sent: Vec<u8> = (0..length).map(|i| (i ^ (i >> 8)) as u8).collect();
     let (mut reader, mut writer) = stream.split();
     let mut received = vec![0; length];
@@ -171,44 +181,44 @@ async fn exchange(stream: Stream, length: usize) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn echo(node: &mut Node, peer: PeerId) -> anyhow::Result<String> {
-    let stream = node.open(peer, ECHO).await?;
+async fn echo(remote: &mut impl Remote) -> anyhow::Result<String> {
+    let stream = remote.open(ECHO).await?;
     let start = Instant::now();
     exchange(stream, LARGE).await?;
     Ok(format!("{:.0} ms", start.elapsed().as_secs_f64() * 1e3))
 }
 
-async fn streams(node: &mut Node, peer: PeerId) -> anyhow::Result<String> {
+async fn streams(remote: &mut impl Remote) -> anyhow::Result<String> {
     let mut open = Vec::new();
     for number in 0..STREAMS {
-        open.push(node.open(peer, ECHO).await.with_context(|| format!("stream {number}"))?);
+        open.push(remote.open(ECHO).await.with_context(|| format!("stream {number}"))?);
     }
     let exchanges = open.into_iter().map(|stream| exchange(stream, SMALL));
     future::try_join_all(exchanges).await?;
     Ok(format!("{STREAMS} streams"))
 }
 
-async fn half_close(node: &mut Node, peer: PeerId) -> anyhow::Result<String> {
-    let mut stream = node.open(peer, HALF_CLOSE).await?;
+async fn half_close(remote: &mut impl Remote) -> anyhow::Result<String> {
+    let mut stream = remote.open(HALF_CLOSE).await?;
     stream.write_all(&[7; SMALL]).await?;
     stream.close().await?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await?;
     ensure!(answer == (SMALL as u64).to_be_bytes(), "the answer is {answer:?}");
-    Ok(String::new())
+    Ok("all was read, then answered".into())
 }
 
-async fn reset(node: &mut Node, peer: PeerId) -> anyhow::Result<String> {
-    let found = by_remote(node.open(peer, RESET).await?).await?;
-    let mut ours = node.open(peer, ECHO).await?;
+async fn reset(remote: &mut impl Remote) -> anyhow::Result<String> {
+    let found = by_remote(remote.open(RESET).await?).await?;
+    let mut ours = remote.open(ECHO).await?;
     ours.write_all(&[1; SMALL]).await?;
     drop(ours);
-    exchange(node.open(peer, ECHO).await?, SMALL).await.context("the connection afterwards")?;
+    exchange(remote.open(ECHO).await?, SMALL).await.context("the connection afterwards")?;
     Ok(found.to_owned())
 }
 
 /// Waits until one half tells that the remote has abandoned the stream.
-async fn by_remote(stream: Stream) -> anyhow::Result<&'static str> {
+async fn by_remote(stream: impl AsyncRead + AsyncWrite) -> anyhow::Result<&'static str> {
     let (mut reader, mut writer) = stream.split();
     let read = async {
         let mut byte = [0];
@@ -233,31 +243,27 @@ async fn by_remote(stream: Stream) -> anyhow::Result<&'static str> {
     tokio::time::timeout(NOTICE, first).await.map_err(|_| anyhow!("the reset went unnoticed"))?
 }
 
-async fn keep_alive(node: &mut Node, peer: PeerId) -> anyhow::Result<String> {
-    let closed = node.wait_for(peer, IDLE, |state| (state.connections == 0).then_some(())).await;
-    ensure!(closed.is_err(), "the connection was closed");
-    ping(node, peer).await
+async fn keep_alive(remote: &mut impl Remote) -> anyhow::Result<String> {
+    ensure!(!remote.gone(IDLE).await?, "the connection was closed");
+    ping(remote).await
 }
 
-async fn close_by_dialer(node: &mut Node, peer: PeerId) -> anyhow::Result<String> {
-    node.disconnect(peer).await?;
-    gone(node, peer).await
+async fn close_by_dialer(remote: &mut impl Remote) -> anyhow::Result<String> {
+    remote.disconnect().await?;
+    gone(remote).await
 }
 
-async fn close_by_listener(node: &mut Node, peer: PeerId) -> anyhow::Result<String> {
-    let mut stream = node.open(peer, CLOSE).await?;
+async fn close_by_listener(remote: &mut impl Remote) -> anyhow::Result<String> {
+    let mut stream = remote.open(CLOSE).await?;
     stream.write_all(&[1]).await?;
     stream.flush().await?;
-    gone(node, peer).await
+    gone(remote).await
 }
 
-async fn gone(node: &mut Node, peer: PeerId) -> anyhow::Result<String> {
+async fn gone(remote: &mut impl Remote) -> anyhow::Result<String> {
     let start = Instant::now();
-    let gone = node.wait_for(peer, NOTICE, |state| (state.connections == 0).then_some(())).await;
-    match gone {
-        Ok(()) => Ok(format!("after {:.0} ms", start.elapsed().as_secs_f64() * 1e3)),
-        Err(_) => bail!("the connection is still there"),
-    }
+    ensure!(remote.gone(NOTICE).await?, "the connection is still there");
+    Ok(format!("after {:.0} ms", start.elapsed().as_secs_f64() * 1e3))
 }
 
 #[cfg(test)]

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, identify,
@@ -16,7 +16,7 @@ use libp2p::{
 use libp2p_stream as stream;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{cli::BoxedTransport, report::Line};
+use crate::{cli::BoxedTransport, features::Remote, protocol::PING, report::Line};
 
 /// Long enough that nothing of ours keeps an idle connection alive, or closes it.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
@@ -199,6 +199,38 @@ impl Disconnector {
     pub async fn disconnect(self, peer: PeerId) {
         // Fails only if the node has stopped, and then nothing is connected.
         let _ = self.0.send(Command::Disconnect(peer)).await;
+    }
+}
+
+/// A peer that a [`Node`] is connected with.
+pub struct Connected<'a> {
+    /// Ourselves.
+    pub node: &'a mut Node,
+    /// The other.
+    pub peer: PeerId,
+}
+
+impl Remote for Connected<'_> {
+    type Stream = libp2p::Stream;
+
+    async fn open(&mut self, protocol: StreamProtocol) -> anyhow::Result<libp2p::Stream> {
+        self.node.open(self.peer, protocol).await
+    }
+
+    async fn identify(&mut self, timeout: Duration) -> anyhow::Result<String> {
+        let info = self.node.wait_for(self.peer, timeout, |state| state.identified.clone()).await?;
+        ensure!(info.protocols.contains(&PING), "ping is not among its protocols");
+        ensure!(info.public_key.to_peer_id() == self.peer, "the key is another peer's");
+        Ok(format!("{}, sees us at {}", info.agent_version, info.observed_addr))
+    }
+
+    async fn disconnect(&mut self) -> anyhow::Result<()> {
+        self.node.disconnect(self.peer).await
+    }
+
+    async fn gone(&mut self, timeout: Duration) -> anyhow::Result<bool> {
+        let gone = |state: &PeerState| (state.connections == 0).then_some(());
+        Ok(self.node.wait_for(self.peer, timeout, gone).await.is_ok())
     }
 }
 

@@ -2,9 +2,9 @@
 
 use std::future::Future;
 
-use anyhow::Context;
-use futures::{AsyncReadExt, AsyncWriteExt, StreamExt};
-use libp2p::{PeerId, Stream};
+use anyhow::{Context, bail};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt};
+use libp2p::StreamProtocol;
 
 use crate::{
     node::Node,
@@ -14,55 +14,65 @@ use crate::{
 /// Bytes that are read or written at once.
 pub const BLOCK: usize = 64 << 10;
 
+/// What every peer serves.
+pub const SERVED: [StreamProtocol; 6] = [PING, ECHO, HALF_CLOSE, RESET, CLOSE, PERF];
+
 /// Serves every protocol from now on.
 ///
 /// # Errors
 ///
 /// If somebody serves one already.
 pub fn start(node: &mut Node) -> anyhow::Result<()> {
-    serve(node.accept(PING)?, |_, stream| echo(stream));
-    serve(node.accept(ECHO)?, |_, stream| echo(stream));
-    serve(node.accept(HALF_CLOSE)?, |_, stream| half_close(stream));
-    serve(node.accept(RESET)?, |_, stream| reset(stream));
-    serve(node.accept(PERF)?, |_, stream| perf(stream));
-    let disconnect = node.disconnector();
-    serve(node.accept(CLOSE)?, move |peer, mut stream| {
-        let disconnect = disconnect.clone();
-        async move {
-            stream.read_exact(&mut [0]).await?;
-            disconnect.disconnect(peer).await;
-            Ok(())
-        }
-    });
+    for protocol in SERVED {
+        let mut incoming = node.accept(protocol.clone())?;
+        let disconnector = node.disconnector();
+        tokio::spawn(async move {
+            while let Some((peer, stream)) = incoming.next().await {
+                let (protocol, disconnector) = (protocol.clone(), disconnector.clone());
+                tokio::spawn(async move {
+                    if let Err(error) = handle(&protocol, stream, disconnector.disconnect(peer)).await {
+                        tracing::debug!(%peer, %protocol, %error, "a stream ended early");
+                    }
+                });
+            }
+        });
+    }
     Ok(())
 }
 
-fn serve<F>(
-    mut incoming: libp2p_stream::IncomingStreams,
-    handle: impl Fn(PeerId, Stream) -> F + Send + 'static,
-) where
-    F: Future<Output = anyhow::Result<()>> + Send + 'static,
-{
-    tokio::spawn(async move {
-        while let Some((peer, stream)) = incoming.next().await {
-            let handled = handle(peer, stream);
-            tokio::spawn(async move {
-                if let Err(error) = handled.await {
-                    tracing::debug!(%peer, %error, "a stream ended early");
-                }
-            });
+/// Serves one stream. `disconnect` closes the connection that it came over.
+///
+/// # Errors
+///
+/// If it ends early.
+pub async fn handle(
+    protocol: &StreamProtocol,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    disconnect: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    match protocol.as_ref() {
+        "/ipfs/ping/1.0.0" | "/interop/echo/1.0.0" => echo(stream).await,
+        "/interop/half-close/1.0.0" => half_close(stream).await,
+        "/interop/reset/1.0.0" => abandon(stream).await,
+        "/perf/1.0.0" => perf(stream).await,
+        "/interop/close/1.0.0" => {
+            let mut stream = stream;
+            stream.read_exact(&mut [0]).await?;
+            disconnect.await;
+            Ok(())
         }
-    });
+        other => bail!("{other} is not served"),
+    }
 }
 
-async fn echo(stream: Stream) -> anyhow::Result<()> {
+async fn echo(stream: impl AsyncRead + AsyncWrite) -> anyhow::Result<()> {
     let (mut reader, mut writer) = stream.split();
     futures::io::copy(&mut reader, &mut writer).await?;
     writer.close().await?;
     Ok(())
 }
 
-async fn half_close(mut stream: Stream) -> anyhow::Result<()> {
+async fn half_close(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> anyhow::Result<()> {
     let read = futures::io::copy(&mut stream, &mut futures::io::sink()).await?;
     stream.write_all(&read.to_be_bytes()).await?;
     stream.close().await?;
@@ -70,12 +80,12 @@ async fn half_close(mut stream: Stream) -> anyhow::Result<()> {
 }
 
 /// In rust-libp2p, a stream is abandoned by dropping it.
-async fn reset(mut stream: Stream) -> anyhow::Result<()> {
+async fn abandon(mut stream: impl AsyncRead + Unpin) -> anyhow::Result<()> {
     stream.read_exact(&mut [0]).await.context("the byte")?;
     Ok(())
 }
 
-async fn perf(mut stream: Stream) -> anyhow::Result<()> {
+async fn perf(mut stream: impl AsyncRead + AsyncWrite + Unpin) -> anyhow::Result<()> {
     let mut wanted = [0; 8];
     stream.read_exact(&mut wanted).await?;
     futures::io::copy(&mut stream, &mut futures::io::sink()).await?;
@@ -89,7 +99,7 @@ async fn perf(mut stream: Stream) -> anyhow::Result<()> {
 /// # Errors
 ///
 /// If the remote stops reading.
-pub async fn send_zeros(stream: &mut Stream, mut count: u64) -> anyhow::Result<()> {
+pub async fn send_zeros(stream: &mut (impl AsyncWrite + Unpin), mut count: u64) -> anyhow::Result<()> {
     let block = vec![0; BLOCK];
     while count > 0 {
         let length = count.min(BLOCK as u64);
