@@ -292,7 +292,8 @@ mod tests {
 
     #[test]
     fn every_violated_rule_names_field_value_and_bound() {
-        let cases: Vec<(Box<dyn Fn(&mut Config)>, &[&str])> = vec![
+        type Case = (Box<dyn Fn(&mut Config)>, &'static [&'static str]);
+        let cases: Vec<Case> = vec![
             (Box::new(|c| c.max_candidates = 0), &["max_candidates", "0", "1..=256"]),
             (Box::new(|c| c.max_candidates = 257), &["max_candidates", "257", "1..=256"]),
             (Box::new(|c| c.max_concurrent_attempts = 0), &["max_concurrent_attempts", "0", "1..=16"]),

@@ -1,1 +1,81 @@
-fn main() {}
+//! The program `punch`: direct connections between peers behind NATs.
+//!
+//! One subcommand a file. stdout is for results only, in words or as JSON lines; logs go to stderr as `RUST_LOG`
+//! says; whatever ends the program early is one sentence on stderr and an exit code of [`exit::Exit`].
+
+#![forbid(unsafe_code)]
+
+mod args;
+mod coordinator;
+mod demo;
+mod dial;
+mod echo;
+mod exit;
+mod key;
+mod listen;
+mod node;
+mod reason;
+mod report;
+mod signal;
+mod swarm;
+
+use std::{
+    io::{self, Write},
+    process::ExitCode,
+};
+
+use args::{Arguments, Command};
+use clap::Parser;
+use exit::{Exit, Failure};
+use tokio::runtime;
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) if error.use_stderr() && error.kind() != NO_SUBCOMMAND => {
+            return end(Err(Failure::usage(format!("{}; see 'punch --help'", args::sentence(&error)))));
+        }
+        Err(help) => {
+            // Help that nobody can read is no reason to fail in another way.
+            let _ = help.print();
+            return if help.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() };
+        }
+    };
+    tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).with_writer(io::stderr).init();
+    end(run(arguments.command))
+}
+
+const NO_SUBCOMMAND: clap::error::ErrorKind =
+    clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
+
+fn run(command: Command) -> Result<Exit, Failure> {
+    match command {
+        Command::Demo(arguments) => demo::run(&arguments),
+        Command::Coordinator(arguments) => in_real_time(coordinator::run(arguments)),
+        Command::Listen(arguments) => in_real_time(listen::run(arguments)),
+        Command::Dial(arguments) => in_real_time(dial::run(arguments)),
+    }
+}
+
+fn in_real_time(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exit, Failure> {
+    let runtime = runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Failure::error(format!("cannot start: {error}")))?;
+    let result = runtime.block_on(work);
+    // Nothing that still runs is worth waiting for: connections were closed by whoever opened them.
+    runtime.shutdown_background();
+    result
+}
+
+fn end(result: Result<Exit, Failure>) -> ExitCode {
+    match result {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            // Without a stderr, the exit code has to say it all.
+            let _ = writeln!(io::stderr(), "punch: {}", failure.message);
+            failure.exit.into()
+        }
+    }
+}

@@ -34,10 +34,7 @@ use self::{
 };
 use crate::{
     config::{Config, ConfigError, peer_of},
-    core::{
-        LinkId,
-        event::{Counters, Event},
-    },
+    core::{LinkId, counters::Counters, event::Event},
 };
 
 /// The control protocol.

@@ -16,12 +16,7 @@ use quinn::{AsyncTimer, Runtime};
 use super::{dials::Dials, routes::Routes};
 use crate::{
     behaviour::link::Input,
-    core::{
-        LinkId, Path,
-        agent::Agent,
-        event::{Counters, Event},
-        frame::Frame,
-    },
+    core::{LinkId, Path, agent::Agent, counters::Counters, event::Event, frame::Frame},
     io::Interfaces,
     transport::{
         Connection, Error,
@@ -126,8 +121,11 @@ impl Driver {
             }
             PathNotice::Established { flow, connection, guard } => {
                 let session = self.agent.session_of(flow);
+                let (Some((peer, _)), Some(path)) = (session, guard.path()) else {
+                    // The session was given up meanwhile. Dropping the guard closes the connection.
+                    return self.agent.handle_closed(flow, now);
+                };
                 self.agent.handle_established(flow, now);
-                let (Some((peer, _)), Some(path)) = (session, guard.path()) else { return };
                 self.routes.add(peer, path);
                 let connection = Connection::new(connection, Some(guard));
                 if let Err(connection) = self.dials.succeed(peer, connection) {
@@ -247,6 +245,11 @@ impl Driver {
         }
     }
 
+    fn publish_counters(&self) {
+        let counters = Counters { paths: self.path.counters(), ..self.agent.counters() };
+        *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
+    }
+
     fn poll_inbound(&mut self, cx: &mut Context<'_>) {
         while !self.inbound.is_empty() && self.channels.inbound.poll_ready_unpin(cx) == Poll::Ready(Ok(())) {
             if let Some(session) = self.inbound.pop_front() {
@@ -288,7 +291,7 @@ impl Future for Driver {
             this.drain(now);
             this.poll_inbound(cx);
             if !progressed && !due && !this.poll_timer(cx) {
-                *this.counters.lock().unwrap_or_else(PoisonError::into_inner) = this.agent.counters();
+                this.publish_counters();
                 return Poll::Pending;
             }
         }

@@ -18,7 +18,7 @@ use self::driver::Driver;
 use crate::{
     behaviour::{Behaviour, Ends},
     config::Config,
-    core::{agent::Agent, event::Counters},
+    core::{agent::Agent, counters::Counters},
     io::Network,
     transport::{
         Error, Transport,

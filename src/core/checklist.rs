@@ -5,103 +5,23 @@
 
 use std::{
     cmp::Reverse,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use super::{
     Path, SocketId,
     event::SessionRole,
-    limits::{Rate, TokenBucket},
-    targets::is_lan,
+    limits::Rate,
+    pair::{Challenge, MAX_OUTSTANDING, MAX_TRIGGERED, Origin, Pair, SCHEDULE, State},
 };
 
-/// When each probe of a pair leaves, in milliseconds after the first: about doubling, dense at first because both sides
-/// must hit the same moment, and over before a NAT forgets (RFC 4787 REQ-5).
-pub(crate) const SCHEDULE: [u64; 9] = [0, 33, 67, 133, 267, 533, 1067, 2133, 4267];
-/// How many probes make the opening burst of a pair.
-pub(crate) const OPENING: usize = 5;
 /// The least time between two probes of a session that were not asked for (RFC 8445 §14.2).
 pub(crate) const PACE: Duration = Duration::from_millis(5);
-/// How long after its last probe a pair may still be answered.
-const PATIENCE: Duration = Duration::from_secs(1);
-/// Challenges of a pair that may still be answered; older ones are forgotten.
-const MAX_OUTSTANDING: usize = 4;
-/// Challenges of a pair that were triggered by the peer's, between two starts.
-const MAX_TRIGGERED: u8 = 9;
 /// Pairs that the peer's own probes may add.
 const MAX_PEER_REFLEXIVE: usize = 8;
 /// Challenges answered in one session: the peer sends a dozen for each pair at most, and only within seconds.
-const ANSWERS: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
-/// Unanswered probes after which a path that once worked counts as dead.
-const DEAD_AFTER: u8 = 4;
-/// Paths kept beside the selected one when a session idles.
-const SPARES: usize = 2;
-
-/// RFC 8445 §6.1.2.6.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum State {
-    Waiting,
-    InProgress,
-    Succeeded,
-    Failed,
-}
-
-/// The order in which working paths are preferred, whatever their RTT.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Class {
-    Lan,
-    V6,
-    V4,
-}
-
-impl Class {
-    fn of(ip: IpAddr) -> Self {
-        match ip {
-            _ if is_lan(ip) => Class::Lan,
-            IpAddr::V6(_) => Class::V6,
-            IpAddr::V4(_) => Class::V4,
-        }
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(crate) struct Pair {
-    pub(crate) path: Path,
-    /// RFC 8445 §6.1.2.3.
-    priority: u64,
-    /// Coordinator-observed, or signed by the peer; peer-reflexive if neither.
-    pub(crate) origin: Origin,
-    pub(crate) state: State,
-    sent: u8,
-    triggered: u8,
-    /// An authentic challenge came over it.
-    pub(crate) heard: bool,
-    /// QUIC may use it before it is validated.
-    pub(crate) permitted: bool,
-    /// Of the first probe; before that, since when the pair waits.
-    started: Instant,
-    rtt: Option<Duration>,
-    outstanding: Vec<Challenge>,
-}
-
-/// How we came to know the remote address of a pair, the most trusted first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Origin {
-    /// The coordinator saw the peer there.
-    Observed,
-    /// The peer signed it.
-    Announced,
-    /// An authentic probe came from there.
-    PeerReflexive,
-}
-
-#[derive(Debug, Clone, Copy)]
-struct Challenge {
-    data: [u8; 8],
-    sent: Instant,
-    nominate: bool,
-}
+pub(crate) const ANSWERS: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
 
 /// The initiator tells the responder which path it selected, until that is answered.
 #[derive(Debug, Clone, Copy)]
@@ -123,7 +43,13 @@ pub(crate) struct Checklist {
     /// Nominated by the initiator before it was validated here.
     nominated: Option<Path>,
     nomination: Option<Nomination>,
-    answers: TokenBucket,
+}
+
+/// What an idle session remembers of its checklist.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Known {
+    pub(crate) path: Path,
+    rtt: Duration,
 }
 
 /// A challenge to send.
@@ -162,7 +88,6 @@ impl Checklist {
             selected: None,
             nominated: None,
             nomination: None,
-            answers: TokenBucket::default(),
         }
     }
 
@@ -237,22 +162,21 @@ impl Checklist {
         self.next_due().is_none()
     }
 
-    /// Drops what an idle session does not need and returns the paths that are no longer probed for.
-    pub(crate) fn compact(&mut self) -> Vec<Path> {
-        let (mut spares, selected) = (SPARES, self.selected);
-        let mut gone = Vec::new();
-        self.pairs.retain_mut(|pair| {
-            pair.outstanding = Vec::new();
-            let keep = Some(pair.path) == selected || (pair.state == State::Succeeded && spares > 0);
-            if !keep {
-                gone.push(pair.path);
-            } else if Some(pair.path) != selected {
-                spares -= 1;
-            }
-            keep
-        });
-        self.pairs.shrink_to_fit();
-        gone
+    /// A list that begins with a path that works and is selected already.
+    pub(crate) fn resume(mut self, known: Known, now: Instant) -> Self {
+        self.add(known.path, 0, Origin::Announced, now);
+        if let Some(pair) = self.get_mut(known.path) {
+            pair.state = State::Succeeded;
+            pair.rtt = Some(known.rtt);
+        }
+        self.selected = Some(known.path);
+        self
+    }
+
+    /// What [`resume`](Self::resume) needs, if a path is selected.
+    pub(crate) fn known(&self) -> Option<Known> {
+        let pair = self.get(self.selected?)?;
+        Some(Known { path: pair.path, rtt: pair.rtt? })
     }
 
     /// When [`poll`](Self::poll) has something to do.
@@ -348,9 +272,6 @@ impl Checklist {
 
     /// Takes an authentic challenge from `path`.
     pub(crate) fn on_challenge(&mut self, path: Path, priority: u64, nominate: bool, now: Instant) -> Heard {
-        if !self.answers.take(ANSWERS, now) {
-            return Heard { capped: true, ..Heard::default() };
-        }
         let mut heard = Heard { answer: true, ..Heard::default() };
         if self.get(path).is_none() {
             let known = self.pairs.iter().filter(|pair| pair.origin == Origin::PeerReflexive).count();
@@ -446,52 +367,5 @@ enum Next {
     Pair(usize),
 }
 
-impl Pair {
-    fn restart(&mut self, now: Instant) {
-        self.state = State::Waiting;
-        self.sent = 0;
-        self.triggered = 0;
-        self.started = now;
-    }
-
-    fn is_opening(&self) -> bool {
-        self.state == State::InProgress && usize::from(self.sent) < OPENING
-    }
-
-    fn next_due(&self) -> Option<Instant> {
-        let after = SCHEDULE.get(usize::from(self.sent))?;
-        Some(self.started + Duration::from_millis(*after))
-    }
-
-    fn fails_at(&self) -> Option<Instant> {
-        let over = self.state == State::InProgress && self.next_due().is_none();
-        let last = SCHEDULE.last().copied().unwrap_or_default();
-        over.then(|| self.started + Duration::from_millis(last) + PATIENCE)
-    }
-
-    fn is_dead(&self) -> bool {
-        match self.state {
-            State::Succeeded | State::Waiting => false,
-            State::InProgress => self.sent > DEAD_AFTER,
-            State::Failed => true,
-        }
-    }
-
-    fn rank(&self) -> (Class, Duration, Reverse<u64>) {
-        (Class::of(self.path.remote.ip()), self.rtt.unwrap_or(Duration::MAX), Reverse(self.priority))
-    }
-
-    /// Another class decides; within one the RTT must be a quarter and 5 ms shorter, so that noise moves nothing.
-    fn is_clearly_better(&self, than: &Pair) -> bool {
-        let (class, rtt, _) = self.rank();
-        let (other_class, other_rtt, _) = than.rank();
-        match class.cmp(&other_class) {
-            std::cmp::Ordering::Less => true,
-            std::cmp::Ordering::Equal => {
-                let shorter = other_rtt.saturating_sub(rtt);
-                shorter >= other_rtt / 4 && shorter >= Duration::from_millis(5)
-            }
-            std::cmp::Ordering::Greater => false,
-        }
-    }
-}
+#[cfg(test)]
+mod tests;

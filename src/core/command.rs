@@ -39,7 +39,8 @@ pub enum Command {
         path: Path,
     },
     /// Until a path is selected, QUIC packets of `flow` may go out on `path`, `budget` bytes in all
-    /// (RFC 9000 §8.1: three times what was received). A later one for the same path adds to the budget.
+    /// (RFC 9000 §8.1: three times what was received). A later one for the same path adds to the budget, and so
+    /// does every QUIC packet of the flow that comes on an admitted path.
     Permit {
         /// The flow.
         flow: FlowId,

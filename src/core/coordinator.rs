@@ -26,8 +26,8 @@ pub(crate) const MAX_REGISTRATIONS: usize = 10_000;
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(3600);
 /// `REGISTER`s of one peer: candidates change in bursts when a laptop changes networks, and rarely otherwise.
 pub(crate) const REGISTER_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 10 };
-/// `PUNCH_ME_NOW`s of one peer: a DHT walk dials a few dozen peers at once, hardly ever more than ten a second for long.
-pub(crate) const PUNCH_RATE: Rate = Rate { interval: Duration::from_millis(100), burst: 20 };
+/// `PUNCH_ME_NOW`s of one peer: a DHT walk dials a hundred peers at once, and hardly ever fifty a second for long.
+pub(crate) const PUNCH_RATE: Rate = Rate { interval: Duration::from_millis(20), burst: 100 };
 /// Requests whose `PUNCH_REJECTED` can still be brought back to the initiator.
 const MAX_FORWARDS: usize = 65_536;
 /// How long a responder may take for its `PUNCH_REJECTED`.
@@ -127,6 +127,7 @@ impl Coordinator {
         while let Some((at, peer)) = self.expiries.first().copied()
             && at <= now
         {
+            self.expiries.pop_first();
             self.forget(&peer);
         }
         self.forwards.expire(now);

@@ -90,41 +90,6 @@ pub enum FailureReason {
     DialSelf,
 }
 
-/// Counts of what happened, by where it happened. Nothing is estimated.
-///
-/// `attempts = successes + failures + in_flight` at every moment.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Counters {
-    /// Attempts begun, as either role.
-    pub attempts: u64,
-    /// Attempts that ended in a QUIC connection.
-    pub successes: u64,
-    /// Attempts that did not.
-    pub failures: u64,
-    /// Attempts under way.
-    pub in_flight: u64,
-    /// Answers of coordinators received by us as an initiator.
-    pub coordinations: u64,
-    /// Sum of the times from `PUNCH_ME_NOW` to its answer; the mean is this over `coordinations`.
-    pub coordination_time: Duration,
-    /// Probes sent, challenges and responses.
-    pub probes_sent: u64,
-    /// Bytes of probes sent, UDP payload.
-    pub probe_bytes_sent: u64,
-    /// Probes received that were authentic.
-    pub probes_received: u64,
-    /// Datagrams received that looked like probes and were not authentic or not ours.
-    pub probes_refused: u64,
-    /// Requests that we, as a coordinator, passed on.
-    pub requests_forwarded: u64,
-    /// Requests that we, as a coordinator, turned down.
-    pub requests_rejected: u64,
-    /// Frames of a remote that were ignored, because they broke a rule or a cap.
-    pub frames_refused: u64,
-    /// Times that something a remote wanted to grow met its cap.
-    pub caps_hit: u64,
-}
-
 /// Something an application may want to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]

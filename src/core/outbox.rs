@@ -5,7 +5,8 @@ use std::collections::VecDeque;
 use super::{
     LinkId, Path,
     command::Command,
-    event::{Counters, Event},
+    counters::Counters,
+    event::Event,
     frame::{Frame, RejectReason},
     keys::ProbeKeys,
     probe::{PROBE_LEN, Probe},

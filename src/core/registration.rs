@@ -13,7 +13,7 @@ use super::{
     candidate::Candidate,
     event::{Event, RegistrationStatus},
     frame::{Frame, Registration, RejectReason},
-    links::Links,
+    links::{Link, Links},
     network::Network,
     outbox::Outbox,
 };
@@ -116,11 +116,14 @@ impl Registrar {
         all.into_iter().map(|(_, peer, link)| (peer, link)).collect()
     }
 
-    /// A link to a coordinator came up.
-    pub(crate) fn link_up(&mut self, peer: &PeerId, link: LinkId, now: Instant) {
+    /// A link to a coordinator came up. It is used if there is none, or if the one in use does not show the coordinator
+    /// our address and this one does.
+    pub(crate) fn link_up(&mut self, peer: &PeerId, link: LinkId, links: &Links, now: Instant) {
+        let shows = |link| links.get(link).is_some_and(|link: &Link| link.remote.is_some());
         if let Some(entry) = self.entries.get_mut(peer)
-            && entry.link.is_none()
+            && entry.link.is_none_or(|current| shows(link) && !shows(current))
         {
+            entry.lose_link();
             entry.link = Some(link);
             entry.due = Some(now);
         }
@@ -156,12 +159,15 @@ impl Registrar {
         out: &mut Outbox,
     ) -> bool {
         let Some(entry) = self.entries.get_mut(peer) else { return false };
-        if entry.sent.is_none_or(|(sent, _)| sent != generation) || lifetime.is_zero() {
+        // An answer to an earlier one may come after another was sent; it counts, but does not answer the later one.
+        if entry.generation.is_none_or(|last| generation > last) || lifetime.is_zero() {
             return false;
         }
         let lifetime = lifetime.min(LIFETIME);
         let is_new = entry.registered_until.is_none();
-        entry.sent = None;
+        if entry.sent.is_some_and(|(sent, _)| sent == generation) {
+            entry.sent = None;
+        }
         entry.failures = 0;
         entry.registered_until = Some(now + lifetime);
         entry.due_by(now + lifetime / 2);

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    hash::{DefaultHasher, Hash, Hasher},
     net::SocketAddr,
     time::{Duration, Instant},
 };
@@ -11,10 +12,12 @@ use libp2p_identity::PeerId;
 
 use super::{
     FlowId, LinkId, SessionId,
-    checklist::{Checklist, Origin},
+    checklist::{Checklist, Known},
     event::{Phase, SessionRole},
     frame::RejectReason,
     keys::{ProbeKeys, ProbeSecret, TAG_LEN},
+    limits::TokenBucket,
+    pair::Origin,
 };
 
 /// Names a session inside the agent. The name on the wire is of the initiator's choosing, and so not one to rely on.
@@ -47,6 +50,9 @@ pub(crate) struct Opening {
     pub(crate) asked_at: Option<Instant>,
 }
 
+/// Addresses of the peer that an idle session remembers.
+pub(crate) const MAX_KEPT: usize = 3;
+
 /// An address of the peer that may be probed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Target {
@@ -78,6 +84,10 @@ pub(crate) struct Session {
     pub(crate) opening: Option<Box<Opening>>,
     pub(crate) targets: Vec<Target>,
     pub(crate) checklist: Option<Box<Checklist>>,
+    /// Instead of the checklist, as long as a connected session has nothing to probe.
+    pub(crate) known: Option<Box<Known>>,
+    /// For the answers to the peer's challenges.
+    pub(crate) answers: TokenBucket,
     /// The shortest that was measured in an earlier attempt.
     pub(crate) rtt: Option<Duration>,
     keys: Option<Box<ProbeKeys>>,
@@ -102,6 +112,8 @@ impl Session {
             opening: None,
             targets: Vec::new(),
             checklist: None,
+            known: None,
+            answers: TokenBucket::default(),
             rtt: None,
             keys: None,
             scheduled: None,
@@ -123,7 +135,7 @@ impl Session {
 
     /// Whether it has paths to probe.
     pub(crate) fn is_probing(&self) -> bool {
-        self.checklist.is_some()
+        self.checklist.is_some() || self.known.is_some()
     }
 
     /// Whether a coordinator has our request.
@@ -141,7 +153,9 @@ impl Session {
 #[derive(Debug, Default)]
 pub(crate) struct Table {
     all: BTreeMap<Key, Box<Session>>,
-    by_peer: BTreeSet<(PeerId, Key)>,
+    /// By a hash of the peer, which takes a tenth of the memory. Who makes hashes collide makes look-ups of its own
+    /// sessions slower.
+    by_peer: BTreeSet<(u64, Key)>,
     by_flow: BTreeMap<FlowId, Key>,
     by_tag: BTreeMap<[u8; TAG_LEN], Key>,
     /// Only the names that we chose ourselves.
@@ -162,7 +176,7 @@ impl Table {
     pub(crate) fn insert(&mut self, session: Session) -> Key {
         let key = Key(self.next_key);
         self.next_key += 1;
-        self.by_peer.insert((session.peer, key));
+        self.by_peer.insert((hash(&session.peer), key));
         self.all.insert(key, Box::new(session));
         key
     }
@@ -173,7 +187,7 @@ impl Table {
         self.set_keys(key, None);
         self.unname(key);
         let session = self.all.remove(&key)?;
-        self.by_peer.remove(&(session.peer, key));
+        self.by_peer.remove(&(hash(&session.peer), key));
         if let Some(at) = session.scheduled {
             self.timers.remove(&(at, key));
         }
@@ -189,7 +203,11 @@ impl Table {
     }
 
     pub(crate) fn of_peer(&self, peer: &PeerId) -> impl Iterator<Item = Key> {
-        self.by_peer.range((*peer, Key(0))..=(*peer, Key(u64::MAX))).map(|(_, key)| *key)
+        let (peer, hash) = (*peer, hash(peer));
+        self.by_peer
+            .range((hash, Key(0))..=(hash, Key(u64::MAX)))
+            .map(|(_, key)| *key)
+            .filter(move |key| self.get(*key).is_some_and(|session| session.peer == peer))
     }
 
     /// The session with `peer` that has no connection yet; there is at most one.
@@ -272,5 +290,35 @@ impl Table {
     /// The sessions whose time has come.
     pub(crate) fn due(&self, now: Instant) -> Vec<Key> {
         self.timers.iter().take_while(|(at, _)| *at <= now).map(|(_, key)| *key).collect()
+    }
+}
+
+fn hash(peer: &PeerId) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    peer.hash(&mut hasher);
+    hasher.finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::mem::size_of;
+
+    use super::*;
+    #[test]
+    fn an_idle_connected_session_costs_at_most_a_kibibyte() {
+        let entries = size_of::<(Key, Box<Session>)>()
+            + size_of::<(u64, Key)>()
+            + size_of::<(FlowId, Key)>()
+            + size_of::<([u8; TAG_LEN], Key)>()
+            + size_of::<(SessionId, Key)>();
+        let sizes = [
+            size_of::<Session>(),
+            size_of::<ProbeKeys>(),
+            size_of::<Known>(),
+            MAX_KEPT * size_of::<Target>(),
+            // Nodes of a B-tree are at least half full.
+            2 * entries,
+        ];
+        assert!(sizes.iter().sum::<usize>() <= 1024, "{sizes:?}");
     }
 }

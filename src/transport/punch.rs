@@ -131,6 +131,15 @@ async fn open(runtime: &dyn Runtime, socket: &dyn AsyncUdpSocket, remote: Socket
 
 #[cfg(test)]
 mod tests {
+    use std::{
+        io::{self, IoSliceMut},
+        pin::Pin,
+        task::{Context, Poll},
+        time::Instant,
+    };
+
+    use quinn::{UdpPoller, udp::RecvMeta};
+
     use super::*;
 
     const REMOTE: SocketAddr =
@@ -166,5 +175,54 @@ mod tests {
         let waiting = punches.take(REMOTE).unwrap();
         drop(punch);
         assert!(waiting.hand_over(Upgrade::new(async { Err(Error::HandshakeTimedOut) })).is_err());
+    }
+
+    /// Writes down what is sent and when.
+    #[derive(Debug, Default)]
+    struct Recorder(Mutex<Vec<(Instant, SocketAddr, Vec<u8>)>>);
+
+    impl AsyncUdpSocket for Recorder {
+        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+            unreachable!("nothing waits to send")
+        }
+
+        fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+            let now = quinn::TokioRuntime.now();
+            self.0.lock().unwrap().push((now, transmit.destination, transmit.contents.to_vec()));
+            Err(io::ErrorKind::WouldBlock.into())
+        }
+
+        fn poll_recv(
+            &self,
+            _cx: &mut Context<'_>,
+            _bufs: &mut [IoSliceMut<'_>],
+            _meta: &mut [RecvMeta],
+        ) -> Poll<io::Result<usize>> {
+            Poll::Pending
+        }
+
+        fn local_addr(&self) -> io::Result<SocketAddr> {
+            Err(io::ErrorKind::Unsupported.into())
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn small_packets_leave_densely_even_if_the_socket_is_busy() {
+        let recorder = Recorder::default();
+        let sending = open(&quinn::TokioRuntime, &recorder, REMOTE);
+        tokio::time::timeout(Duration::from_millis(700), sending).await.unwrap_err();
+        let sent = recorder.0.into_inner().unwrap();
+        let start = sent[0].0;
+        let due = [0, 5, 10, 20, 40, 80, 160, 320, 480, 640].map(Duration::from_millis);
+        assert_eq!(sent.len(), due.len());
+        for ((at, destination, packet), due) in sent.iter().zip(due) {
+            // tokio's timer counts whole milliseconds.
+            let late = (*at - start).saturating_sub(due);
+            assert!(*at - start >= due && late <= Duration::from_millis(12), "{late:?} late for {due:?}");
+            assert_eq!(*destination, REMOTE);
+            assert_eq!(packet.len(), PACKET_LENGTH);
+            assert!((4..=15).contains(&packet[0]));
+        }
+        assert_ne!(sent[0].2, sent[1].2);
     }
 }

@@ -13,7 +13,7 @@ use sha2::Sha256;
 
 use super::{
     Error,
-    path::{ConfigError, SessionConfigs},
+    path::SessionConfigs,
     tls::{Expected, Tls},
 };
 use crate::config::QuicConfig;
@@ -115,16 +115,16 @@ impl Quic {
 }
 
 impl SessionConfigs for Quic {
-    fn client(&self, peer: PeerId, rtt: Option<Duration>) -> Result<quinn::ClientConfig, ConfigError> {
+    fn client(&self, peer: PeerId, rtt: Option<Duration>) -> quinn::ClientConfig {
         let crypto = self.tls.client_config(Expected::new(Some(peer)));
-        Ok(client(crypto, Arc::new(self.session_transport(rtt))))
+        client(crypto, Arc::new(self.session_transport(rtt)))
     }
 
-    fn server(&self, peer: PeerId, rtt: Option<Duration>) -> Result<Arc<quinn::ServerConfig>, ConfigError> {
+    fn server(&self, peer: PeerId, rtt: Option<Duration>) -> Arc<quinn::ServerConfig> {
         let mut server = (*self.server).clone();
         server.crypto = self.tls.server_config(Expected::new(Some(peer)));
         server.transport_config(Arc::new(self.session_transport(rtt)));
-        Ok(Arc::new(server))
+        Arc::new(server)
     }
 }
 

@@ -5,7 +5,11 @@ use std::time::Duration;
 use futures::{AsyncReadExt, AsyncWriteExt, FutureExt, future::poll_fn};
 use libp2p_core::{Endpoint, Transport as _, muxing::StreamMuxerExt, transport::PortUse};
 
-use super::{notice::DialRequest, *};
+use super::{
+    notice::DialRequest,
+    path::{SessionConfigs, SessionKeys},
+    *,
+};
 
 const V4: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 const PLAIN: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse };
@@ -23,24 +27,18 @@ impl Driver {
     }
 }
 
-fn path_layer() -> Arc<PathLayer> {
-    Arc::new(PathLayer::default())
-}
-
 fn bridged() -> (Transport, Driver) {
-    let keypair = Keypair::generate_ed25519();
+    let quic = Quic::new(&Keypair::generate_ed25519(), &Config::default().quic).unwrap();
+    let keys = SessionKeys { reset: quic.reset_key(), cid: quic.session_connection_id_key() };
+    let runtime = Arc::new(quinn::TokioRuntime);
+    // No session is opened in these tests, so nothing is said of any.
+    let (path_notices, _) = tokio::sync::mpsc::channel(1);
+    let path = PathLayer::new(runtime.clone(), Box::new(quic.clone()), keys, path_notices).unwrap();
     let (notices, received) = mpsc::channel(1);
     let (sessions, inbound) = mpsc::channel(1);
-    let transport = Transport::bridged(
-        &keypair,
-        Config::default(),
-        Arc::new(OsNetwork::default()),
-        Arc::new(quinn::TokioRuntime),
-        notices,
-        inbound,
-        path_layer(),
-    );
-    (transport.unwrap(), Driver { notices: received, sessions })
+    let network = Arc::new(OsNetwork::default());
+    let transport = Transport::bridged(quic, network, runtime, notices, inbound, path);
+    (transport, Driver { notices: received, sessions })
 }
 
 fn alone() -> Transport {
@@ -246,7 +244,7 @@ async fn a_stream_that_finished_cleanly_is_not_stopped() {
 /// An endpoint that accepts with the session configuration for `peer`, and its address.
 fn session_server(keypair: &Keypair, peer: PeerId) -> (quinn::Endpoint, SocketAddr) {
     let quic = Quic::new(keypair, &Config::default().quic).unwrap();
-    let config = quic.session_server_config(peer, None);
+    let config = quic.server(peer, None);
     let endpoint = quinn::Endpoint::server((*config).clone(), SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
     let address = endpoint.local_addr().unwrap();
     (endpoint, address)
@@ -262,7 +260,7 @@ async fn sessions_pin_the_peer_on_both_sides() {
         let (server, address) = session_server(&b, server_expects);
         let quic = Quic::new(&a, &Config::default().quic).unwrap();
         let client = quinn::Endpoint::client(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap();
-        let config = quic.session_client_config(client_expects, Some(Duration::from_millis(5)));
+        let config = quic.client(client_expects, Some(Duration::from_millis(5)));
         let connecting = client.connect_with(config, address, "libp2p").unwrap();
         let accepting = async { server.accept().await.unwrap().await };
         let (connected, accepted) = future::join(connecting, accepting).await;

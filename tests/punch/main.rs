@@ -1,4 +1,6 @@
 //! Whole swarms behind simulated NATs, on paused time.
 
+mod crowd;
 mod matrix;
 mod network;
+mod others;

@@ -1,48 +1,122 @@
-//! Which pairs of NATs end in a direct connection.
+//! Which pairs of sites end in a direct connection, and how soon.
 
 use std::time::Duration;
 
-use libp2p::{core::ConnectedPoint, swarm::SwarmEvent};
-use libp2p_punch::Event;
+use libp2p::swarm::SwarmEvent;
 use libp2p_punch_sim::World;
 use tokio::time::Instant;
 
-use crate::network::{Site, client, coordinator, run, swarm, until};
+use crate::network::{Site, client, coordinator, on_paused_time, registered, run, swarm, until};
 
-/// Dials from `a` to `b` with 25 ms one way between any two; how long that took, or why it failed.
-async fn dial(a: Site, b: Site, loss: f64, seed: u64) -> Result<Duration, String> {
-    let world = World::new(seed);
-    let (c, address) = coordinator(&world);
-    let (host_a, host_b) = (a.host(&world, 1, loss), b.host(&world, 2, loss));
-    for (x, y) in [(&host_a, &host_b), (&host_a, &c), (&host_b, &c)] {
-        world.set_path(x, y, Duration::from_millis(25));
-    }
-    let mut dialer = swarm(&host_a, 1, client(&address), |punch, _| punch);
-    let mut listener = swarm(&host_b, 2, client(&address), |punch, _| punch);
-    until(&mut listener, |event| {
-        matches!(event, SwarmEvent::Behaviour(Event::Registered { .. })).then_some(())
-    })
-    .await;
-    let peer = run(listener);
-    until(&mut dialer, |event| {
-        matches!(event, SwarmEvent::Behaviour(Event::Registered { .. })).then_some(())
-    })
-    .await;
-    let begin = Instant::now();
-    dialer.dial(peer).expect("the peer is not dialed yet");
-    until(&mut dialer, |event| match event {
-        SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == peer => {
-            let direct = matches!(&endpoint, ConnectedPoint::Dialer { .. } if !endpoint.is_relayed());
-            Some(if direct { Ok(begin.elapsed()) } else { Err(format!("{endpoint:?}")) })
-        }
-        SwarmEvent::OutgoingConnectionError { error, .. } => Some(Err(error.to_string())),
-        _ => None,
-    })
-    .await
+/// Round-trip times between dialer and coordinator, listener and coordinator, dialer and listener.
+#[derive(Debug, Clone, Copy)]
+struct Geometry {
+    a: Duration,
+    b: Duration,
+    d: Duration,
 }
 
-#[tokio::test(start_paused = true)]
-async fn two_peers_behind_nats_with_endpoint_independent_mapping_get_a_direct_connection() {
-    let elapsed = dial(Site::EIM_APDF, Site::EIM_APDF, 0.0, 1).await.expect("direct");
-    println!("{elapsed:?}");
+impl Geometry {
+    const fn ms(a: u64, b: u64, d: u64) -> Self {
+        Self { a: Duration::from_millis(a), b: Duration::from_millis(b), d: Duration::from_millis(d) }
+    }
+
+    /// No scheme with a third party is sooner.
+    fn bound(self) -> Duration {
+        (self.a + self.b + self.d) / 2
+    }
+}
+
+const EVEN: Geometry = Geometry::ms(50, 50, 50);
+
+/// From `dial` to a connection that application data can be sent on, or why there is none.
+fn dial(dialer: Site, listener: Site, geometry: Geometry, loss: f64, seed: u64) -> Result<Duration, String> {
+    on_paused_time(async move {
+        let world = World::new(seed);
+        let (c, address) = coordinator(&world);
+        let (host_a, host_b) = (dialer.host(&world, 1, loss), listener.host(&world, 2, loss));
+        world.set_path(&host_a, &c, geometry.a / 2);
+        world.set_path(&host_b, &c, geometry.b / 2);
+        world.set_path(&host_a, &host_b, geometry.d / 2);
+        let mut dialer = swarm(&host_a, 1, client(&address), |punch, _| punch);
+        let mut listener = swarm(&host_b, 2, client(&address), |punch, _| punch);
+        registered(&mut listener).await;
+        let peer = run(listener);
+        registered(&mut dialer).await;
+        let begin = Instant::now();
+        dialer.dial(peer).expect("the peer is not dialed yet");
+        until(&mut dialer, |event| match event {
+            SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == peer => {
+                assert!(!endpoint.is_relayed(), "no relay runs here");
+                Some(Ok(begin.elapsed()))
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(id), error, .. } if id == peer => {
+                Some(Err(error.to_string()))
+            }
+            _ => None,
+        })
+        .await
+    })
+}
+
+fn every_pair_is_direct(pairs: &[(Site, Site)], loss: f64) {
+    let mut failed = Vec::new();
+    for (index, (dialer, listener)) in pairs.iter().enumerate() {
+        if let Err(why) = dial(*dialer, *listener, EVEN, loss, index as u64) {
+            failed.push(format!("{dialer:?} -> {listener:?}: {why}"));
+        }
+    }
+    assert!(failed.is_empty(), "{} of {} failed: {failed:#?}", failed.len(), pairs.len());
+}
+
+fn eim_pairs() -> Vec<(Site, Site)> {
+    Site::EIM.iter().flat_map(|dialer| Site::EIM.map(|listener| (*dialer, listener))).collect()
+}
+
+#[test]
+fn every_pair_of_endpoint_independent_mapping_is_direct_without_loss() {
+    every_pair_is_direct(&eim_pairs(), 0.0);
+}
+
+#[test]
+fn every_pair_of_endpoint_independent_mapping_is_direct_at_five_percent_loss() {
+    every_pair_is_direct(&eim_pairs(), 0.05);
+}
+
+#[test]
+fn every_pair_of_endpoint_independent_mapping_is_direct_at_twenty_percent_loss() {
+    every_pair_is_direct(&eim_pairs(), 0.2);
+}
+
+#[test]
+fn endpoint_dependent_mapping_is_direct_against_public_and_filters_that_ignore_ports() {
+    let easy = [Site::Public, Site::EIM_EIF, Site::EIM_ADF];
+    let pairs: Vec<_> =
+        easy.iter().flat_map(|&site| [(Site::APDM_RANDOM, site), (site, Site::APDM_RANDOM)]).collect();
+    for loss in [0.0, 0.05] {
+        every_pair_is_direct(&pairs, loss);
+    }
+}
+
+#[test]
+fn a_dial_takes_half_the_sum_of_the_three_round_trips() {
+    for geometry in [
+        EVEN,
+        Geometry::ms(50, 50, 100),
+        Geometry::ms(20, 180, 180),
+        Geometry::ms(180, 20, 180),
+        Geometry::ms(100, 100, 20),
+        Geometry::ms(200, 200, 200),
+    ] {
+        let elapsed = dial(Site::EIM_APDF, Site::EIM_APDF, geometry, 0.0, 1).expect("direct");
+        println!("{geometry:?}: {elapsed:?}, bound {:?}", geometry.bound());
+        assert!(elapsed >= geometry.bound(), "sooner than possible");
+        assert!(elapsed <= geometry.bound() + Duration::from_millis(10), "{elapsed:?} at {geometry:?}");
+    }
+}
+
+#[test]
+fn a_hopeless_pair_fails_with_a_reason_within_the_time_outs() {
+    let why = dial(Site::APDM_RANDOM, Site::APDM_RANDOM, EVEN, 0.0, 1).expect_err("no way through");
+    assert!(why.contains("no probe was answered"), "{why}");
 }

@@ -8,7 +8,7 @@ use libp2p::{
     identity::Keypair,
     swarm::{NetworkBehaviour, SwarmEvent},
 };
-use libp2p_punch::{Behaviour, Config, Role};
+use libp2p_punch::{Behaviour, Config, Event, Role};
 use libp2p_punch_sim::{Filtering, Host, Link, Mapping, Nat, Ports, World};
 
 /// The port of every listener.
@@ -27,11 +27,8 @@ impl Site {
     pub(crate) const EIM_ADF: Self = eim(Filtering::AddressDependent, Ports::Preserving);
     pub(crate) const EIM_APDF: Self = eim(Filtering::AddressAndPortDependent, Ports::Preserving);
     pub(crate) const EIM_APDF_PORT_NOT_KEPT: Self = eim(Filtering::AddressAndPortDependent, Ports::Random);
-    pub(crate) const APDM_RANDOM: Self = Self::Nat(
-        Mapping::AddressAndPortDependent,
-        Filtering::AddressAndPortDependent,
-        Ports::Random,
-    );
+    pub(crate) const APDM_RANDOM: Self =
+        Self::Nat(Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent, Ports::Random);
     /// All that punching without prediction gets through on both sides.
     pub(crate) const EIM: [Self; 6] = [
         Self::Public,
@@ -87,7 +84,9 @@ where
         .expect("it is a behaviour")
         .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(60)))
         .build();
-    swarm.listen_on(format!("/ip4/0.0.0.0/udp/{PORT}/quic-v1").parse().expect("valid")).expect("port is free");
+    swarm
+        .listen_on(format!("/ip4/0.0.0.0/udp/{PORT}/quic-v1").parse().expect("valid"))
+        .expect("port is free");
     swarm
 }
 
@@ -134,4 +133,15 @@ where
         }
     });
     peer
+}
+
+/// Waits until the coordinator has accepted this swarm's registration.
+pub(crate) async fn registered(swarm: &mut Swarm<Behaviour>) {
+    until(swarm, |event| matches!(event, SwarmEvent::Behaviour(Event::Registered { .. })).then_some(())).await
+}
+
+/// Runs `future` on a runtime of its own, whose clock jumps to the next timer whenever nothing else is to be done.
+pub(crate) fn on_paused_time<T>(future: impl Future<Output = T>) -> T {
+    let mut builder = tokio::runtime::Builder::new_current_thread();
+    builder.enable_all().start_paused(true).build().expect("a runtime").block_on(future)
 }

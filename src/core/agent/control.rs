@@ -56,7 +56,7 @@ impl Agent {
         self.coordinator.link_up(peer);
         self.tell_observed(link);
         if self.registrar.contains(&peer) {
-            self.registrar.link_up(&peer, link, now);
+            self.registrar.link_up(&peer, link, &self.links, now);
             self.run_registrar(now);
             self.coordinator_arrived(now);
         }

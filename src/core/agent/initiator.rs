@@ -168,8 +168,8 @@ impl Agent {
             return self.out.refuse_frame();
         };
         let (peer, phase, attempt) = (session.peer, session.phase, session.attempt);
-        let asked = session.opening.as_mut().filter(|_| attempt == answer.round);
-        let Some(opening) = asked else { return self.out.refuse_frame() };
+        // A slow coordinator may answer a request that is no longer of interest.
+        let Some(opening) = session.opening.as_mut().filter(|_| attempt == answer.round) else { return };
         let (asked_at, secret) = (opening.asked_at, opening.secret.clone());
         let asked = opening.asked.iter_mut().find(|a| a.peer == link.peer && a.standing == Standing::Pending);
         let Some(asked) = asked else { return self.out.refuse_frame() };
@@ -205,10 +205,9 @@ impl Agent {
         now: Instant,
     ) -> bool {
         let Some(key) = self.sessions.of_id(id) else { return false };
-        let Some(session) = self.sessions.get_mut(key).filter(|session| session.attempt == round) else {
-            return false;
-        };
-        let Some(opening) = &mut session.opening else { return false };
+        let current = self.sessions.get_mut(key).filter(|session| session.attempt == round);
+        // As in `punch_answer`, a slow coordinator is no offender.
+        let Some(opening) = current.and_then(|session| session.opening.as_mut()) else { return true };
         let unanswered = |a: &&mut Asked| matches!(a.standing, Standing::Pending | Standing::Answered);
         let Some(asked) = opening.asked.iter_mut().filter(unanswered).find(|a| a.peer == *from) else {
             return false;

@@ -26,7 +26,6 @@ impl Agent {
         };
         self.enter(key, Phase::Connected, now);
         self.end_attempt(key, true);
-        self.sessions.unname(key);
         if let Some(session) = self.sessions.get_mut(key) {
             session.opening = None;
             session.targets.shrink_to_fit();

@@ -12,18 +12,19 @@ use super::Agent;
 use crate::core::{
     LinkId, Path, SocketId,
     candidate::{self, Candidate, CandidateKind, keep_best, pair_priority},
-    checklist::{Checklist, Origin},
+    checklist::{ANSWERS, Checklist},
     command::Command,
     event::{Event, Phase, SessionRole},
     links::Link,
+    pair::{Origin, State},
     probe::{PROBE_LEN, Probe, tag_of},
-    session::{Key, Session, Target},
+    session::{Key, MAX_KEPT, Session, Target},
     targets::{Policy, Scope, scope},
 };
 
-/// What QUIC may send to where an authentic probe came from, before that path is validated: three times the probe and
-/// the full-size datagram of the server's flight that comes with it (RFC 9000 §8.1). Enough for the client to finish.
-const HEARD_BUDGET: usize = 3 * (PROBE_LEN + 1200);
+/// What QUIC may send to where an authentic probe came from, before that path is validated (RFC 9000 §8.1). The path
+/// layer adds three times what comes of QUIC itself.
+const HEARD_BUDGET: usize = 3 * PROBE_LEN;
 
 impl Agent {
     /// A datagram that begins like a probe arrived on `path`.
@@ -53,12 +54,16 @@ impl Agent {
 
     fn challenged(&mut self, key: Key, path: Path, (data, nominate): ([u8; 8], bool), now: Instant) {
         let triggered = self.rng.random();
+        self.wake(key, now);
         let Some(session) = self.sessions.get_mut(key) else { return };
         let priority = pair_priority_of(session.role, path.remote.ip(), {
             candidate::priority(CandidateKind::PeerReflexive, path.remote.ip())
         });
         let (flow, connected) = (session.flow, session.is_connected());
         let Some(checklist) = &mut session.checklist else { return };
+        if !session.answers.take(ANSWERS, now) {
+            return self.out.cap_hit();
+        }
         let heard = checklist.on_challenge(path, priority, nominate, now);
         if heard.capped {
             self.out.cap_hit();
@@ -164,13 +169,36 @@ impl Agent {
         if let Some(session) = self.sessions.get_mut(key)
             && session.is_connected()
             && let Some(flow) = session.flow
-            && let Some(checklist) = session.checklist.as_mut().filter(|checklist| checklist.is_idle())
+            && let Some(checklist) = session.checklist.take_if(|checklist| checklist.is_idle())
         {
-            for path in checklist.compact() {
+            let Some(known) = checklist.known() else {
+                // No path works; the peer may yet be heard from another.
+                session.checklist = Some(checklist);
+                return self.sessions.reschedule(key);
+            };
+            let works = |remote| {
+                checklist.pairs().iter().any(|p| p.path.remote == remote && p.state == State::Succeeded)
+            };
+            session.targets.retain(|target| works(target.remote));
+            session.targets.truncate(MAX_KEPT);
+            session.targets.shrink_to_fit();
+            session.known = Some(Box::new(known));
+            for path in checklist.pairs().iter().map(|pair| pair.path).filter(|path| *path != known.path) {
                 self.out.command(Command::Forget { flow, path });
             }
         }
         self.sessions.reschedule(key);
+    }
+
+    /// Gives a connected session that idled its checklist back.
+    fn wake(&mut self, key: Key, now: Instant) {
+        let (burst, max_pairs) = (self.settings.max_concurrent_attempts, self.settings.max_pairs());
+        if let Some(session) = self.sessions.get_mut(key)
+            && let Some(known) = session.known.take()
+        {
+            let checklist = Checklist::new(session.role, burst, max_pairs).resume(*known, now);
+            session.checklist = Some(Box::new(checklist));
+        }
     }
 
     /// Forms the pairs of our sockets and the addresses that may be probed.
@@ -267,6 +295,7 @@ impl Agent {
     /// Our sockets changed: new pairs are probed at once.
     pub(super) fn extend_checklists(&mut self, now: Instant) {
         for key in self.probing() {
+            self.wake(key, now);
             self.extend_checklist(key, None, now);
             self.pump(key, now);
         }
@@ -275,11 +304,13 @@ impl Agent {
     /// A socket is gone: its pairs go, and another path takes over if it carried the connection.
     pub(super) fn shrink_checklists(&mut self, socket: SocketId, now: Instant) {
         for key in self.probing() {
+            self.wake(key, now);
             let Some(session) = self.sessions.get_mut(key) else { continue };
             let (Some(checklist), Some(flow)) = (&mut session.checklist, session.flow) else { continue };
             for path in checklist.remove_socket(socket) {
                 self.out.command(Command::Forget { flow, path });
             }
+            self.extend_checklist(key, None, now);
             self.choose(key, now);
         }
     }
@@ -287,6 +318,7 @@ impl Agent {
     /// Our addresses changed: every pair is probed anew.
     pub(super) fn restart_checklists(&mut self, now: Instant) {
         for key in self.probing() {
+            self.wake(key, now);
             self.extend_checklist(key, None, now);
             if let Some(checklist) = self.sessions.get_mut(key).and_then(|s| s.checklist.as_mut()) {
                 checklist.restart(now);

@@ -16,6 +16,8 @@ pub(super) enum Kind<F> {
     Probe,
     /// A QUIC packet of a flow.
     Session(F),
+    /// A first flight of a flow, but on a path that is not the flow's: dropped.
+    Stray,
 }
 
 /// Whether the first byte of a datagram says that it is a probe.

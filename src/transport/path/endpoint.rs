@@ -51,8 +51,8 @@ pub(super) fn session_endpoint(
 pub(super) async fn route_incoming(endpoint: Endpoint, shared: Arc<Shared>) {
     while let Some(incoming) = endpoint.accept().await {
         let flow = flow_at(incoming.remote_address()).and_then(|id| shared.flow(id));
-        let unclaimed = match flow {
-            Some(flow) => flow.deliver(incoming).err(),
+        let unclaimed = match flow.and_then(|flow| flow.expected()) {
+            Some(waiting) => waiting.send(incoming).err(),
             None => Some(incoming),
         };
         if let Some(incoming) = unclaimed {
@@ -107,7 +107,7 @@ impl Supervisor {
         peer: PeerId,
         rtt: Option<Duration>,
     ) -> Result<Connection, PathError> {
-        let config = self.shared.configs.client(peer, rtt).map_err(PathError::Config)?;
+        let config = self.shared.configs.client(peer, rtt);
         let address = virtual_address(self.flow.id);
         let (connecting, cid) =
             while_opening(self.flow.id, || endpoint.connect_with(config, address, SERVER_NAME));
@@ -142,7 +142,7 @@ impl Supervisor {
         first_flight: &[Bytes],
         rtt: Option<Duration>,
     ) -> Result<Connection, PathError> {
-        let config = self.shared.configs.server(peer, rtt).map_err(PathError::Config)?;
+        let config = self.shared.configs.server(peer, rtt);
         // quinn looks at first flights only if it has a configuration. Any will do: each flow is accepted with its own.
         self.shared.serves.get_or_init(|| endpoint.set_server_config(Some((*config).clone())));
         let (sender, incoming) = oneshot::channel();

@@ -26,6 +26,8 @@ use crate::core::{FlowId, Path, SocketId};
 
 /// The prefix of virtual addresses, a ULA (RFC 4193); the flow's number is the rest.
 const PREFIX: [u16; 4] = [0xfd9c, 0x1d5e, 0x7701, 1];
+/// RFC 9000 §8.1: how many times as much may be sent to an address that is not validated as was received from it.
+const AMPLIFICATION_LIMIT: usize = 3;
 /// quinn refuses port 0.
 const PORT: u16 = 1;
 
@@ -91,6 +93,8 @@ pub(super) struct Flow {
     /// A packet came with an ID that we issued, so the peer has had what we sent first.
     heard: AtomicBool,
     is_blocked: AtomicBool,
+    /// A path is selected.
+    has_path: AtomicBool,
     state: Mutex<State>,
     /// The connection's driver, waiting to send.
     pub(super) unblocked: AtomicWaker,
@@ -114,6 +118,7 @@ impl Flow {
             cid: OnceLock::new(),
             heard: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
+            has_path: AtomicBool::new(false),
             state: Mutex::default(),
             unblocked: AtomicWaker::new(),
             moved: AtomicWaker::new(),
@@ -160,12 +165,14 @@ impl Flow {
         lock(&self.state).incoming = Some(incoming);
     }
 
-    /// Takes the connection that the peer's first flight made; gives it back if it was not waited for.
-    pub(super) fn deliver(&self, incoming: quinn::Incoming) -> Result<(), quinn::Incoming> {
-        match lock(&self.state).incoming.take() {
-            Some(waiting) => waiting.send(incoming),
-            None => Err(incoming),
-        }
+    /// Where it is waited for, the first time.
+    pub(super) fn expected(&self) -> Option<oneshot::Sender<quinn::Incoming>> {
+        lock(&self.state).incoming.take()
+    }
+
+    /// The destination connection ID of the peer's first flight.
+    pub(super) fn original_dcid(&self) -> Option<&Bytes> {
+        self.original_dcid.as_ref()
     }
 
     pub(super) fn admit(&self, target: FlowTarget) -> Result<bool, super::paths::Full> {
@@ -187,9 +194,21 @@ impl Flow {
         result
     }
 
+    /// A QUIC packet of `len` bytes came on `path`: until a path is selected, three times as much may go back.
+    pub(super) fn received(&self, path: &Path, len: usize, counters: &Counters) {
+        if self.has_path.load(Relaxed) {
+            return;
+        }
+        let budget = AMPLIFICATION_LIMIT.saturating_mul(len);
+        if lock(&self.state).paths.credit(path, budget, within_budget(counters)) {
+            self.moved.wake();
+        }
+    }
+
     pub(super) fn select(&self, target: FlowTarget, counters: &Counters) {
         let again = {
             let mut state = lock(&self.state);
+            self.has_path.store(true, Relaxed);
             let Some(again) = state.paths.select(target.clone(), self.heard.load(Relaxed)) else { return };
             self.unblock(&mut state);
             again
@@ -207,7 +226,9 @@ impl Flow {
         let admitted = {
             let mut state = lock(&self.state);
             self.unblock(&mut state);
-            state.paths.forget(path)
+            let admitted = state.paths.forget(path);
+            self.has_path.store(state.paths.selected().is_some(), Relaxed);
+            admitted
         };
         self.unblocked.wake();
         self.moved.wake();

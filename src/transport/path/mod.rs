@@ -53,6 +53,7 @@ use libp2p_identity::PeerId;
 use quinn::{AsyncUdpSocket, Endpoint, Runtime, crypto::HmacKey, udp::RecvMeta};
 use tokio::sync::mpsc;
 
+pub(crate) use self::endpoint::FlowGuard;
 use self::{
     cid::CidKey,
     endpoint::{Attempt, Supervisor},
@@ -61,11 +62,7 @@ use self::{
     stats::count,
     table::OpenError,
 };
-pub(crate) use self::{endpoint::FlowGuard, stats::PathStats};
-use crate::core::{FlowId, Path, SocketId, command::Command};
-
-/// Why a configuration could not be made.
-pub(crate) type ConfigError = Box<dyn std::error::Error + Send + Sync>;
+use crate::core::{FlowId, Path, SocketId, command::Command, counters::PathCounters};
 
 /// Makes the QUIC and TLS configuration of a session.
 ///
@@ -73,10 +70,10 @@ pub(crate) type ConfigError = Box<dyn std::error::Error + Send + Sync>;
 /// connection's address never changes. `rtt` is for QUIC's initial RTT.
 pub(crate) trait SessionConfigs: Send + Sync + 'static {
     /// The configuration of the QUIC client.
-    fn client(&self, peer: PeerId, rtt: Option<Duration>) -> Result<quinn::ClientConfig, ConfigError>;
+    fn client(&self, peer: PeerId, rtt: Option<Duration>) -> quinn::ClientConfig;
 
     /// The configuration of the QUIC server.
-    fn server(&self, peer: PeerId, rtt: Option<Duration>) -> Result<Arc<quinn::ServerConfig>, ConfigError>;
+    fn server(&self, peer: PeerId, rtt: Option<Duration>) -> Arc<quinn::ServerConfig>;
 }
 
 /// What keeps the names that the session endpoint gives out valid over a restart.
@@ -136,9 +133,6 @@ pub(crate) enum PathError {
     /// A `Close` ended it, or the path layer is gone.
     #[error("the attempt was abandoned")]
     Closed,
-    /// No configuration could be made.
-    #[error("configuration of the session")]
-    Config(#[source] ConfigError),
     /// quinn could not start the handshake.
     #[error("start of the handshake")]
     Connect(#[from] quinn::ConnectError),
@@ -245,7 +239,7 @@ impl PathLayer {
     }
 
     /// The counters.
-    pub(crate) fn stats(&self) -> PathStats {
+    pub(crate) fn counters(&self) -> PathCounters {
         self.shared.counters.snapshot()
     }
 

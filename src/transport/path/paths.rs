@@ -141,27 +141,35 @@ impl<S: Clone> Paths<S> {
         &mut self,
         target: Target<S>,
         budget: usize,
-        mut send: impl FnMut(&Target<S>, &[u8]) -> bool,
+        send: impl FnMut(&Target<S>, &[u8]) -> bool,
     ) -> Result<(), Full> {
-        if self.selected.is_some() {
-            return Ok(());
+        if self.selected.is_none() {
+            let path = target.path;
+            self.entry(target)?;
+            self.credit(&path, budget, send);
         }
+        Ok(())
+    }
+
+    /// As [`permit`](Self::permit), for a path that the flow has already; whether it has and needs it.
+    pub(super) fn credit(
+        &mut self,
+        path: &Path,
+        budget: usize,
+        mut send: impl FnMut(&Target<S>, &[u8]) -> bool,
+    ) -> bool {
+        let entry = self.entries.iter_mut().find(|entry| entry.target.path == *path);
+        let Some(entry) = entry.filter(|_| self.selected.is_none()) else { return false };
         self.permits += 1;
-        let permits = self.permits;
-        let path = target.path;
-        let entry = self.entry(target)?;
         entry.budget = entry.budget.saturating_add(budget);
-        entry.permitted = permits;
-        let Some(entry) = self.entries.iter_mut().find(|entry| entry.target.path == path) else {
-            return Ok(());
-        };
+        entry.permitted = self.permits;
         for (i, datagram) in self.stash.iter().enumerate() {
             let bit = 1 << i;
             if entry.sent & bit == 0 && entry.spend(datagram, bit, &mut send) {
                 self.sent |= bit;
             }
         }
-        Ok(())
+        true
     }
 
     /// Makes a path the selected one, and returns what is to be sent on it now: everything that is kept if nothing was
@@ -186,10 +194,8 @@ impl<S: Clone> Paths<S> {
         if heard {
             self.settle();
         }
-        if self.settled {
-            if !self.last.is_empty() && !again.iter().any(|datagram| *datagram == self.last) {
-                again.push(Bytes::copy_from_slice(&self.last));
-            }
+        if self.settled && !self.last.is_empty() && !again.iter().any(|datagram| *datagram == self.last) {
+            again.push(Bytes::copy_from_slice(&self.last));
         }
         Some(again)
     }

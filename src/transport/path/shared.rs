@@ -19,7 +19,7 @@ use super::{
     flow::{Flow, FlowTarget, virtual_address},
     queue::ReceiveQueue,
     stats::{Counters, count},
-    table::{OpenError, Table, Whose, classify},
+    table::{OpenError, Table, Whose},
 };
 use crate::core::{FlowId, Path, SocketId};
 
@@ -152,7 +152,7 @@ impl Shared {
             demux::sort(
                 buf,
                 entry,
-                |datagram| classify(datagram, flows, &self.key),
+                |datagram| table.classify(datagram, flows, &self.key),
                 |kind, data, stride| match kind {
                     Kind::Probe => self.probe(path, data),
                     Kind::Session(whose) => {
@@ -162,6 +162,7 @@ impl Shared {
                             Whose::Any => flows,
                         };
                         for flow in flows {
+                            flow.received(&path, data.len(), &self.counters);
                             let taken = self.queue.push(virtual_address(flow.id), data, stride, ecn);
                             let counters = &self.counters;
                             count(
@@ -170,6 +171,7 @@ impl Shared {
                             );
                         }
                     }
+                    Kind::Stray => count(&self.counters.strays_dropped, 1),
                     Kind::Other => {}
                 },
             );

@@ -5,6 +5,8 @@ use std::{
     sync::{Arc, Weak},
 };
 
+use bytes::Bytes;
+
 use super::{
     cid::{CID_LEN, CidKey},
     demux::{Kind, destination_cid, is_probe},
@@ -40,6 +42,8 @@ pub(super) enum Whose {
 pub(super) struct Table {
     flows: HashMap<FlowId, Arc<Flow>>,
     routes: HashMap<Path, Vec<Arc<Flow>>>,
+    /// By the destination connection ID of the peer's first flight.
+    originals: HashMap<Bytes, FlowId>,
     sockets: HashMap<SocketId, Arc<BoundSocket>>,
     /// Sockets that the transport gave up; they live as long as paths use them.
     retired: HashMap<SocketId, Weak<BoundSocket>>,
@@ -53,6 +57,9 @@ impl Table {
             Entry::Occupied(_) => Err(OpenError::Exists),
             Entry::Vacant(_) if full => Err(OpenError::TooMany),
             Entry::Vacant(entry) => {
+                if let Some(original) = flow.original_dcid() {
+                    self.originals.insert(original.clone(), flow.id);
+                }
                 entry.insert(flow);
                 Ok(())
             }
@@ -72,6 +79,11 @@ impl Table {
         let flow = self.flows.remove(&id)?;
         for path in flow.admitted() {
             self.unroute(&path, id);
+        }
+        if let Some(original) = flow.original_dcid()
+            && self.originals.get(original) == Some(&id)
+        {
+            self.originals.remove(original);
         }
         Some(flow)
     }
@@ -119,27 +131,29 @@ impl Table {
         self.retired.insert(id, Arc::downgrade(&socket));
         Some(socket)
     }
-}
 
-/// Says what a datagram is that came on a path which `flows` take packets from.
-pub(super) fn classify(datagram: &[u8], flows: &[Arc<Flow>], key: &CidKey) -> Kind<Whose> {
-    if is_probe(datagram) {
-        return Kind::Probe;
-    }
-    if flows.is_empty() {
-        return Kind::Other;
-    }
-    let Some((destination, long)) = destination_cid(datagram, CID_LEN) else { return Kind::Other };
-    if let Some(at) = flows.iter().position(|flow| flow.owns(destination, long)) {
-        return Kind::Session(Whose::One(at));
-    }
-    match flows {
-        _ if !key.issued(destination) => Kind::Other,
-        [flow] => {
-            flow.hear();
-            Kind::Session(Whose::One(0))
+    /// Says what a datagram is that came on a path from which `flows` take packets.
+    pub(super) fn classify(&self, datagram: &[u8], flows: &[Arc<Flow>], key: &CidKey) -> Kind<Whose> {
+        if is_probe(datagram) {
+            return Kind::Probe;
         }
-        _ => Kind::Session(Whose::Any),
+        let Some((destination, long)) = destination_cid(datagram, CID_LEN) else { return Kind::Other };
+        if let Some(at) = flows.iter().position(|flow| flow.owns(destination, long)) {
+            return Kind::Session(Whose::One(at));
+        }
+        // The binding's endpoint would take it for a plain connection, and the session would be two.
+        if long && self.originals.contains_key(destination) {
+            return Kind::Stray;
+        }
+        match flows {
+            [] => Kind::Other,
+            _ if !key.issued(destination) => Kind::Other,
+            [flow] => {
+                flow.hear();
+                Kind::Session(Whose::One(0))
+            }
+            _ => Kind::Session(Whose::Any),
+        }
     }
 }
 
@@ -188,15 +202,28 @@ mod tests {
     #[test]
     fn a_packet_goes_to_the_flow_whose_id_it_bears() {
         let key = CidKey::new(&[3; 32]).unwrap();
+        let table = Table::default();
         let flows = [flow(1), flow(2)];
         flows[0].named(Some([1; 8]));
         flows[1].named(Some([2; 8]));
-        assert_eq!(classify(&short(&[2; 8]), &flows, &key), Kind::Session(Whose::One(1)));
-        assert_eq!(classify(&short(&[7; 8]), &flows, &key), Kind::Other, "a plain connection's");
+        assert_eq!(table.classify(&short(&[2; 8]), &flows, &key), Kind::Session(Whose::One(1)));
+        assert_eq!(table.classify(&short(&[7; 8]), &flows, &key), Kind::Other, "a plain connection's");
         let later = SessionCids(key.clone()).generate_cid();
-        assert_eq!(classify(&short(&later), &flows, &key), Kind::Session(Whose::Any));
-        assert_eq!(classify(&short(&later), &flows[..1], &key), Kind::Session(Whose::One(0)));
-        assert_eq!(classify(&short(&later), &[], &key), Kind::Other, "nobody takes packets from there");
-        assert_eq!(classify(&[4, 0], &[], &key), Kind::Probe);
+        assert_eq!(table.classify(&short(&later), &flows, &key), Kind::Session(Whose::Any));
+        assert_eq!(table.classify(&short(&later), &flows[..1], &key), Kind::Session(Whose::One(0)));
+        assert_eq!(table.classify(&short(&later), &[], &key), Kind::Other, "nobody takes packets from there");
+        assert_eq!(table.classify(&[4, 0], &[], &key), Kind::Probe);
+    }
+    #[test]
+    fn a_first_flight_is_never_taken_for_a_plain_connection() {
+        let key = CidKey::new(&[3; 32]).unwrap();
+        let initial = Bytes::from_static(&[0xc0, 0, 0, 0, 1, 4, 1, 2, 3, 4, 0]);
+        let mut table = Table::default();
+        let flow = Arc::new(Flow::new(FlowId(1), std::slice::from_ref(&initial)));
+        table.open(flow.clone()).unwrap();
+        assert_eq!(table.classify(&initial, &[], &key), Kind::Stray);
+        assert_eq!(table.classify(&initial, &[flow], &key), Kind::Session(Whose::One(0)));
+        table.remove(FlowId(1));
+        assert_eq!(table.classify(&initial, &[], &key), Kind::Other);
     }
 }

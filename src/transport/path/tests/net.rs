@@ -69,7 +69,7 @@ impl Net {
             segments,
             inbox: Mutex::default(),
             reader: AtomicWaker::new(),
-            full: Mutex::default(),
+            room: Mutex::default(),
         });
         lock(&self.sockets).insert(address, Arc::downgrade(&socket));
         socket
@@ -97,19 +97,26 @@ pub(super) struct TestSocket {
     segments: usize,
     inbox: Mutex<VecDeque<Datagram>>,
     reader: AtomicWaker,
-    /// Those who wait, while nothing can be sent.
-    full: Mutex<Option<Vec<Waker>>>,
+    room: Mutex<Room>,
+}
+
+/// How much a socket still takes.
+#[derive(Default)]
+struct Room {
+    /// Sends until it is full, if it ever is.
+    left: Option<usize>,
+    /// Those who wait for it.
+    waiting: Vec<Waker>,
 }
 
 impl TestSocket {
-    /// Makes every send block, until [`unblock`](Self::unblock).
-    pub(super) fn block(&self) {
-        *lock(&self.full) = Some(Vec::new());
+    /// Makes every send after `left` more block, until [`unblock`](Self::unblock).
+    pub(super) fn block_after(&self, left: usize) {
+        lock(&self.room).left = Some(left);
     }
 
     pub(super) fn unblock(&self) {
-        let waiting = lock(&self.full).take();
-        waiting.into_iter().flatten().for_each(Waker::wake);
+        std::mem::take(&mut *lock(&self.room)).waiting.into_iter().for_each(Waker::wake);
     }
 }
 
@@ -124,13 +131,12 @@ struct Poller(Arc<TestSocket>);
 
 impl UdpPoller for Poller {
     fn poll_writable(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        match &mut *lock(&self.0.full) {
-            Some(waiting) => {
-                waiting.push(cx.waker().clone());
-                Poll::Pending
-            }
-            None => Poll::Ready(Ok(())),
+        let mut room = lock(&self.0.room);
+        if room.left == Some(0) {
+            room.waiting.push(cx.waker().clone());
+            return Poll::Pending;
         }
+        Poll::Ready(Ok(()))
     }
 }
 
@@ -140,8 +146,10 @@ impl AsyncUdpSocket for TestSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        if lock(&self.full).is_some() {
-            return Err(ErrorKind::WouldBlock.into());
+        match &mut lock(&self.room).left {
+            Some(0) => return Err(ErrorKind::WouldBlock.into()),
+            Some(left) => *left -= 1,
+            None => {}
         }
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         assert!(
@@ -211,7 +219,7 @@ impl AsyncUdpSocket for TestSocket {
 #[derive(Debug)]
 pub(super) struct Binding {
     pub(super) id: SocketId,
-    pub(super) socket: Arc<TestSocket>,
+    pub(super) socket: Arc<dyn AsyncUdpSocket>,
     pub(super) layer: Weak<PathLayer>,
 }
 

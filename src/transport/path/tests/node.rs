@@ -6,7 +6,7 @@ use bytes::Bytes;
 use hmac::{Hmac, Mac};
 use libp2p_identity::{Keypair, PeerId};
 use quinn::{
-    Connection, Endpoint, EndpointConfig, TokioRuntime, TransportConfig,
+    AsyncUdpSocket, Connection, Endpoint, EndpointConfig, TokioRuntime, TransportConfig,
     crypto::{
         CryptoError, HmacKey,
         rustls::{QuicClientConfig, QuicServerConfig},
@@ -16,7 +16,7 @@ use sha2::Sha256;
 use tokio::sync::mpsc;
 
 use super::{
-    super::{ConfigError, FlowGuard, PathError, PathLayer, PathNotice, SessionConfigs, SessionKeys},
+    super::{FlowGuard, PathError, PathLayer, PathNotice, SessionConfigs, SessionKeys},
     net::{Binding, Net, TestSocket},
 };
 use crate::core::{FlowId, Path, SocketId, command::Command};
@@ -31,18 +31,18 @@ pub(super) fn transport_config(rtt: Option<Duration>) -> Arc<TransportConfig> {
 }
 
 impl SessionConfigs for Configs {
-    fn client(&self, peer: PeerId, rtt: Option<Duration>) -> Result<quinn::ClientConfig, ConfigError> {
-        let tls = libp2p_tls::make_client_config(&self.0, Some(peer))?;
-        let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls)?));
+    fn client(&self, peer: PeerId, rtt: Option<Duration>) -> quinn::ClientConfig {
+        let tls = libp2p_tls::make_client_config(&self.0, Some(peer)).unwrap();
+        let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).unwrap()));
         config.transport_config(transport_config(rtt));
-        Ok(config)
+        config
     }
 
-    fn server(&self, _: PeerId, rtt: Option<Duration>) -> Result<Arc<quinn::ServerConfig>, ConfigError> {
-        let tls = libp2p_tls::make_server_config(&self.0)?;
-        let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls)?));
+    fn server(&self, _: PeerId, rtt: Option<Duration>) -> Arc<quinn::ServerConfig> {
+        let tls = libp2p_tls::make_server_config(&self.0).unwrap();
+        let mut config = quinn::ServerConfig::with_crypto(Arc::new(QuicServerConfig::try_from(tls).unwrap()));
         config.transport_config(transport_config(rtt)).migration(false);
-        Ok(Arc::new(config))
+        Arc::new(config)
     }
 }
 
@@ -63,6 +63,23 @@ impl HmacKey for ResetKey {
         let mac = Hmac::<Sha256>::new_from_slice(&[5; 32]).unwrap().chain_update(data);
         mac.verify_slice(signature).map_err(|_| CryptoError)
     }
+}
+
+/// An ordinary endpoint on a socket of the transport.
+pub(super) fn binding(
+    layer: &Arc<PathLayer>,
+    configs: &Configs,
+    id: SocketId,
+    socket: Arc<dyn AsyncUdpSocket>,
+) -> Endpoint {
+    let mut config = EndpointConfig::new(Arc::new(ResetKey));
+    config.grease_quic_bit(false);
+    let server = (*configs.server(configs.0.public().to_peer_id(), None)).clone();
+    let binding = Arc::new(Binding { id, socket: socket.clone(), layer: Arc::downgrade(layer) });
+    let endpoint =
+        Endpoint::new_with_abstract_socket(config, Some(server), binding, Arc::new(TokioRuntime)).unwrap();
+    layer.add_socket(id, socket, endpoint.clone());
+    endpoint
 }
 
 pub(super) fn layer(
@@ -104,14 +121,8 @@ impl Node {
     /// Adds a binding; every other one has no segmentation offload.
     pub(super) fn bind(&mut self, address: &str) {
         let id = SocketId(self.bindings.len() as u32);
-        let socket = self.net.bind(address, if id.0 % 2 == 0 { 10 } else { 1 });
-        let binding = Arc::new(Binding { id, socket: socket.clone(), layer: Arc::downgrade(&self.layer) });
-        let mut config = EndpointConfig::new(Arc::new(ResetKey));
-        config.grease_quic_bit(false);
-        let server = (*self.configs.server(self.peer, None).unwrap()).clone();
-        let runtime = Arc::new(TokioRuntime);
-        let endpoint = Endpoint::new_with_abstract_socket(config, Some(server), binding, runtime).unwrap();
-        self.layer.add_socket(id, socket.clone(), endpoint.clone());
+        let socket = self.net.bind(address, if id.0.is_multiple_of(2) { 10 } else { 1 });
+        let endpoint = binding(&self.layer, &self.configs, id, socket.clone());
         self.bindings.push((endpoint, socket));
     }
 

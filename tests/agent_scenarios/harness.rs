@@ -16,17 +16,17 @@ use libp2p_punch::{
         FlowId, LinkId, Path, SocketId,
         agent::Agent,
         command::Command,
-        event::{Event, FailureReason, Phase, SessionRole},
+        event::{Event, FailureReason},
         frame::Frame,
     },
 };
 
-pub const SOCKET: SocketId = SocketId(1);
+pub(crate) const SOCKET: SocketId = SocketId(1);
 const PORT: u16 = 4001;
 
 /// What crosses the network in a datagram.
 #[derive(Debug, Clone)]
-pub enum Packet {
+pub(crate) enum Packet {
     Probe(Bytes),
     ServerFlight(u64),
     Finish(u64),
@@ -49,60 +49,61 @@ struct Flow {
     sent: bool,
 }
 
-pub struct Node {
-    pub agent: Agent,
-    pub peer: PeerId,
-    pub keypair: Keypair,
+pub(crate) struct Node {
+    pub(crate) agent: Agent,
+    pub(crate) peer: PeerId,
     local: SocketAddr,
     /// The outer address, and whom its mapping has contacted.
     nat: Option<(IpAddr, BTreeSet<SocketAddr>)>,
-    pub links: BTreeMap<LinkId, (usize, LinkId)>,
+    pub(crate) links: BTreeMap<LinkId, (usize, LinkId)>,
     flows: BTreeMap<FlowId, Flow>,
-    pub events: Vec<(Duration, Event)>,
-    pub commands: Vec<(Duration, Command)>,
-    pub probes: Vec<(Duration, Path)>,
+    pub(crate) events: Vec<(Duration, Event)>,
+    pub(crate) commands: Vec<(Duration, Command)>,
+    pub(crate) probes: Vec<(Duration, Path)>,
     /// Whether `Command::Connect` and `Command::Accept` lead to packets.
-    pub quic_works: bool,
+    pub(crate) quic_works: bool,
 }
 
 /// What becomes of a frame on its way: frames to deliver, each later than usual by so much.
-pub type Tamper = Box<dyn FnMut(usize, usize, Frame) -> Vec<(Duration, Frame)>>;
+pub(crate) type Tamper = Box<dyn FnMut(usize, usize, Frame) -> Vec<(Duration, Frame)>>;
 
-pub struct World {
+pub(crate) struct World {
     start: Instant,
-    pub now: Instant,
-    pub nodes: Vec<Node>,
+    pub(crate) now: Instant,
+    pub(crate) nodes: Vec<Node>,
     latency: BTreeMap<(usize, usize), Duration>,
     queue: BTreeMap<(Instant, u64), Delivery>,
     sequence: u64,
     next_link: u64,
-    pub tamper: Option<Tamper>,
+    pub(crate) tamper: Option<Tamper>,
     /// Whether datagrams between peers that are not coordinators are lost.
-    pub blackhole: bool,
+    pub(crate) blackhole: bool,
+    /// Datagrams of this peer arrive as from another address.
+    pub(crate) divert: Option<(usize, SocketAddr)>,
 }
 
-pub fn ms(millis: u64) -> Duration {
+pub(crate) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-pub fn at(s: &str) -> SocketAddr {
+pub(crate) fn at(s: &str) -> SocketAddr {
     s.parse().unwrap()
 }
 
-pub fn keypair(seed: u8) -> Keypair {
+pub(crate) fn keypair(seed: u8) -> Keypair {
     Keypair::ed25519_from_bytes([seed; 32]).unwrap()
 }
 
-pub fn client() -> Config {
+pub(crate) fn client() -> Config {
     Config { role: Role::Client, ..Config::default() }
 }
 
-pub fn server() -> Config {
+pub(crate) fn server() -> Config {
     Config { role: Role::Server, ..Config::default() }
 }
 
 impl World {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let start = Instant::now();
         Self {
             start,
@@ -114,22 +115,23 @@ impl World {
             next_link: 0,
             tamper: None,
             blackhole: false,
+            divert: None,
         }
     }
 
     /// Adds a peer with one listener at `local`, behind a NAT if there is an outer address.
-    pub fn add(&mut self, config: &Config, local: &str, outer: Option<&str>) -> usize {
+    pub(crate) fn add(&mut self, config: &Config, local: &str, outer: Option<&str>) -> usize {
         let seed = u8::try_from(self.nodes.len() + 1).unwrap();
         let keypair = keypair(seed);
-        let mut agent = Agent::new(config, keypair.clone(), [seed; 32], self.now);
+        let peer = keypair.public().to_peer_id();
+        let mut agent = Agent::new(config, keypair, [seed; 32], self.now);
         let ip: IpAddr = local.parse().unwrap();
         let local = SocketAddr::new(ip, PORT);
         agent.handle_interface_up(ip, 24, self.now);
         agent.handle_socket_up(SOCKET, SocketAddr::new(IpAddr::from([0, 0, 0, 0]), PORT), true, self.now);
         self.nodes.push(Node {
             agent,
-            peer: keypair.public().to_peer_id(),
-            keypair,
+            peer,
             local,
             nat: outer.map(|outer| (outer.parse().unwrap(), BTreeSet::new())),
             links: BTreeMap::new(),
@@ -142,11 +144,11 @@ impl World {
         self.nodes.len() - 1
     }
 
-    pub fn elapsed(&self) -> Duration {
+    pub(crate) fn elapsed(&self) -> Duration {
         self.now - self.start
     }
 
-    pub fn set_latency(&mut self, a: usize, b: usize, one_way: Duration) {
+    pub(crate) fn set_latency(&mut self, a: usize, b: usize, one_way: Duration) {
         self.latency.insert((a.min(b), a.max(b)), one_way);
     }
 
@@ -155,13 +157,13 @@ impl World {
     }
 
     /// Where others see a peer.
-    pub fn outer(&self, node: usize) -> SocketAddr {
+    pub(crate) fn outer(&self, node: usize) -> SocketAddr {
         let node = &self.nodes[node];
         SocketAddr::new(node.nat.as_ref().map_or(node.local.ip(), |(outer, _)| *outer), PORT)
     }
 
     /// Opens a control stream between two peers; `a` is the one behind a NAT, if any is.
-    pub fn link(&mut self, a: usize, b: usize) -> (LinkId, LinkId) {
+    pub(crate) fn link(&mut self, a: usize, b: usize) -> (LinkId, LinkId) {
         let (here, there) = (LinkId(self.next_link), LinkId(self.next_link + 1));
         self.next_link += 2;
         self.nodes[a].links.insert(here, (b, there));
@@ -178,7 +180,12 @@ impl World {
         (here, there)
     }
 
-    pub fn unlink(&mut self, node: usize, link: LinkId) {
+    /// A peer's NAT is replaced by another.
+    pub(crate) fn move_behind(&mut self, node: usize, outer: &str) {
+        self.nodes[node].nat = Some((outer.parse().unwrap(), BTreeSet::new()));
+    }
+
+    pub(crate) fn unlink(&mut self, node: usize, link: LinkId) {
         if let Some((other, there)) = self.nodes[node].links.remove(&link) {
             self.nodes[other].links.remove(&there);
             self.input(node, |agent, now| agent.handle_link_down(link, now));
@@ -186,25 +193,25 @@ impl World {
         }
     }
 
-    pub fn coordinate(&mut self, node: usize, coordinator: usize) -> (LinkId, LinkId) {
+    pub(crate) fn coordinate(&mut self, node: usize, coordinator: usize) -> (LinkId, LinkId) {
         let peer = self.nodes[coordinator].peer;
         self.input(node, |agent, now| agent.add_coordinator(peer, now));
         self.link(node, coordinator)
     }
 
-    pub fn connect(&mut self, from: usize, to: usize) -> Result<(), FailureReason> {
+    pub(crate) fn connect(&mut self, from: usize, to: usize) -> Result<(), FailureReason> {
         let peer = self.nodes[to].peer;
         self.input(from, |agent, now| agent.connect(peer, now))
     }
 
     /// Gives an agent an input and carries out what it wants.
-    pub fn input<T>(&mut self, node: usize, f: impl FnOnce(&mut Agent, Instant) -> T) -> T {
+    pub(crate) fn input<T>(&mut self, node: usize, f: impl FnOnce(&mut Agent, Instant) -> T) -> T {
         let result = f(&mut self.nodes[node].agent, self.now);
         self.drain(node);
         result
     }
 
-    pub fn run_for(&mut self, time: Duration) {
+    pub(crate) fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
         loop {
             let queued = self.queue.first_key_value().map(|((at, _), _)| *at);
@@ -232,7 +239,7 @@ impl World {
         self.queue.insert((at, self.sequence), delivery);
     }
 
-    pub fn inject(&mut self, to: usize, link: LinkId, frame: Frame, after: Duration) {
+    pub(crate) fn inject(&mut self, to: usize, link: LinkId, frame: Frame, after: Duration) {
         self.push(self.now + after, Delivery::Frame { to, link, frame });
     }
 
@@ -307,6 +314,7 @@ impl World {
         if self.blackhole {
             return;
         }
+        let source = self.divert.filter(|(node, _)| *node == from).map_or(source, |(_, address)| address);
         self.push(self.now + self.latency(from, to), Delivery::Packet { to, from: source, packet });
     }
 
@@ -391,55 +399,5 @@ impl World {
             let at = self.now + self.latency(node, to) + later;
             self.push(at, Delivery::Frame { to, link: there, frame });
         }
-    }
-
-    /// When a peer's session first came to `phase` as `role`.
-    pub fn reached(&self, node: usize, role: SessionRole, phase: Phase) -> Option<Duration> {
-        self.nodes[node].events.iter().find_map(|(at, event)| match event {
-            Event::Phase { role: r, to, .. } if *r == role && *to == phase => Some(*at),
-            _ => None,
-        })
-    }
-
-    pub fn connected(&self, node: usize) -> Vec<(Duration, SessionRole)> {
-        let events = self.nodes[node].events.iter();
-        events
-            .filter_map(|(at, event)| match event {
-                Event::Connected { role, .. } => Some((*at, *role)),
-                _ => None,
-            })
-            .collect()
-    }
-
-    pub fn failed(&self, node: usize) -> Vec<(Duration, FailureReason)> {
-        let events = self.nodes[node].events.iter();
-        events
-            .filter_map(|(at, event)| match event {
-                Event::Failed { reason, .. } => Some((*at, *reason)),
-                _ => None,
-            })
-            .collect()
-    }
-
-    pub fn retries(&self, node: usize) -> Vec<(Duration, FailureReason, Duration)> {
-        let events = self.nodes[node].events.iter();
-        events
-            .filter_map(|(at, event)| match event {
-                Event::Retry { reason, delay, .. } => Some((*at, *reason, *delay)),
-                _ => None,
-            })
-            .collect()
-    }
-
-    pub fn assert_nothing_left(&self, node: usize) {
-        let agent = &self.nodes[node].agent;
-        assert_eq!(agent.sessions(), 0);
-        assert_eq!(agent.counters().in_flight, 0);
-        self.assert_counted(node);
-    }
-
-    pub fn assert_counted(&self, node: usize) {
-        let c = self.nodes[node].agent.counters();
-        assert_eq!(c.attempts, c.successes + c.failures + c.in_flight, "{c:?}");
     }
 }

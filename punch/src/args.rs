@@ -1,0 +1,229 @@
+//! The command line.
+
+use std::{path::PathBuf, time::Duration};
+
+use clap::{Args, Parser, Subcommand};
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
+
+use crate::{demo, exit::Failure};
+
+/// Direct connections between two peers behind NATs, through a coordinator.
+#[derive(Debug, Parser)]
+#[command(name = "punch", version, arg_required_else_help = true)]
+pub(crate) struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Watch two simulated peers behind NATs find each other; needs neither root nor a network.
+    Demo(demo::Arguments),
+    /// Introduce peers to each other; needs a public address.
+    Coordinator(Coordinator),
+    /// Register with a coordinator and wait for peers.
+    Listen(Listen),
+    /// Connect to a peer, send it something, and leave. Exit code: 0 direct, 10 relayed, 11 failed, 2 usage.
+    Dial(Dial),
+}
+
+/// What all peers over real UDP have in common.
+#[derive(Debug, Args)]
+pub(crate) struct Common {
+    /// File with the peer's Ed25519 key; created if it is not there. Without it, every run has a new key.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) key: Option<PathBuf>,
+    /// Print one JSON object a line on stdout, and nothing else.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Arguments of `punch coordinator`.
+#[derive(Debug, Args)]
+pub(crate) struct Coordinator {
+    /// Addresses to listen on, such as /ip4/0.0.0.0/udp/4001/quic-v1.
+    #[arg(long, value_name = "MULTIADDR", required = true, num_args = 1.., value_parser = listen_address)]
+    pub(crate) listen: Vec<Multiaddr>,
+    /// Key and output.
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Arguments of `punch listen`.
+#[derive(Debug, Args)]
+pub(crate) struct Listen {
+    /// Coordinators to register with, as /ip4/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID.
+    #[arg(long, value_name = "MULTIADDR", required = true, num_args = 1.., value_parser = coordinator_address)]
+    pub(crate) coordinator: Vec<Multiaddr>,
+    /// Addresses to listen on; without it, all interfaces and a free port.
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = listen_address)]
+    pub(crate) listen: Vec<Multiaddr>,
+    /// Key and output.
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Arguments of `punch dial`.
+#[derive(Debug, Args)]
+pub(crate) struct Dial {
+    /// The peer to connect to.
+    #[arg(value_name = "PEER_ID", required_unless_present = "coordinator")]
+    peer: Option<PeerId>,
+    /// Coordinators that may know the peer, as /ip4/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID.
+    #[arg(long, value_name = "MULTIADDR", required = true, num_args = 1.., value_parser = target)]
+    coordinator: Vec<Target>,
+    /// Give up after so many seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// Key and output.
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// One word after `--coordinator`: `--coordinator A B PEER` is as good as `PEER --coordinator A B`.
+#[derive(Debug, Clone)]
+enum Target {
+    Coordinator(Multiaddr),
+    Peer(PeerId),
+}
+
+impl Dial {
+    /// The peer to connect to, and the coordinators.
+    pub(crate) fn targets(&self) -> Result<(PeerId, Vec<Multiaddr>), Failure> {
+        let mut peers = Vec::from_iter(self.peer);
+        let mut coordinators = Vec::new();
+        for target in &self.coordinator {
+            match target {
+                Target::Coordinator(address) => coordinators.push(address.clone()),
+                Target::Peer(peer) => peers.push(*peer),
+            }
+        }
+        match (peers.as_slice(), coordinators.is_empty()) {
+            ([peer], false) => Ok((*peer, coordinators)),
+            ([], _) => Err(Failure::usage("PEER_ID is missing")),
+            (_, true) => Err(Failure::usage("--coordinator needs the address of a coordinator")),
+            _ => Err(Failure::usage("only one PEER_ID can be dialed")),
+        }
+    }
+}
+
+/// `/ip4|ip6/ADDRESS/udp/PORT/quic-v1`.
+fn listen_address(text: &str) -> Result<Multiaddr, String> {
+    let address = parse(text)?;
+    match parts(&address) {
+        Some((_, None)) => Ok(address),
+        _ => Err("an address to listen on looks like /ip4/0.0.0.0/udp/4001/quic-v1".into()),
+    }
+}
+
+/// `/ip4|ip6/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID`, and a port that can be dialed.
+fn coordinator_address(text: &str) -> Result<Multiaddr, String> {
+    let address = parse(text)?;
+    match parts(&address) {
+        Some((1.., Some(_))) => Ok(address),
+        _ => Err("a coordinator's address looks like /ip4/192.0.2.1/udp/4001/quic-v1/p2p/PEER_ID".into()),
+    }
+}
+
+fn target(text: &str) -> Result<Target, String> {
+    match text.parse() {
+        Ok(peer) => Ok(Target::Peer(peer)),
+        Err(_) => coordinator_address(text).map(Target::Coordinator),
+    }
+}
+
+fn parse(text: &str) -> Result<Multiaddr, String> {
+    text.parse().map_err(|error| format!("it is not a multiaddr ({error})"))
+}
+
+/// Port and peer of `/ip4|ip6/ADDRESS/udp/PORT/quic-v1[/p2p/PEER_ID]`.
+fn parts(address: &Multiaddr) -> Option<(u16, Option<PeerId>)> {
+    let mut parts = address.iter();
+    let (Protocol::Ip4(_) | Protocol::Ip6(_)) = parts.next()? else { return None };
+    let Protocol::Udp(port) = parts.next()? else { return None };
+    let Protocol::QuicV1 = parts.next()? else { return None };
+    match (parts.next(), parts.next()) {
+        (None, _) => Some((port, None)),
+        (Some(Protocol::P2p(peer)), None) => Some((port, Some(peer))),
+        _ => None,
+    }
+}
+
+/// A day is the longest that anybody may want to wait.
+fn seconds(text: &str) -> Result<Duration, String> {
+    let refused = "it must be a number of seconds above 0 and at most 86400";
+    let seconds: f64 = text.parse().map_err(|_| refused)?;
+    if seconds > 0.0 && seconds <= 86_400.0 {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(refused.into())
+    }
+}
+
+/// What clap says about wrong arguments, as one sentence.
+pub(crate) fn sentence(error: &clap::Error) -> String {
+    let text = error.render().to_string();
+    let lines = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim);
+    let sentence = lines.collect::<Vec<_>>().join(" ");
+    sentence.strip_prefix("error: ").map(str::to_owned).unwrap_or(sentence)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: &str = "/ip4/192.0.2.1/udp/4001/quic-v1";
+    const PEER: &str = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+    const OTHER: &str = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X";
+
+    fn dial(words: &[&str]) -> Result<(PeerId, usize), String> {
+        let words = ["punch", "dial"].iter().chain(words);
+        let arguments = Arguments::try_parse_from(words).map_err(|error| sentence(&error))?;
+        let Command::Dial(dial) = arguments.command else { return Err("not dial".into()) };
+        dial.targets().map(|(peer, all)| (peer, all.len())).map_err(|failure| failure.message)
+    }
+
+    #[test]
+    fn the_peer_may_stand_before_and_after_the_coordinators() {
+        let coordinator = format!("{ADDRESS}/p2p/{OTHER}");
+        let peer: PeerId = PEER.parse().unwrap();
+        assert_eq!(dial(&[PEER, "--coordinator", &coordinator]), Ok((peer, 1)));
+        assert_eq!(dial(&["--coordinator", &coordinator, PEER]), Ok((peer, 1)));
+        assert_eq!(dial(&[PEER, "--coordinator", &coordinator, &coordinator]), Ok((peer, 2)));
+        let twice = [PEER, "--coordinator", &coordinator, "--coordinator", &coordinator];
+        assert_eq!(dial(&twice), Ok((peer, 2)));
+    }
+
+    #[test]
+    fn a_missing_or_second_peer_is_refused() {
+        let coordinator = format!("{ADDRESS}/p2p/{OTHER}");
+        assert_eq!(dial(&["--coordinator", &coordinator]), Err("PEER_ID is missing".into()));
+        let two = dial(&[PEER, "--coordinator", &coordinator, OTHER]);
+        assert_eq!(two, Err("only one PEER_ID can be dialed".into()));
+        let none = dial(&["--coordinator", PEER]);
+        assert_eq!(none, Err("--coordinator needs the address of a coordinator".into()));
+    }
+
+    #[test]
+    fn addresses_of_another_shape_are_refused() {
+        assert!(listen_address(ADDRESS).is_ok());
+        for wrong in ["", "here", "/ip4/1.2.3.4/tcp/1", "/ip4/1.2.3/udp/1/quic-v1", "/ip4/1.2.3.4/udp/1/quic"]
+        {
+            assert!(listen_address(wrong).is_err(), "{wrong}");
+        }
+        assert!(coordinator_address(&format!("{ADDRESS}/p2p/{PEER}")).is_ok());
+        assert!(coordinator_address(&format!("/ip4/192.0.2.1/udp/0/quic-v1/p2p/{PEER}")).is_err());
+        assert!(coordinator_address(ADDRESS).is_err());
+        assert!(listen_address(&format!("{ADDRESS}/p2p/{PEER}")).is_err());
+    }
+
+    #[test]
+    fn a_timeout_is_a_positive_number_of_seconds() {
+        assert_eq!(seconds("2.5"), Ok(Duration::from_millis(2_500)));
+        for wrong in ["0", "-1", "NaN", "inf", "1e9", "soon"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,51 @@
+//! The wish of the outside that the program ends.
+
+use std::io;
+
+use crate::exit::Failure;
+
+#[cfg(unix)]
+use tokio::signal::unix::{Signal, SignalKind, signal};
+#[cfg(windows)]
+use tokio::signal::windows::{CtrlC, ctrl_c};
+
+/// Listens for Ctrl-C, and for SIGTERM where there is one, from the moment it is made.
+///
+/// It is made before anything is printed: whoever has read that we listen may send a signal at once.
+pub(crate) struct Stop {
+    #[cfg(unix)]
+    signals: [Signal; 2],
+    #[cfg(windows)]
+    ctrl_c: CtrlC,
+}
+
+impl Stop {
+    /// Must be called within a tokio runtime.
+    pub(crate) fn new() -> Result<Self, Failure> {
+        Self::listen().map_err(|error| Failure::error(format!("cannot listen for signals: {error}")))
+    }
+
+    #[cfg(unix)]
+    fn listen() -> io::Result<Self> {
+        Ok(Self { signals: [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?] })
+    }
+
+    #[cfg(windows)]
+    fn listen() -> io::Result<Self> {
+        Ok(Self { ctrl_c: ctrl_c()? })
+    }
+
+    /// Ends when the program is told to end.
+    pub(crate) async fn told(&mut self) {
+        #[cfg(unix)]
+        {
+            let [interrupt, terminate] = &mut self.signals;
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+        }
+        #[cfg(windows)]
+        self.ctrl_c.recv().await;
+    }
+}

@@ -1,0 +1,79 @@
+//! The swarm of a peer: the library's transport and behaviour, identify, ping and the echo protocol.
+
+use std::{sync::Arc, time::Duration};
+
+use libp2p::{
+    Swarm, SwarmBuilder, core::upgrade::Version, identify, identity::Keypair, ping, swarm::NetworkBehaviour,
+};
+use libp2p_punch::{Config, io::Network};
+
+use crate::{echo, exit::Failure};
+
+/// How long a connection that nobody uses stays open.
+const IDLE: Duration = Duration::from_secs(60);
+
+/// How long a dial may take. libp2p's default of 10 s would end a session before its retries; `--timeout` is
+/// what bounds a dial here.
+const DIAL: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// What a peer does.
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    pub(crate) punch: libp2p_punch::Behaviour,
+    identify: identify::Behaviour,
+    ping: ping::Behaviour,
+    pub(crate) echo: echo::Behaviour,
+}
+
+/// A swarm over real UDP.
+pub(crate) fn new(key: Keypair, config: Config) -> Result<Swarm<Behaviour>, Failure> {
+    let (transport, punch) = libp2p_punch::new(&key, config).map_err(refused)?;
+    assemble(key, transport, punch)
+}
+
+/// A swarm over another network and another clock.
+pub(crate) fn with_io(
+    key: Keypair,
+    config: Config,
+    network: Arc<dyn Network>,
+    runtime: Arc<dyn quinn::Runtime>,
+) -> Result<Swarm<Behaviour>, Failure> {
+    let (transport, punch) = libp2p_punch::with_io(&key, config, network, runtime).map_err(refused)?;
+    assemble(key, transport, punch)
+}
+
+fn assemble(
+    key: Keypair,
+    transport: libp2p_punch::Transport,
+    punch: libp2p_punch::Behaviour,
+) -> Result<Swarm<Behaviour>, Failure> {
+    let identify = identify::Config::new("/punch/1.0.0".to_owned(), key.public());
+    let behaviour = Behaviour {
+        punch,
+        identify: identify::Behaviour::new(identify),
+        ping: ping::Behaviour::default(),
+        echo: echo::behaviour(),
+    };
+    let swarm = SwarmBuilder::with_existing_identity(key)
+        .with_tokio()
+        .with_other_transport(|_| transport)
+        .map_err(Failure::error)?
+        .with_behaviour(|_| behaviour)
+        .map_err(Failure::error)?
+        .with_swarm_config(|config| {
+            // Lazy: the first bytes of a stream go with its negotiation, so that an echo takes one round trip.
+            config
+                .with_idle_connection_timeout(IDLE)
+                .with_substream_upgrade_protocol_override(Version::V1Lazy)
+        })
+        .with_connection_timeout(DIAL)
+        .build();
+    Ok(swarm)
+}
+
+fn refused(error: libp2p_punch::Error) -> Failure {
+    match error {
+        libp2p_punch::Error::Config(error) => Failure::usage(error),
+        error => Failure::error(error),
+    }
+}

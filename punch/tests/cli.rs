@@ -1,0 +1,343 @@
+//! The program as a user meets it when something is wrong: one clear sentence on stderr, an exit code, no hang.
+
+use std::{
+    fs,
+    net::UdpSocket,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+};
+
+use serde_json::Value;
+
+const ADDRESS: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
+const PEER: &str = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+const OTHER: &str = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X";
+
+fn punch(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_punch"))
+        .args(arguments)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .output()
+        .expect("punch can be run")
+}
+
+/// Runs `punch` and expects this exit code, nothing on stdout and one line on stderr that has all of `words`.
+fn refuses(arguments: &[&str], code: i32, words: &[&str]) {
+    let output = punch(arguments);
+    assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
+    assert!(output.stdout.is_empty(), "{arguments:?}: {output:?}");
+    one_sentence(arguments, &output, words);
+}
+
+fn one_sentence(arguments: &[&str], output: &Output, words: &[&str]) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(stderr.lines().count(), 1, "{arguments:?}: {stderr}");
+    assert!(stderr.starts_with("punch: "), "{arguments:?}: {stderr}");
+    for word in words {
+        assert!(stderr.contains(word), "{arguments:?}: {stderr:?} does not say {word:?}");
+    }
+}
+
+/// The JSON lines of an output.
+fn lines(output: &Output) -> Vec<Value> {
+    let text = String::from_utf8_lossy(&output.stdout);
+    text.lines().map(|line| serde_json::from_str(line).expect("stdout holds JSON lines only")).collect()
+}
+
+/// The address of a coordinator that is not there: a socket holds the port and answers nothing.
+fn dead_coordinator() -> (UdpSocket, String) {
+    let socket = UdpSocket::bind(("127.0.0.1", 0)).expect("there is a free port");
+    let port = socket.local_addr().expect("it is bound").port();
+    (socket, format!("/ip4/127.0.0.1/udp/{port}/quic-v1/p2p/{OTHER}"))
+}
+
+/// A file that is removed on drop.
+struct Scratch(PathBuf);
+
+impl Scratch {
+    fn new(name: &str) -> Self {
+        Self(std::env::temp_dir().join(format!("punch-cli-{name}-{}", std::process::id())))
+    }
+
+    fn path(&self) -> &str {
+        self.0.to_str().expect("the temporary directory has a name in UTF-8")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = fs::remove_file(&self.0);
+    }
+}
+
+#[test]
+fn malformed_multiaddrs_are_refused() {
+    refuses(&["coordinator", "--listen", "nonsense"], 2, &["nonsense", "--listen", "multiaddr"]);
+    refuses(&["coordinator", "--listen", "/ip4/127.0.0.1/tcp/1"], 2, &["/tcp/1", "quic-v1"]);
+    refuses(&["listen", "--coordinator", ADDRESS], 2, &["--coordinator", "/p2p/PEER_ID"]);
+    refuses(&["dial", PEER, "--coordinator", "/ip4/1.2.3.4"], 2, &["/ip4/1.2.3.4", "/p2p/PEER_ID"]);
+}
+
+#[test]
+fn missing_and_unknown_arguments_are_refused() {
+    refuses(&["coordinator"], 2, &["--listen"]);
+    refuses(&["listen"], 2, &["--coordinator"]);
+    refuses(&["dial", PEER], 2, &["--coordinator"]);
+    refuses(
+        &["dial", "--coordinator", &format!("/ip4/192.0.2.1/udp/1/quic-v1/p2p/{OTHER}")],
+        2,
+        &["PEER_ID"],
+    );
+    refuses(&["dial", "nobody", "--coordinator", ADDRESS], 2, &["nobody"]);
+    refuses(&["knock"], 2, &["knock"]);
+    refuses(&["coordinator", "--listen", ADDRESS, "--loud"], 2, &["--loud"]);
+}
+
+#[test]
+fn a_timeout_that_is_no_time_is_refused() {
+    let coordinator = format!("/ip4/192.0.2.1/udp/1/quic-v1/p2p/{OTHER}");
+    let arguments = ["dial", PEER, "--coordinator", coordinator.as_str(), "--timeout"];
+    for seconds in ["0", "soon", "1e300"] {
+        refuses(&[&arguments[..], &[seconds]].concat(), 2, &["--timeout", seconds]);
+    }
+}
+
+#[test]
+fn help_and_version_are_no_errors() {
+    for arguments in [&["--help"][..], &["--version"], &["dial", "--help"], &["demo", "--help"]] {
+        let output = punch(arguments);
+        assert_eq!(output.status.code(), Some(0), "{arguments:?}");
+        assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{arguments:?}");
+    }
+    assert_eq!(punch(&[]).status.code(), Some(2));
+}
+
+#[test]
+fn key_files_that_cannot_be_used_are_refused() {
+    let key = Scratch::new("garbage");
+    fs::write(&key.0, b"no key").expect("the temporary directory can be written to");
+    let directory = std::env::temp_dir();
+    let directory = directory.to_str().expect("the temporary directory has a name in UTF-8");
+    refuses(&["coordinator", "--listen", ADDRESS, "--key", key.path()], 2, &[key.path(), "private key"]);
+    refuses(&["coordinator", "--listen", ADDRESS, "--key", directory], 2, &[directory, "is not a file"]);
+    let nowhere = format!("{}/missing/key", key.path());
+    refuses(&["coordinator", "--listen", ADDRESS, "--key", &nowhere], 2, &[&nowhere]);
+
+    let secp256k1 = b"\x08\x02\x12\x20\x53\xda\xdf\x1d\x5a\x16\x4d\x6b\x4a\xcd\xb1\x5e\x24\xaa\x4c\x5b\
+        \x1d\x34\x61\xbd\xbd\x42\xab\xed\xb0\xa4\x40\x4d\x56\xce\xd8\xfb";
+    fs::write(&key.0, secp256k1).expect("the temporary directory can be written to");
+    refuses(&["coordinator", "--listen", ADDRESS, "--key", key.path()], 2, &[key.path(), "secp256k1"]);
+}
+
+#[test]
+fn a_port_in_use_is_an_error() {
+    let taken = UdpSocket::bind(("127.0.0.1", 0)).expect("there is a free port");
+    let port = taken.local_addr().expect("it is bound").port();
+    let address = format!("/ip4/127.0.0.1/udp/{port}/quic-v1");
+    refuses(&["coordinator", "--listen", &address], 1, &["cannot listen on", &address, "in use"]);
+    let (_socket, coordinator) = dead_coordinator();
+    refuses(&["listen", "--coordinator", &coordinator, "--listen", &address], 1, &[&address, "in use"]);
+}
+
+#[test]
+fn a_dead_coordinator_ends_listen_with_an_error() {
+    let (_socket, coordinator) = dead_coordinator();
+    let arguments = ["listen", "--coordinator", &coordinator, "--json"];
+    let output = punch(&arguments);
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    one_sentence(&arguments, &output, &["no coordinator", OTHER]);
+    assert!(lines(&output).iter().all(|line| line["event"] == "listening"));
+}
+
+#[test]
+fn a_dead_coordinator_ends_dial_with_a_failure() {
+    let (_socket, coordinator) = dead_coordinator();
+    let arguments = ["dial", PEER, "--coordinator", &coordinator, "--json"];
+    let output = punch(&arguments);
+    assert_eq!(output.status.code(), Some(11), "{output:?}");
+    one_sentence(&arguments, &output, &["no coordinator", PEER]);
+    let lines = lines(&output);
+    let failed = lines.last().expect("there is at least one line");
+    assert_eq!((&failed["event"], &failed["peer"]), (&"failed".into(), &PEER.into()));
+    assert_eq!(failed["reason"], "no_coordinator");
+    assert!(failed["message"].as_str().is_some_and(|message| !message.is_empty()));
+}
+
+#[test]
+fn a_dial_that_takes_too_long_fails() {
+    let (_socket, coordinator) = dead_coordinator();
+    let arguments = ["dial", PEER, "--coordinator", &coordinator, "--timeout", "0.2", "--json"];
+    let output = punch(&arguments);
+    assert_eq!(output.status.code(), Some(11), "{output:?}");
+    assert_eq!(lines(&output).last().map(|line| line["reason"].clone()), Some("timeout".into()));
+}
+
+#[test]
+fn the_demo_connects_directly_through_every_eim_nat() {
+    for nat in ["public", "eim+eif", "eim+adf", "eim+apdf", "eim+apdf+hashed", "double+eim+apdf"] {
+        let output = punch(&["demo", "--dialer-nat", nat, "--listener-nat", "eim+apdf"]);
+        let story = String::from_utf8_lossy(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{nat}: {story}");
+        for words in ["coordination", "candidates", "probe", "selected", "Connected directly.", "1 MiB"] {
+            assert!(story.contains(words), "{nat}: no {words:?} in\n{story}");
+        }
+    }
+}
+
+#[test]
+fn the_demo_compares_its_time_with_the_round_trips() {
+    let output = punch(&["demo", "--dialer-rtt", "20", "--listener-rtt", "40", "--peer-rtt", "50"]);
+    let story = String::from_utf8_lossy(&output.stdout);
+    assert!(story.contains("bound     55.0 ms"), "{story}");
+    assert!(story.contains("connect   55.0 ms"), "simulated time is exact: {story}");
+}
+
+#[test]
+fn the_demo_tells_when_two_nats_are_too_hard() {
+    let arguments = ["demo", "--dialer-nat", "apdm+apdf", "--listener-nat", "apdm+apdf"];
+    let output = punch(&arguments);
+    assert_eq!(output.status.code(), Some(11), "{output:?}");
+    one_sentence(&arguments, &output, &["did not connect"]);
+}
+
+#[test]
+fn nats_losses_and_times_that_do_not_exist_are_refused() {
+    refuses(&["demo", "--dialer-nat", "cone"], 2, &["--dialer-nat", "cone"]);
+    refuses(&["demo", "--loss", "101"], 2, &["--loss", "101"]);
+    refuses(&["demo", "--rtt", "never"], 2, &["--rtt", "never"]);
+}
+
+#[cfg(unix)]
+mod running {
+    //! Processes that go on until they are told to end.
+
+    use std::{
+        io::{BufRead, BufReader},
+        process::{Child, ChildStdout},
+    };
+
+    use nix::{
+        sys::signal::{Signal, kill},
+        unistd::Pid,
+    };
+
+    use super::*;
+
+    /// A running `punch`. Killed on drop.
+    struct Running {
+        child: Child,
+        stdout: BufReader<ChildStdout>,
+    }
+
+    impl Running {
+        fn new(arguments: &[&str]) -> Self {
+            let mut child = Command::new(env!("CARGO_BIN_EXE_punch"))
+                .args(arguments)
+                .stdin(Stdio::null())
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("punch can be run");
+            let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
+            Self { child, stdout }
+        }
+
+        fn line(&mut self) -> Value {
+            let mut line = String::new();
+            self.stdout.read_line(&mut line).expect("stdout is text");
+            serde_json::from_str(&line).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+        }
+
+        /// Reads on until the event of this name.
+        fn wait_for(&mut self, event: &str) -> Value {
+            loop {
+                let line = self.line();
+                if line["event"] == event {
+                    return line;
+                }
+            }
+        }
+
+        fn end(&mut self, signal: Signal) -> Option<i32> {
+            let process = i32::try_from(self.child.id()).expect("process ids are small");
+            kill(Pid::from_raw(process), signal).expect("the process is ours");
+            self.child.wait().expect("the process is our child").code()
+        }
+    }
+
+    impl Drop for Running {
+        fn drop(&mut self) {
+            let _ = self.child.kill();
+            let _ = self.child.wait();
+        }
+    }
+
+    #[test]
+    fn a_coordinator_tells_its_address_and_leaves_on_ctrl_c_and_sigterm() {
+        for signal in [Signal::SIGINT, Signal::SIGTERM] {
+            let mut coordinator = Running::new(&["coordinator", "--listen", ADDRESS, "--json"]);
+            let line = coordinator.line();
+            assert_eq!(line["event"], "listening");
+            let address = line["address"].as_str().unwrap_or_default();
+            assert!(address.starts_with("/ip4/127.0.0.1/udp/"), "{line}");
+            assert!(address.contains("/quic-v1/p2p/12D3KooW"), "{line}");
+            assert_eq!(coordinator.end(signal), Some(0), "{signal}");
+        }
+    }
+
+    #[test]
+    fn a_key_file_makes_the_peer_id_stay() {
+        use std::os::unix::fs::PermissionsExt;
+        let key = Scratch::new("stays");
+        let arguments = ["coordinator", "--listen", ADDRESS, "--key", key.path(), "--json"];
+        let mut peers = Vec::new();
+        for _ in 0..2 {
+            let mut coordinator = Running::new(&arguments);
+            let line = coordinator.line();
+            let address = line["address"].as_str().unwrap_or_default();
+            peers.push(address.rsplit('/').next().unwrap_or_default().to_owned());
+            assert_eq!(coordinator.end(Signal::SIGTERM), Some(0));
+        }
+        assert_eq!(peers[0], peers[1]);
+        let mode = fs::metadata(&key.0).expect("the key file is there").permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_listener_registers_and_leaves_on_sigterm() {
+        let mut coordinator = Running::new(&["coordinator", "--listen", ADDRESS, "--json"]);
+        let line = coordinator.line();
+        let address = line["address"].as_str().unwrap_or_default();
+        let mut listener = Running::new(&["listen", "--coordinator", address, "--json"]);
+        let registered = listener.wait_for("registered");
+        assert_eq!(registered["coordinator"].as_str(), address.rsplit('/').next());
+        assert_eq!(listener.end(Signal::SIGTERM), Some(0));
+    }
+
+    #[test]
+    fn a_peer_that_the_coordinator_does_not_know_is_a_failure() {
+        let mut coordinator = Running::new(&["coordinator", "--listen", ADDRESS, "--json"]);
+        let line = coordinator.line();
+        let address = line["address"].as_str().unwrap_or_default();
+        let arguments = ["dial", PEER, "--coordinator", address, "--json"];
+        let output = punch(&arguments);
+        assert_eq!(output.status.code(), Some(11), "{output:?}");
+        one_sentence(&arguments, &output, &["cannot connect", PEER]);
+        assert_eq!(lines(&output).last().map(|line| line["event"].clone()), Some("failed".into()));
+    }
+
+    #[test]
+    fn a_closed_stdout_ends_the_program_without_a_panic() {
+        let (reader, writer) = std::io::pipe().expect("there are pipes");
+        drop(reader);
+        let output = Command::new(env!("CARGO_BIN_EXE_punch"))
+            .args(["coordinator", "--listen", ADDRESS, "--json"])
+            .stdin(Stdio::null())
+            .stdout(writer)
+            .output()
+            .expect("punch can be run");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        one_sentence(&["coordinator"], &output, &["stdout"]);
+    }
+}

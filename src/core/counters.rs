@@ -1,0 +1,71 @@
+//! What was counted, by where it happened.
+
+use std::time::Duration;
+
+/// Counts of what happened, by where it happened. Nothing is estimated.
+///
+/// `attempts = successes + failures + in_flight` at every moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Attempts begun, as either role.
+    pub attempts: u64,
+    /// Attempts that ended in a QUIC connection.
+    pub successes: u64,
+    /// Attempts that did not.
+    pub failures: u64,
+    /// Attempts under way.
+    pub in_flight: u64,
+    /// Answers of coordinators received by us as an initiator.
+    pub coordinations: u64,
+    /// Sum of the times from `PUNCH_ME_NOW` to its answer; the mean is this over `coordinations`.
+    pub coordination_time: Duration,
+    /// Probes sent, challenges and responses.
+    pub probes_sent: u64,
+    /// Bytes of probes sent, UDP payload.
+    pub probe_bytes_sent: u64,
+    /// Probes received that were authentic.
+    pub probes_received: u64,
+    /// Datagrams received that looked like probes and were not authentic or not ours.
+    pub probes_refused: u64,
+    /// Requests that we, as a coordinator, passed on.
+    pub requests_forwarded: u64,
+    /// Requests that we, as a coordinator, turned down.
+    pub requests_rejected: u64,
+    /// Frames of a remote that were ignored, because they broke a rule or a cap.
+    pub frames_refused: u64,
+    /// Times that something a remote wanted to grow met its cap.
+    pub caps_hit: u64,
+    /// What happened beneath the sessions. Counted by the transport; an agent alone leaves it at zero.
+    pub paths: PathCounters,
+}
+
+/// What the path layer did and refused to do.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PathCounters {
+    /// Probes handed to the driver.
+    pub probes_received: u64,
+    /// Probes dropped because the driver's channel was full or they were longer than any probe.
+    pub probes_dropped: u64,
+    /// Probes handed to a socket.
+    pub probes_sent: u64,
+    /// Probes not sent: the socket would have blocked, failed or is not there.
+    pub probes_unsent: u64,
+    /// Bytes of QUIC packets handed to the session endpoint.
+    pub bytes_received: u64,
+    /// Bytes of QUIC packets dropped because the session endpoint's queue was full.
+    pub bytes_dropped: u64,
+    /// First flights dropped because they came on a path that was not admitted for their flow.
+    pub strays_dropped: u64,
+    /// Datagrams of flows that were neither sent nor kept, for want of a path or of its budget.
+    pub datagrams_unsent: u64,
+    /// Sends on a path that failed; QUIC takes them for lost packets.
+    pub send_errors: u64,
+    /// Times that a flow had to wait for its path's socket.
+    pub sends_blocked: u64,
+    /// Flows refused because there were too many.
+    pub flows_refused: u64,
+    /// Paths refused because the flow, or the pair of addresses, had too many.
+    pub paths_refused: u64,
+    /// Commands that named a flow or a socket that is not there, or a flow that is there already.
+    pub commands_ignored: u64,
+}

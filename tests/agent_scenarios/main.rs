@@ -1,0 +1,16 @@
+//! Agents together: sessions from the wish to connect to the connection or the failure, in virtual time.
+
+#[cfg(test)]
+mod abuse;
+#[cfg(test)]
+mod coordination;
+#[cfg(test)]
+mod failures;
+#[cfg(test)]
+mod harness;
+#[cfg(test)]
+mod inputs;
+#[cfg(test)]
+mod report;
+#[cfg(test)]
+mod sessions;
