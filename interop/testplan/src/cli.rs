@@ -15,7 +15,6 @@ use crate::{
     key::KeyType,
     node::{Connected, Node},
     report::Line,
-    serve,
 };
 
 /// A transport whatever it is made of.
@@ -71,7 +70,6 @@ pub async fn run(
         Command::Listen(Listen { key, address }) => {
             let keypair = key.keypair()?;
             let mut node = Node::start(transport(&keypair)?, &keypair, agent)?;
-            serve::start(&mut node)?;
             node.report();
             let address = node.listen(address).await?;
             Line::Listening { address }.print();
@@ -81,7 +79,6 @@ pub async fn run(
         Command::Dial(Dial { key, address, features }) => {
             let keypair = key.keypair()?;
             let mut node = Node::start(transport(&keypair)?, &keypair, agent)?;
-            serve::start(&mut node)?;
             let peer = tokio::time::timeout(CONNECT_TIMEOUT, node.dial(address)).await??;
             Line::Connected { peer: peer.to_string() }.print();
             attempt_all(&mut Connected { node: &mut node, peer }, features).await;

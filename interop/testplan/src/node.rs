@@ -1,4 +1,4 @@
-//! A swarm in a task of its own, with its state in a watch and its streams in a control.
+//! A swarm in a task of its own, with its state in a watch.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,10 +13,9 @@ use libp2p::{
     multiaddr::Protocol,
     swarm::{ConnectionId, NetworkBehaviour, SwarmEvent, dial_opts::DialOpts},
 };
-use libp2p_stream as stream;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{cli::BoxedTransport, features::Remote, protocol::PING, report::Line};
+use crate::{cli::BoxedTransport, features::Remote, protocol::PING, report::Line, serve, streams};
 
 /// Long enough that nothing of ours keeps an idle connection alive, or closes it.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
@@ -26,7 +25,7 @@ const NEVER: Duration = Duration::from_secs(24 * 3600);
 #[derive(NetworkBehaviour)]
 struct Behaviour {
     identify: identify::Behaviour,
-    stream: stream::Behaviour,
+    streams: streams::Behaviour,
 }
 
 /// What is known of a peer.
@@ -50,31 +49,30 @@ pub struct State {
 enum Command {
     Listen(Multiaddr, oneshot::Sender<anyhow::Result<()>>),
     Dial(Multiaddr, oneshot::Sender<anyhow::Result<PeerId>>),
+    Open(PeerId, StreamProtocol, streams::Reply),
     Disconnect(PeerId),
     Report,
 }
 
-/// A running peer. It stops when this is dropped.
+/// A running peer. It runs until the runtime ends.
 pub struct Node {
     peer: PeerId,
-    control: stream::Control,
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<State>,
 }
 
 impl Node {
-    /// Starts a peer on a transport. It listens nowhere yet.
+    /// Starts a peer on a transport. It serves what every peer serves, and listens nowhere yet.
     ///
     /// # Errors
     ///
     /// None that is expected: the swarm's builder wants one.
     pub fn start(transport: BoxedTransport, keypair: &Keypair, agent: &str) -> anyhow::Result<Self> {
-        let stream = stream::Behaviour::new();
-        let control = stream.new_control();
+        let (streams, incoming) = streams::Behaviour::new(&serve::SERVED);
         let identify = identify::Config::new("/interop/1.0.0".into(), keypair.public())
             .with_agent_version(agent.to_owned())
             .with_interval(NEVER);
-        let behaviour = Behaviour { identify: identify::Behaviour::new(identify), stream };
+        let behaviour = Behaviour { identify: identify::Behaviour::new(identify), streams };
         let swarm = SwarmBuilder::with_existing_identity(keypair.clone())
             .with_tokio()
             .with_other_transport(|_| transport)?
@@ -85,7 +83,8 @@ impl Node {
         let (commands, receiver) = mpsc::channel(8);
         let (sender, state) = watch::channel(State::default());
         tokio::spawn(Task { swarm, state: sender, dials: BTreeMap::new(), reports: false }.run(receiver));
-        Ok(Self { peer, control, commands, state })
+        tokio::spawn(serve::run(incoming, Disconnector(commands.clone())));
+        Ok(Self { peer, commands, state })
     }
 
     /// Our own identity.
@@ -148,28 +147,16 @@ impl Node {
         Ok(self.commands.send(Command::Disconnect(peer)).await?)
     }
 
-    /// A way to close connections from elsewhere.
-    pub fn disconnector(&self) -> Disconnector {
-        Disconnector(self.commands.clone())
-    }
-
     /// Opens a stream.
     ///
     /// # Errors
     ///
     /// If the remote does not speak the protocol, or is not connected.
-    pub async fn open(&mut self, peer: PeerId, protocol: StreamProtocol) -> anyhow::Result<libp2p::Stream> {
+    pub async fn open(&self, peer: PeerId, protocol: StreamProtocol) -> anyhow::Result<libp2p::Stream> {
         let name = protocol.clone();
-        self.control.open_stream(peer, protocol).await.with_context(|| format!("opening {name}"))
-    }
-
-    /// Accepts streams of a protocol.
-    ///
-    /// # Errors
-    ///
-    /// If somebody accepts them already.
-    pub fn accept(&mut self, protocol: StreamProtocol) -> anyhow::Result<stream::IncomingStreams> {
-        Ok(self.control.accept(protocol)?)
+        let (done, result) = oneshot::channel();
+        self.commands.send(Command::Open(peer, protocol, done)).await?;
+        result.await.context("not connected")?.with_context(|| format!("opening {name}"))
     }
 
     /// Waits for something to become true of a peer.
@@ -267,6 +254,9 @@ impl Task {
                     Ok(()) => drop(self.dials.insert(id, done)),
                     Err(error) => drop(done.send(Err(error.into()))),
                 }
+            }
+            Command::Open(peer, protocol, done) => {
+                self.swarm.behaviour_mut().streams.open(peer, protocol, done);
             }
             // Fails if there is no connection, which is what was asked for.
             Command::Disconnect(peer) => drop(self.swarm.disconnect_peer_id(peer)),

@@ -49,7 +49,6 @@ pub(crate) struct Flags {
 pub(crate) async fn run(flags: Flags) -> anyhow::Result<()> {
     let keypair = KeyType::Ed25519.keypair()?;
     let mut node = Node::start(punch(&keypair)?, &keypair, AGENT)?;
-    serve::start(&mut node)?;
     match flags.server_address {
         Some(server) => legacy(&mut node, &flags, server).await,
         None => unified(&mut node, &Contract::from_env()?).await,

@@ -3,12 +3,14 @@
 use std::future::Future;
 
 use anyhow::{Context, bail};
-use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, StreamExt};
+use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use libp2p::StreamProtocol;
+use tokio::sync::mpsc;
 
 use crate::{
-    node::Node,
+    node::Disconnector,
     protocol::{CLOSE, ECHO, HALF_CLOSE, PERF, PING, RESET},
+    streams::Incoming,
 };
 
 /// Bytes that are read or written at once.
@@ -17,27 +19,16 @@ pub const BLOCK: usize = 64 << 10;
 /// What every peer serves.
 pub const SERVED: [StreamProtocol; 6] = [PING, ECHO, HALF_CLOSE, RESET, CLOSE, PERF];
 
-/// Serves every protocol from now on.
-///
-/// # Errors
-///
-/// If somebody serves one already.
-pub fn start(node: &mut Node) -> anyhow::Result<()> {
-    for protocol in SERVED {
-        let mut incoming = node.accept(protocol.clone())?;
-        let disconnector = node.disconnector();
+/// Serves every stream that comes in, each in a task of its own.
+pub async fn run(mut incoming: mpsc::UnboundedReceiver<Incoming>, disconnector: Disconnector) {
+    while let Some(Incoming { peer, protocol, stream }) = incoming.recv().await {
+        let disconnect = disconnector.clone().disconnect(peer);
         tokio::spawn(async move {
-            while let Some((peer, stream)) = incoming.next().await {
-                let (protocol, disconnector) = (protocol.clone(), disconnector.clone());
-                tokio::spawn(async move {
-                    if let Err(error) = handle(&protocol, stream, disconnector.disconnect(peer)).await {
-                        tracing::debug!(%peer, %protocol, %error, "a stream ended early");
-                    }
-                });
+            if let Err(error) = handle(&protocol, stream, disconnect).await {
+                tracing::debug!(%peer, %protocol, %error, "a stream ended early");
             }
         });
     }
-    Ok(())
 }
 
 /// Serves one stream. `disconnect` closes the connection that it came over.

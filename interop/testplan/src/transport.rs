@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::Context;
-use interop_testplan::{features, key::KeyType, node::Node, protocol::PING, resp::Client, serve};
+use interop_testplan::{features, key::KeyType, node::Node, protocol::PING, resp::Client};
 use libp2p::{Multiaddr, multiaddr::Protocol};
 
 use crate::{
@@ -15,7 +15,6 @@ use crate::{
 pub(crate) async fn run(contract: &Contract) -> anyhow::Result<()> {
     let keypair = KeyType::Ed25519.keypair()?;
     let mut node = Node::start(punch(&keypair)?, &keypair, AGENT)?;
-    serve::start(&mut node)?;
     let mut redis = Client::connect(&contract.redis).await?;
     if !contract.is_dialer {
         let address = listen(&mut node, contract).await?;

@@ -59,7 +59,7 @@ impl Daemon {
         let mut command = Command::new(program);
         command
             .arg("-listen")
-            .arg(unix(&control.socket)?.to_string())
+            .arg(format!("/unix{}", control.socket.display()))
             .arg("-id")
             .arg(&identity)
             .args(["-q", "-relay=false", "-persistentConnMaxMsgSize=4194304"])
@@ -118,9 +118,10 @@ impl Daemon {
     }
 }
 
+/// In text, `/unix` is followed by an absolute path; in bytes, go-libp2p keeps the slash that the path begins with.
 fn unix(path: &Path) -> anyhow::Result<Multiaddr> {
     let path = path.to_str().context("a path that is not text")?;
-    Ok(Multiaddr::empty().with(Protocol::Unix(path.trim_start_matches('/').to_owned().into())))
+    Ok(Multiaddr::empty().with(Protocol::Unix(path.to_owned().into())))
 }
 
 /// The way to the daemon's control socket. Every request has a connection of its own.
