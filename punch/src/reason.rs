@@ -70,7 +70,7 @@ pub(crate) fn describe(event: &Event) -> Option<(&'static str, String)> {
     Some(match event {
         Event::Retry { peer, attempt, reason, delay } => (
             "retry",
-            format!("attempt {} in {} ms with {}: {reason}", attempt + 2, milliseconds(*delay), short(peer)),
+            format!("attempt {} in {:.1} s with {}: {reason}", attempt + 2, delay.as_secs_f64(), short(peer)),
         ),
         Event::Candidates { local, remote, .. } => {
             ("candidates", format!("ours {}; theirs {}", candidates(local), candidates(remote)))

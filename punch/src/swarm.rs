@@ -12,6 +12,10 @@ use crate::{echo, exit::Failure};
 /// How long a connection that nobody uses stays open.
 const IDLE: Duration = Duration::from_secs(60);
 
+/// How long a dial may take. libp2p's default of 10 s would end a session before its retries; `--timeout` is
+/// what bounds a dial here.
+const DIAL: Duration = Duration::from_secs(24 * 60 * 60);
+
 /// What a peer does.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
@@ -62,6 +66,7 @@ fn assemble(
                 .with_idle_connection_timeout(IDLE)
                 .with_substream_upgrade_protocol_override(Version::V1Lazy)
         })
+        .with_connection_timeout(DIAL)
         .build();
     Ok(swarm)
 }

@@ -65,7 +65,7 @@ pub(crate) fn build(
     let agent = Agent::new(&config, keypair.clone(), rand::random(), runtime.now());
     let driver = Driver::new(
         agent,
-        path,
+        (path, transport.connections()),
         runtime.clone(),
         network.interfaces()?,
         driver::Channels { notices, path_notices, inputs, events: event_sender, inbound },

@@ -3,5 +3,6 @@
 mod crowd;
 mod hard;
 mod matrix;
+mod moving;
 mod network;
 mod others;

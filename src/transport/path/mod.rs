@@ -56,7 +56,7 @@ use libp2p_identity::PeerId;
 use quinn::{AsyncUdpSocket, Endpoint, Runtime, crypto::HmacKey, udp::RecvMeta};
 use tokio::sync::mpsc;
 
-pub(crate) use self::endpoint::FlowGuard;
+pub(crate) use self::endpoint::{FlowGuard, FlowView};
 use self::{
     cid::CidKey,
     endpoint::{Attempt, Supervisor},
