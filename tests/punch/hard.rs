@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use crate::{
     matrix::{Dial, EVEN},
+    nats::{ALL, is_hopeful, sequential},
     network::Site,
 };
 
@@ -36,7 +37,7 @@ fn a_sequential_nat_is_followed_with_and_without_other_hosts_taking_ports() {
     let mut times = Vec::new();
     let steps = [1, 2, 7];
     for (seed, others) in (0..).zip([None, Some(100), Some(25), Some(10)].repeat(6)) {
-        let (hard, easy) = (Site::sequential(steps[seed as usize % 3]), FILTERED[seed as usize / 2 % 3]);
+        let (hard, easy) = (sequential(steps[seed as usize % 3]), FILTERED[seed as usize / 2 % 3]);
         let pair = if seed % 2 == 0 { (hard, easy) } else { (easy, hard) };
         let dial = Dial { others: others.map(Duration::from_millis), ..dial(pair.0, pair.1, seed) };
         let name = format!("{:?} -> {:?}, others every {:?}", dial.dialer, dial.listener, dial.others);
@@ -50,8 +51,7 @@ fn two_sequential_nats_are_aligned_with_and_without_other_hosts_taking_ports() {
     let mut times = Vec::new();
     let steps = [1, 2, 7];
     for (seed, others) in (0..).zip([None, Some(100), Some(25), Some(10)].repeat(6)) {
-        let pair =
-            (Site::sequential(steps[seed as usize % 3]), Site::sequential(steps[seed as usize / 3 % 3]));
+        let pair = (sequential(steps[seed as usize % 3]), sequential(steps[seed as usize / 3 % 3]));
         let dial = Dial { others: others.map(Duration::from_millis), ..dial(pair.0, pair.1, seed) };
         let name = format!("{:?} -> {:?}, others every {:?}", dial.dialer, dial.listener, dial.others);
         times.push(dial.run().expect(&name));
@@ -61,10 +61,10 @@ fn two_sequential_nats_are_aligned_with_and_without_other_hosts_taking_ports() {
 
 #[test]
 fn every_pair_of_the_lab_is_direct_or_hopeless_as_it_must_be() {
-    for (n, dialer) in (0..).zip(Site::ALL) {
-        for (m, listener) in (0..).zip(Site::ALL) {
+    for (n, dialer) in (0..).zip(ALL) {
+        for (m, listener) in (0..).zip(ALL) {
             let result = dial(dialer, listener, 8 * n + m).run();
-            match dialer.is_hopeful(listener) {
+            match is_hopeful(dialer, listener) {
                 true => drop(result.unwrap_or_else(|why| panic!("{dialer:?} -> {listener:?}: {why}"))),
                 false => {
                     let why = result.expect_err("no way through");

@@ -4,5 +4,6 @@ mod crowd;
 mod hard;
 mod matrix;
 mod moving;
+mod nats;
 mod network;
 mod others;

@@ -7,7 +7,10 @@ use libp2p_punch::Config;
 use libp2p_punch_sim::World;
 use tokio::time::Instant;
 
-use crate::network::{Site, coordinator, observed, on_paused_time, run, swarm, until};
+use crate::{
+    nats::{self, observed},
+    network::{Site, coordinator, on_paused_time, run, swarm, until},
+};
 
 /// Round-trip times between dialer and coordinator, listener and coordinator, dialer and listener.
 #[derive(Debug, Clone, Copy)]
@@ -59,19 +62,15 @@ impl Dial {
         let world = World::new(self.seed);
         let (c, address) = coordinator(&world);
         let config = |config: &Config| Config { coordinators: vec![address.clone()], ..config.clone() };
-        let (a, b) = (self.dialer.place(&world, 1, self.loss), self.listener.place(&world, 2, self.loss));
+        let a = nats::host(self.dialer, &world, 1, self.loss, self.others);
+        let b = nats::host(self.listener, &world, 2, self.loss, self.others);
         let Geometry { a: to_a, b: to_b, d } = self.geometry;
-        world.set_path(&a.host, &c, to_a / 2);
-        world.set_path(&b.host, &c, to_b / 2);
-        world.set_path(&a.host, &b.host, d / 2);
-        for place in [&a, &b] {
-            if let Some(every) = self.others {
-                place.take_ports(every);
-            }
-        }
+        world.set_path(&a, &c, to_a / 2);
+        world.set_path(&b, &c, to_b / 2);
+        world.set_path(&a, &b, d / 2);
         let [config_a, config_b] = self.configs.each_ref().map(config);
-        let mut dialer = swarm(&a.host, 1, config_a, |punch, _| punch);
-        let mut listener = swarm(&b.host, 2, config_b, |punch, _| punch);
+        let mut dialer = swarm(&a, 1, config_a, |punch, _| punch);
+        let mut listener = swarm(&b, 2, config_b, |punch, _| punch);
         observed(&mut listener).await;
         let peer = run(listener);
         observed(&mut dialer).await;

@@ -185,7 +185,6 @@ pub(super) fn put_nat(out: &mut BytesMut, report: &[u8]) {
     }
 }
 
-
 /// One of three types, and the address that the type says.
 fn put_observed(out: &mut BytesMut, observed: Option<SocketAddr>, [none, v4, v6]: [u64; 3]) {
     match observed {

@@ -7,9 +7,7 @@ use libp2p_identity::PeerId;
 
 use super::{
     DecodeError, Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchRequest, PunchWindow, Registration,
-    RejectReason,
-    codec::*,
-    wire::Reader,
+    RejectReason, codec::*, wire::Reader,
 };
 use crate::core::{
     SessionId,

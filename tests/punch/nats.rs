@@ -1,0 +1,66 @@
+//! Sites whose NAT gives every destination another port, and other hosts behind the same NAT.
+
+use std::{sync::Arc, time::Duration};
+
+use libp2p::Swarm;
+use libp2p_punch::Behaviour;
+use libp2p_punch_sim::{Filtering, Host, Link, Mapping, Nat, Ports, World};
+
+use crate::network::{Site, registered, until};
+
+pub(crate) const APDM_SEQUENTIAL: Site = sequential(1);
+/// All kinds of the lab.
+pub(crate) const ALL: [Site; 8] = [
+    Site::Public,
+    Site::EIM_EIF,
+    Site::EIM_ADF,
+    Site::EIM_APDF,
+    Site::EIM_APDF_PORT_NOT_KEPT,
+    Site::APDM_RANDOM,
+    APDM_SEQUENTIAL,
+    Site::NatBehindNat,
+];
+
+pub(crate) const fn sequential(step: u16) -> Site {
+    Site::Nat(
+        Mapping::AddressAndPortDependent,
+        Filtering::AddressAndPortDependent,
+        Ports::Sequential { step },
+    )
+}
+
+/// Whether a pair can be direct: all but two NATs that give every destination another port, one of them a random one.
+pub(crate) fn is_hopeful(a: Site, b: Site) -> bool {
+    let hard = |site| matches!(site, Site::APDM_RANDOM | APDM_SEQUENTIAL);
+    !(hard(a) && hard(b) && (a == Site::APDM_RANDOM || b == Site::APDM_RANDOM))
+}
+
+/// A host at a site; `number` tells sites of one world apart. Other hosts behind its NAT, if it has one, take a port of
+/// that every so often, until the runtime ends.
+pub(crate) fn host(site: Site, world: &World, number: u8, loss: f64, others: Option<Duration>) -> Arc<Host> {
+    let (Site::Nat(mapping, filtering, ports), Some(every)) = (site, others) else {
+        return site.host(world, number, loss);
+    };
+    let gateway = world.nat(Nat { ports, ..Nat::new(mapping, filtering) }, [198, 51, 100, number]);
+    world.set_link(&gateway, Link { loss, ..Link::with_latency(Duration::ZERO) });
+    let neighbour = gateway.host([192, 168, number, 3]);
+    tokio::spawn(async move {
+        let socket = neighbour.socket(([0, 0, 0, 0], 5000).into()).expect("the port is free");
+        for port in 1.. {
+            // Nobody is there, but the NAT does not know.
+            socket.send_to(([203, 0, 113, 99], port).into(), b"out");
+            tokio::time::sleep(every).await;
+        }
+    });
+    gateway.host([192, 168, number, 2])
+}
+
+/// Drives a swarm until its NAT has been observed at its coordinator's further ports, and the coordinator knows.
+pub(crate) async fn observed(swarm: &mut Swarm<Behaviour>) {
+    registered(swarm).await;
+    let settle = tokio::time::sleep(Duration::from_millis(500));
+    tokio::select! {
+        () = settle => {}
+        () = until(swarm, |_| None) => {}
+    }
+}
