@@ -9,7 +9,10 @@ use libp2p_punch::core::{
     SessionId,
     candidate::{Candidate, CandidateKind},
     event::SessionRole,
-    frame::{Frame, PunchAnswer, PunchMeNow, PunchRequest, Registration, RejectReason, decode, encode},
+    frame::{
+        Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchRequest, PunchWindow, Registration, RejectReason,
+        decode, encode,
+    },
     keys::{ProbeKeys, ProbeSecret},
     probe::{Probe, tag_of},
 };
@@ -147,6 +150,22 @@ impl Vector {
                 round: self.parsed("round"),
                 reason: reason(),
             },
+            "OBSERVER" => {
+                let ports = self.all("port").iter().map(|port| port.parse().expect("a port")).collect();
+                let (token, key) = (self.array("token"), self.array("key"));
+                Frame::Observer(ObserverOffer { ports, token, key })
+            }
+            "PROBE_OBSERVED" => {
+                Frame::ProbeObserved { data: self.array("data"), address: self.parsed("address") }
+            }
+            "PUNCH_WINDOW" => Frame::PunchWindow(Box::new(PunchWindow {
+                peer: self.peer("peer"),
+                session: self.session(),
+                round: self.parsed("round"),
+                port: self.parsed("port"),
+                step: self.parsed("step"),
+                authenticator: self.array("authenticator"),
+            })),
             other => panic!("unknown frame {other}"),
         }
     }
@@ -228,9 +247,12 @@ fn every_frame_encodes_to_and_decodes_from_the_bytes_of_the_document() {
     let expected = [
         ("ADD_ADDRESS", 2),
         ("OBSERVED_ADDRESS", 2),
+        ("OBSERVER", 1),
+        ("PROBE_OBSERVED", 2),
         ("PUNCH_ANSWER", 3),
         ("PUNCH_ME_NOW", 3),
         ("PUNCH_REJECTED", 2),
+        ("PUNCH_WINDOW", 1),
         ("REGISTER", 1),
         ("REGISTERED", 1),
         ("REGISTER_REJECTED", 1),

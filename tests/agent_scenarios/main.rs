@@ -13,4 +13,6 @@ mod inputs;
 #[cfg(test)]
 mod report;
 #[cfg(test)]
+mod searching;
+#[cfg(test)]
 mod sessions;
