@@ -4,4 +4,5 @@ mod flights;
 mod loopback;
 mod net;
 mod node;
+mod pool;
 mod session;
