@@ -258,12 +258,12 @@ fn a_coordinator_does_not_speak_for_others_and_not_too_often() {
     };
     assert_eq!(reject(alone.say(1, punch(103, 102, 1))), Some(RejectReason::Malformed));
     assert_eq!(reject(alone.say(1, punch(101, 103, 1))), Some(RejectReason::NotConnected));
-    let answered = (0..100).filter(|i| reject(alone.say(1, punch(101, 102, *i))).is_none()).count();
-    assert_eq!(answered, 18, "twenty at once, of which two were spent before");
-    alone.world.now += ms(100);
-    assert_eq!(reject(alone.say(1, punch(101, 102, 200))), None);
-    assert_eq!(reject(alone.say(1, punch(101, 102, 201))), Some(RejectReason::RateLimited));
-    assert_eq!(alone.world.nodes[alone.c].agent.counters().requests_forwarded, 19);
+    let answered = (0..200).filter(|i| reject(alone.say(1, punch(101, 102, *i))).is_none()).count();
+    assert_eq!(answered, 98, "a hundred at once, of which two were spent before");
+    alone.world.now += ms(20);
+    assert_eq!(reject(alone.say(1, punch(101, 102, 250))), None);
+    assert_eq!(reject(alone.say(1, punch(101, 102, 251))), Some(RejectReason::RateLimited));
+    assert_eq!(alone.world.nodes[alone.c].agent.counters().requests_forwarded, 99);
 }
 
 #[test]

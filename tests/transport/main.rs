@@ -5,6 +5,8 @@ mod connections;
 #[cfg(test)]
 mod moving;
 #[cfg(test)]
+mod parity;
+#[cfg(test)]
 mod punch;
 #[cfg(test)]
 mod streams;
