@@ -5,3 +5,4 @@ mod matrix;
 mod moving;
 mod network;
 mod others;
+mod stock;

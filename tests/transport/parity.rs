@@ -294,6 +294,7 @@ async fn concurrent_connections_and_streams() {
     }
 }
 
+#[expect(deprecated)]
 #[tokio::test]
 async fn draft_29_support() {
     // Ours never speaks it. With a peer that does, `quic-v1` is what remains.

@@ -32,6 +32,8 @@ mod cid;
 mod demux;
 mod endpoint;
 mod flow;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod paths;
 mod queue;
 mod shared;
