@@ -49,7 +49,7 @@ fn agent(role: Role, n: usize, now: Instant) -> Agent {
 fn registration(n: usize) -> (Registration, Candidate) {
     let (secret, candidate) = (ProbeSecret::new([n as u8; 32]), candidate(n));
     let lifetime = Duration::from_secs(3600);
-    let signed = Registration::sign(&keypair(n), 1, lifetime, secret.public(), &[candidate]);
+    let signed = Registration::sign(&keypair(n), 1, lifetime, secret.public(), &[candidate], Bytes::new());
     (signed.expect("an Ed25519 key signs"), candidate)
 }
 
@@ -81,6 +81,7 @@ fn coordinator(initiators: usize, now: Instant) -> (Agent, Vec<(LinkId, Frame)>)
             lifetime: Duration::from_secs(10),
             probe_key: [1; 32],
             candidates: vec![candidate(n)],
+            nat: Bytes::new(),
             first_flight: vec![Bytes::from_static(&[0xc0; 1200])],
         };
         let signature = request.sign(&keypair).expect("an Ed25519 key signs");

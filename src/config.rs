@@ -80,6 +80,10 @@ pub struct Config {
     pub phase_timeouts: PhaseTimeouts,
     /// Predict the port of a NAT that allocates sequentially. Default on.
     pub prediction: bool,
+    /// Search for ports when one side is behind a NAT that gives every destination a random one: one side opens 256
+    /// sockets for some seconds, the other sends up to 1,500 small datagrams. Only after plain probing was silent.
+    /// Default on; off on either side, such a pair is left to a relay.
+    pub birthday_search: bool,
     /// Connect over a relay when no direct path was found. Default on; a bootstrap must not.
     pub relay_fallback: bool,
     /// The QUIC transport.
@@ -98,6 +102,7 @@ impl Default for Config {
             coordination_timeout: Duration::from_secs(10),
             phase_timeouts: PhaseTimeouts::default(),
             prediction: true,
+            birthday_search: true,
             relay_fallback: true,
             quic: QuicConfig::default(),
         }

@@ -199,7 +199,7 @@ impl AsyncUdpSocket for Hooked {
     }
 }
 
-fn is_about_a_sent_datagram(error: &io::Error) -> bool {
+pub(super) fn is_about_a_sent_datagram(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionRefused
