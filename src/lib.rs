@@ -25,6 +25,9 @@ pub mod behaviour;
 mod bridge;
 pub mod config;
 pub mod core;
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod io;
 pub mod transport;
 

@@ -15,7 +15,7 @@
 //! **Invariant: nobody unauthenticated gets out of here.** A connection is handed on after TLS has proved its peer, and
 //! a peer that the address names is checked within the handshake; see `tls`.
 
-mod addr;
+pub(crate) mod addr;
 mod binding;
 mod connection;
 mod dial;
@@ -76,6 +76,20 @@ use crate::{
     core::SocketId,
     io::{Network, OsNetwork},
 };
+
+/// The TLS layer's readers on arbitrary bytes.
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub fn fuzz_certificate(bytes: &[u8]) {
+    tls::fuzz(bytes);
+}
+
+/// The demultiplexer on an arbitrary received buffer.
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub fn fuzz_datagrams(bytes: &[u8]) {
+    path::fuzz::run(bytes);
+}
 
 type Event = TransportEvent<Upgrade, Error>;
 

@@ -2,8 +2,10 @@
 
 mod crowd;
 mod hard;
+mod hostile;
 mod matrix;
 mod moving;
 mod nats;
 mod network;
 mod others;
+mod stock;

@@ -15,8 +15,8 @@ use crate::network::{Site, client, coordinator, on_paused_time, swarm, until};
 type Echo = json::Behaviour<String, String>;
 
 #[derive(NetworkBehaviour)]
-struct Application {
-    punch: libp2p_punch::Behaviour,
+pub(crate) struct Application {
+    pub(crate) punch: libp2p_punch::Behaviour,
     echo: Echo,
 }
 
@@ -56,7 +56,7 @@ async fn answer(mut swarm: Swarm<Application>) {
 }
 
 /// One message there and back; how long it took.
-async fn exchange(swarm: &mut Swarm<Application>, peer: PeerId, number: usize) -> Duration {
+pub(crate) async fn exchange(swarm: &mut Swarm<Application>, peer: PeerId, number: usize) -> Duration {
     let message = format!("{number:08}").repeat(MESSAGE / 8);
     let begin = Instant::now();
     swarm.behaviour_mut().echo.send_request(&peer, message.clone());
@@ -80,7 +80,7 @@ async fn exchange(swarm: &mut Swarm<Application>, peer: PeerId, number: usize) -
 }
 
 /// Two peers at these sites, both registered; the second answers every message.
-async fn two(world: &World, sites: [Site; 2]) -> (Swarm<Application>, PeerId, [Arc<Host>; 2]) {
+pub(crate) async fn two(world: &World, sites: [Site; 2]) -> (Swarm<Application>, PeerId, [Arc<Host>; 2]) {
     let (_, address) = coordinator(world);
     let [a, b] = [1, 2].map(|number| sites[usize::from(number) - 1].host(world, number, 0.0));
     let mut listener = application(&b, 2, &address);

@@ -3,9 +3,15 @@
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod hostile;
+#[cfg(test)]
 mod moving;
 #[cfg(test)]
+mod parity;
+#[cfg(test)]
 mod punch;
+#[cfg(test)]
+mod stats;
 #[cfg(test)]
 mod streams;
 #[cfg(test)]

@@ -33,6 +33,8 @@ mod cid;
 mod demux;
 mod endpoint;
 mod flow;
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) mod fuzz;
 mod paths;
 mod pool;
 mod queue;

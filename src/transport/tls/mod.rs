@@ -106,6 +106,15 @@ pub(crate) fn cipher_of(connection: &quinn::Connection) -> Result<Cipher, Error>
     cipher.map(|cipher| *cipher).ok_or(Error::NoPeerIdentity)
 }
 
+/// Whatever passes the full check, both readers must have understood alike.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) fn fuzz(der: &[u8]) {
+    let read = verify::peer_of_checked(der).map(|(peer, _)| peer);
+    if let Some(checked) = verify::check_any(der) {
+        assert_eq!(read, Some(checked));
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Client,

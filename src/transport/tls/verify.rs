@@ -163,6 +163,12 @@ fn check(certificate: &CertificateDer<'_>, accept: Accept) -> Result<(PeerId, Ve
     }
 }
 
+/// The peer of a key or certificate of any kind that passes the full check.
+#[cfg(any(test, feature = "fuzzing"))]
+pub(super) fn check_any(der: &[u8]) -> Option<PeerId> {
+    check(&CertificateDer::from(der), Accept::BOTH).ok().map(|(peer, _)| peer)
+}
+
 #[cfg(test)]
 mod tests {
     use libp2p_identity::Keypair;
