@@ -1,6 +1,8 @@
 //! Whole swarms behind simulated NATs, on paused time.
 
 mod crowd;
+mod hard;
 mod matrix;
+mod moving;
 mod network;
 mod others;
