@@ -80,6 +80,8 @@ fn program(implementation: Implementation) -> Result<PathBuf, Failure> {
     }
 }
 
+/// Such as `6.12.3`, without what a distribution adds.
 fn release() -> String {
-    uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default()
+    let release = uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
+    release.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default().to_owned()
 }

@@ -1,0 +1,100 @@
+//! A peer behind a NAT: quic, relay client, identify and DCUtR, all as they come.
+
+use std::{process::ExitCode, time::Duration};
+
+use futures::StreamExt;
+use libp2p::{
+    Multiaddr, PeerId, Swarm, SwarmBuilder, dcutr, identify,
+    multiaddr::Protocol,
+    noise, relay,
+    swarm::{NetworkBehaviour, SwarmEvent},
+    yamux,
+};
+use serde_json::json;
+use tokio::time::timeout;
+
+use crate::{Failure, print};
+
+/// How long a connection that nobody uses stays open.
+const IDLE: Duration = Duration::from_secs(60);
+/// How long the relay may take to say where it sees us.
+const START: Duration = Duration::from_secs(10);
+
+/// What a peer does.
+#[derive(NetworkBehaviour)]
+pub(crate) struct Behaviour {
+    relay: relay::client::Behaviour,
+    identify: identify::Behaviour,
+    dcutr: dcutr::Behaviour,
+}
+
+/// A peer that listens on a free port and has exchanged addresses with the relay, as DCUtR needs it.
+pub(crate) async fn start(relay: &Multiaddr) -> Result<Swarm<Behaviour>, Failure> {
+    let mut swarm = SwarmBuilder::with_new_identity()
+        .with_tokio()
+        .with_quic()
+        .with_relay_client(noise::Config::new, yamux::Config::default)?
+        .with_behaviour(|key, relay| Behaviour {
+            relay,
+            identify: identify::Behaviour::new(identify::Config::new(
+                "/punch-lab/1.0.0".into(),
+                key.public(),
+            )),
+            dcutr: dcutr::Behaviour::new(key.public().to_peer_id()),
+        })?
+        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
+        .build();
+    swarm.listen_on("/ip4/0.0.0.0/udp/0/quic-v1".parse()?)?;
+    // The socket has to be there before the dial, which else uses another one.
+    let listening = async {
+        loop {
+            if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {
+                let loopback =
+                    address.iter().any(|part| matches!(part, Protocol::Ip4(ip) if ip.is_loopback()));
+                if !loopback {
+                    return;
+                }
+            }
+        }
+    };
+    timeout(START, listening).await?;
+    swarm.dial(relay.clone())?;
+    let known = async {
+        let (mut told, mut learnt) = (false, false);
+        while !(told && learnt) {
+            match swarm.select_next_some().await {
+                SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Sent { .. })) => told = true,
+                SwarmEvent::Behaviour(BehaviourEvent::Identify(identify::Event::Received { .. })) => {
+                    learnt = true
+                }
+                SwarmEvent::OutgoingConnectionError { error, .. } => return Err(Failure::from(error)),
+                _ => {}
+            }
+        }
+        Ok(())
+    };
+    timeout(START, known).await??;
+    Ok(swarm)
+}
+
+/// Waits for peers until it is killed.
+pub(crate) async fn listen(relay: Multiaddr) -> Result<ExitCode, Failure> {
+    let mut swarm = start(&relay).await?;
+    let own: PeerId = *swarm.local_peer_id();
+    swarm.listen_on(relay.clone().with(Protocol::P2pCircuit))?;
+    loop {
+        match swarm.select_next_some().await {
+            SwarmEvent::Behaviour(BehaviourEvent::Relay(relay::client::Event::ReservationReqAccepted {
+                relay_peer_id,
+                renewal: false,
+                ..
+            })) => {
+                let address = relay.clone().with(Protocol::P2pCircuit).with(Protocol::P2p(own));
+                print(&json!({ "event": "listening", "address": address }))?;
+                print(&json!({ "event": "registered", "coordinator": relay_peer_id.to_string() }))?;
+            }
+            SwarmEvent::ListenerClosed { reason: Err(error), .. } => return Err(error.into()),
+            _ => {}
+        }
+    }
+}
