@@ -99,6 +99,15 @@ impl Handler {
         }
     }
 
+    /// The peer's first, so that ours, which we may open again, goes last.
+    fn drop_streams(&mut self) {
+        for slot in [1, 0] {
+            if self.streams[slot].is_some() {
+                self.drop_stream(slot, &"given up by the driver");
+            }
+        }
+    }
+
     /// A registration in force keeps the connection, on both of its ends.
     fn note(&mut self, frame: &Frame) {
         if let Frame::Registered { lifetime, .. } = frame {
@@ -145,16 +154,23 @@ impl Handler {
     fn poll_outgoing(&mut self, cx: &mut Context<'_>) {
         while let Some(slot) = self.streams.iter().position(Option::is_some) {
             let Some(control) = &mut self.streams[slot] else { return };
-            if control.is_writable() {
-                let next = self.frames.as_mut().map(|frames| frames.poll_next_unpin(cx));
-                if let Some(Poll::Ready(Some(frame))) = next {
-                    control.push(&frame);
-                    self.note(&frame);
-                    continue;
+            let has_room = control.is_writable();
+            if has_room {
+                match self.frames.as_mut().map(|frames| frames.poll_next_unpin(cx)) {
+                    Some(Poll::Ready(Some(frame))) => {
+                        control.push(&frame);
+                        self.note(&frame);
+                        continue;
+                    }
+                    // The driver gave the link up. The peer must learn of it, or it goes on talking to nobody.
+                    Some(Poll::Ready(None)) => return self.drop_streams(),
+                    Some(Poll::Pending) | None => {}
                 }
             }
             match control.poll_flush(cx) {
                 Poll::Ready(Err(error)) => self.drop_stream(slot, &error),
+                // The queue was not asked: nothing would wake us for what waits there.
+                Poll::Ready(Ok(())) if !has_room => {}
                 Poll::Ready(Ok(())) | Poll::Pending => return,
             }
         }

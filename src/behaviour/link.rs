@@ -8,8 +8,9 @@ use libp2p_identity::PeerId;
 
 use crate::core::{LinkId, frame::Frame};
 
-/// How many frames may wait for a control stream that is slow to take them.
-pub(crate) const FRAME_QUEUE: usize = 64;
+/// How many frames may wait for a control stream that is slow to take them. A coordinator may have to pass on some hundred
+/// requests to one peer before that peer's handler gets its turn; see `coordinator` and `responder` in `core`.
+pub(crate) const FRAME_QUEUE: usize = 512;
 
 /// One message to the driver, in the order in which things happened.
 #[derive(Debug)]

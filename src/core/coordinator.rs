@@ -31,6 +31,10 @@ pub(crate) const REGISTER_RATE: Rate = Rate { interval: Duration::from_secs(1), 
 pub(crate) const PUNCH_RATE: Rate = Rate { interval: Duration::from_millis(20), burst: 100 };
 /// Requests whose `PUNCH_REJECTED` can still be brought back to the initiator.
 const MAX_FORWARDS: usize = 65_536;
+/// Peers that left and whose limits are remembered.
+const MAX_DEPARTED: usize = 16_384;
+/// How long they are: until every bucket is full again. Otherwise leaving and coming back would be a way to more.
+const DEPARTED_LIFETIME: Duration = Duration::from_secs(10);
 /// How long a responder may take for its `PUNCH_REJECTED`.
 const FORWARD_LIFETIME: Duration = Duration::from_secs(10);
 
@@ -43,13 +47,25 @@ struct Registered {
     expires: Instant,
 }
 
-/// What a peer may still do, as long as it is connected.
-#[derive(Debug, Default)]
-struct Client {
-    links: usize,
+/// What a peer may still do.
+#[derive(Debug, Clone, Copy, Default)]
+struct Allowance {
     register: TokenBucket,
     punch: TokenBucket,
     observe: TokenBucket,
+}
+
+impl Allowance {
+    fn is_full(&self, now: Instant) -> bool {
+        [self.register, self.punch, self.observe].iter().all(|bucket| bucket.is_full(now))
+    }
+}
+
+/// A peer that is connected.
+#[derive(Debug, Default)]
+struct Client {
+    links: usize,
+    allowance: Allowance,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -63,6 +79,7 @@ struct Forward {
 pub(crate) struct Coordinator {
     active: bool,
     clients: BTreeMap<PeerId, Client>,
+    departed: Recent<PeerId, Allowance>,
     /// Candidates announced on each link, by sequence number.
     announced: BTreeMap<LinkId, BTreeMap<u64, Candidate>>,
     registry: BTreeMap<PeerId, Registered>,
@@ -76,6 +93,7 @@ impl Coordinator {
         Self {
             active,
             clients: BTreeMap::new(),
+            departed: Recent::new(MAX_DEPARTED, DEPARTED_LIFETIME),
             announced: BTreeMap::new(),
             registry: BTreeMap::new(),
             expiries: BTreeSet::new(),
@@ -97,11 +115,16 @@ impl Coordinator {
         }
     }
 
-    pub(crate) fn link_up(&mut self, peer: PeerId) {
-        self.clients.entry(peer).or_default().links += 1;
+    pub(crate) fn link_up(&mut self, peer: PeerId, now: Instant) {
+        let departed = &self.departed;
+        let client = self.clients.entry(peer).or_insert_with(|| {
+            let allowance = departed.get(&peer, now).copied().unwrap_or_default();
+            Client { links: 0, allowance }
+        });
+        client.links += 1;
     }
 
-    pub(crate) fn link_down(&mut self, id: LinkId, peer: &PeerId) {
+    pub(crate) fn link_down(&mut self, id: LinkId, peer: &PeerId, now: Instant) {
         self.announced.remove(&id);
         if self.registry.get(peer).is_some_and(|entry| entry.link == id) {
             self.forget(peer);
@@ -109,7 +132,11 @@ impl Coordinator {
         if let Some(client) = self.clients.get_mut(peer) {
             client.links = client.links.saturating_sub(1);
             if client.links == 0 {
+                let allowance = client.allowance;
                 self.clients.remove(peer);
+                if !allowance.is_full(now) {
+                    self.departed.insert(*peer, allowance, now);
+                }
             }
         }
     }
@@ -183,7 +210,7 @@ impl Coordinator {
         if !self.active {
             return Err(RejectReason::NotWilling);
         }
-        if !self.clients.entry(link.peer).or_default().register.take(REGISTER_RATE, now) {
+        if !self.clients.entry(link.peer).or_default().allowance.register.take(REGISTER_RATE, now) {
             return Err(RejectReason::RateLimited);
         }
         let known = self.registry.get(&link.peer);
@@ -254,7 +281,7 @@ impl Coordinator {
         if !self.active {
             return Err(RejectReason::NotWilling);
         }
-        if !self.clients.entry(link.peer).or_default().punch.take(PUNCH_RATE, now) {
+        if !self.clients.entry(link.peer).or_default().allowance.punch.take(PUNCH_RATE, now) {
             return Err(RejectReason::RateLimited);
         }
         if request.lifetime.is_zero() {
@@ -281,7 +308,11 @@ impl Coordinator {
 
     /// Whether a peer's request to an observer is answered.
     pub(crate) fn may_observe(&mut self, peer: &PeerId, now: Instant) -> bool {
-        self.active && self.clients.get_mut(peer).is_some_and(|client| client.observe.take(OBSERVE_RATE, now))
+        self.active
+            && self
+                .clients
+                .get_mut(peer)
+                .is_some_and(|client| client.allowance.observe.take(OBSERVE_RATE, now))
     }
 
     /// Passes on where in its sequence a peer's NAT is, to the other peer of a session that we coordinate.
@@ -301,7 +332,7 @@ impl Coordinator {
             self.registry.get(&to).map(|entry| entry.link)
         };
         let Some(receiver) = as_responder.or_else(as_initiator) else { return out.refuse_frame() };
-        if !self.clients.entry(from).or_default().punch.take(PUNCH_RATE, now) {
+        if !self.clients.entry(from).or_default().allowance.punch.take(PUNCH_RATE, now) {
             return out.cap_hit();
         }
         window.peer = from;

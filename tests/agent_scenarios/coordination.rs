@@ -270,6 +270,24 @@ fn a_coordinator_does_not_speak_for_others_and_not_too_often() {
 }
 
 #[test]
+fn who_leaves_and_comes_back_may_do_no_more_than_who_stays() {
+    let mut alone = Alone::new();
+    alone.up(2, peer(102));
+    alone.register(2, 102, 1);
+    let mut passed_on = 0;
+    for i in 0..200 {
+        alone.up(100 + u64::from(i), peer(101));
+        passed_on += usize::from(alone.say(100 + u64::from(i), punch(101, 102, i)).len() == 2);
+        alone.world.nodes[alone.c].agent.handle_link_down(LinkId(100 + u64::from(i)), alone.world.now);
+    }
+    assert_eq!(passed_on, 100);
+    alone.world.now += Duration::from_secs(10);
+    alone.up(1, peer(101));
+    let again = (0..200).filter(|i| alone.say(1, punch(101, 102, *i)).len() == 2).count();
+    assert_eq!(again, 100, "the bucket is full again, and not fuller");
+}
+
+#[test]
 fn a_coordinator_registers_only_the_peer_of_the_link_in_growing_generations_and_not_too_often() {
     let mut alone = Alone::new();
     alone.up(1, peer(101));

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use futures::{StreamExt, stream::FuturesUnordered};
-use libp2p::swarm::SwarmEvent;
-use libp2p_punch::Event;
+use libp2p::{Swarm, swarm::SwarmEvent};
+use libp2p_punch::{Behaviour, Event};
 use libp2p_punch_sim::World;
 
 use crate::network::{Site, client, coordinator, on_paused_time, registered, run, swarm, until};
@@ -52,4 +52,66 @@ fn a_thousand_sessions_at_once_all_end_direct() {
         all.collect::<FuturesUnordered<_>>().collect::<Vec<_>>().await.iter().sum::<usize>()
     });
     assert_eq!(sessions, usize::from(SIDE).pow(2));
+}
+
+/// Beyond the frames that wait for a control stream, within what a coordinator passes on at once.
+const HUNDRED: u8 = 100;
+
+#[test]
+fn one_peer_reaches_a_hundred_others_at_once() {
+    on_paused_time(async {
+        let world = World::new(2);
+        let (_, address) = coordinator(&world);
+        let mut listeners = Vec::new();
+        for number in 1..=HUNDRED {
+            let host = Site::Public.host(&world, number, 0.0);
+            let mut swarm = swarm(&host, number, client(&address), |punch, _| punch);
+            registered(&mut swarm).await;
+            listeners.push(run(swarm));
+        }
+        let host = Site::EIM_APDF.host(&world, HUNDRED + 1, 0.0);
+        let mut dialer = swarm(&host, HUNDRED + 1, client(&address), |punch, _| punch);
+        registered(&mut dialer).await;
+        for peer in &listeners {
+            dialer.dial(*peer).expect("not dialed yet");
+        }
+        for _ in &listeners {
+            connected(&mut dialer).await;
+        }
+    });
+}
+
+#[test]
+fn a_hundred_peers_reach_one_at_once() {
+    on_paused_time(async {
+        let world = World::new(3);
+        let (_, address) = coordinator(&world);
+        let host = Site::EIM_APDF.host(&world, HUNDRED + 1, 0.0);
+        let mut listener = swarm(&host, HUNDRED + 1, client(&address), |punch, _| punch);
+        registered(&mut listener).await;
+        let listener = run(listener);
+        let mut dialers = Vec::new();
+        for number in 1..=HUNDRED {
+            let host = Site::Public.host(&world, number, 0.0);
+            let mut swarm = swarm(&host, number, client(&address), |punch, _| punch);
+            registered(&mut swarm).await;
+            dialers.push(swarm);
+        }
+        let all = dialers.into_iter().map(|mut dialer| async move {
+            dialer.dial(listener).expect("not dialed yet");
+            connected(&mut dialer).await;
+        });
+        assert_eq!(all.collect::<FuturesUnordered<_>>().count().await, usize::from(HUNDRED));
+    });
+}
+
+/// Waits for the next session to connect, at its first attempt.
+async fn connected(dialer: &mut Swarm<Behaviour>) {
+    until(dialer, |event| match event {
+        SwarmEvent::Behaviour(Event::Connected { .. }) => Some(()),
+        SwarmEvent::Behaviour(Event::Retry { reason, .. }) => panic!("another attempt was needed: {reason}"),
+        SwarmEvent::OutgoingConnectionError { error, .. } => panic!("{error}"),
+        _ => None,
+    })
+    .await;
 }

@@ -1,6 +1,7 @@
 //! Whole swarms behind simulated NATs, on paused time.
 
 mod crowd;
+mod dropped;
 mod hard;
 mod hostile;
 mod matrix;

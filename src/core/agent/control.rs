@@ -54,7 +54,7 @@ impl Agent {
         let state =
             Link { peer, remote, socket, next_observation: 0, last_observation: None, told_observers: false };
         self.links.insert(link, state);
-        self.coordinator.link_up(peer);
+        self.coordinator.link_up(peer, now);
         self.tell_observed(link);
         if self.registrar.contains(&peer) {
             self.registrar.link_up(&peer, link, &self.links, now);
@@ -76,7 +76,7 @@ impl Agent {
     /// A control stream is gone.
     pub fn handle_link_down(&mut self, link: LinkId, now: Instant) {
         let Some(Link { peer, .. }) = self.links.remove(link) else { return };
-        self.coordinator.link_down(link, &peer);
+        self.coordinator.link_down(link, &peer, now);
         self.network.observations.link_down(link, now);
         self.observing.link_down(link);
         if self.registrar.contains(&peer) {

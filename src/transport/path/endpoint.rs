@@ -151,7 +151,11 @@ impl Supervisor {
             self.shared.queue.inject(virtual_address(self.flow.id), datagram);
         }
         self.shared.queue.wake();
-        let incoming = self.unless_closed(incoming).await?.map_err(|_| PathError::Closed)?;
+        // A flight that is none makes no connection. Then only the driver can end the wait, as long as there is one.
+        let alone = pin!(self.shared.notices.closed());
+        let Either::Left((Ok(incoming), _)) = self.unless_closed(select(incoming, alone)).await? else {
+            return Err(PathError::Closed);
+        };
         let (connecting, cid) = while_opening(self.flow.id, || incoming.accept_with(config));
         self.flow.named(cid);
         Ok(self.unless_closed(connecting?).await??)

@@ -198,6 +198,19 @@ async fn an_accepted_flight_that_is_none_ends_with_its_close() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn an_accepted_flight_that_is_none_ends_with_the_driver() {
+    let net = Net::new();
+    let Node { layer, notices, .. } = Node::new(&net, &["192.0.2.2:20"]);
+    let first_flight = vec![Bytes::from(vec![0xc7; 1200])];
+    layer.execute(Command::Accept { flow: FLOW, peer: PeerId::random(), first_flight, rtt: None });
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert!(layer.is_active());
+    drop(notices);
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    assert!(!layer.is_active());
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_wrong_peer_fails_the_handshake() {
     let net = Net::new();
     let (mut a, b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
