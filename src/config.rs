@@ -114,6 +114,10 @@ pub struct Config {
     pub prediction: bool,
     /// Connect over a relay when no direct path was found. Default on; a bootstrap must not.
     pub relay_fallback: bool,
+    /// How long the streams on a relayed connection may go on once a direct one stands; then it is closed. Default 2 min,
+    /// which is what Circuit Relay v2 gives a connection anyway. A connection that nobody uses is closed by the swarm's
+    /// own idle time-out before that.
+    pub relay_drain: Duration,
     /// The QUIC transport.
     pub quic: QuicConfig,
 }
@@ -131,6 +135,7 @@ impl Default for Config {
             phase_timeouts: PhaseTimeouts::default(),
             prediction: true,
             relay_fallback: true,
+            relay_drain: Duration::from_secs(120),
             quic: QuicConfig::default(),
         }
     }

@@ -4,3 +4,5 @@ mod crowd;
 mod matrix;
 mod network;
 mod others;
+mod relay;
+mod relaying;
