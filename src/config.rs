@@ -1,9 +1,13 @@
 //! The one configuration struct, with its defaults, its bounds and an error for every violated one.
 
+mod quic;
+
 use std::{ops::RangeInclusive, time::Duration};
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
+
+pub use self::quic::{CipherPreference, CongestionController, MTU, QuicConfig, SOCKET_BUFFER};
 
 /// Bounds of [`Config::max_candidates`].
 pub const MAX_CANDIDATES: RangeInclusive<usize> = 1..=256;
@@ -54,42 +58,6 @@ impl Default for PhaseTimeouts {
     }
 }
 
-/// What a QUIC user tunes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct QuicConfig {
-    /// How long a handshake may take. Default 5 s.
-    pub handshake_timeout: Duration,
-    /// A connection that was silent for so long is closed. Default 10 s.
-    pub max_idle_timeout: Duration,
-    /// Silence after which a PING keeps the connection, and the NAT's mapping, alive. Default 5 s.
-    pub keep_alive_interval: Duration,
-    /// Bidirectional streams that the remote may have open at once. Default 256.
-    pub max_concurrent_stream_limit: u32,
-    /// Bytes that the remote may send on one stream before we read them. Default 10 MB.
-    pub max_stream_data: u32,
-    /// Bytes that the remote may send on one connection before we read them. Default 15 MB.
-    pub max_connection_data: u32,
-    /// Search for a larger path MTU than 1,200 bytes (RFC 8899). Default on.
-    pub path_mtu_discovery: bool,
-    /// Receive and send buffer to ask the kernel for, in bytes. Default 4 MiB.
-    pub socket_buffer: Option<usize>,
-}
-
-impl Default for QuicConfig {
-    fn default() -> Self {
-        Self {
-            handshake_timeout: Duration::from_secs(5),
-            max_idle_timeout: Duration::from_secs(10),
-            keep_alive_interval: Duration::from_secs(5),
-            max_concurrent_stream_limit: 256,
-            max_stream_data: 10_000_000,
-            max_connection_data: 15_000_000,
-            path_mtu_discovery: true,
-            socket_buffer: Some(4 << 20),
-        }
-    }
-}
-
 /// Configuration of the transport and the behaviour.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -112,6 +80,10 @@ pub struct Config {
     pub phase_timeouts: PhaseTimeouts,
     /// Predict the port of a NAT that allocates sequentially. Default on.
     pub prediction: bool,
+    /// Search for ports when one side is behind a NAT that gives every destination a random one: one side opens 256
+    /// sockets for some seconds, the other sends up to 1,500 small datagrams. Only after plain probing was silent.
+    /// Default on; off on either side, such a pair is left to a relay.
+    pub birthday_search: bool,
     /// Connect over a relay when no direct path was found. Default on; a bootstrap must not.
     pub relay_fallback: bool,
     /// How long the streams on a relayed connection may go on once a direct one stands; then it is closed. Default 2 min,
@@ -134,6 +106,7 @@ impl Default for Config {
             coordination_timeout: Duration::from_secs(10),
             phase_timeouts: PhaseTimeouts::default(),
             prediction: true,
+            birthday_search: true,
             relay_fallback: true,
             relay_drain: Duration::from_secs(120),
             quic: QuicConfig::default(),
@@ -205,9 +178,16 @@ pub enum ConfigError {
         /// The bound.
         max_idle_timeout: Duration,
     },
-    /// [`QuicConfig::max_concurrent_stream_limit`] is zero.
-    #[error("quic.max_concurrent_stream_limit is 0, it must be at least 1")]
-    NoStreams,
+    /// A number is out of bounds.
+    #[error("{field} is {value}, it must be {bound}")]
+    OutOfBounds {
+        /// The name of the field.
+        field: &'static str,
+        /// The value found.
+        value: String,
+        /// The bound, in words.
+        bound: String,
+    },
 }
 
 impl Config {
@@ -238,10 +218,7 @@ impl Config {
         if let Some(value) = self.bind_addresses.iter().find(|a| !is_quic_v1(a)) {
             return Err(ConfigError::BindAddress { value: value.clone() });
         }
-        if self.quic.max_concurrent_stream_limit == 0 {
-            return Err(ConfigError::NoStreams);
-        }
-        Ok(())
+        self.quic.validate()
     }
 
     fn validate_timeouts(&self) -> Result<(), ConfigError> {
@@ -252,19 +229,10 @@ impl Config {
             ("phase_timeouts.synchronization", phases.synchronization),
             ("phase_timeouts.punching", phases.punching),
             ("phase_timeouts.validation", phases.validation),
-            ("quic.handshake_timeout", self.quic.handshake_timeout),
-            ("quic.max_idle_timeout", self.quic.max_idle_timeout),
-            ("quic.keep_alive_interval", self.quic.keep_alive_interval),
         ] {
             if !TIMEOUT.contains(&value) {
                 return Err(ConfigError::Timeout { field, value });
             }
-        }
-        if self.quic.keep_alive_interval >= self.quic.max_idle_timeout {
-            return Err(ConfigError::KeepAliveAboveIdle {
-                value: self.quic.keep_alive_interval,
-                max_idle_timeout: self.quic.max_idle_timeout,
-            });
         }
         Ok(())
     }
@@ -333,6 +301,25 @@ mod tests {
             (
                 Box::new(|c| c.quic.max_concurrent_stream_limit = 0),
                 &["quic.max_concurrent_stream_limit", "0", "1"],
+            ),
+            (Box::new(|c| c.quic.max_stream_data = 0), &["quic.max_stream_data", "0", "1"]),
+            (Box::new(|c| c.quic.max_connection_data = 0), &["quic.max_connection_data", "0", "1"]),
+            (Box::new(|c| c.quic.max_send_data = 0), &["quic.max_send_data", "0", "1"]),
+            (Box::new(|c| c.quic.max_half_open = 0), &["quic.max_half_open", "0", "1"]),
+            (Box::new(|c| c.quic.max_connections = Some(0)), &["quic.max_connections", "0", "1"]),
+            (Box::new(|c| c.quic.initial_mtu = 1_199), &["quic.initial_mtu", "1199", "1200..=65527"]),
+            (
+                Box::new(|c| c.quic.initial_mtu = 1_453),
+                &["quic.max_mtu", "1452", "quic.initial_mtu", "1453", "65527"],
+            ),
+            (Box::new(|c| c.quic.max_mtu = 65_528), &["quic.max_mtu", "65528", "65527"]),
+            (
+                Box::new(|c| c.quic.socket_buffer = Some(4_095)),
+                &["quic.socket_buffer", "4095", "4096..=1073741824"],
+            ),
+            (
+                Box::new(|c| c.quic.handshake_timeout = Duration::ZERO),
+                &["quic.handshake_timeout", "0ns", "100 ms"],
             ),
         ];
         for (change, words) in cases {

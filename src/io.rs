@@ -40,16 +40,55 @@ pub struct OsNetwork {
     pub socket_buffer: Option<usize>,
 }
 
+/// Buffers of a UDP socket, in bytes as the operating system counts them: Linux reports twice the payload that it
+/// holds, for its own bookkeeping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketBuffers {
+    /// Of what was received and not yet read.
+    pub receive: usize,
+    /// Of what was written and not yet sent.
+    pub send: usize,
+}
+
+impl OsNetwork {
+    /// What the kernel grants of [`socket_buffer`](Self::socket_buffer), found with a socket of no other use.
+    ///
+    /// A stock Linux grants 208 KiB (`net.core.rmem_max`, `wmem_max`). Small buffers lose packets when many peers
+    /// dial at once.
+    ///
+    /// # Errors
+    ///
+    /// Those of opening a socket.
+    pub fn granted(&self) -> io::Result<SocketBuffers> {
+        // IPv4 and IPv6 share the limits; a host may be without either.
+        let socket = Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::UDP))
+            .or_else(|_| Socket::new(Domain::IPV6, Type::DGRAM, Some(Protocol::UDP)))?;
+        self.ask(&socket);
+        buffers(&socket)
+    }
+
+    fn ask(&self, socket: &Socket) {
+        if let Some(size) = self.socket_buffer {
+            // Best effort: a smaller buffer works, it only loses more in a burst.
+            let _ = socket.set_recv_buffer_size(size);
+            let _ = socket.set_send_buffer_size(size);
+        }
+    }
+}
+
+fn buffers(socket: &Socket) -> io::Result<SocketBuffers> {
+    Ok(SocketBuffers { receive: socket.recv_buffer_size()?, send: socket.send_buffer_size()? })
+}
+
 impl Network for OsNetwork {
     fn bind(&self, address: SocketAddr, runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
         }
-        if let Some(size) = self.socket_buffer {
-            // Best effort: a smaller buffer works, it only loses more in a burst.
-            let _ = socket.set_recv_buffer_size(size);
-            let _ = socket.set_send_buffer_size(size);
+        self.ask(&socket);
+        if let Ok(SocketBuffers { receive, send }) = buffers(&socket) {
+            tracing::debug!(asked = self.socket_buffer, receive, send, "socket buffers");
         }
         socket.bind(&address.into())?;
         runtime.wrap_udp_socket(socket.into())
@@ -79,6 +118,15 @@ mod tests {
     fn the_routing_table_sends_loopback_from_loopback() {
         let source = OsNetwork::default().source_for(Ipv4Addr::LOCALHOST.into());
         assert_eq!(source.ok(), Some(Ipv4Addr::LOCALHOST.into()));
+    }
+
+    #[test]
+    fn what_the_kernel_grants_is_reported() {
+        let granted = |size| OsNetwork { socket_buffer: Some(size) }.granted().unwrap();
+        // Every kernel grants the least, some of them twice; none grants less for more.
+        let (little, much) = (granted(8_192), granted(4 << 20));
+        assert!((8_192..=65_536).contains(&little.receive), "{little:?}");
+        assert!(much.receive > little.receive && much.send > little.send, "{much:?}");
     }
 
     #[tokio::test]

@@ -12,8 +12,8 @@ use libp2p_punch::core::{
     candidate::{Candidate, CandidateKind},
     event::SessionRole,
     frame::{
-        Frame, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, PunchAnswer, PunchMeNow, PunchRequest,
-        Registration, RejectReason, VARINT_MAX, decode, encode,
+        Frame, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, ObserverOffer, PunchAnswer, PunchMeNow,
+        PunchRequest, PunchWindow, Registration, RejectReason, VARINT_MAX, decode, encode,
     },
     keys::{ProbeKeys, ProbeSecret},
     probe::{PROBE_LEN, Probe, ProbeError, tag_of},
@@ -62,6 +62,10 @@ fn byte_string(max: usize) -> impl Strategy<Value = Bytes> {
     vec(any::<u8>(), 1..=max).prop_map(Bytes::from)
 }
 
+fn nat_report() -> impl Strategy<Value = Bytes> {
+    vec(any::<u8>(), 0..=64).prop_map(Bytes::from)
+}
+
 fn registration_lifetime() -> impl Strategy<Value = Duration> {
     (0..=MAX_REGISTRATION_LIFETIME.as_secs()).prop_map(Duration::from_secs)
 }
@@ -82,9 +86,10 @@ prop_compose! {
         generation in varint(),
         lifetime in registration_lifetime(),
         probe_key in any::<[u8; 32]>(),
+        nat in nat_report(),
         signature in byte_string(80),
     ) -> Registration {
-        Registration { peer, generation, lifetime, probe_key, signature }
+        Registration { peer, generation, lifetime, probe_key, nat, signature }
     }
 }
 
@@ -97,10 +102,13 @@ prop_compose! {
         lifetime in 0..=MAX_PUNCH_LIFETIME.as_secs() * 1000,
         probe_key in any::<[u8; 32]>(),
         candidates in vec(candidate(), 0..12),
+        nat in nat_report(),
         first_flight in vec(byte_string(1500), 1..=2),
     ) -> PunchRequest {
         let lifetime = Duration::from_millis(lifetime);
-        PunchRequest { session, round, initiator, responder, lifetime, probe_key, candidates, first_flight }
+        PunchRequest {
+            session, round, initiator, responder, lifetime, probe_key, candidates, nat, first_flight,
+        }
     }
 }
 
@@ -126,6 +134,19 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn window()(
+        peer in peer(),
+        session in session(),
+        round in any::<u32>(),
+        port in 1..=u16::MAX,
+        step in 1..=u16::MAX,
+        authenticator in any::<[u8; 16]>(),
+    ) -> PunchWindow {
+        PunchWindow { peer, session, round, port, step, authenticator }
+    }
+}
+
 fn frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
         (varint(), address()).prop_map(|(sequence, address)| Frame::ObservedAddress { sequence, address }),
@@ -142,6 +163,10 @@ fn frame() -> impl Strategy<Value = Frame> {
             round,
             reason
         }),
+        (vec(1..=u16::MAX, 1..=4), any::<[u8; 8]>(), any::<[u8; 32]>())
+            .prop_map(|(ports, token, key)| Frame::Observer(ObserverOffer { ports, token, key })),
+        (any::<[u8; 8]>(), address()).prop_map(|(data, address)| Frame::ProbeObserved { data, address }),
+        window().prop_map(|window| Frame::PunchWindow(Box::new(window))),
     ]
 }
 

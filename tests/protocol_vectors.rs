@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt::Debug, net::SocketAddr, str::FromStr, time::Duration};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use hmac::{Hmac, Mac};
 use libp2p_identity::{Keypair, PeerId};
 use libp2p_punch::core::{
@@ -83,6 +83,10 @@ impl Vector {
         Duration::from_secs(self.parsed("lifetime-s"))
     }
 
+    fn nat(&self) -> Bytes {
+        self.all("nat").first().map(|hex| unhex(hex).into()).unwrap_or_default()
+    }
+
     fn candidates(&self) -> Vec<Candidate> {
         self.all("candidate").iter().map(|text| candidate(text)).collect()
     }
@@ -96,14 +100,22 @@ impl Vector {
             lifetime: Duration::from_millis(self.parsed("lifetime-ms")),
             probe_key: self.array("probe-key"),
             candidates: self.candidates(),
+            nat: self.nat(),
             first_flight: self.all("datagram").iter().map(|hex| unhex(hex).into()).collect(),
         }
     }
 
     fn registration(&self) -> Registration {
         let (generation, probe_key) = (self.parsed("generation"), self.array("probe-key"));
-        Registration::sign(&self.keypair(), generation, self.lifetime(), probe_key, &self.candidates())
-            .expect("a well-formed vector")
+        Registration::sign(
+            &self.keypair(),
+            generation,
+            self.lifetime(),
+            probe_key,
+            &self.candidates(),
+            self.nat(),
+        )
+        .expect("a well-formed vector")
     }
 
     fn frame(&self) -> Frame {

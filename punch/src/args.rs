@@ -5,7 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand};
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 
-use crate::{demo, exit::Failure};
+use crate::{demo, exit::Failure, lab};
 
 /// Direct connections between two peers behind NATs, through a coordinator.
 #[derive(Debug, Parser)]
@@ -27,6 +27,8 @@ pub(crate) enum Command {
     Listen(Listen),
     /// Connect to a peer, send it something, and leave. Exit code: 0 direct, 10 relayed, 11 failed, 2 usage.
     Dial(Dial),
+    /// Try every pair of NAT kinds, on real NATs or simulated ones. Exit code: 11 if any dial failed.
+    Lab(lab::Arguments),
 }
 
 /// What all peers over real UDP have in common.
@@ -152,7 +154,7 @@ fn parts(address: &Multiaddr) -> Option<(u16, Option<PeerId>)> {
 }
 
 /// A day is the longest that anybody may want to wait.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let refused = "it must be a number of seconds above 0 and at most 86400";
     let seconds: f64 = text.parse().map_err(|_| refused)?;
     if seconds > 0.0 && seconds <= 86_400.0 {

@@ -12,6 +12,7 @@ mod dial;
 mod echo;
 mod exit;
 mod key;
+mod lab;
 mod listen;
 mod node;
 mod reason;
@@ -54,6 +55,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Coordinator(arguments) => in_real_time(coordinator::run(arguments)),
         Command::Listen(arguments) => in_real_time(listen::run(arguments)),
+        Command::Lab(arguments) => lab::run(&arguments),
         Command::Dial(arguments) => in_real_time(dial::run(arguments)),
     }
 }

@@ -4,7 +4,41 @@
 //! With `PUNCH_REQUIRE_LAB` in the environment they fail instead of being skipped, for a CI where the lab must run.
 
 #[cfg(target_os = "linux")]
-mod lab;
+mod kernel_nats {
+    mod command;
+    mod pairs;
+
+    use std::{
+        io::{self, Write},
+        sync::OnceLock,
+    };
+
+    use punch_lab::kernel;
+
+    /// Whether there can be a lab on this machine; says so if not.
+    fn lab_is_possible() -> bool {
+        static OBSTACLE: OnceLock<Option<String>> = OnceLock::new();
+        let obstacle = OBSTACLE.get_or_init(|| {
+            let obstacle = kernel::obstacle();
+            match &obstacle {
+                Some(obstacle) => say(&format!("skipped: the NAT lab {obstacle}")),
+                None => {
+                    kernel::remove_stale();
+                }
+            }
+            obstacle
+        });
+        if let Some(obstacle) = obstacle {
+            assert!(std::env::var_os("PUNCH_REQUIRE_LAB").is_none(), "the NAT lab {obstacle}");
+        }
+        obstacle.is_none()
+    }
+
+    /// Writes to stderr, past libtest's capture: figures and skipped tests are to be seen also when all is well.
+    fn say(line: &str) {
+        let _ = writeln!(io::stderr(), "{line}");
+    }
+}
 
 #[cfg(not(target_os = "linux"))]
 #[test]

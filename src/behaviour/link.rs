@@ -18,6 +18,8 @@ pub(crate) enum Input {
     Opened { link: LinkId, peer: PeerId, route: Route },
     /// Both sides of that connection speak the control protocol; frames to the peer go into `frames`.
     Speaks { link: LinkId, frames: mpsc::Sender<Frame> },
+    /// The peer of a connection is at another address now.
+    Moved { link: LinkId, remote: SocketAddr },
     /// A frame came in.
     Received { link: LinkId, frame: Frame },
     /// The control stream is gone; the connection may still be there.

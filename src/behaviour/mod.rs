@@ -279,6 +279,12 @@ impl NetworkBehaviour for Behaviour {
                     self.reported.remove(&event.peer_id);
                 }
             }
+            FromSwarm::AddressChange(event) => {
+                let link = self.links.get(&event.connection_id).copied();
+                if let (Some(link), Route::Udp(remote)) = (link, Route::of(event.new.get_remote_address())) {
+                    self.inputs.push_back(Input::Moved { link, remote });
+                }
+            }
             FromSwarm::ListenFailure(event) => self.forget_link(event.connection_id),
             FromSwarm::DialFailure(event) => {
                 self.relaying.dial_failed(&event);

@@ -26,6 +26,7 @@ use crate::{
     io::Interfaces,
     transport::{
         Connection, Error,
+        live::Registry,
         notice::{DialRequest, InboundSession, Notice},
         path::{PathLayer, PathNotice},
     },
@@ -54,6 +55,7 @@ struct Link {
 pub(super) struct Driver {
     agent: Agent,
     path: Arc<PathLayer>,
+    connections: Arc<Registry>,
     runtime: Arc<dyn Runtime>,
     interfaces: Option<Interfaces>,
     channels: Channels,
@@ -68,7 +70,7 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(
         agent: Agent,
-        path: Arc<PathLayer>,
+        (path, connections): (Arc<PathLayer>, Arc<Registry>),
         runtime: Arc<dyn Runtime>,
         interfaces: Interfaces,
         channels: Channels,
@@ -78,6 +80,7 @@ impl Driver {
         Self {
             agent,
             path,
+            connections,
             runtime,
             interfaces: Some(interfaces),
             channels,
@@ -132,9 +135,11 @@ impl Driver {
                     // The session was given up meanwhile. Dropping the guard closes the connection.
                     return self.agent.handle_closed(flow, now);
                 };
+                let Ok(connection) = Connection::of_session(&self.connections, connection, guard) else {
+                    return self.agent.handle_closed(flow, now);
+                };
                 self.agent.handle_established(flow, now);
                 self.routes.add(peer, path);
-                let connection = Connection::new(connection, Some(guard));
                 let Err(connection) = self.dials.succeed(peer, connection) else { return };
                 let is_ours = role == SessionRole::Initiator;
                 if is_ours && self.channels.events.try_send(FromDriver::Collect(peer)).is_ok() {
@@ -148,6 +153,7 @@ impl Driver {
                 tracing::debug!(?flow, %error, "handshake of a session failed");
                 self.agent.handle_closed(flow, now);
             }
+            PathNotice::Sockets { pool, sockets } => self.agent.handle_sockets_opened(pool, &sockets, now),
             PathNotice::Closed { flow } => self.agent.handle_closed(flow, now),
         }
     }
@@ -184,6 +190,14 @@ impl Driver {
                 known.frames = Some(frames);
                 let (remote, socket) = known.path.map(|path| (path.remote, path.socket)).unzip();
                 self.agent.handle_link_up(link, known.peer, remote, socket, now);
+            }
+            Input::Moved { link, remote } => {
+                let Some(known) = self.links.get_mut(&link) else { return };
+                let Some(path) = &mut known.path else { return };
+                path.remote = remote;
+                if known.frames.is_some() {
+                    self.agent.handle_link_up(link, known.peer, Some(remote), Some(path.socket), now);
+                }
             }
             Input::Received { link, frame } => self.agent.handle_frame(link, frame, now),
             Input::Silent { link } => {

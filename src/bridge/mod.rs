@@ -51,7 +51,7 @@ pub(crate) fn build(
     let quic = Quic::new(keypair, &config.quic)?;
     let keys = SessionKeys { reset: quic.reset_key(), cid: quic.session_connection_id_key() };
     let (path_sender, path_notices) = tokio::sync::mpsc::channel(PROBE_QUEUE);
-    let path = PathLayer::new(runtime.clone(), Box::new(quic.clone()), keys, path_sender)?;
+    let path = PathLayer::new(network.clone(), runtime.clone(), Box::new(quic.clone()), keys, path_sender)?;
     let transport = Transport::bridged(
         quic,
         network.clone(),
@@ -65,7 +65,7 @@ pub(crate) fn build(
     let agent = Agent::new(&config, keypair.clone(), rand::random(), runtime.now());
     let driver = Driver::new(
         agent,
-        path,
+        (path, transport.connections()),
         runtime.clone(),
         network.interfaces()?,
         driver::Channels { notices, path_notices, inputs, events: event_sender, inbound },

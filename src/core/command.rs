@@ -1,11 +1,20 @@
 //! What the agent asks of the transport's path layer.
 
-use std::time::Duration;
+use std::{net::IpAddr, time::Duration};
 
 use bytes::Bytes;
 use libp2p_identity::PeerId;
 
-use super::{FlowId, Path};
+use super::{FlowId, Path, SocketId};
+
+/// Whose sockets are opened beside those of the transport.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Pool {
+    /// Those of a flow that searches.
+    Session(FlowId),
+    /// Those at which a coordinator observes.
+    Observers,
+}
 
 /// One request to the path layer. Commands of a flow are carried out in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,6 +72,24 @@ pub enum Command {
         flow: FlowId,
         /// A path that was admitted.
         path: Path,
+    },
+    /// Open up to `count` UDP sockets at `local` on ports of the system's choice, for probes and the packets of sessions
+    /// only; answered by [`Agent::handle_sockets_opened`](super::agent::Agent::handle_sockets_opened). At most once for a
+    /// pool.
+    OpenSockets {
+        /// Whose they are.
+        pool: Pool,
+        /// The address to bind to, perhaps a wildcard.
+        local: IpAddr,
+        /// How many are wanted.
+        count: usize,
+    },
+    /// Close the sockets of a pool but these. The end of a flow closes those of its pool.
+    CloseSockets {
+        /// Whose they are.
+        pool: Pool,
+        /// Those that stay.
+        keep: Vec<SocketId>,
     },
     /// End the QUIC connection attempt or the connection of `flow`.
     Close {

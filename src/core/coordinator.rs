@@ -14,9 +14,10 @@ use sha2::{Digest, Sha256};
 use super::{
     LinkId, SessionId,
     candidate::Candidate,
-    frame::{Frame, MAX_FRAME_CANDIDATES, PunchAnswer, PunchMeNow, Registration, RejectReason},
+    frame::{Frame, MAX_FRAME_CANDIDATES, PunchAnswer, PunchMeNow, PunchWindow, Registration, RejectReason},
     limits::{Rate, Recent, TokenBucket},
     links::{Link, Links},
+    observer::OBSERVE_RATE,
     outbox::Outbox,
 };
 
@@ -48,6 +49,7 @@ struct Client {
     links: usize,
     register: TokenBucket,
     punch: TokenBucket,
+    observe: TokenBucket,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -270,6 +272,40 @@ impl Coordinator {
             .get(&request.responder)
             .filter(|entry| entry.expires > now)
             .ok_or(RejectReason::NotConnected)
+    }
+
+    /// Whether a peer is registered over this link.
+    pub(crate) fn serves(&self, peer: &PeerId, link: LinkId) -> bool {
+        self.registry.get(peer).is_some_and(|entry| entry.link == link)
+    }
+
+    /// Whether a peer's request to an observer is answered.
+    pub(crate) fn may_observe(&mut self, peer: &PeerId, now: Instant) -> bool {
+        self.active && self.clients.get_mut(peer).is_some_and(|client| client.observe.take(OBSERVE_RATE, now))
+    }
+
+    /// Passes on where in its sequence a peer's NAT is, to the other peer of a session that we coordinate.
+    pub(crate) fn window(
+        &mut self,
+        link: &Link,
+        mut window: Box<PunchWindow>,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let (from, to) = (link.peer, window.peer);
+        let forward = |responder| self.forwards.get(&(responder, window.session), now).copied();
+        let as_responder =
+            forward(from).filter(|forward| forward.initiator == to).map(|forward| forward.link);
+        let as_initiator = || {
+            forward(to).filter(|forward| forward.initiator == from)?;
+            self.registry.get(&to).map(|entry| entry.link)
+        };
+        let Some(receiver) = as_responder.or_else(as_initiator) else { return out.refuse_frame() };
+        if !self.clients.entry(from).or_default().punch.take(PUNCH_RATE, now) {
+            return out.cap_hit();
+        }
+        window.peer = from;
+        out.frame(receiver, Frame::PunchWindow(window));
     }
 
     /// Brings a responder's `PUNCH_REJECTED` back to the initiator, if we passed the request on; `false` if not.

@@ -27,6 +27,10 @@ pub struct Counters {
     pub probes_received: u64,
     /// Datagrams received that looked like probes and were not authentic or not ours.
     pub probes_refused: u64,
+    /// Searches begun after plain probes met silence.
+    pub searches: u64,
+    /// Probes sent by searches; `probes_sent` counts them, too.
+    pub search_probes_sent: u64,
     /// Requests that we, as a coordinator, passed on.
     pub requests_forwarded: u64,
     /// Requests that we, as a coordinator, turned down.

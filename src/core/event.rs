@@ -73,6 +73,10 @@ pub enum FailureReason {
     /// No probe was answered in time.
     #[error("no probe was answered: the NATs on the way let none through")]
     PunchingTimeout,
+    /// Plain probes met silence, and both NATs give every destination another port that cannot be found: only a relay
+    /// helps.
+    #[error("both NATs give every destination another port: only a relay can help")]
+    Hopeless,
     /// A path answered, but the QUIC handshake over it did not finish in time.
     #[error("the QUIC handshake did not finish in time")]
     ValidationTimeout,
@@ -144,6 +148,13 @@ pub enum Event {
         peer: PeerId,
         /// The path.
         path: Path,
+    },
+    /// Plain probes met silence, and a search for ports began.
+    Search {
+        /// The other peer.
+        peer: PeerId,
+        /// Sockets that are opened for it.
+        sockets: usize,
     },
     /// A session ended in a QUIC connection.
     Connected {

@@ -20,6 +20,8 @@ pub(crate) struct Link {
     pub(crate) next_observation: u64,
     /// Sequence number of the last `OBSERVED_ADDRESS` received.
     pub(crate) last_observation: Option<u64>,
+    /// `OBSERVER` was sent.
+    pub(crate) told_observers: bool,
 }
 
 impl Link {
@@ -53,6 +55,16 @@ impl Links {
 
     pub(crate) fn get_mut(&mut self, id: LinkId) -> Option<&mut Link> {
         self.by_id.get_mut(&id)
+    }
+
+    /// All links, as they are now.
+    pub(crate) fn all(&self) -> Vec<(LinkId, Link)> {
+        self.by_id.iter().map(|(id, link)| (*id, link.clone())).collect()
+    }
+
+    /// Notes that `OBSERVER` is sent on a link; whether that is the first time.
+    pub(crate) fn told_observers(&mut self, id: LinkId) -> bool {
+        self.get_mut(id).is_some_and(|link| !std::mem::replace(&mut link.told_observers, true))
     }
 
     /// The link to `peer`: the one of UDP whose ends are known, if there is such a one.

@@ -18,11 +18,14 @@ mod limits;
 mod links;
 pub mod nat;
 mod network;
+mod observer;
 mod outbox;
 mod pair;
 pub mod probe;
 mod registration;
+mod search;
 mod session;
+pub mod strategy;
 mod targets;
 
 use std::{fmt, net::SocketAddr};

@@ -61,6 +61,8 @@ struct Observation {
     /// Ours, as it sees us.
     seen: SocketAddr,
     at: Instant,
+    /// What was seen is a request to an observer. It tells how the NAT maps, but others cannot use that mapping.
+    is_probe: bool,
     /// Set when the connection is gone.
     expires: Option<Instant>,
 }
@@ -97,7 +99,7 @@ impl Observations {
         if let Some(known) = all.iter_mut().find(|o| o.observer == observer && o.from == from) {
             let changed = known.seen != seen;
             let at = if changed { now } else { known.at };
-            *known = Observation { link, observer, from, seen, at, expires: None };
+            *known = Observation { link, observer, from, seen, at, is_probe: false, expires: None };
             return if changed { Recorded::New } else { Recorded::Known };
         }
         if all.len() >= MAX_OBSERVATIONS {
@@ -105,8 +107,24 @@ impl Observations {
             let Some(stale) = all.iter().position(|o| o.expires.is_some()) else { return Recorded::Full };
             all.swap_remove(stale);
         }
-        all.push(Observation { link, observer, from, seen, at: now, expires: None });
+        all.push(Observation { link, observer, from, seen, at: now, is_probe: false, expires: None });
         Recorded::New
+    }
+
+    /// As [`record`](Self::record), for a request to an observer.
+    pub(crate) fn record_probe(
+        &mut self,
+        socket: SocketId,
+        link: LinkId,
+        (observer, from): (PeerId, SocketAddr),
+        seen: SocketAddr,
+        now: Instant,
+    ) {
+        self.record(socket, link, (observer, from), seen, now);
+        let mut all = self.by_socket.get_mut(&socket).into_iter().flatten();
+        if let Some(observation) = all.find(|o| o.observer == observer && o.from == from) {
+            observation.is_probe = true;
+        }
     }
 
     /// The connection is gone; what came over it lingers.
@@ -143,7 +161,7 @@ impl Observations {
     /// The addresses at which `socket` is seen: what most observers agree on first, then the latest.
     pub(crate) fn reflexive(&self, socket: SocketId) -> Vec<SocketAddr> {
         let mut seen: BTreeMap<SocketAddr, (usize, Instant)> = BTreeMap::new();
-        for o in self.by_socket.get(&socket).into_iter().flatten() {
+        for o in self.by_socket.get(&socket).into_iter().flatten().filter(|o| !o.is_probe) {
             let entry = seen.entry(o.seen).or_insert((0, o.at));
             *entry = (entry.0 + 1, entry.1.max(o.at));
         }

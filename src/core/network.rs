@@ -129,7 +129,7 @@ impl Network {
     pub(crate) fn changed_views(&mut self) -> Vec<(SocketId, NatView)> {
         let mut changed = Vec::new();
         for (id, socket) in &self.sockets {
-            let view = self.observations.view(*id, socket.local.port(), &self.addresses_of(socket));
+            let view = self.current_view(*id);
             if view != socket.view {
                 changed.push((*id, view));
             }
@@ -140,6 +140,12 @@ impl Network {
             }
         }
         changed
+    }
+
+    /// What is known now of the NAT in front of a socket.
+    pub(crate) fn current_view(&self, id: SocketId) -> NatView {
+        let Some(socket) = self.sockets.get(&id) else { return NatView::default() };
+        self.observations.view(id, socket.local.port(), &self.addresses_of(socket))
     }
 
     /// Whether an observer at `from` can have seen `socket` at `seen`.

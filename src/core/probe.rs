@@ -25,10 +25,13 @@ pub const PROBE_FIRST_BYTE: u8 = 0x0a;
 /// Bytes of every probe.
 pub const PROBE_LEN: usize = COVERED_LEN + MAC_LEN;
 
-const COVERED_LEN: usize = 37;
+/// Bytes of a probe before its authenticator.
+pub(super) const COVERED_LEN: usize = 37;
 const VERSION: u8 = 1;
 const CHALLENGE: u8 = VERSION << 4 | 1;
 const RESPONSE: u8 = VERSION << 4 | 2;
+/// Version and kind of a request to an observer, see [`observer`](super::observer).
+pub(super) const OBSERVE: u8 = VERSION << 4 | 3;
 const NOMINATE: u8 = 1;
 
 /// Whether a datagram that begins with `first` is one of ours and not QUIC.

@@ -5,6 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use libp2p_identity::{Keypair, PeerId};
 use rand::rngs::StdRng;
 
@@ -63,6 +64,8 @@ impl Entry {
 pub(crate) struct Identity<'a> {
     pub(crate) keypair: &'a Keypair,
     pub(crate) probe_key: [u8; 32],
+    /// The NAT report.
+    pub(crate) nat: Bytes,
 }
 
 #[derive(Debug)]
@@ -233,6 +236,7 @@ impl Registrar {
                 LIFETIME,
                 identity.probe_key,
                 &candidates,
+                identity.nat.clone(),
             ) else {
                 continue;
             };

@@ -11,13 +11,14 @@ use bytes::Bytes;
 use libp2p_identity::PeerId;
 
 use super::{
-    FlowId, LinkId, SessionId,
+    FlowId, LinkId, SessionId, SocketId,
     checklist::{Checklist, Known},
     event::{Phase, SessionRole},
     frame::RejectReason,
     keys::{ProbeKeys, ProbeSecret, TAG_LEN},
     limits::TokenBucket,
     pair::Origin,
+    search::Search,
 };
 
 /// Names a session inside the agent. The name on the wire is of the initiator's choosing, and so not one to rely on.
@@ -90,6 +91,10 @@ pub(crate) struct Session {
     pub(crate) answers: TokenBucket,
     /// The shortest that was measured in an earlier attempt.
     pub(crate) rtt: Option<Duration>,
+    /// What follows if plain probes meet silence.
+    pub(crate) search: Option<Box<Search>>,
+    /// Sockets that were opened for the search and are still open.
+    pub(crate) sockets: Vec<SocketId>,
     keys: Option<Box<ProbeKeys>>,
     scheduled: Option<Instant>,
 }
@@ -115,6 +120,8 @@ impl Session {
             known: None,
             answers: TokenBucket::default(),
             rtt: None,
+            search: None,
+            sockets: Vec::new(),
             keys: None,
             scheduled: None,
         }
@@ -145,7 +152,8 @@ impl Session {
 
     fn next_deadline(&self) -> Option<Instant> {
         let probe = self.checklist.as_ref().and_then(|checklist| checklist.next_due());
-        [self.deadline, probe].into_iter().flatten().min()
+        let search = self.search.as_ref().and_then(|search| search.next_due());
+        [self.deadline, probe, search].into_iter().flatten().min()
     }
 }
 
@@ -316,6 +324,7 @@ mod tests {
             size_of::<ProbeKeys>(),
             size_of::<Known>(),
             MAX_KEPT * size_of::<Target>(),
+            size_of::<SocketId>(),
             // Nodes of a B-tree are at least half full.
             2 * entries,
         ];

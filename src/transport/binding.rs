@@ -5,7 +5,7 @@ use std::{
     net::SocketAddr,
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     task::{Context, Poll, ready},
@@ -16,7 +16,7 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-use super::{Error, path::PathLayer, quic::Quic};
+use super::{Error, live::Registry, path::PathLayer, quic::Quic, wildcard};
 use crate::{core::SocketId, io::Network};
 
 /// How many receive calls in a row may bring nothing for quinn before other tasks get their turn.
@@ -30,6 +30,8 @@ pub(crate) struct Env {
     pub(crate) quic: Quic,
     /// `None` if the transport is used without the behaviour.
     pub(crate) path: Option<Arc<PathLayer>>,
+    /// The connections that the swarm holds.
+    pub(crate) connections: Arc<Registry>,
     next_socket: AtomicU32,
 }
 
@@ -40,35 +42,94 @@ impl Env {
         quic: Quic,
         path: Option<Arc<PathLayer>>,
     ) -> Self {
-        Self { network, runtime, quic, path, next_socket: AtomicU32::new(0) }
+        Self { network, runtime, quic, path, connections: Arc::default(), next_socket: AtomicU32::new(0) }
+    }
+
+    fn next_socket(&self) -> SocketId {
+        SocketId(self.next_socket.fetch_add(1, Relaxed))
     }
 }
 
-/// One UDP socket and the quinn endpoint on it. The endpoint, and with it the socket, lives on while it has connections.
+/// One quinn endpoint and the UDP socket beneath it, which can be exchanged. Connections hold it, so that the endpoint
+/// lives on while it has any.
 #[derive(Debug)]
+pub(crate) struct Wire {
+    endpoint: quinn::Endpoint,
+    hooked: Mutex<Arc<Hooked>>,
+}
+
+impl Wire {
+    pub(crate) fn endpoint(&self) -> &quinn::Endpoint {
+        &self.endpoint
+    }
+
+    /// The name of the socket in use.
+    pub(crate) fn id(&self) -> SocketId {
+        self.hooked().id
+    }
+
+    /// The socket in use, beneath the receive hook.
+    pub(crate) fn socket(&self) -> Arc<dyn AsyncUdpSocket> {
+        self.hooked().inner.clone()
+    }
+
+    /// Makes all connections of the endpoint act as on a new path: they use fresh connection IDs and send a PING at
+    /// once (RFC 9000 §9.5), which tells a QUIC server where its client is now.
+    pub(crate) fn refresh(&self) -> io::Result<()> {
+        self.endpoint.rebind_abstract(self.hooked())
+    }
+
+    /// Goes on with another socket, under a new name.
+    fn exchange(&self, env: &Env, socket: Arc<dyn AsyncUdpSocket>) -> io::Result<()> {
+        let hooked = Arc::new(Hooked { id: env.next_socket(), inner: socket, path: env.path.clone() });
+        self.endpoint.rebind_abstract(hooked.clone())?;
+        *self.hooked.lock().unwrap_or_else(PoisonError::into_inner) = hooked;
+        Ok(())
+    }
+
+    fn hooked(&self) -> Arc<Hooked> {
+        self.hooked.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A wire, and the socket that it was made with.
+#[derive(Debug, Clone)]
 pub(crate) struct Binding {
-    pub(crate) id: SocketId,
     /// The address that the socket is bound to; perhaps a wildcard, but the port is known.
     pub(crate) local: SocketAddr,
-    /// The socket itself, beneath the receive hook.
-    pub(crate) socket: Arc<dyn AsyncUdpSocket>,
-    pub(crate) endpoint: quinn::Endpoint,
+    pub(crate) wire: Arc<Wire>,
+    /// The socket at `local`. The wire may use another one while that address is gone.
+    home: Arc<dyn AsyncUdpSocket>,
 }
 
 impl Binding {
     /// Binds a socket; `accepts` incoming connections or is for dials only.
     pub(crate) fn new(env: &Env, address: SocketAddr, accepts: bool) -> Result<Self, Error> {
-        let id = SocketId(env.next_socket.fetch_add(1, Relaxed));
-        let socket = env.network.bind(address, &*env.runtime)?;
-        let local = socket.local_addr()?;
-        let hooked = Hooked { id, inner: socket.clone(), path: env.path.clone() };
+        let home = env.network.bind(address, &*env.runtime)?;
+        let local = home.local_addr()?;
+        let hooked = Arc::new(Hooked { id: env.next_socket(), inner: home.clone(), path: env.path.clone() });
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             env.quic.endpoint_config(),
             accepts.then(|| (*env.quic.server_config()).clone()),
-            Arc::new(hooked),
+            hooked.clone(),
             env.runtime.clone(),
         )?;
-        Ok(Self { id, local, socket, endpoint })
+        Ok(Self { local, wire: Arc::new(Wire { endpoint, hooked: Mutex::new(hooked) }), home })
+    }
+
+    /// The address that the socket in use is bound to.
+    pub(crate) fn bound(&self) -> SocketAddr {
+        self.wire.socket().local_addr().unwrap_or(self.local)
+    }
+
+    /// The binding's address is gone: its connections go on from whatever address the machine still has.
+    pub(crate) fn leave_home(&self, env: &Env) -> Result<(), Error> {
+        Ok(self.wire.exchange(env, env.network.bind(wildcard(self.local), &*env.runtime)?)?)
+    }
+
+    /// The binding's address is back.
+    pub(crate) fn return_home(&self, env: &Env) -> Result<(), Error> {
+        Ok(self.wire.exchange(env, self.home.clone())?)
     }
 }
 
@@ -86,7 +147,12 @@ impl AsyncUdpSocket for Hooked {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.inner.try_send(transmit)
+        match self.inner.try_send(transmit) {
+            // quinn ends the connection on an error. A datagram for which there is no way at present is a lost one:
+            // the way may come back, or another one be found.
+            Err(error) if is_about_a_route(&error) => Ok(()),
+            sent => sent,
+        }
     }
 
     fn poll_recv(
@@ -133,7 +199,7 @@ impl AsyncUdpSocket for Hooked {
     }
 }
 
-fn is_about_a_sent_datagram(error: &io::Error) -> bool {
+pub(super) fn is_about_a_sent_datagram(error: &io::Error) -> bool {
     matches!(
         error.kind(),
         io::ErrorKind::ConnectionRefused
@@ -142,6 +208,11 @@ fn is_about_a_sent_datagram(error: &io::Error) -> bool {
             | io::ErrorKind::NetworkUnreachable
             | io::ErrorKind::NetworkDown
     )
+}
+
+fn is_about_a_route(error: &io::Error) -> bool {
+    is_about_a_sent_datagram(error)
+        || matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::InvalidInput)
 }
 
 #[cfg(test)]

@@ -3,6 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -14,16 +15,19 @@ use libp2p_core::{
 
 use super::{
     Error, addr,
+    live::{Beneath, Live, Registry},
     path::FlowGuard,
+    stats::{ConnectedThrough, ConnectionStats},
     stream::Stream,
-    tls::{self, HandshakeMode},
+    tls::HandshakeMode,
 };
+use crate::io::Network;
 
 type Pair = Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>;
 
 /// An authenticated QUIC connection.
 pub struct Connection {
-    connection: quinn::Connection,
+    live: Arc<Live>,
     /// Of a traversal session: knows the real remote address, and tells the path layer when the connection is gone.
     session: Option<FlowGuard>,
     inbound: Option<BoxFuture<'static, Pair>>,
@@ -33,18 +37,42 @@ pub struct Connection {
 
 impl Connection {
     /// `session` is given for connections whose remote address is virtual.
-    pub(crate) fn new(connection: quinn::Connection, session: Option<FlowGuard>) -> Self {
-        Self { connection, session, inbound: None, outbound: None, closing: None }
+    pub(crate) fn new(live: Arc<Live>, session: Option<FlowGuard>) -> Self {
+        Self { live, session, inbound: None, outbound: None, closing: None }
+    }
+
+    /// A connection that a traversal session ended in.
+    pub(crate) fn of_session(
+        connections: &Arc<Registry>,
+        connection: quinn::Connection,
+        guard: FlowGuard,
+    ) -> Result<Self, Error> {
+        let beneath = Beneath::Flow(guard.view());
+        let live = connections.add(connection, ConnectedThrough::Session, beneath, None)?;
+        Ok(Self::new(live, Some(guard)))
+    }
+
+    /// Takes note of the address that we send from, so that a change of it can be told.
+    pub(super) fn note_source(&self, network: &dyn Network) {
+        let source = self.live.remote().and_then(|remote| network.source_for(remote.ip()).ok());
+        if let Some(source) = source {
+            self.live.sends_from(source);
+        }
     }
 
     /// How the remote presented its identity.
-    pub fn handshake_mode(&self) -> Result<HandshakeMode, Error> {
-        tls::peer_of(&self.connection).map(|(_, mode)| mode)
+    pub fn handshake_mode(&self) -> HandshakeMode {
+        self.live.handshake()
     }
 
-    /// What QUIC counts: datagrams, frames, losses, the round-trip time, the congestion window and the MTU.
+    /// What is known of it at this moment.
+    pub fn stats(&self) -> ConnectionStats {
+        self.live.stats()
+    }
+
+    /// Everything that QUIC counts, down to the kinds of frames. The remote address of a session is not in it.
     pub fn quic_stats(&self) -> quinn::ConnectionStats {
-        self.connection.stats()
+        self.live.connection.stats()
     }
 }
 
@@ -55,7 +83,7 @@ impl StreamMuxer for Connection {
     fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, Error>> {
         let this = &mut *self;
         let inbound = this.inbound.get_or_insert_with(|| {
-            let connection = this.connection.clone();
+            let connection = this.live.connection.clone();
             async move { connection.accept_bi().await }.boxed()
         });
         let pair = ready!(inbound.poll_unpin(cx));
@@ -66,7 +94,7 @@ impl StreamMuxer for Connection {
     fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, Error>> {
         let this = &mut *self;
         let outbound = this.outbound.get_or_insert_with(|| {
-            let connection = this.connection.clone();
+            let connection = this.live.connection.clone();
             async move { connection.open_bi().await }.boxed()
         });
         let pair = ready!(outbound.poll_unpin(cx));
@@ -75,18 +103,23 @@ impl StreamMuxer for Connection {
     }
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {
-        let Some(session) = &mut self.session else { return Poll::Pending };
+        let Some(session) = &mut self.session else {
+            // quinn wakes nobody when a client moves, but a client that moved has something to say, which does.
+            let moved = self.live.moved().map(addr::from_socket);
+            return moved.map_or(Poll::Pending, |to| Poll::Ready(Ok(StreamMuxerEvent::AddressChange(to))));
+        };
         let remote = ready!(session.poll_remote(cx));
-        let (peer, _) = tls::peer_of(&self.connection)?;
-        let address = addr::from_socket(remote).with(Protocol::P2p(peer));
+        // The swarm hears of it in any case; this is for the events.
+        self.live.moved();
+        let address = addr::from_socket(remote).with(Protocol::P2p(self.live.peer()));
         Poll::Ready(Ok(StreamMuxerEvent::AddressChange(address)))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let this = &mut *self;
         let closing = this.closing.get_or_insert_with(|| {
-            this.connection.close(0u32.into(), &[]);
-            let connection = this.connection.clone();
+            this.live.connection.close(0u32.into(), &[]);
+            let connection = this.live.connection.clone();
             async move { connection.closed().await }.boxed()
         });
         match ready!(closing.poll_unpin(cx)) {
@@ -99,7 +132,7 @@ impl StreamMuxer for Connection {
 impl fmt::Debug for Connection {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Connection")
-            .field("id", &self.connection.stable_id())
+            .field("id", &self.live.connection.stable_id())
             .field("session", &self.session.is_some())
             .finish_non_exhaustive()
     }

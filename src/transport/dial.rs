@@ -1,6 +1,9 @@
 //! Dialing: by address, by address in the role of the listener, and by peer.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
+};
 
 use futures::{
     FutureExt,
@@ -15,16 +18,15 @@ use libp2p_identity::PeerId;
 
 use super::{
     Error, Transport, addr,
-    binding::Binding,
+    binding::{Binding, Wire},
     handshake::{self, Output},
     listener::Listener,
     notice::{self, DialRequest, Notice},
     punch,
+    stats::ConnectedThrough,
     tls::Expected,
     wildcard,
 };
-use crate::core::SocketId;
-
 /// quinn wants a server name; it is never sent.
 const SERVER_NAME: &str = "libp2p";
 
@@ -64,23 +66,20 @@ impl Transport {
         let driver = self.notices.sender();
         let expected = Expected::new(peer);
         Ok(async move {
-            let (socket, endpoint) = match reused {
+            let wire = match reused {
                 Some(reused) => reused,
-                None => {
-                    let fresh = Binding::new(&env, wildcard(remote), false)?;
-                    (fresh.id, fresh.endpoint)
-                }
+                None => Binding::new(&env, wildcard(remote), false)?.wire,
             };
             let config = env.quic.client_config(&expected);
-            let connecting = endpoint.connect_with(config, remote, SERVER_NAME)?;
-            handshake::finish(env, connecting, expected, socket, driver).await
+            let connecting = wire.endpoint().connect_with(config, remote, SERVER_NAME)?;
+            handshake::finish(env, connecting, expected, wire, ConnectedThrough::Dial, driver).await
         }
         .boxed())
     }
 
     fn dial_as_listener(&mut self, remote: SocketAddr, peer: PeerId) -> Result<Dial, Error> {
         let listener = self.listener_towards(remote).ok_or(Error::NoActiveListenerForDialAsListener)?;
-        let socket = listener.binding.socket.clone();
+        let socket = listener.binding.wire.socket();
         // Registered before the first poll, so that a remote which is faster is not taken for somebody else.
         let punch = self.punches.register(remote, peer)?;
         Ok(punch::punch(self.env.clone(), socket, punch).boxed())
@@ -93,18 +92,21 @@ impl Transport {
             let any_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
             self.client_binding(any_v4).or_else(|_| self.client_binding(any_v6))?;
         }
+        let network = self.env.network.clone();
         Ok(async move {
             let (reply, answer) = oneshot::channel();
             notice::tell(Some(driver), Notice::Dial(DialRequest { peer, reply })).await?;
-            answer.await.map_err(|_| Error::DriverStopped)?
+            let (peer, connection) = answer.await.map_err(|_| Error::DriverStopped)??;
+            connection.note_source(&*network);
+            Ok((peer, connection))
         }
         .boxed())
     }
 
     /// The socket to dial `remote` from: a listener that sends from the right address, or the family's client.
-    fn binding_towards(&mut self, remote: SocketAddr) -> Result<(SocketId, quinn::Endpoint), Error> {
+    fn binding_towards(&mut self, remote: SocketAddr) -> Result<Arc<Wire>, Error> {
         if let Some(listener) = self.listener_towards(remote) {
-            return Ok((listener.binding.id, listener.binding.endpoint.clone()));
+            return Ok(listener.binding.wire.clone());
         }
         self.client_binding(wildcard(remote))
     }
@@ -117,16 +119,16 @@ impl Transport {
         exact.or_else(|| self.listeners.iter().find(fits))
     }
 
-    fn client_binding(&mut self, any: SocketAddr) -> Result<(SocketId, quinn::Endpoint), Error> {
+    fn client_binding(&mut self, any: SocketAddr) -> Result<Arc<Wire>, Error> {
         let known = self.clients.iter().find(|client| client.local.is_ipv4() == any.is_ipv4());
         if let Some(client) = known {
-            return Ok((client.id, client.endpoint.clone()));
+            return Ok(client.wire.clone());
         }
         let client = Binding::new(&self.env, any, false)?;
         self.announce(&client, false);
-        let reused = (client.id, client.endpoint.clone());
+        let wire = client.wire.clone();
         self.clients.push(client);
-        Ok(reused)
+        Ok(wire)
     }
 
     /// Lets go of the client of the family of `address`.
@@ -134,7 +136,7 @@ impl Transport {
         let same_family = |client: &Binding| client.local.is_ipv4() == address.is_ipv4();
         if let Some(index) = self.clients.iter().position(same_family) {
             let client = self.clients.swap_remove(index);
-            self.retire(&client);
+            self.retire(client.wire.id());
         }
     }
 }

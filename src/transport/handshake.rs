@@ -17,12 +17,13 @@ use libp2p_identity::PeerId;
 
 use super::{
     Connection, Error,
-    binding::Env,
+    binding::{Env, Wire},
+    live::Beneath,
     notice::{self, Notice},
+    stats::ConnectedThrough,
     time::Delay,
-    tls::{self, Expected},
+    tls::Expected,
 };
-use crate::core::SocketId;
 
 /// What a successful dial or upgrade ends in.
 pub(crate) type Output = (PeerId, Connection);
@@ -55,7 +56,8 @@ pub(crate) async fn finish(
     env: Arc<Env>,
     connecting: quinn::Connecting,
     expected: Expected,
-    socket: SocketId,
+    wire: Arc<Wire>,
+    through: ConnectedThrough,
     notices: Option<mpsc::Sender<Notice>>,
 ) -> Result<Output, Error> {
     let timeout = Delay::new(&*env.runtime, env.quic.handshake_timeout());
@@ -63,9 +65,14 @@ pub(crate) async fn finish(
         Either::Left((connected, _)) => connected.map_err(|error| expected.explain(error))?,
         Either::Right(_) => return Err(Error::HandshakeTimedOut),
     };
-    let (peer, _) = tls::peer_of(&connection)?;
-    let remote = connection.remote_address();
+    let (remote, socket) = (connection.remote_address(), wire.id());
+    let source = match through {
+        ConnectedThrough::Dial => env.network.source_for(remote.ip()).ok(),
+        _ => connection.local_ip(),
+    };
+    let live = env.connections.add(connection, through, Beneath::Wire(wire), source)?;
+    let peer = live.peer();
     // The connection is as good without a driver.
     let _ = notice::tell(notices, Notice::ConnectionUp { peer, remote, socket }).await;
-    Ok((peer, Connection::new(connection, None)))
+    Ok((peer, Connection::new(live, None)))
 }

@@ -19,13 +19,7 @@ use super::{
     Error, addr,
     binding::{Binding, Env},
 };
-use crate::io::Interfaces;
-
-/// Handshakes under way on one listener beyond which a client must first prove its address (RFC 9000 §8.1.2).
-/// A Retry costs honest clients one round trip, and a flood of forged addresses everything.
-const HALF_OPEN_BEFORE_RETRY: usize = 64;
-/// Handshakes under way on one listener beyond which more are refused.
-const MAX_HALF_OPEN: usize = 1_024;
+use crate::{config::QuicConfig, io::Interfaces};
 
 /// What a listener has to say.
 pub(crate) enum Event {
@@ -45,6 +39,12 @@ pub(crate) enum Admission {
     Refuse,
 }
 
+#[derive(Debug, Clone, Copy)]
+enum News {
+    Up,
+    Down,
+}
+
 pub(crate) struct Listener {
     pub(crate) id: ListenerId,
     pub(crate) binding: Binding,
@@ -53,8 +53,10 @@ pub(crate) struct Listener {
     interfaces: Option<Interfaces>,
     /// What was announced and has not expired.
     addresses: BTreeSet<IpAddr>,
-    /// The address of a socket that has just the one, until it is announced.
-    announce: Option<IpAddr>,
+    /// Of a socket that has just one address: that it came or went, until it is told.
+    news: Option<News>,
+    /// Whether the one address of the socket is gone.
+    away: bool,
     /// Counts the handshakes under way: each holds a clone.
     half_open: Arc<()>,
 }
@@ -63,16 +65,17 @@ impl Listener {
     pub(crate) fn new(env: &Env, id: ListenerId, address: SocketAddr) -> Result<Self, Error> {
         let binding = Binding::new(env, address, true)?;
         let wildcard = binding.local.ip().is_unspecified();
-        let incoming = stream::unfold(binding.endpoint.clone(), |endpoint| async {
+        let incoming = stream::unfold(binding.wire.endpoint().clone(), |endpoint| async {
             let incoming = endpoint.accept().await?;
             Some((incoming, endpoint))
         });
         Ok(Self {
             id,
             interfaces: if wildcard { Some(env.network.interfaces()?) } else { None },
-            announce: (!wildcard).then(|| binding.local.ip()),
+            news: (!wildcard).then_some(News::Up),
             addresses: BTreeSet::new(),
             incoming: incoming.boxed(),
+            away: false,
             half_open: Arc::new(()),
             binding,
         })
@@ -80,8 +83,28 @@ impl Listener {
 
     /// Whether what this socket sends to some destination carries `source` as its address.
     pub(crate) fn sends_from(&self, source: IpAddr) -> bool {
-        let local = self.binding.local.ip();
-        local == source || self.is_wildcard_for(source)
+        (self.binding.local.ip() == source && !self.away) || self.is_wildcard_for(source)
+    }
+
+    /// The one address of the socket is gone: dials leave through others, and its connections go on from a socket that
+    /// has no fixed address. True if that is news.
+    pub(crate) fn leave_home(&mut self, env: &Env) -> Result<bool, Error> {
+        if std::mem::replace(&mut self.away, true) {
+            return Ok(false);
+        }
+        self.news = Some(News::Down);
+        self.binding.leave_home(env)?;
+        Ok(true)
+    }
+
+    /// The one address of the socket is back. True if that is news.
+    pub(crate) fn return_home(&mut self, env: &Env) -> Result<bool, Error> {
+        if !std::mem::replace(&mut self.away, false) {
+            return Ok(false);
+        }
+        self.news = Some(News::Up);
+        self.binding.return_home(env)?;
+        Ok(true)
     }
 
     /// Whether the socket is bound to the wildcard of the family of `source`.
@@ -102,9 +125,14 @@ impl Listener {
         self.address_at(ip.unwrap_or_else(|| self.binding.local.ip()))
     }
 
-    /// Whether there is room for one more handshake.
-    pub(crate) fn admission(&self, incoming: &quinn::Incoming) -> Admission {
-        admission(Arc::strong_count(&self.half_open) - 1, incoming.may_retry())
+    /// Whether there is room for one more handshake, beside so many connections.
+    pub(crate) fn admission(
+        &self,
+        config: &QuicConfig,
+        connections: usize,
+        incoming: &quinn::Incoming,
+    ) -> Admission {
+        admission(config, connections, Arc::strong_count(&self.half_open) - 1, incoming.may_retry())
     }
 
     /// To be held for as long as a handshake is under way.
@@ -114,14 +142,22 @@ impl Listener {
 
     /// Stops accepting. Established connections and handshakes under way go on.
     pub(crate) fn close(self) -> Binding {
-        self.binding.endpoint.set_server_config(None);
+        self.binding.wire.endpoint().set_server_config(None);
         self.binding
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        if let Some(ip) = self.announce.take() {
-            self.addresses.insert(ip);
-            return Poll::Ready(Event::NewAddress(self.address_at(ip)));
+        if let Some(news) = self.news.take() {
+            let ip = self.binding.local.ip();
+            match news {
+                News::Up if self.addresses.insert(ip) => {
+                    return Poll::Ready(Event::NewAddress(self.address_at(ip)));
+                }
+                News::Down if self.addresses.remove(&ip) => {
+                    return Poll::Ready(Event::AddressExpired(self.address_at(ip)));
+                }
+                News::Up | News::Down => {}
+            }
         }
         if let Poll::Ready(event) = self.poll_interfaces(cx) {
             return Poll::Ready(event);
@@ -165,11 +201,15 @@ impl fmt::Debug for Listener {
     }
 }
 
-fn admission(half_open: usize, may_retry: bool) -> Admission {
-    match half_open {
-        MAX_HALF_OPEN.. => Admission::Refuse,
-        HALF_OPEN_BEFORE_RETRY.. if may_retry => Admission::Retry,
-        _ => Admission::Accept,
+fn admission(config: &QuicConfig, connections: usize, half_open: usize, may_retry: bool) -> Admission {
+    let reached = |bound: u32, count: usize| u64::from(bound) <= count as u64;
+    let full = config.max_connections.is_some_and(|bound| reached(bound, connections + half_open));
+    if full || reached(config.max_half_open, half_open) {
+        Admission::Refuse
+    } else if may_retry && reached(config.retry_threshold, half_open) {
+        Admission::Retry
+    } else {
+        Admission::Accept
     }
 }
 
@@ -179,11 +219,28 @@ mod tests {
 
     #[test]
     fn many_handshakes_at_once_make_clients_prove_their_address() {
-        assert_eq!(admission(0, true), Admission::Accept);
-        assert_eq!(admission(HALF_OPEN_BEFORE_RETRY - 1, true), Admission::Accept);
-        assert_eq!(admission(HALF_OPEN_BEFORE_RETRY, true), Admission::Retry);
-        assert_eq!(admission(HALF_OPEN_BEFORE_RETRY, false), Admission::Accept);
-        assert_eq!(admission(MAX_HALF_OPEN - 1, false), Admission::Accept);
-        assert_eq!(admission(MAX_HALF_OPEN, true), Admission::Refuse);
+        let config = QuicConfig { retry_threshold: 64, max_half_open: 1_024, ..QuicConfig::default() };
+        let of = |half_open, may_retry| admission(&config, 5_000, half_open, may_retry);
+        assert_eq!(of(0, true), Admission::Accept);
+        assert_eq!(of(63, true), Admission::Accept);
+        assert_eq!(of(64, true), Admission::Retry);
+        assert_eq!(of(64, false), Admission::Accept);
+        assert_eq!(of(1_023, false), Admission::Accept);
+        assert_eq!(of(1_024, true), Admission::Refuse);
+    }
+
+    #[test]
+    fn a_limit_on_connections_counts_handshakes_too() {
+        let config = QuicConfig { max_connections: Some(10), ..QuicConfig::default() };
+        assert_eq!(admission(&config, 7, 2, true), Admission::Accept);
+        assert_eq!(admission(&config, 7, 3, true), Admission::Refuse);
+        assert_eq!(admission(&config, 10, 0, false), Admission::Refuse);
+    }
+
+    #[test]
+    fn a_threshold_of_zero_makes_every_client_prove_its_address() {
+        let config = QuicConfig { retry_threshold: 0, ..QuicConfig::default() };
+        assert_eq!(admission(&config, 0, 0, true), Admission::Retry);
+        assert_eq!(admission(&config, 0, 0, false), Admission::Accept);
     }
 }

@@ -21,11 +21,14 @@ mod connection;
 mod dial;
 mod error;
 mod handshake;
+mod interfaces;
 mod listener;
+pub(crate) mod live;
 pub(crate) mod notice;
 pub(crate) mod path;
 mod punch;
 pub(crate) mod quic;
+mod stats;
 mod stream;
 mod time;
 pub(crate) mod tls;
@@ -51,7 +54,9 @@ use quinn::Runtime;
 
 use self::{
     binding::{Binding, Env},
+    interfaces::Watch,
     listener::{Admission, Listener},
+    live::Registry,
     notice::{InboundSession, Notice, Notices},
     path::PathLayer,
     punch::Punches,
@@ -59,10 +64,16 @@ use self::{
     tls::Expected,
 };
 pub use self::{
-    connection::Connection, error::Error, handshake::Upgrade, stream::Stream, tls::HandshakeMode,
+    connection::Connection,
+    error::Error,
+    handshake::Upgrade,
+    stats::{ConnectedThrough, ConnectionNumber, ConnectionStats, Stats, StatsEvent, StatsEvents},
+    stream::Stream,
+    tls::{Cipher, HandshakeMode},
 };
 use crate::{
     config::Config,
+    core::SocketId,
     io::{Network, OsNetwork},
 };
 
@@ -82,6 +93,8 @@ pub struct Transport {
     notices: Notices,
     /// Connections that peers opened through sessions. `None` without a driver.
     inbound: Option<mpsc::Receiver<InboundSession>>,
+    /// Interface addresses, from the first socket on.
+    interfaces: Option<Watch>,
     /// Events of calls into the transport, for the next poll.
     events: VecDeque<Event>,
     /// The listener that is asked first, so that a busy one does not starve the others.
@@ -138,27 +151,40 @@ impl Transport {
             punches: Punches::default(),
             notices,
             inbound,
+            interfaces: None,
             events: VecDeque::new(),
             turn: 0,
             waker: None,
         }
     }
 
+    /// Tells of the connections, wherever the transport goes.
+    pub fn stats(&self) -> Stats {
+        Stats::new(self.env.connections.clone())
+    }
+
+    /// The connections, for the driver to add those of sessions to.
+    pub(crate) fn connections(&self) -> Arc<Registry> {
+        self.env.connections.clone()
+    }
+
     /// Offers the socket to sessions.
     fn announce(&mut self, binding: &Binding, accepts: bool) {
+        self.watch_interfaces();
         if let Some(path) = &self.env.path {
-            path.add_socket(binding.id, binding.socket.clone(), binding.endpoint.clone());
+            path.add_socket(binding.wire.id(), binding.wire.socket(), binding.wire.endpoint().clone());
         }
-        self.notices.push(Notice::SocketUp { socket: binding.id, local: binding.local, accepts });
+        let (socket, local) = (binding.wire.id(), binding.bound());
+        self.notices.push(Notice::SocketUp { socket, local, accepts });
         self.wake();
     }
 
     /// Takes the socket away from new sessions. What uses it keeps it.
-    fn retire(&mut self, binding: &Binding) {
+    fn retire(&mut self, socket: SocketId) {
         if let Some(path) = &self.env.path {
-            path.remove_socket(binding.id);
+            path.remove_socket(socket);
         }
-        self.notices.push(Notice::SocketDown { socket: binding.id });
+        self.notices.push(Notice::SocketDown { socket });
         self.wake();
     }
 
@@ -172,7 +198,7 @@ impl Transport {
         let listener = self.listeners.remove(index);
         let id = listener.id;
         let binding = listener.close();
-        self.retire(&binding);
+        self.retire(binding.wire.id());
         id
     }
 
@@ -220,7 +246,10 @@ impl Transport {
         let remote = incoming.remote_address();
         let punch = self.punches.take(remote);
         // Whoever we are punching for has been asked to come.
-        let admission = if punch.is_some() { Admission::Accept } else { listener.admission(&incoming) };
+        let admission = match &punch {
+            Some(_) => Admission::Accept,
+            None => listener.admission(self.env.quic.config(), self.env.connections.len(), &incoming),
+        };
         match admission {
             Admission::Accept => {}
             Admission::Retry => {
@@ -245,13 +274,12 @@ impl Transport {
             Err(error) => return Some(Event::ListenerError { listener_id, error: error.into() }),
         };
         let slot = listener.handshake_slot();
-        let finish = handshake::finish(
-            self.env.clone(),
-            connecting,
-            expected,
-            listener.binding.id,
-            self.notices.sender(),
-        );
+        let through = match punch {
+            Some(_) => ConnectedThrough::PunchAsListener,
+            None => ConnectedThrough::Listener,
+        };
+        let (wire, driver) = (listener.binding.wire.clone(), self.notices.sender());
+        let finish = handshake::finish(self.env.clone(), connecting, expected, wire, through, driver);
         let upgrade = Upgrade::new(async move {
             let connected = finish.await;
             drop(slot);
@@ -285,7 +313,8 @@ impl Transport {
     /// closes it: the application does not listen.
     fn on_session(&self, session: InboundSession) -> Option<Event> {
         let InboundSession { connection, peer, socket, remote } = session;
-        let same_socket = self.listeners.iter().find(|listener| listener.binding.id == socket);
+        connection.note_source(&*self.env.network);
+        let same_socket = self.listeners.iter().find(|listener| listener.binding.wire.id() == socket);
         let listener = same_socket.or_else(|| self.listeners.first())?;
         let source = self.env.network.source_for(remote.ip()).ok();
         Some(Event::Incoming {
@@ -331,6 +360,7 @@ impl libp2p_core::Transport for Transport {
         let this = &mut *self;
         // Whether or not all of it went out, the channel wakes us when there is room.
         let _ = this.notices.poll_flush(cx);
+        this.poll_interfaces(cx);
         if let Some(event) = this.events.pop_front() {
             return Poll::Ready(event);
         }
@@ -350,7 +380,7 @@ impl Drop for Transport {
         // The path layer holds endpoints, and their sockets hold the path layer.
         if let Some(path) = &self.env.path {
             let listening = self.listeners.iter().map(|listener| &listener.binding);
-            listening.chain(&self.clients).for_each(|binding| path.remove_socket(binding.id));
+            listening.chain(&self.clients).for_each(|binding| path.remove_socket(binding.wire.id()));
         }
     }
 }

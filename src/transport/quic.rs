@@ -4,7 +4,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use hmac::{Hmac, Mac};
 use libp2p_identity::{Keypair, PeerId};
-use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt};
+use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt, congestion};
 use quinn_proto::{
     HashedConnectionIdGenerator,
     crypto::{CryptoError, HmacKey},
@@ -16,7 +16,7 @@ use super::{
     path::SessionConfigs,
     tls::{Expected, Tls},
 };
-use crate::config::QuicConfig;
+use crate::config::{CongestionController, QuicConfig};
 
 /// QUIC version 1 (RFC 9000), the only one.
 const VERSIONS: [u32; 1] = [1];
@@ -42,12 +42,12 @@ pub(crate) struct Quic {
 
 impl Quic {
     pub(crate) fn new(keypair: &Keypair, config: &QuicConfig) -> Result<Self, Error> {
-        let tls = Tls::new(keypair)?;
+        let tls = Tls::new(keypair, config)?;
         let transport = Arc::new(transport(config));
         let mut server = quinn::ServerConfig::with_crypto(tls.server_config(Expected::anyone()));
         server.transport_config(transport.clone());
-        // As libp2p-quic: the remote address of a connection is part of what the swarm was told.
-        server.migration(false);
+        // A client that changes its address, or whose NAT does, keeps its connection (RFC 9000 §9). The swarm is told.
+        server.migration(true);
         Ok(Self {
             tls,
             keys: EndpointKeys::new(keypair),
@@ -55,6 +55,11 @@ impl Quic {
             server: Arc::new(server),
             config: config.clone(),
         })
+    }
+
+    /// What the user set.
+    pub(crate) fn config(&self) -> &QuicConfig {
+        &self.config
     }
 
     /// How long a handshake may take.
@@ -105,11 +110,7 @@ impl Quic {
         let mut transport = transport(&self.config);
         let (low, high) = SESSION_RTT;
         transport.initial_rtt(rtt.map_or(INITIAL_RTT, |rtt| rtt.clamp(low, high)));
-        transport.mtu_discovery_config(self.config.path_mtu_discovery.then(|| {
-            let mut discovery = MtuDiscoveryConfig::default();
-            discovery.upper_bound(SESSION_MTU);
-            discovery
-        }));
+        transport.mtu_discovery_config(mtu_discovery(&self.config, SESSION_MTU));
         transport
     }
 }
@@ -124,6 +125,8 @@ impl SessionConfigs for Quic {
         let mut server = (*self.server).clone();
         server.crypto = self.tls.server_config(Expected::new(Some(peer)));
         server.transport_config(Arc::new(self.session_transport(rtt)));
+        // A session's address is virtual, and the path layer is what moves.
+        server.migration(false);
         Arc::new(server)
     }
 }
@@ -149,9 +152,31 @@ fn transport(config: &QuicConfig) -> TransportConfig {
         .max_idle_timeout(Some(VarInt::from_u32(idle).into()))
         .keep_alive_interval(Some(config.keep_alive_interval))
         .initial_rtt(INITIAL_RTT)
-        .mtu_discovery_config(config.path_mtu_discovery.then(MtuDiscoveryConfig::default))
+        .send_window(config.max_send_data.into())
+        .initial_mtu(config.initial_mtu)
+        .mtu_discovery_config(mtu_discovery(config, config.max_mtu))
         .allow_spin(false);
+    match config.congestion_controller {
+        CongestionController::Cubic => {
+            transport.congestion_controller_factory(Arc::new(congestion::CubicConfig::default()))
+        }
+        CongestionController::NewReno => {
+            transport.congestion_controller_factory(Arc::new(congestion::NewRenoConfig::default()))
+        }
+        CongestionController::Bbr => {
+            transport.congestion_controller_factory(Arc::new(congestion::BbrConfig::default()))
+        }
+    };
     transport
+}
+
+/// Up to `highest`, and never beyond what the user allows.
+fn mtu_discovery(config: &QuicConfig, highest: u16) -> Option<MtuDiscoveryConfig> {
+    config.path_mtu_discovery.then(|| {
+        let mut discovery = MtuDiscoveryConfig::default();
+        discovery.upper_bound(highest.min(config.max_mtu));
+        discovery
+    })
 }
 
 /// Keys that are the same after a restart, so that the remotes of our old connections learn of it at once: we still

@@ -31,12 +31,13 @@ fn bridged() -> (Transport, Driver) {
     let quic = Quic::new(&Keypair::generate_ed25519(), &Config::default().quic).unwrap();
     let keys = SessionKeys { reset: quic.reset_key(), cid: quic.session_connection_id_key() };
     let runtime = Arc::new(quinn::TokioRuntime);
+    let network = Arc::new(OsNetwork::default());
     // No session is opened in these tests, so nothing is said of any.
     let (path_notices, _) = tokio::sync::mpsc::channel(1);
-    let path = PathLayer::new(runtime.clone(), Box::new(quic.clone()), keys, path_notices).unwrap();
+    let path =
+        PathLayer::new(network.clone(), runtime.clone(), Box::new(quic.clone()), keys, path_notices).unwrap();
     let (notices, received) = mpsc::channel(1);
     let (sessions, inbound) = mpsc::channel(1);
-    let network = Arc::new(OsNetwork::default());
     let transport = Transport::bridged(quic, network, runtime, notices, inbound, path);
     (transport, Driver { notices: received, sessions })
 }

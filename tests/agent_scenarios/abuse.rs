@@ -48,8 +48,15 @@ fn an_answer_that_the_responder_did_not_sign_fails_the_attempt_and_nothing_is_pr
         |_, candidates| candidates.clear(),
         |registration, candidates| {
             // Another peer's registration, by itself in order.
-            *registration =
-                Registration::sign(&keypair(77), 1, ms(1000), registration.probe_key, candidates).unwrap();
+            *registration = Registration::sign(
+                &keypair(77),
+                1,
+                ms(1000),
+                registration.probe_key,
+                candidates,
+                Bytes::new(),
+            )
+            .unwrap();
         },
     ];
     for forge in forgeries {
@@ -278,6 +285,7 @@ impl Attacker {
             lifetime: ms(5000),
             probe_key: self.secret.public(),
             candidates,
+            nat: Bytes::new(),
             first_flight: vec![Bytes::from_static(&[0xc0; 1200])],
         };
         let signature = request.sign(&self.keypair).unwrap();

@@ -380,6 +380,8 @@ impl World {
                 flows.get_mut(&flow)?.admitted.remove(&path);
                 return None;
             }
+            // Nobody here has sockets beside the one.
+            Command::OpenSockets { .. } | Command::CloseSockets { .. } => return None,
             Command::Close { flow } => {
                 flows.remove(&flow);
                 return None;

@@ -217,7 +217,9 @@ impl Rig {
                 let lifetime = Duration::from_secs(u64::from(p) * 3);
                 self.generation += 1;
                 let signer = peer(if p == 0 { 3 } else { l });
-                let signed = Registration::sign(&signer, self.generation, lifetime, [7; 32], &[]).unwrap();
+                let signed =
+                    Registration::sign(&signer, self.generation, lifetime, [7; 32], &[], Bytes::new())
+                        .unwrap();
                 (l, Frame::Register(signed))
             }
             Input::Registered(l, g) => {
@@ -260,6 +262,7 @@ impl Rig {
             lifetime: ms(u64::from(round) * 100),
             probe_key: secret.public(),
             candidates: candidates(observed),
+            nat: Bytes::new(),
             first_flight: vec![Bytes::from_static(&[0xc0; 1200])],
         };
         let signature = request.sign(&keypair).unwrap();
@@ -278,7 +281,8 @@ impl Rig {
         let candidates = candidates(p * 50 + 3);
         // One in four is signed by somebody else.
         let signer = if p == 0 { peer(9) } else { keypair };
-        let registration = Registration::sign(&signer, 1, ms(9000), secret.public(), &candidates).unwrap();
+        let registration =
+            Registration::sign(&signer, 1, ms(9000), secret.public(), &candidates, Bytes::new()).unwrap();
         let observed = Some(address(p + 1));
         Some(Frame::PunchAnswer(Box::new(PunchAnswer { session, round, registration, candidates, observed })))
     }

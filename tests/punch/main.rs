@@ -1,7 +1,9 @@
 //! Whole swarms behind simulated NATs, on paused time.
 
 mod crowd;
+mod hard;
 mod matrix;
+mod moving;
 mod network;
 mod others;
 mod relay;

@@ -33,6 +33,18 @@ impl Site {
     pub(crate) const EIM_APDF_PORT_NOT_KEPT: Self = eim(Filtering::AddressAndPortDependent, Ports::Random);
     pub(crate) const APDM_RANDOM: Self =
         Self::Nat(Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent, Ports::Random);
+    pub(crate) const APDM_SEQUENTIAL: Self = Self::sequential(1);
+    /// All kinds of the lab.
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Public,
+        Self::EIM_EIF,
+        Self::EIM_ADF,
+        Self::EIM_APDF,
+        Self::EIM_APDF_PORT_NOT_KEPT,
+        Self::APDM_RANDOM,
+        Self::APDM_SEQUENTIAL,
+        Self::NatBehindNat,
+    ];
     /// All that punching without prediction gets through on both sides.
     pub(crate) const EIM: [Self; 6] = [
         Self::Public,
@@ -43,27 +55,69 @@ impl Site {
         Self::NatBehindNat,
     ];
 
+    pub(crate) const fn sequential(step: u16) -> Self {
+        Self::Nat(
+            Mapping::AddressAndPortDependent,
+            Filtering::AddressAndPortDependent,
+            Ports::Sequential { step },
+        )
+    }
+
+    /// Whether a pair can be direct: all but two NATs that give every destination another port, one of them a random one.
+    pub(crate) fn is_hopeful(self, other: Self) -> bool {
+        let hard = |site| matches!(site, Self::APDM_RANDOM | Self::APDM_SEQUENTIAL);
+        !(hard(self) && hard(other) && (self == Self::APDM_RANDOM || other == Self::APDM_RANDOM))
+    }
+
     /// A host at this site; `number` tells sites of one world apart.
     pub(crate) fn host(self, world: &World, number: u8, loss: f64) -> Arc<Host> {
+        self.place(world, number, loss).host
+    }
+
+    /// A host at this site, and another one beside it if there is a NAT.
+    pub(crate) fn place(self, world: &World, number: u8, loss: f64) -> Place {
         let link = Link { loss, ..Link::with_latency(Duration::ZERO) };
         let outer = [198, 51, 100, number];
-        match self {
+        let inside = [192, 168, number, 2];
+        let (host, neighbour) = match self {
             Self::Public => {
                 let host = world.public_host([203, 0, 113, number]);
                 world.set_link(&host, link);
-                host
+                (host, None)
             }
             Self::Nat(mapping, filtering, ports) => {
                 let gateway = world.nat(Nat { ports, ..Nat::new(mapping, filtering) }, outer);
                 world.set_link(&gateway, link);
-                gateway.host([192, 168, number, 2])
+                (gateway.host(inside), Some(gateway.host([192, 168, number, 3])))
             }
             Self::NatBehindNat => {
                 let gateway = world.nat(Nat::default(), outer);
                 world.set_link(&gateway, link);
-                gateway.nat(Nat::default(), [10, 0, number, 2]).host([192, 168, number, 2])
+                (gateway.nat(Nat::default(), [10, 0, number, 2]).host(inside), None)
             }
-        }
+        };
+        Place { host, neighbour }
+    }
+}
+
+/// A host, and another one behind its NAT.
+pub(crate) struct Place {
+    pub(crate) host: Arc<Host>,
+    neighbour: Option<Arc<Host>>,
+}
+
+impl Place {
+    /// Has the neighbour take a port of the NAT ever so often, until the runtime ends.
+    pub(crate) fn take_ports(&self, every: Duration) {
+        let Some(neighbour) = self.neighbour.clone() else { return };
+        tokio::spawn(async move {
+            let socket = neighbour.socket(([0, 0, 0, 0], 5000).into()).expect("the port is free");
+            for port in 1.. {
+                // Nobody is there, but the NAT does not know.
+                socket.send_to(([203, 0, 113, 99], port).into(), b"out");
+                tokio::time::sleep(every).await;
+            }
+        });
     }
 }
 
@@ -150,6 +204,16 @@ pub(crate) async fn until<B: NetworkBehaviour, T>(
         if let Some(found) = pick(swarm.select_next_some().await) {
             return found;
         }
+    }
+}
+
+/// Drives a swarm until its NAT has been observed at its coordinator's further ports and the coordinator knows.
+pub(crate) async fn observed(swarm: &mut Swarm<Behaviour>) {
+    registered(swarm).await;
+    let settle = tokio::time::sleep(Duration::from_millis(500));
+    tokio::select! {
+        () = settle => {}
+        () = until(swarm, |_| None) => {}
     }
 }
 

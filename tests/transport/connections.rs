@@ -11,7 +11,7 @@ async fn two_peers_connect_with_raw_keys_over_ipv4_and_ipv6() {
         assert_eq!((connected.at_dialer.0, connected.at_listener.0), (a_id, b_id));
         assert_eq!(connected.local, address);
         for connection in [&connected.at_dialer.1, &connected.at_listener.1] {
-            assert_eq!(connection.handshake_mode().unwrap(), HandshakeMode::RawPublicKey);
+            assert_eq!(connection.handshake_mode(), HandshakeMode::RawPublicKey);
         }
         echo(&mut connected.at_dialer.1, &mut connected.at_listener.1).await;
     }
@@ -38,8 +38,8 @@ async fn keys_that_are_not_ed25519_connect_with_certificates() {
         let address = listen(&mut a, V4).await;
         let connected = connect(&mut a, &mut b, address, PLAIN).await;
         assert_eq!((connected.at_dialer.0, connected.at_listener.0), (keypair.public().to_peer_id(), b_id));
-        assert_eq!(connected.at_dialer.1.handshake_mode().unwrap(), HandshakeMode::X509);
-        assert_eq!(connected.at_listener.1.handshake_mode().unwrap(), HandshakeMode::X509);
+        assert_eq!(connected.at_dialer.1.handshake_mode(), HandshakeMode::X509);
+        assert_eq!(connected.at_listener.1.handshake_mode(), HandshakeMode::X509);
     }
 }
 

@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod connections;
 #[cfg(test)]
+mod moving;
+#[cfg(test)]
 mod punch;
 #[cfg(test)]
 mod streams;

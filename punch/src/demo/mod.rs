@@ -12,8 +12,11 @@ use std::time::Duration;
 use clap::Args;
 use tokio::runtime;
 
-use self::nat::Behind;
-pub(crate) use self::story::Story;
+pub(crate) use self::{
+    nat::{Behind, parse as nat},
+    scene::meet,
+    story::Story,
+};
 use crate::exit::{Exit, Failure};
 
 /// Arguments of `punch demo`.
@@ -47,24 +50,47 @@ pub(crate) struct Arguments {
 }
 
 impl Arguments {
-    /// Round-trip times dialer to coordinator, listener to coordinator, and dialer to listener.
-    fn round_trips(&self) -> [Duration; 3] {
-        [self.dialer_rtt, self.listener_rtt, self.peer_rtt].map(|own| own.unwrap_or(self.rtt))
+    fn setting(&self) -> Setting {
+        Setting {
+            dialer: self.dialer_nat.clone(),
+            listener: self.listener_nat.clone(),
+            round_trips: [self.dialer_rtt, self.listener_rtt, self.peer_rtt]
+                .map(|own| own.unwrap_or(self.rtt)),
+            loss: self.loss,
+        }
     }
+}
+
+/// Where the peers are.
+#[derive(Debug, Clone)]
+pub(crate) struct Setting {
+    /// What the dialer is behind.
+    pub(crate) dialer: Behind,
+    /// What the listener is behind.
+    pub(crate) listener: Behind,
+    /// Round-trip times dialer to coordinator, listener to coordinator, and dialer to listener.
+    pub(crate) round_trips: [Duration; 3],
+    /// How much is lost on the way from any of the three to any other, in percent.
+    pub(crate) loss: f64,
 }
 
 /// Plays the scene and tells the story.
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    in_simulated_time(scene::play(arguments))?
+}
+
+/// Runs where the clock jumps to whatever happens next.
+pub(crate) fn in_simulated_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
     let runtime = runtime::Builder::new_current_thread()
         .enable_all()
         .start_paused(true)
         .build()
         .map_err(|error| Failure::error(format!("cannot start: {error}")))?;
-    runtime.block_on(scene::play(arguments))
+    Ok(runtime.block_on(work))
 }
 
 /// Not more than a minute, which is more than any network on Earth needs.
-fn milliseconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn milliseconds(text: &str) -> Result<Duration, String> {
     let refused = "it must be a number of milliseconds from 0 to 60000";
     let value: f64 = text.parse().map_err(|_| refused)?;
     if (0.0..=60_000.0).contains(&value) {
@@ -74,7 +100,8 @@ fn milliseconds(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn percent(text: &str) -> Result<f64, String> {
+/// How much of something, in percent.
+pub(crate) fn percent(text: &str) -> Result<f64, String> {
     let refused = "it must be a number from 0 to 100";
     let value: f64 = text.parse().map_err(|_| refused)?;
     if (0.0..=100.0).contains(&value) { Ok(value) } else { Err(refused.into()) }

@@ -17,7 +17,7 @@ A NAT is 'public' for none, or MAPPING+FILTERING[+PORTS], 'double+' before it fo
 
 /// What a peer is behind.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Behind {
+pub(crate) enum Behind {
     /// Nothing.
     Public,
     /// A NAT.
@@ -27,7 +27,7 @@ pub(super) enum Behind {
 }
 
 /// Reads words such as `eim+apdf`, `double+eim+eif` and `public`.
-pub(super) fn parse(text: &str) -> Result<Behind, String> {
+pub(crate) fn parse(text: &str) -> Result<Behind, String> {
     match text.strip_prefix("double+") {
         _ if text == "public" => Ok(Behind::Public),
         Some(rest) => nat(rest).map(Behind::Two),

@@ -11,7 +11,7 @@ use tokio::{
 };
 
 use super::{
-    Arguments,
+    Arguments, Setting,
     nat::Behind,
     story::{Story, fate, in_milliseconds},
 };
@@ -41,9 +41,9 @@ const TRANSFER: usize = 1 << 20;
 const PROBES_SHOWN: usize = 12;
 
 /// What came of it.
-struct Outcome {
-    relayed: bool,
-    elapsed: Duration,
+pub(crate) struct Outcome {
+    pub(crate) relayed: bool,
+    pub(crate) elapsed: Duration,
     ping: Duration,
     transfer: Duration,
 }
@@ -52,7 +52,7 @@ struct Outcome {
 pub(super) async fn play(arguments: &Arguments) -> Result<Exit, Failure> {
     let world = World::new(arguments.seed);
     let trace = Trace::start(&world);
-    let hosts = hosts(&world, arguments);
+    let hosts = hosts(&world, &arguments.setting());
     let keys: [Keypair; 3] = std::array::from_fn(|_| Keypair::generate_ed25519());
     let [coordinator, listener, dialer] = keys.each_ref().map(|key| key.public().to_peer_id());
     let names = vec![(coordinator, "coordinator"), (listener, "listener"), (dialer, "dialer")];
@@ -83,11 +83,25 @@ pub(super) async fn play(arguments: &Arguments) -> Result<Exit, Failure> {
     }
 }
 
+/// The same without a story: the peers meet once, within so much simulated time.
+pub(crate) async fn meet(setting: &Setting, seed: u64, patience: Duration) -> Result<Outcome, Trouble> {
+    let world = World::new(seed);
+    let keys: [Keypair; 3] = std::array::from_fn(|_| Keypair::generate_ed25519());
+    let listener = keys[1].public().to_peer_id();
+    let silent = Arc::new(Story::new(Vec::new()));
+    let mut dialer = peers(keys, hosts(&world, setting), &silent).await?;
+    settle(&mut dialer).await?;
+    timeout(patience, exchange(&mut dialer, listener)).await.unwrap_or_else(|_| {
+        let message = format!("no connection within {} s", patience.as_secs_f64());
+        Err(Trouble::Failed { reason: "timeout", message })
+    })
+}
+
 /// Hosts of the coordinator, the listener and the dialer.
-fn hosts(world: &World, arguments: &Arguments) -> [Arc<Host>; 3] {
+fn hosts(world: &World, setting: &Setting) -> [Arc<Host>; 3] {
     let coordinator = world.public_host(COORDINATOR);
     // Every path crosses two links.
-    let link = Link { loss: 1.0 - (1.0 - arguments.loss / 100.0).sqrt(), ..Link::default() };
+    let link = Link { loss: 1.0 - (1.0 - setting.loss / 100.0).sqrt(), ..Link::default() };
     world.set_link(&coordinator, link);
     let behind = |nat: &Behind, [wan, lan, between]: [Ipv4Addr; 3]| {
         let host = match nat {
@@ -98,9 +112,9 @@ fn hosts(world: &World, arguments: &Arguments) -> [Arc<Host>; 3] {
         world.set_link(&host, link);
         host
     };
-    let dialer = behind(&arguments.dialer_nat, DIALER);
-    let listener = behind(&arguments.listener_nat, LISTENER);
-    let [a, b, d] = arguments.round_trips().map(|rtt| rtt / 2);
+    let dialer = behind(&setting.dialer, DIALER);
+    let listener = behind(&setting.listener, LISTENER);
+    let [a, b, d] = setting.round_trips.map(|rtt| rtt / 2);
     world.set_path(&dialer, &coordinator, a);
     world.set_path(&listener, &coordinator, b);
     world.set_path(&dialer, &listener, d);
@@ -181,7 +195,7 @@ async fn exchange(dialer: &mut Node, listener: PeerId) -> Result<Outcome, Troubl
 
 /// The cast.
 fn introduce(arguments: &Arguments) -> Result<(), Failure> {
-    let [a, b, d] = arguments.round_trips().map(in_milliseconds);
+    let [a, b, d] = arguments.setting().round_trips.map(in_milliseconds);
     let Arguments { dialer_nat, listener_nat, loss, seed, .. } = arguments;
     let place = |nat: &Behind, [wan, lan, _]: [Ipv4Addr; 3]| match nat {
         Behind::Public => format!("{wan:<15}  {nat}"),
@@ -224,7 +238,7 @@ fn tell_probes(story: &Story, trace: &Trace, asked: Duration) -> Vec<Record> {
 
 /// How it went, and how well.
 fn conclude(arguments: &Arguments, outcome: &Outcome, probes: &[Record]) -> Result<(), Failure> {
-    let [a, b, d] = arguments.round_trips();
+    let [a, b, d] = arguments.setting().round_trips;
     let bound = (a + b + d) / 2;
     let path = if outcome.relayed { "through a relay" } else { "directly" };
     let over = outcome.elapsed.saturating_sub(bound);

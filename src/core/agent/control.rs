@@ -51,7 +51,8 @@ impl Agent {
             return;
         }
         self.handle_link_down(link, now);
-        let state = Link { peer, remote, socket, next_observation: 0, last_observation: None };
+        let state =
+            Link { peer, remote, socket, next_observation: 0, last_observation: None, told_observers: false };
         self.links.insert(link, state);
         self.coordinator.link_up(peer);
         self.tell_observed(link);
@@ -77,6 +78,7 @@ impl Agent {
         let Some(Link { peer, .. }) = self.links.remove(link) else { return };
         self.coordinator.link_down(link, &peer);
         self.network.observations.link_down(link, now);
+        self.observing.link_down(link);
         if self.registrar.contains(&peer) {
             self.registrar.link_down(&peer, link, self.links.best_of(&peer), now);
             self.run_registrar(now);
@@ -95,6 +97,7 @@ impl Agent {
             Frame::RemoveAddress { sequence } => self.coordinator.remove_address(id, sequence),
             Frame::Register(registration) => {
                 self.coordinator.register((id, &link), registration, now, &mut self.out);
+                self.offer_observers(id, &link);
             }
             Frame::Registered { generation, lifetime } => {
                 let answer = (generation, lifetime);
@@ -109,6 +112,13 @@ impl Agent {
             }
             Frame::PunchMeNow(punch) => self.punch_me_now((id, &link), punch, now),
             Frame::PunchAnswer(answer) => self.punch_answer((id, &link), *answer, now),
+            Frame::Observer(offer) => self.observer_offered(id, &link, offer, now),
+            Frame::ProbeObserved { data, address } => self.probe_observed(id, &link, (data, address), now),
+            Frame::PunchWindow(window) => {
+                if !self.search_window(&window, now) {
+                    self.coordinator.window(&link, window, now, &mut self.out);
+                }
+            }
             Frame::PunchRejected { session, round, reason } => {
                 let request = (session, round);
                 if !self.punch_rejected(&link.peer, request, reason, now)

@@ -131,6 +131,7 @@ impl Agent {
         let shift = session.failures as usize * MAX_ASKED % coordinators.len();
         coordinators.rotate_left(shift);
         coordinators.truncate(MAX_ASKED);
+        let traits = self.traits();
         let loopback =
             coordinators.iter().any(|(_, link)| self.links.get(*link).is_some_and(Link::is_loopback));
         let request = PunchRequest {
@@ -141,6 +142,7 @@ impl Agent {
             lifetime: self.settings.coordination_timeout,
             probe_key: opening.secret.public(),
             candidates: self.network.candidates_for(loopback),
+            nat: traits.encode(),
             first_flight: opening.first_flight.clone(),
         };
         // Only a key that cannot sign, or a flight that is no flight, fails here.
@@ -192,7 +194,10 @@ impl Agent {
         }
         self.sessions.set_keys(key, Some(keys));
         self.enter(key, Phase::Synchronization, now);
+        let nat = answer.registration.nat;
+        let coordination = asked_at.map(|at| now.saturating_duration_since(at));
         self.form_checklist(key, answer.candidates, (id, link), answer.observed, now);
+        self.plan_search(key, (id, link), &nat, coordination, now);
         self.pump(key, now);
     }
 

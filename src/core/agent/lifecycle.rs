@@ -30,6 +30,8 @@ impl Agent {
             session.opening = None;
             session.targets.shrink_to_fit();
         }
+        self.end_search(key);
+        self.close_sockets(key);
         self.out.event(Event::Connected { peer, role, path, elapsed });
         self.settle(key);
     }
@@ -119,6 +121,7 @@ impl Agent {
     /// Ends the attempt under way without a connection, and leaves nothing of it.
     pub(super) fn abandon_attempt(&mut self, key: Key) {
         self.end_attempt(key, false);
+        self.end_search(key);
         if let Some(flow) = self.sessions.get(key).and_then(|session| session.flow) {
             self.out.command(Command::Close { flow });
         }
@@ -129,6 +132,7 @@ impl Agent {
             session.rtt = measured.or(session.rtt);
             session.opening = None;
             session.targets = Vec::new();
+            session.sockets = Vec::new();
         }
     }
 
@@ -206,6 +210,7 @@ pub(super) fn is_retryable(reason: FailureReason) -> bool {
         FailureReason::NoCoordinator
         | FailureReason::Cancelled
         | FailureReason::TooManySessions
+        | FailureReason::Hopeless
         | FailureReason::DialSelf => false,
     }
 }

@@ -12,8 +12,10 @@
 mod control;
 mod initiator;
 mod lifecycle;
+mod observing;
 mod probing;
 mod responder;
+mod search;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -34,8 +36,10 @@ use super::{
     keys::ProbeSecret,
     links::Links,
     network::Network,
+    observer::{Observers, Observing},
     outbox::Outbox,
     registration::{Identity, Registrar},
+    search::Gate as SearchGate,
     session::Table,
     targets::{Scope, scope},
 };
@@ -59,6 +63,11 @@ pub struct Agent {
     coordinator: Coordinator,
     registrar: Registrar,
     gate: Gate,
+    /// Ports at which we observe our clients.
+    observers: Observers,
+    /// What we ask of our coordinators' observers.
+    observing: Observing,
+    searches: SearchGate,
     sessions: Table,
     next_flow: u64,
     out: Outbox,
@@ -72,6 +81,8 @@ struct Settings {
     max_concurrent_attempts: usize,
     max_attempts: u32,
     coordination_timeout: Duration,
+    prediction: bool,
+    birthday_search: bool,
     phase_timeouts: PhaseTimeouts,
 }
 
@@ -86,12 +97,17 @@ impl Agent {
             max_concurrent_attempts: config.max_concurrent_attempts,
             max_attempts: config.max_attempts,
             coordination_timeout: config.coordination_timeout,
+            prediction: config.prediction,
+            birthday_search: config.birthday_search,
             phase_timeouts: config.phase_timeouts.clone(),
         };
         Self {
             peer: keypair.public().to_peer_id(),
             keypair,
             probe_secret: ProbeSecret::new(rng.random()),
+            observers: Observers::new(rng.random()),
+            observing: Observing::default(),
+            searches: SearchGate::new(),
             rng,
             network: Network::new(settings.max_candidates),
             links: Links::default(),
@@ -161,6 +177,9 @@ impl Agent {
             self.refresh_candidates(now);
             self.report_views();
         }
+        if self.observing.next_deadline().is_some_and(|at| at <= now) {
+            self.observe(now);
+        }
         for key in self.sessions.due(now) {
             self.session_timeout(key, now);
         }
@@ -176,6 +195,7 @@ impl Agent {
             self.registrar.next_deadline(),
             self.coordinator.next_deadline(),
             self.network.observations.next_expiry(),
+            self.observing.next_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -243,7 +263,8 @@ impl Agent {
     }
 
     fn run_registrar(&mut self, now: Instant) {
-        let identity = Identity { keypair: &self.keypair, probe_key: self.probe_secret.public() };
+        let (probe_key, nat) = (self.probe_secret.public(), self.traits().encode());
+        let identity = Identity { keypair: &self.keypair, probe_key, nat };
         self.registrar.run(&identity, (&self.network, &self.links), (now, &mut self.rng), &mut self.out);
     }
 }

@@ -29,12 +29,15 @@ const HEARD_BUDGET: usize = 3 * PROBE_LEN;
 impl Agent {
     /// A datagram that begins like a probe arrived on `path`.
     pub fn handle_datagram(&mut self, path: Path, datagram: &[u8], now: Instant) {
+        if self.observers.has(path.socket) {
+            return self.observe_request(path, datagram, now);
+        }
         let key = tag_of(datagram).and_then(|tag| self.sessions.of_tag(tag));
         let probe = key.and_then(|key| {
             let keys = self.sessions.get(key)?.keys()?;
             Some((key, Probe::decode(datagram, keys).ok()?))
         });
-        let Some((key, probe)) = probe.filter(|_| self.is_usable(path)) else {
+        let Some((key, probe)) = probe.filter(|(key, _)| self.is_usable(*key, path)) else {
             self.out.counters.probes_refused += 1;
             return;
         };
@@ -46,8 +49,8 @@ impl Agent {
         self.settle(key);
     }
 
-    fn is_usable(&self, path: Path) -> bool {
-        self.network.socket(path.socket).is_some()
+    fn is_usable(&self, key: Key, path: Path) -> bool {
+        (self.network.socket(path.socket).is_some() || self.owns_socket(key, path.socket))
             && path.remote.port() != 0
             && scope(path.remote.ip()) != Scope::Never
     }
@@ -124,6 +127,7 @@ impl Agent {
     fn validating(&mut self, key: Key, now: Instant) {
         let phase = self.sessions.get(key).map(|session| session.phase);
         if matches!(phase, Some(Phase::Synchronization | Phase::Punching)) {
+            self.end_search(key);
             self.enter(key, Phase::Validation, now);
         }
     }
@@ -159,6 +163,9 @@ impl Agent {
                 self.enter(key, Phase::Punching, now);
             }
         }
+        if self.is_silent(key) {
+            self.pump_search(key, now);
+        }
         // A probe that goes unanswered may be the one by which the selected path proves dead.
         self.select(key, now);
         self.settle(key);
@@ -186,6 +193,7 @@ impl Agent {
             for path in checklist.pairs().iter().map(|pair| pair.path).filter(|path| *path != known.path) {
                 self.out.command(Command::Forget { flow, path });
             }
+            self.close_sockets(key);
         }
         self.sessions.reschedule(key);
     }

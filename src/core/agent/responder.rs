@@ -195,6 +195,7 @@ impl Agent {
         self.out.command(Command::Accept { flow, peer: initiator, first_flight, rtt });
         self.form_checklist(key, request.candidates, (id, link), punch.observed, now);
         self.permit_observed(key, link, punch.observed, 3 * bytes);
+        self.plan_search(key, (id, link), &request.nat, None, now);
         self.pump(key, now);
     }
 

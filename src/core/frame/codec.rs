@@ -6,7 +6,8 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 use libp2p_identity::PeerId;
 
 use super::{
-    DecodeError, Frame, PunchAnswer, PunchMeNow, PunchRequest, Registration, RejectReason,
+    DecodeError, Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchRequest, PunchWindow, Registration,
+    RejectReason,
     wire::{Reader, is_v6, peek_varint, put_address, put_bytes, put_varint},
 };
 use crate::core::{
@@ -26,6 +27,10 @@ pub const MAX_FIRST_FLIGHT_DATAGRAM: usize = 1500;
 pub const MAX_SIGNATURE_LEN: usize = 1024;
 /// Bytes of a public key's protobuf encoding: that of RSA with 8,192 bits has 1,067.
 pub const MAX_PUBLIC_KEY_LEN: usize = 1200;
+/// Bytes of a NAT report.
+pub const MAX_NAT_REPORT_LEN: usize = 64;
+/// Ports of an offer to observe; it has at least one.
+pub const MAX_OBSERVER_PORTS: usize = 4;
 /// The longest lifetime of a registration, one day.
 pub const MAX_REGISTRATION_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest lifetime of a request, five minutes.
@@ -49,6 +54,10 @@ const PUNCH_REJECTED: u64 = 0x3d7e99;
 const REGISTER: u64 = 0x3d7e9a;
 const REGISTERED: u64 = 0x3d7e9b;
 const REGISTER_REJECTED: u64 = 0x3d7e9c;
+const OBSERVER: u64 = 0x3d7e9d;
+const PROBE_OBSERVED_V4: u64 = 0x3d7e9e;
+const PROBE_OBSERVED_V6: u64 = 0x3d7e9f;
+const PUNCH_WINDOW: u64 = 0x3d7ea0;
 
 const FAMILY_V4: u64 = 4;
 const FAMILY_V6: u64 = 6;
@@ -111,6 +120,7 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
         Frame::Register(registration) => {
             put_varint(out, REGISTER);
             put_registration(out, registration);
+            put_nat(out, &registration.nat);
         }
         Frame::Registered { generation, lifetime } => {
             put_varint(out, REGISTERED);
@@ -127,6 +137,7 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_request(out, &punch.request);
             put_first_flight(out, &punch.request.first_flight);
             put_bytes(out, &punch.signature, MAX_SIGNATURE_LEN);
+            put_nat(out, &punch.request.nat);
         }
         Frame::PunchAnswer(answer) => {
             put_observed(out, answer.observed, [PUNCH_ANSWER, PUNCH_ANSWER_V4, PUNCH_ANSWER_V6]);
@@ -134,6 +145,7 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_varint(out, answer.round.into());
             put_registration(out, &answer.registration);
             put_candidates(out, answer.candidates.iter());
+            put_nat(out, &answer.registration.nat);
         }
         Frame::PunchRejected { session, round, reason } => {
             put_varint(out, PUNCH_REJECTED);
@@ -141,7 +153,40 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_varint(out, (*round).into());
             put_varint(out, reason_code(*reason));
         }
+        Frame::Observer(offer) => {
+            put_varint(out, OBSERVER);
+            let ports = offer.ports.get(..MAX_OBSERVER_PORTS).unwrap_or(&offer.ports);
+            put_varint(out, ports.len() as u64);
+            ports.iter().for_each(|port| out.put_u16(*port));
+            out.put_slice(&offer.token);
+            out.put_slice(&offer.key);
+        }
+        Frame::ProbeObserved { data, address } => {
+            put_varint(out, if is_v6(*address) { PROBE_OBSERVED_V6 } else { PROBE_OBSERVED_V4 });
+            out.put_slice(data);
+            put_address(out, *address);
+        }
+        Frame::PunchWindow(window) => {
+            put_varint(out, PUNCH_WINDOW);
+            put_bytes(out, &window.peer.to_bytes(), MAX_PEER_ID_LEN);
+            out.put_slice(&window.session.0);
+            put_varint(out, window.round.into());
+            out.put_u16(window.port);
+            out.put_u16(window.step);
+            out.put_slice(&window.authenticator);
+        }
     }
+}
+
+/// The NAT report that ends a frame; nothing if there is none.
+pub(super) fn put_nat(out: &mut BytesMut, report: &[u8]) {
+    if !report.is_empty() {
+        put_bytes(out, report, MAX_NAT_REPORT_LEN);
+    }
+}
+
+fn nat(r: &mut Reader<'_>) -> Result<Bytes, DecodeError> {
+    if r.remaining() == 0 { Ok(Bytes::new()) } else { r.bytes("NAT report", MAX_NAT_REPORT_LEN) }
 }
 
 /// One of three types, and the address that the type says.
@@ -221,30 +266,59 @@ fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
         },
         ADD_ADDRESS_V4 | ADD_ADDRESS_V6 => Frame::AddAddress(candidate(r, frame_type == ADD_ADDRESS_V6)?),
         REMOVE_ADDRESS => Frame::RemoveAddress { sequence: r.varint("sequence number")? },
-        REGISTER => Frame::Register(registration(r)?),
+        REGISTER => {
+            let mut registration = registration(r)?;
+            registration.nat = nat(r)?;
+            Frame::Register(registration)
+        }
         REGISTERED => {
             Frame::Registered { generation: r.varint("generation")?, lifetime: registration_lifetime(r)? }
         }
         REGISTER_REJECTED => {
             Frame::RegisterRejected { generation: r.varint("generation")?, reason: reason(r)? }
         }
-        PUNCH_ME_NOW | PUNCH_ME_NOW_V4 | PUNCH_ME_NOW_V6 => Frame::PunchMeNow(Box::new(PunchMeNow {
-            observed: observed(r, frame_type, [PUNCH_ME_NOW_V4, PUNCH_ME_NOW_V6])?,
-            request: request(r)?,
-            signature: r.bytes("signature", MAX_SIGNATURE_LEN)?,
-        })),
-        PUNCH_ANSWER | PUNCH_ANSWER_V4 | PUNCH_ANSWER_V6 => Frame::PunchAnswer(Box::new(PunchAnswer {
-            observed: observed(r, frame_type, [PUNCH_ANSWER_V4, PUNCH_ANSWER_V6])?,
-            session: SessionId(r.array("session")?),
-            round: r.u32("round")?,
-            registration: registration(r)?,
-            candidates: candidates(r)?,
-        })),
+        PUNCH_ME_NOW | PUNCH_ME_NOW_V4 | PUNCH_ME_NOW_V6 => {
+            let mut punch = PunchMeNow {
+                observed: observed(r, frame_type, [PUNCH_ME_NOW_V4, PUNCH_ME_NOW_V6])?,
+                request: request(r)?,
+                signature: r.bytes("signature", MAX_SIGNATURE_LEN)?,
+            };
+            punch.request.nat = nat(r)?;
+            Frame::PunchMeNow(Box::new(punch))
+        }
+        PUNCH_ANSWER | PUNCH_ANSWER_V4 | PUNCH_ANSWER_V6 => {
+            let mut answer = PunchAnswer {
+                observed: observed(r, frame_type, [PUNCH_ANSWER_V4, PUNCH_ANSWER_V6])?,
+                session: SessionId(r.array("session")?),
+                round: r.u32("round")?,
+                registration: registration(r)?,
+                candidates: candidates(r)?,
+            };
+            answer.registration.nat = nat(r)?;
+            Frame::PunchAnswer(Box::new(answer))
+        }
         PUNCH_REJECTED => Frame::PunchRejected {
             session: SessionId(r.array("session")?),
             round: r.u32("round")?,
             reason: reason(r)?,
         },
+        OBSERVER => Frame::Observer(ObserverOffer {
+            ports: ports(r)?,
+            token: r.array("token")?,
+            key: r.array("observation key")?,
+        }),
+        PROBE_OBSERVED_V4 | PROBE_OBSERVED_V6 => Frame::ProbeObserved {
+            data: r.array("data")?,
+            address: r.address("observed address", frame_type == PROBE_OBSERVED_V6)?,
+        },
+        PUNCH_WINDOW => Frame::PunchWindow(Box::new(PunchWindow {
+            peer: peer_id(r, "peer")?,
+            session: SessionId(r.array("session")?),
+            round: r.u32("round")?,
+            port: nonzero(r, "port")?,
+            step: nonzero(r, "step")?,
+            authenticator: r.array("authenticator")?,
+        })),
         _ => return Ok(None),
     };
     match r.remaining() {
@@ -290,15 +364,34 @@ fn request(r: &mut Reader<'_>) -> Result<PunchRequest, DecodeError> {
         session: SessionId(r.array("session")?),
         round: r.u32("round")?,
         initiator: r.bytes("initiator", MAX_PUBLIC_KEY_LEN)?,
-        responder: PeerId::from_bytes(&r.bytes("responder", MAX_PEER_ID_LEN)?)
-            .map_err(|_| DecodeError::Invalid { field: "responder", cause: "not a peer ID" })?,
+        responder: peer_id(r, "responder")?,
         lifetime: Duration::from_millis(
             r.varint_up_to("request lifetime", MAX_PUNCH_LIFETIME.as_secs() * 1000)?,
         ),
         probe_key: r.array("probe key")?,
         candidates: candidates(r)?,
         first_flight: first_flight(r)?,
+        nat: Bytes::new(),
     })
+}
+
+fn peer_id(r: &mut Reader<'_>, field: &'static str) -> Result<PeerId, DecodeError> {
+    PeerId::from_bytes(&r.bytes(field, MAX_PEER_ID_LEN)?)
+        .map_err(|_| DecodeError::Invalid { field, cause: "not a peer ID" })
+}
+
+fn nonzero(r: &mut Reader<'_>, field: &'static str) -> Result<u16, DecodeError> {
+    match u16::from_be_bytes(r.array(field)?) {
+        0 => Err(DecodeError::Invalid { field, cause: "0" }),
+        value => Ok(value),
+    }
+}
+
+fn ports(r: &mut Reader<'_>) -> Result<Vec<u16>, DecodeError> {
+    match r.varint_up_to("observer ports", MAX_OBSERVER_PORTS as u64)? {
+        0 => Err(DecodeError::Invalid { field: "observer ports", cause: "there are none" }),
+        count => (0..count).map(|_| nonzero(r, "observer port")).collect(),
+    }
 }
 
 fn first_flight(r: &mut Reader<'_>) -> Result<Vec<Bytes>, DecodeError> {
@@ -320,6 +413,7 @@ fn registration(r: &mut Reader<'_>) -> Result<Registration, DecodeError> {
         generation: r.varint("generation")?,
         lifetime: registration_lifetime(r)?,
         probe_key: r.array("probe key")?,
+        nat: Bytes::new(),
         signature: r.bytes("signature", MAX_SIGNATURE_LEN)?,
     })
 }

@@ -10,7 +10,8 @@ pub(in crate::core) mod wire;
 
 pub use codec::{
     MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES, MAX_FRAME_LEN,
-    MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_SIGNATURE_LEN, decode, encode,
+    MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME,
+    MAX_REGISTRATION_LIFETIME, MAX_SIGNATURE_LEN, decode, encode,
 };
 pub use signed::{SignError, VerifyError};
 pub use wire::{DecodeError, VARINT_MAX};
@@ -68,6 +69,45 @@ pub enum Frame {
         /// Why.
         reason: RejectReason,
     },
+    /// Coordinator to client: ask these ports where you come from.
+    Observer(ObserverOffer),
+    /// Coordinator to client: where a request to an observer came from.
+    ProbeObserved {
+        /// That of the request.
+        data: [u8; 8],
+        /// Its source address.
+        address: SocketAddr,
+    },
+    /// One peer of a session to the other, through the coordinator: my NAT has just given this port.
+    PunchWindow(Box<PunchWindow>),
+}
+
+/// Further ports of a coordinator that tell a client its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObserverOffer {
+    /// UDP ports at the IP address at which the client reached the coordinator, at least one.
+    pub ports: Vec<u16>,
+    /// Names the client in its requests.
+    pub token: [u8; 8],
+    /// Authenticates its requests.
+    pub key: [u8; 32],
+}
+
+/// Where in its sequence the NAT of one peer is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PunchWindow {
+    /// To the coordinator: the peer that it is for. From the coordinator: the peer that it is from.
+    pub peer: PeerId,
+    /// The session.
+    pub session: SessionId,
+    /// [`PunchRequest::round`] of the attempt.
+    pub round: u32,
+    /// The external port of the newest mapping.
+    pub port: u16,
+    /// From one mapping to the next; not 0.
+    pub step: u16,
+    /// By the probe keys of the session, so that the coordinator cannot make it up.
+    pub authenticator: [u8; 16],
 }
 
 /// What a peer's coordinator knows of it, signed by the peer.
@@ -82,7 +122,9 @@ pub struct Registration {
     pub lifetime: Duration,
     /// X25519 public key from which initiators derive the probe keys.
     pub probe_key: [u8; 32],
-    /// Signature of the peer's identity key over peer, generation, lifetime, probe key and candidates.
+    /// What the peer knows of its NAT, see [`Traits`](super::strategy::Traits); empty if nothing.
+    pub nat: Bytes,
+    /// Signature of the peer's identity key over peer, generation, lifetime, probe key, candidates and NAT report.
     pub signature: Bytes,
 }
 
@@ -114,6 +156,8 @@ pub struct PunchRequest {
     pub probe_key: [u8; 32],
     /// Where the initiator may be reached.
     pub candidates: Vec<Candidate>,
+    /// What the initiator knows of its NAT, see [`Traits`](super::strategy::Traits); empty if nothing.
+    pub nat: Bytes,
     /// The initiator's first QUIC flight: one or two datagrams.
     pub first_flight: Vec<Bytes>,
 }

@@ -8,14 +8,18 @@ use sha2::{Digest, Sha256};
 
 use super::{
     MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES, PunchAnswer, PunchMeNow,
-    PunchRequest, Registration,
-    codec::{MAX_PUBLIC_KEY_LEN, put_candidates, put_first_flight, put_registration_lifetime, put_request},
+    PunchRequest, PunchWindow, Registration,
+    codec::{
+        MAX_NAT_REPORT_LEN, MAX_PUBLIC_KEY_LEN, put_candidates, put_first_flight, put_nat,
+        put_registration_lifetime, put_request,
+    },
     wire::{put_bytes, put_varint},
 };
 use crate::core::candidate::Candidate;
 
 const REQUEST_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 punch-me-now";
 const REGISTRATION_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 registration";
+const WINDOW_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 punch-window";
 
 /// Why something was not signed.
 #[derive(Debug, thiserror::Error)]
@@ -79,6 +83,7 @@ impl PunchRequest {
         }
         check_key(&self.initiator)?;
         check_candidates(&self.candidates)?;
+        check_cap("NAT report", self.nat.len(), MAX_NAT_REPORT_LEN)?;
         check_cap("first flight", self.first_flight.len(), MAX_FIRST_FLIGHT_DATAGRAMS)?;
         if self.first_flight.is_empty() {
             return Err(SignError::Invalid { field: "first flight", cause: "it has no datagram" });
@@ -92,13 +97,15 @@ impl PunchRequest {
         Ok(keypair.sign(&self.signed_bytes())?.into())
     }
 
-    /// Domain, the request as on the wire up to the first flight, SHA-256 of the first flight as on the wire.
+    /// Domain, the request as on the wire up to the first flight, SHA-256 of the first flight as on the wire, and the
+    /// NAT report if there is one.
     fn signed_bytes(&self) -> BytesMut {
         let mut out = BytesMut::from(REQUEST_DOMAIN);
         put_request(&mut out, self);
         let mut flight = BytesMut::new();
         put_first_flight(&mut flight, &self.first_flight);
         out.put_slice(&Sha256::digest(&flight));
+        put_nat(&mut out, &self.nat);
         out
     }
 }
@@ -132,11 +139,13 @@ impl Registration {
         lifetime: Duration,
         probe_key: [u8; 32],
         candidates: &[Candidate],
+        nat: Bytes,
     ) -> Result<Self, SignError> {
         check_candidates(candidates)?;
+        check_cap("NAT report", nat.len(), MAX_NAT_REPORT_LEN)?;
         let peer = Bytes::from(keypair.public().encode_protobuf());
         check_key(&peer)?;
-        let mut registration = Self { peer, generation, lifetime, probe_key, signature: Bytes::new() };
+        let mut registration = Self { peer, generation, lifetime, probe_key, nat, signature: Bytes::new() };
         registration.signature = keypair.sign(&registration.signed_bytes(candidates))?.into();
         Ok(registration)
     }
@@ -159,7 +168,8 @@ impl Registration {
         }
     }
 
-    /// Domain, the registration as on the wire without its signature, the candidates by sequence number.
+    /// Domain, the registration as on the wire without its signature, the candidates by sequence number, and the NAT
+    /// report if there is one.
     fn signed_bytes(&self, candidates: &[Candidate]) -> BytesMut {
         let mut out = BytesMut::from(REGISTRATION_DOMAIN);
         put_bytes(&mut out, &self.peer, MAX_PUBLIC_KEY_LEN);
@@ -169,6 +179,19 @@ impl Registration {
         let mut sorted: Vec<&Candidate> = candidates.iter().collect();
         sorted.sort_by_key(|candidate| candidate.sequence);
         put_candidates(&mut out, sorted.into_iter());
+        put_nat(&mut out, &self.nat);
+        out
+    }
+}
+
+impl PunchWindow {
+    /// What the authenticator covers: domain, session, round, port and step as on the wire.
+    pub(in crate::core) fn covered(&self) -> BytesMut {
+        let mut out = BytesMut::from(WINDOW_DOMAIN);
+        out.put_slice(&self.session.0);
+        put_varint(&mut out, self.round.into());
+        out.put_u16(self.port);
+        out.put_u16(self.step);
         out
     }
 }

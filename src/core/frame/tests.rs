@@ -20,6 +20,7 @@ fn request(keypair: &Keypair) -> PunchRequest {
         lifetime: Duration::from_millis(10_000),
         probe_key: [3; 32],
         candidates: vec![candidate(7, "192.0.2.1:4001"), candidate(5, "[2001:db8::1]:4001")],
+        nat: Bytes::new(),
         first_flight: vec![Bytes::from_static(&[0xc0; 1200]), Bytes::from_static(&[0xc1; 400])],
     }
 }
@@ -33,7 +34,7 @@ fn punch(keypair: &Keypair) -> PunchMeNow {
 fn answer(keypair: &Keypair) -> PunchAnswer {
     let candidates = vec![candidate(7, "192.0.2.1:4001"), candidate(5, "[2001:db8::1]:4001")];
     let registration =
-        Registration::sign(keypair, 9, Duration::from_secs(120), [4; 32], &candidates).unwrap();
+        Registration::sign(keypair, 9, Duration::from_secs(120), [4; 32], &candidates, Bytes::new()).unwrap();
     PunchAnswer { session: SessionId([1; 16]), round: 2, registration, candidates, observed: None }
 }
 
@@ -153,6 +154,7 @@ fn what_is_above_a_cap_is_cut_so_that_every_frame_fits() {
         candidates: candidates.clone(),
         lifetime: Duration::MAX,
         first_flight: vec![big.clone(); 3],
+        nat: big.clone(),
         round: u32::MAX,
         ..request(&Keypair::generate_ed25519())
     };
@@ -162,6 +164,7 @@ fn what_is_above_a_cap_is_cut_so_that_every_frame_fits() {
         generation: u64::MAX,
         lifetime: Duration::MAX,
         probe_key: [4; 32],
+        nat: big.clone(),
         signature: big.clone(),
     };
     let (session, round) = (SessionId([1; 16]), u32::MAX);

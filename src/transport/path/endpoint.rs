@@ -195,6 +195,11 @@ pub(crate) struct FlowGuard {
 }
 
 impl FlowGuard {
+    /// To look where the connection goes, without holding it.
+    pub(crate) fn view(&self) -> FlowView {
+        FlowView(self.flow.clone())
+    }
+
     /// The path that carries the connection: the selected one, else the most recently permitted one.
     pub(crate) fn path(&self) -> Option<Path> {
         self.flow.best()
@@ -215,6 +220,17 @@ impl FlowGuard {
             }
             _ => Poll::Pending,
         }
+    }
+}
+
+/// Knows where a flow goes, and does not keep it open.
+#[derive(Debug, Clone)]
+pub(crate) struct FlowView(Arc<Flow>);
+
+impl FlowView {
+    /// The peer's real address on the path that carries the connection.
+    pub(crate) fn remote(&self) -> Option<SocketAddr> {
+        self.0.best().map(|path| path.remote)
     }
 }
 

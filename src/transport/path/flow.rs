@@ -50,8 +50,8 @@ pub(super) fn flow_at(address: SocketAddr) -> Option<FlowId> {
 pub(super) struct BoundSocket {
     pub(super) id: SocketId,
     pub(super) io: Arc<dyn AsyncUdpSocket>,
-    /// The endpoint whose driver reads the socket.
-    pub(super) _keep_alive: quinn::Endpoint,
+    /// The endpoint whose driver reads the socket; none for those of a pool.
+    pub(super) _keep_alive: Option<quinn::Endpoint>,
 }
 
 impl fmt::Debug for BoundSocket {

@@ -26,6 +26,7 @@
 //! | `shared` | what the parts share: commands and received buffers against the table |
 //! | `queue`, `socket` | what the session endpoint takes for its socket |
 //! | `endpoint` | the session endpoint and the task of each flow |
+//! | `pool` | sockets of a flow's own, or of a coordinator's observers |
 //! | `cid` | connection IDs that tell whose they are |
 
 mod cid;
@@ -33,6 +34,7 @@ mod demux;
 mod endpoint;
 mod flow;
 mod paths;
+mod pool;
 mod queue;
 mod shared;
 mod socket;
@@ -44,6 +46,7 @@ mod tests;
 use std::{
     fmt,
     io::{self, IoSliceMut},
+    net::IpAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -53,7 +56,7 @@ use libp2p_identity::PeerId;
 use quinn::{AsyncUdpSocket, Endpoint, Runtime, crypto::HmacKey, udp::RecvMeta};
 use tokio::sync::mpsc;
 
-pub(crate) use self::endpoint::FlowGuard;
+pub(crate) use self::endpoint::{FlowGuard, FlowView};
 use self::{
     cid::CidKey,
     endpoint::{Attempt, Supervisor},
@@ -62,7 +65,14 @@ use self::{
     stats::count,
     table::OpenError,
 };
-use crate::core::{FlowId, Path, SocketId, command::Command, counters::PathCounters};
+use crate::{
+    core::{
+        FlowId, Path, SocketId,
+        command::{Command, Pool},
+        counters::PathCounters,
+    },
+    io::Network,
+};
 
 /// Makes the QUIC and TLS configuration of a session.
 ///
@@ -117,6 +127,13 @@ pub(crate) enum PathNotice {
         /// Why.
         error: PathError,
     },
+    /// What `OpenSockets` led to.
+    Sockets {
+        /// Whose they are.
+        pool: Pool,
+        /// Each with its port; as many as could be opened.
+        sockets: Vec<(SocketId, u16)>,
+    },
     /// The guard of an established connection was dropped.
     Closed {
         /// The flow.
@@ -147,6 +164,7 @@ pub(crate) enum PathError {
 /// removes it when its owner goes. The last handle to go, guards of connections included, closes the session endpoint.
 pub(crate) struct PathLayer {
     shared: Arc<Shared>,
+    network: Arc<dyn Network>,
     endpoint: Endpoint,
     this: Weak<Self>,
 }
@@ -158,6 +176,7 @@ impl PathLayer {
     ///
     /// Those of quinn's endpoint.
     pub(crate) fn new(
+        network: Arc<dyn Network>,
         runtime: Arc<dyn Runtime>,
         configs: Box<dyn SessionConfigs>,
         keys: SessionKeys,
@@ -167,7 +186,7 @@ impl PathLayer {
         let shared = Arc::new(Shared::new(runtime, configs, key.clone(), notices));
         let endpoint = endpoint::session_endpoint(&shared, keys.reset, key)?;
         shared.runtime.spawn(Box::pin(endpoint::route_incoming(endpoint.clone(), shared.clone())));
-        Ok(Arc::new_cyclic(|this| Self { shared, endpoint, this: this.clone() }))
+        Ok(Arc::new_cyclic(|this| Self { shared, network, endpoint, this: this.clone() }))
     }
 
     /// Whether there is any flow. Without one, [`intercept`](Self::intercept) does nothing.
@@ -191,7 +210,7 @@ impl PathLayer {
 
     /// Makes a socket usable for paths; `keep_alive` is the endpoint whose driver reads it.
     pub(crate) fn add_socket(&self, id: SocketId, io: Arc<dyn AsyncUdpSocket>, keep_alive: Endpoint) {
-        let replaced = self.shared.write().add_socket(BoundSocket { id, io, _keep_alive: keep_alive });
+        let replaced = self.shared.write().add_socket(BoundSocket { id, io, _keep_alive: Some(keep_alive) });
         drop(replaced);
     }
 
@@ -228,6 +247,8 @@ impl PathLayer {
                 shared.with_target(flow, path, |flow, target| flow.select(target, &shared.counters))
             }
             Command::Forget { flow, path } => shared.forget(flow, path),
+            Command::OpenSockets { pool, local, count } => self.open_sockets(pool, local, count),
+            Command::CloseSockets { pool, keep } => shared.close_sockets(pool, &keep),
             Command::Close { flow } => shared.flow(flow).map(|flow| {
                 flow.settle();
                 flow.close.notify_one();
@@ -241,6 +262,14 @@ impl PathLayer {
     /// The counters.
     pub(crate) fn counters(&self) -> PathCounters {
         self.shared.counters.snapshot()
+    }
+
+    /// Starts the task of a pool; `None` if there is one already, or no flow for it.
+    fn open_sockets(&self, pool: Pool, local: IpAddr, count: usize) -> Option<()> {
+        let sockets = self.shared.new_pool(pool)?;
+        let (shared, network) = (self.shared.clone(), self.network.clone());
+        self.shared.runtime.spawn(Box::pin(pool::run(shared, network, (pool, sockets), local, count)));
+        Some(())
     }
 
     /// Opens a flow and starts its task; `None` if its number is taken.
@@ -281,6 +310,8 @@ impl fmt::Debug for PathLayer {
 
 impl Drop for PathLayer {
     fn drop(&mut self) {
+        // The tasks of pools wait for sockets that they hold themselves.
+        self.shared.close_pools();
         // Ends the task that routes incoming connections, and the attempts that are under way.
         self.endpoint.close(0u32.into(), b"");
     }

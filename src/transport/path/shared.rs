@@ -1,10 +1,11 @@
 //! What the parts of the path layer share: commands and received buffers against the table.
 
 use std::{
+    collections::{HashMap, hash_map::Entry},
     io::IoSliceMut,
     sync::{
-        Arc, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicUsize, Ordering::Relaxed},
+        Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
+        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -17,14 +18,19 @@ use super::{
     cid::CidKey,
     demux::{self, Kind, canonical},
     flow::{Flow, FlowTarget, virtual_address},
+    lock,
+    pool::Sockets,
     queue::ReceiveQueue,
     stats::{Counters, count},
     table::{OpenError, Table, Whose},
 };
-use crate::core::{FlowId, Path, SocketId};
+use crate::core::{FlowId, Path, SocketId, command::Pool};
 
 /// The longest probe that is handed on, in bytes. Longer ones are nobody's, and need not be copied.
 const MAX_PROBE: usize = 256;
+
+/// Sockets of pools are numbered from here, those of bindings from 0.
+const FIRST_SOCKET: u32 = 1 << 31;
 
 /// What the endpoint's socket, the tasks of flows and the layer's handle share. It must not hold the session endpoint:
 /// that one holds this.
@@ -35,6 +41,8 @@ pub(super) struct Shared {
     pub(super) table: RwLock<Table>,
     /// How many flows the table has.
     pub(super) active: AtomicUsize,
+    pools: Mutex<HashMap<Pool, Arc<Sockets>>>,
+    next_socket: AtomicU32,
     pub(super) queue: ReceiveQueue,
     pub(super) key: CidKey,
     /// Set once the endpoint has a server configuration.
@@ -55,6 +63,8 @@ impl Shared {
             notices,
             table: RwLock::default(),
             active: AtomicUsize::new(0),
+            pools: Mutex::default(),
+            next_socket: AtomicU32::new(FIRST_SOCKET),
             queue: ReceiveQueue::default(),
             key,
             serves: OnceLock::new(),
@@ -91,6 +101,48 @@ impl Shared {
         if let Some(flow) = removed {
             flow.clear();
         }
+        self.close_sockets(Pool::Session(id), &[]);
+    }
+
+    pub(super) fn new_socket_id(&self) -> SocketId {
+        SocketId(self.next_socket.fetch_add(1, Relaxed).max(FIRST_SOCKET))
+    }
+
+    /// A pool without sockets; `None` if it is there already, or its flow is not.
+    pub(super) fn new_pool(&self, pool: Pool) -> Option<Arc<Sockets>> {
+        if let Pool::Session(flow) = pool {
+            self.flow(flow)?;
+        }
+        match lock(&self.pools).entry(pool) {
+            Entry::Occupied(_) => None,
+            Entry::Vacant(entry) => Some(entry.insert(Arc::default()).clone()),
+        }
+    }
+
+    /// Closes the sockets of a pool but those to keep; `None` if there is no such pool.
+    pub(super) fn close_sockets(&self, pool: Pool, keep: &[SocketId]) -> Option<()> {
+        let sockets = match keep.is_empty() {
+            true => lock(&self.pools).remove(&pool)?,
+            false => lock(&self.pools).get(&pool)?.clone(),
+        };
+        self.retire(sockets.close(keep));
+        Some(())
+    }
+
+    /// Closes the sockets of all pools.
+    pub(super) fn close_pools(&self) {
+        let pools = std::mem::take(&mut *lock(&self.pools));
+        self.retire(pools.values().flat_map(|sockets| sockets.close(&[])));
+    }
+
+    /// Leaves sockets to the paths that use them.
+    pub(super) fn retire(&self, sockets: impl IntoIterator<Item = SocketId>) {
+        let retired: Vec<_> = {
+            let mut table = self.write();
+            sockets.into_iter().filter_map(|id| table.retire_socket(id)).collect()
+        };
+        // Outside of the lock: this closes them.
+        drop(retired);
     }
 
     /// Calls `act` with the flow and the path, if the flow and the path's socket are there.

@@ -22,6 +22,7 @@ use rustls::{
 use super::{
     ALPN_LIBP2P, ALPN_RAW, RAW_MARKER,
     identity::{self, Identity},
+    session::Watched,
     verify::{ANY_SCHEME, Accept, Expected, Verifier},
 };
 
@@ -87,7 +88,7 @@ impl crypto::ClientConfig for Client {
         // Fails only without AES-128-GCM, which QUIC v1 needs for its Initial packets (RFC 9001 §5).
         let config = QuicClientConfig::try_from(self.shared.rustls(&self.expected))
             .map_err(|_| ConnectError::UnsupportedVersion)?;
-        Arc::new(config).start_session(version, server_name, params)
+        Arc::new(config).start_session(version, server_name, params).map(Watched::boxed)
     }
 }
 

@@ -15,6 +15,7 @@ mod client;
 mod der;
 mod identity;
 mod server;
+mod session;
 mod verify;
 
 #[cfg(test)]
@@ -30,9 +31,11 @@ use rustls::{
     pki_types::CertificateDer,
 };
 
+pub use self::session::Cipher;
 pub(crate) use self::verify::Expected;
 use self::{client::Client, identity::Identity, server::Server};
 use super::Error;
+use crate::config::{CipherPreference, QuicConfig};
 
 /// ALPN of libp2p (libp2p TLS specification).
 const ALPN_LIBP2P: &[u8] = b"libp2p";
@@ -63,12 +66,12 @@ pub(crate) struct Tls {
 
 impl Tls {
     /// Makes the key and the certificate that this peer presents.
-    pub(crate) fn new(keypair: &Keypair) -> Result<Self, Error> {
+    pub(crate) fn new(keypair: &Keypair, config: &QuicConfig) -> Result<Self, Error> {
         let identity = Arc::new(Identity::new(keypair)?);
-        let client = client::Shared::new(identity.clone(), Arc::new(provider(Side::Client)))
+        let client = client::Shared::new(identity.clone(), Arc::new(provider(Side::Client, config)))
             .map_err(|error| Error::Identity(error.into()))?;
-        let server =
-            server::Shared::new(identity, Arc::new(provider(Side::Server))).map_err(Error::Identity)?;
+        let server = server::Shared::new(identity, Arc::new(provider(Side::Server, config)))
+            .map_err(Error::Identity)?;
         Ok(Self { client: Arc::new(client), server: Arc::new(server) })
     }
 
@@ -97,16 +100,27 @@ pub(crate) fn peer_of(connection: &quinn::Connection) -> Result<(PeerId, Handsha
     verify::peer_of_checked(end_entity).ok_or(Error::NoPeerIdentity)
 }
 
+/// What encrypts it. The handshake must have ended.
+pub(crate) fn cipher_of(connection: &quinn::Connection) -> Result<Cipher, Error> {
+    let cipher = connection.handshake_data().and_then(|any| any.downcast::<Cipher>().ok());
+    cipher.map(|cipher| *cipher).ok_or(Error::NoPeerIdentity)
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Side {
     Client,
     Server,
 }
 
-/// TLS 1.3 only; the cipher that this CPU is fast at; X25519 first.
-fn provider(side: Side) -> CryptoProvider {
+/// TLS 1.3 only; the preferred cipher and key exchange first.
+fn provider(side: Side, config: &QuicConfig) -> CryptoProvider {
     let mut provider = aws_lc_rs::default_provider();
-    let ciphers = if has_aes() {
+    let aes = match config.cipher {
+        CipherPreference::ByCpu => has_aes(),
+        CipherPreference::Aes128Gcm => true,
+        CipherPreference::ChaCha20Poly1305 => false,
+    };
+    let ciphers = if aes {
         // AES-256 is last in either order: it buys nothing here and its SHA-384 costs 86 us a handshake.
         [
             CipherSuite::TLS13_AES_128_GCM_SHA256,
@@ -129,8 +143,10 @@ fn provider(side: Side) -> CryptoProvider {
     // A post-quantum share makes the ClientHello span two datagrams. A client does not even list the group, or a
     // server that prefers it would ask for it at the price of a round trip; a server takes it from those who insist.
     let mut groups = vec![NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1];
-    if side == Side::Server {
-        groups.push(NamedGroup::X25519MLKEM768);
+    match side {
+        _ if config.post_quantum => groups.insert(0, NamedGroup::X25519MLKEM768),
+        Side::Client => {}
+        Side::Server => groups.push(NamedGroup::X25519MLKEM768),
     }
     provider.kx_groups = groups
         .iter()

@@ -37,6 +37,7 @@ use rustls::{
 use super::{
     ALPN_LIBP2P, ALPN_RAW, RAW_MARKER,
     identity::Identity,
+    session::Watched,
     verify::{ANY_SCHEME, Accept, Expected, Verifier},
 };
 
@@ -140,7 +141,8 @@ impl crypto::ServerConfig for Server {
             .ok()
             .and_then(|config| QuicServerConfig::try_from(config).ok());
         // The same steps succeeded in `Shared::new`; should they ever fail here, the handshake is refused.
-        config.map_or_else(|| self.shared.refusing.clone(), Arc::new).start_session(version, params)
+        let config = config.map_or_else(|| self.shared.refusing.clone(), Arc::new);
+        Watched::boxed(config.start_session(version, params))
     }
 }
 

@@ -67,7 +67,7 @@ fn handshake(client: ClientConfig, server: ServerConfig) -> Result<(Seen, Seen),
 }
 
 fn tls(keypair: &Keypair) -> Tls {
-    Tls::new(keypair).unwrap()
+    Tls::new(keypair, &QuicConfig::default()).unwrap()
 }
 
 fn ours(
@@ -223,7 +223,7 @@ fn a_client_that_negotiates_by_rfc_7250_gets_raw_keys() {
     client.client_auth_cert_resolver = Arc::new(Rfc7250(Identity::new(&a).unwrap().raw.unwrap()));
     let verifier = verify::Verifier::new(
         Expected::new(Some(id(&b))),
-        provider(Side::Client).signature_verification_algorithms,
+        provider(Side::Client, &QuicConfig::default()).signature_verification_algorithms,
     );
     client.dangerous().set_certificate_verifier(Arc::new(RawVerifier(verifier)));
     let server = tls(&b).server.rustls(&Expected::new(Some(id(&a)))).unwrap();
@@ -257,12 +257,13 @@ fn the_client_hello_fits_one_datagram() {
 
 #[test]
 fn the_first_cipher_is_the_one_that_the_cpu_is_fast_at() {
-    let first = provider(Side::Client).cipher_suites.first().map(|suite| suite.suite());
+    let first =
+        provider(Side::Client, &QuicConfig::default()).cipher_suites.first().map(|suite| suite.suite());
     let expected = if has_aes() {
         CipherSuite::TLS13_AES_128_GCM_SHA256
     } else {
         CipherSuite::TLS13_CHACHA20_POLY1305_SHA256
     };
     assert_eq!(first, Some(expected));
-    assert_eq!(provider(Side::Client).cipher_suites.len(), 3);
+    assert_eq!(provider(Side::Client, &QuicConfig::default()).cipher_suites.len(), 3);
 }

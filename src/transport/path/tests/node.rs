@@ -88,7 +88,17 @@ pub(super) fn layer(
 ) -> (Arc<PathLayer>, mpsc::Receiver<PathNotice>) {
     let (sender, notices) = mpsc::channel(room);
     let keys = SessionKeys { reset: Arc::new(ResetKey), cid: [6; 32] };
-    (PathLayer::new(Arc::new(TokioRuntime), Box::new(configs), keys, sender).unwrap(), notices)
+    (
+        PathLayer::new(
+            Arc::new(crate::io::OsNetwork::default()),
+            Arc::new(TokioRuntime),
+            Box::new(configs),
+            keys,
+            sender,
+        )
+        .unwrap(),
+        notices,
+    )
 }
 
 /// A peer with some bindings.

@@ -80,7 +80,8 @@ impl ClientCertVerifier for Spy {
 }
 
 fn unset() -> Handshake {
-    let shared = Tls::new(&Keypair::generate_ed25519()).unwrap().server;
+    let shared =
+        Tls::new(&Keypair::generate_ed25519(), &crate::config::QuicConfig::default()).unwrap().server;
     let algorithms = shared.provider.signature_verification_algorithms;
     let verifier = Verifier::new(Expected::anyone(), algorithms);
     Handshake { shared, verifier, mode: AtomicU8::new(Mode::Unset as u8) }
@@ -90,7 +91,10 @@ fn unset() -> Handshake {
 fn rustls_shows_the_client_hello_before_it_asks_anything_else() {
     let spy = Arc::new(Spy(unset(), Mutex::default()));
     let server = Arc::new(config(spy.0.shared.provider.clone(), spy.clone(), true).unwrap());
-    let client = Tls::new(&Keypair::generate_ed25519()).unwrap().client.rustls(&Expected::anyone());
+    let client = Tls::new(&Keypair::generate_ed25519(), &crate::config::QuicConfig::default())
+        .unwrap()
+        .client
+        .rustls(&Expected::anyone());
     let name = ServerName::try_from("libp2p").unwrap();
     let mut client = ClientConnection::new(Arc::new(client), Version::V1, name, Vec::new()).unwrap();
     let mut server = ServerConnection::new(server, Version::V1, Vec::new()).unwrap();

@@ -1,0 +1,52 @@
+//! What does not work, and whose fault it is.
+
+use interop_testplan::{features::Feature, key::KeyType};
+
+use crate::matrix::{Check, Direction};
+
+/// A failure that is known.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Expected {
+    peer: &'static str,
+    /// `None` stands for both.
+    direction: Option<Direction>,
+    check: Check,
+    /// Whose fault it is.
+    pub(crate) whose: &'static str,
+    /// What the fault is.
+    pub(crate) what: &'static str,
+}
+
+/// All of them.
+const EXPECTED: &[Expected] = &[
+    Expected {
+        peer: "go",
+        direction: None,
+        check: Check::Feature(Feature::HalfClose),
+        whose: "go-libp2p-daemon",
+        what: "when one half of a stream ends, it closes both; go-libp2p itself does not",
+    },
+    Expected {
+        peer: "py",
+        direction: None,
+        check: Check::Ipv6,
+        whose: "py-libp2p",
+        what: "its QUIC transport opens IPv4 sockets only",
+    },
+    Expected {
+        peer: "py",
+        direction: None,
+        check: Check::OurKey(KeyType::Ecdsa),
+        whose: "py-libp2p",
+        what: "it does not know ECDSA identities in certificates",
+    },
+];
+
+/// The known failure of a check, if there is one.
+pub(crate) fn find(peer: &str, direction: Direction, check: Check) -> Option<&'static Expected> {
+    let same = |expected: &&Expected| {
+        let direction = expected.direction.is_none_or(|of| of == direction);
+        expected.peer == peer && expected.check == check && direction
+    };
+    EXPECTED.iter().find(same)
+}

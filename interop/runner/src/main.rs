@@ -1,0 +1,84 @@
+//! Runs every interoperability peer against libp2p-punch, both ways, and prints the matrix.
+//!
+//! The peers are installed from their registries into a directory that is not part of the repository. Then everything
+//! runs in a network namespace of its own where the system allows that, and on the loopback interface where it does not.
+//! What fails and is not our fault is listed in [`expected`], with whose fault it is; a failure that is not in the list,
+//! and a success that is, fails the run.
+
+#![forbid(unsafe_code)]
+
+mod contract;
+mod expected;
+mod install;
+mod matrix;
+mod namespace;
+mod peer;
+mod process;
+mod redis;
+mod session;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Parser;
+
+use crate::{install::Layout, matrix::Matrix, peer::Peer};
+
+/// Runs the interoperability matrix. The last line is `N passed, N failed`.
+#[derive(Debug, Clone, Parser)]
+struct Cli {
+    /// Only the peers that every change is checked against: go, py and stock rust.
+    #[arg(long)]
+    gate: bool,
+    /// Only these peers.
+    #[arg(long = "peer", value_name = "NAME")]
+    peers: Vec<String>,
+    /// Write the results as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Write the matrix into docs/interop.md.
+    #[arg(long)]
+    write_docs: bool,
+    /// Install, and run nothing.
+    #[arg(long)]
+    install_only: bool,
+    /// The peers are installed, and we are in a namespace of our own. Set by this program for itself.
+    #[arg(long, hide = true)]
+    inside: bool,
+}
+
+fn main() -> anyhow::Result<ExitCode> {
+    let cli = Cli::parse();
+    let layout = Layout::find()?;
+    let wanted = peer::select(&cli.peers, cli.gate)?;
+    if !cli.inside {
+        install::all(&layout, &wanted)?;
+        if cli.install_only {
+            return Ok(ExitCode::SUCCESS);
+        }
+        return namespace::run_inside();
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let matrix = runtime.block_on(run(&layout, &wanted))?;
+    print!("{matrix}");
+    if let Some(file) = &cli.json {
+        std::fs::write(file, matrix.json()?)?;
+    }
+    if cli.write_docs {
+        matrix.write_docs(&layout.root.join("docs/interop.md"))?;
+    }
+    let (passed, failed) = matrix.count();
+    println!("{passed} passed, {failed} failed");
+    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+async fn run(layout: &Layout, peers: &[&'static Peer]) -> anyhow::Result<Matrix> {
+    let mut matrix = Matrix::default();
+    for peer in peers {
+        eprintln!("{} ...", peer.name);
+        session::run_all(layout, peer, &mut matrix).await;
+        if peer.has_contract_programs {
+            contract::run_all(layout, peer, &mut matrix).await?;
+        }
+    }
+    Ok(matrix)
+}

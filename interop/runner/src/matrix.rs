@@ -1,0 +1,227 @@
+//! What was checked and how it went.
+
+use std::{collections::BTreeSet, fmt, fs, path::Path};
+
+use anyhow::Context;
+use interop_testplan::{features::Feature, key::KeyType};
+use serde::Serialize;
+
+use crate::{expected, peer::PEERS};
+
+/// Who opened the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Direction {
+    /// The other implementation dials, we listen.
+    TheyDial,
+    /// We dial, the other implementation listens.
+    WeDial,
+}
+
+impl Direction {
+    pub(crate) const BOTH: [Self; 2] = [Self::TheyDial, Self::WeDial];
+}
+
+/// What is checked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Check {
+    /// See [`Feature`].
+    Feature(Feature),
+    /// A ping over IPv6.
+    Ipv6,
+    /// A ping with us having an identity key of this type.
+    OurKey(KeyType),
+    /// A ping with them having one.
+    TheirKey(KeyType),
+    /// The official suite's transport test, unified-testing.
+    TransportUnified,
+    /// The official suite's transport test, test-plans.
+    TransportLegacy,
+    /// The official suite's perf test, unified-testing.
+    PerfUnified,
+}
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Feature(feature) => write!(f, "{feature}"),
+            Self::Ipv6 => f.write_str("ipv6"),
+            Self::OurKey(key) => write!(f, "our-key-{key}"),
+            Self::TheirKey(key) => write!(f, "their-key-{key}"),
+            Self::TransportUnified => f.write_str("contract-transport-unified"),
+            Self::TransportLegacy => f.write_str("contract-transport-test-plans"),
+            Self::PerfUnified => f.write_str("contract-perf-unified"),
+        }
+    }
+}
+
+/// How a check went, seen against what was expected.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Outcome {
+    /// It works.
+    Passed,
+    /// It does not, and that is known and not our fault.
+    FailedAsExpected,
+    /// It does not.
+    Failed,
+    /// It works, and was listed as if it did not.
+    PassedUnexpectedly,
+}
+
+/// One check with one peer in one direction.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Cell {
+    peer: &'static str,
+    direction: Direction,
+    #[serde(serialize_with = "as_text")]
+    check: Check,
+    outcome: Outcome,
+    /// A measurement, or what went wrong.
+    detail: String,
+    /// Whose fault an expected failure is, and what it is.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    fault: Option<String>,
+}
+
+fn as_text<S: serde::Serializer>(check: &Check, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(check)
+}
+
+/// Everything that was checked.
+#[derive(Debug, Default)]
+pub(crate) struct Matrix {
+    cells: Vec<Cell>,
+}
+
+impl Matrix {
+    pub(crate) fn add(
+        &mut self,
+        peer: &'static str,
+        direction: Direction,
+        check: Check,
+        result: Result<String, String>,
+    ) {
+        let expected = expected::find(peer, direction, check);
+        let (outcome, detail) = match (&expected, result) {
+            (None, Ok(detail)) => (Outcome::Passed, detail),
+            (None, Err(error)) => (Outcome::Failed, error),
+            (Some(_), Ok(detail)) => (Outcome::PassedUnexpectedly, detail),
+            (Some(_), Err(error)) => (Outcome::FailedAsExpected, error),
+        };
+        let fault = expected.map(|expected| format!("{}: {}", expected.whose, expected.what));
+        self.cells.push(Cell { peer, direction, check, outcome, detail, fault });
+    }
+
+    /// What passed or failed as expected, and what did not.
+    pub(crate) fn count(&self) -> (usize, usize) {
+        let good = |cell: &&Cell| matches!(cell.outcome, Outcome::Passed | Outcome::FailedAsExpected);
+        let passed = self.cells.iter().filter(good).count();
+        (passed, self.cells.len() - passed)
+    }
+
+    pub(crate) fn json(&self) -> anyhow::Result<String> {
+        Ok(serde_json::to_string_pretty(&self.cells)?)
+    }
+
+    fn cell(&self, peer: &str, direction: Direction, check: Check) -> Option<&Cell> {
+        self.cells.iter().find(|cell| cell.peer == peer && cell.direction == direction && cell.check == check)
+    }
+
+    fn checks(&self) -> BTreeSet<Check> {
+        self.cells.iter().map(|cell| cell.check).collect()
+    }
+
+    fn columns(&self) -> Vec<(&'static str, &'static str, Direction)> {
+        let present = PEERS.iter().filter(|peer| self.cells.iter().any(|cell| cell.peer == peer.name));
+        present.flat_map(|peer| Direction::BOTH.map(|direction| (peer.name, peer.title, direction))).collect()
+    }
+
+    /// The table for the documentation, with the faults of others below.
+    pub(crate) fn markdown(&self) -> String {
+        let columns = self.columns();
+        let mut faults: Vec<&str> = Vec::new();
+        let mut table = String::from("| |");
+        for (_, title, direction) in &columns {
+            let who = match direction {
+                Direction::TheyDial => "they dial",
+                Direction::WeDial => "we dial",
+            };
+            table += &format!(" {title}, {who} |");
+        }
+        table += &format!("\n|---|{}\n", "---|".repeat(columns.len()));
+        for check in self.checks() {
+            table += &format!("| {check} |");
+            for (peer, _, direction) in &columns {
+                let cell = self.cell(peer, *direction, check);
+                let text = match cell.map(|cell| (cell.outcome, cell.fault.as_deref().unwrap_or_default())) {
+                    None => "–".to_owned(),
+                    Some((Outcome::Passed, _)) => "yes".to_owned(),
+                    Some((Outcome::FailedAsExpected, fault)) => {
+                        let number = faults.iter().position(|known| *known == fault).unwrap_or_else(|| {
+                            faults.push(fault);
+                            faults.len() - 1
+                        });
+                        format!("no ({})", number + 1)
+                    }
+                    Some((Outcome::Failed | Outcome::PassedUnexpectedly, _)) => "**unexpected**".to_owned(),
+                };
+                table += &format!(" {text} |");
+            }
+            table += "\n";
+        }
+        for (index, fault) in faults.iter().enumerate() {
+            table += &format!("\n{}. {fault}", index + 1);
+        }
+        table + "\n"
+    }
+
+    /// Puts the table between its two marks in a document.
+    pub(crate) fn write_docs(&self, file: &Path) -> anyhow::Result<()> {
+        const BEGIN: &str = "<!-- matrix begin -->\n";
+        const END: &str = "<!-- matrix end -->";
+        let text = fs::read_to_string(file)?;
+        let (head, rest) = text.split_once(BEGIN).context("no mark where the matrix begins")?;
+        let (_, tail) = rest.split_once(END).context("no mark where the matrix ends")?;
+        fs::write(file, format!("{head}{BEGIN}\n{}\n{END}{tail}", self.markdown()))?;
+        Ok(())
+    }
+}
+
+impl fmt::Display for Matrix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let columns = self.columns();
+        write!(f, "{:32}", "")?;
+        for (peer, _, direction) in &columns {
+            let arrow = match direction {
+                Direction::TheyDial => "->us",
+                Direction::WeDial => "<-us",
+            };
+            write!(f, " {:12}", format!("{peer}{arrow}"))?;
+        }
+        writeln!(f)?;
+        for check in self.checks() {
+            write!(f, "{:32}", check.to_string())?;
+            for (peer, _, direction) in &columns {
+                let text = match self.cell(peer, *direction, check).map(|cell| cell.outcome) {
+                    None => "-",
+                    Some(Outcome::Passed) => "ok",
+                    Some(Outcome::FailedAsExpected) => "known",
+                    Some(Outcome::Failed) => "FAILED",
+                    Some(Outcome::PassedUnexpectedly) => "UNEXPECTED",
+                };
+                write!(f, " {text:12}")?;
+            }
+            writeln!(f)?;
+        }
+        for cell in self.cells.iter().filter(|cell| cell.outcome != Outcome::Passed) {
+            let Cell { peer, direction, check, outcome, detail, fault } = cell;
+            write!(f, "{outcome:?}: {peer}, {direction:?}, {check}: {detail}")?;
+            match fault {
+                Some(fault) => writeln!(f, " ({fault})")?,
+                None => writeln!(f)?,
+            }
+        }
+        Ok(())
+    }
+}

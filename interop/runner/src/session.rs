@@ -1,0 +1,154 @@
+//! One listener and one dialer, and what is checked between them.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use futures::{StreamExt, stream};
+use interop_testplan::{features::Feature, key::KeyType, report::Line};
+
+use crate::{
+    install::Layout,
+    matrix::{Check, Direction, Matrix},
+    peer::Peer,
+    process::Process,
+};
+
+/// How long a listener may take to come up; interpreters are slow on a busy machine.
+const START: Duration = Duration::from_secs(30);
+/// How long a dialer may take with all that it was asked.
+const DIAL: Duration = Duration::from_secs(150);
+/// Within which a listener must have said what it saw.
+const NOTICE: Duration = Duration::from_secs(5);
+/// Sessions that run at once.
+const AT_ONCE: usize = 2;
+
+/// What a dialer can do on one connection, ending it.
+const ON_ONE_CONNECTION: [Feature; 7] = [
+    Feature::Ping,
+    Feature::Identify,
+    Feature::Echo,
+    Feature::Streams,
+    Feature::HalfClose,
+    Feature::Reset,
+    Feature::CloseByDialer,
+];
+
+/// What one pair of processes is for.
+#[derive(Debug, Clone)]
+struct Session {
+    direction: Direction,
+    our_key: KeyType,
+    their_key: KeyType,
+    ip6: bool,
+    checks: Vec<(Feature, Check)>,
+}
+
+impl Session {
+    fn plain(direction: Direction, features: &[Feature]) -> Self {
+        let checks = features.iter().map(|feature| (*feature, Check::Feature(*feature))).collect();
+        Self { direction, our_key: KeyType::Ed25519, their_key: KeyType::Ed25519, ip6: false, checks }
+    }
+
+    fn ping(direction: Direction, check: Check) -> Self {
+        Self { checks: vec![(Feature::Ping, check)], ..Self::plain(direction, &[]) }
+    }
+}
+
+/// Everything that is checked with a peer.
+fn plan(peer: &Peer) -> Vec<Session> {
+    let mut sessions = Vec::new();
+    for direction in Direction::BOTH {
+        // The long one first, so that the others run beside it.
+        sessions.push(Session::plain(direction, &[Feature::KeepAlive]));
+        sessions.push(Session::plain(direction, &ON_ONE_CONNECTION));
+        sessions.push(Session::plain(direction, &[Feature::CloseByListener]));
+        sessions.push(Session { ip6: true, ..Session::ping(direction, Check::Ipv6) });
+        for key in KeyType::ALL {
+            sessions.push(Session { our_key: key, ..Session::ping(direction, Check::OurKey(key)) });
+        }
+        for key in peer.keys.iter().copied() {
+            sessions.push(Session { their_key: key, ..Session::ping(direction, Check::TheirKey(key)) });
+        }
+    }
+    sessions
+}
+
+/// Runs everything that is checked with a peer.
+pub(crate) async fn run_all(layout: &Layout, peer: &'static Peer, matrix: &mut Matrix) {
+    let runs = plan(peer).into_iter().map(|session| async move {
+        let result = run(layout, peer, &session).await;
+        (session, result)
+    });
+    let mut done = stream::iter(runs).buffer_unordered(AT_ONCE);
+    while let Some((session, result)) = done.next().await {
+        for (feature, check) in &session.checks {
+            let outcome = match &result {
+                Ok(lines) => verdict(lines, *feature),
+                Err(error) => Err(format!("{error:#}")),
+            };
+            matrix.add(peer.name, session.direction, *check, outcome);
+        }
+    }
+}
+
+fn verdict(lines: &[Line], wanted: Feature) -> Result<String, String> {
+    let said = lines.iter().find_map(|line| match line {
+        Line::Feature { feature, ok, detail } if *feature == wanted => Some((*ok, detail.clone())),
+        _ => None,
+    });
+    match said {
+        Some((true, detail)) => Ok(detail),
+        Some((false, detail)) => Err(detail),
+        None => Err("the dialer did not say".into()),
+    }
+}
+
+/// Runs a listener and a dialer; what is returned is what the dialer said, corrected by what the listener did not see.
+async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<Vec<Line>> {
+    let ours = vec![layout.binary("testplan").to_str().context("a path that is not text")?.to_owned()];
+    let theirs = peer.command(layout)?;
+    let (listener, dialer) = match session.direction {
+        Direction::TheyDial => ((&ours, session.our_key), (&theirs, session.their_key)),
+        Direction::WeDial => ((&theirs, session.their_key), (&ours, session.our_key)),
+    };
+    let address = if session.ip6 { "/ip6/::1/udp/0/quic-v1" } else { "/ip4/127.0.0.1/udp/0/quic-v1" };
+    let words = ["listen", "--key", &listener.1.to_string(), "--address", address].map(str::to_owned);
+    let mut listener = Process::start(listener.0, &words).context("the listener")?;
+    let listening = |line: &Line| match line {
+        Line::Listening { address } => Some(address.to_string()),
+        _ => None,
+    };
+    let address = listener.wait_for(START, listening).await.context("the listener")?;
+
+    let mut words = ["dial", "--key", &dialer.1.to_string(), &address].map(str::to_owned).to_vec();
+    words.extend(session.checks.iter().map(|(feature, _)| feature.to_string()));
+    let mut dialer = Process::start(dialer.0, &words).context("the dialer")?;
+    // Watched while the dialer runs: a process that ends takes its connections along.
+    let closed = |line: &Line| matches!(line, Line::Closed { .. }).then_some(());
+    let closes = session.checks.iter().any(|(feature, _)| *feature == Feature::CloseByDialer);
+    dialer.finish(DIAL).await.context("the dialer")?;
+    let mut lines = dialer.lines();
+    if closes && let Err(error) = listener.wait_for(NOTICE, closed).await {
+        withdraw(&mut lines, Feature::CloseByDialer, &format!("the listener: {error:#}"));
+    }
+    let identified = |line: &Line| matches!(line, Line::Identified { .. }).then_some(());
+    if session.direction == Direction::TheyDial
+        && let Err(error) = listener.wait_for(NOTICE, identified).await
+    {
+        withdraw(&mut lines, Feature::Identify, &format!("the listener: {error:#}"));
+    }
+    Ok(lines)
+}
+
+/// The dialer believes that it works, and the listener has not seen it.
+fn withdraw(lines: &mut [Line], wanted: Feature, why: &str) {
+    for line in lines {
+        if let Line::Feature { feature, ok, detail } = line
+            && *feature == wanted
+            && *ok
+        {
+            *ok = false;
+            *detail = why.to_owned();
+        }
+    }
+}

@@ -1,0 +1,99 @@
+//! The command line of a peer: `listen` and `dial`.
+
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+use libp2p::{
+    Multiaddr,
+    core::{muxing::StreamMuxerBox, transport::Boxed},
+    identity::{Keypair, PeerId},
+};
+use tokio::io::AsyncReadExt;
+
+use crate::{
+    features::{self, Feature, Remote},
+    key::KeyType,
+    node::{Connected, Node},
+    report::Line,
+};
+
+/// A transport whatever it is made of.
+pub type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
+
+/// What a peer can be told to do.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Listen and serve until standard input ends.
+    Listen(Listen),
+    /// Connect and try features.
+    Dial(Dial),
+}
+
+/// Arguments of `listen`.
+#[derive(Debug, Clone, Args)]
+pub struct Listen {
+    /// The type of the identity key.
+    #[arg(long, value_enum, default_value_t)]
+    pub key: KeyType,
+    /// Where to listen.
+    #[arg(long, default_value = "/ip4/127.0.0.1/udp/0/quic-v1")]
+    pub address: Multiaddr,
+}
+
+/// Arguments of `dial`.
+#[derive(Debug, Clone, Args)]
+pub struct Dial {
+    /// The type of the identity key.
+    #[arg(long, value_enum, default_value_t)]
+    pub key: KeyType,
+    /// The peer to dial, as `/…/quic-v1/p2p/PEER_ID`.
+    pub address: Multiaddr,
+    /// What to try, in this order.
+    pub features: Vec<Feature>,
+}
+
+/// How long a connection may take to be made.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+
+/// Does what was asked, on a transport that `transport` makes.
+///
+/// # Errors
+///
+/// If the peer cannot start, or cannot connect. A feature that does not work is a line on standard output, not an
+/// error.
+pub async fn run(
+    command: Command,
+    agent: &str,
+    transport: impl FnOnce(&Keypair) -> anyhow::Result<BoxedTransport>,
+) -> anyhow::Result<()> {
+    match command {
+        Command::Listen(Listen { key, address }) => {
+            let keypair = key.keypair()?;
+            let mut node = Node::start(transport(&keypair)?, &keypair, agent)?;
+            node.report();
+            let address = node.listen(address).await?;
+            Line::Listening { address }.print();
+            let mut ignored = Vec::new();
+            tokio::io::stdin().read_to_end(&mut ignored).await?;
+        }
+        Command::Dial(Dial { key, address, features }) => {
+            let keypair = key.keypair()?;
+            let mut node = Node::start(transport(&keypair)?, &keypair, agent)?;
+            let peer = tokio::time::timeout(CONNECT_TIMEOUT, node.dial(address)).await??;
+            Line::Connected { peer: peer.to_string() }.print();
+            attempt_all(&mut Connected { node: &mut node, peer }, features).await;
+        }
+    }
+    Ok(())
+}
+
+/// Tries every feature and prints how it went.
+pub async fn attempt_all(remote: &mut impl Remote, features: Vec<Feature>) {
+    for feature in features {
+        let (ok, detail) = match features::attempt(remote, feature).await {
+            Ok(detail) => (true, detail),
+            Err(error) => (false, format!("{error:#}")),
+        };
+        Line::Feature { feature, ok, detail }.print();
+    }
+}

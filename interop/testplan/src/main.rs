@@ -1,0 +1,58 @@
+//! libp2p-punch as a test program.
+//!
+//! `testplan listen` and `testplan dial` fulfil this repository's own contract (see the library). `testplan transport`,
+//! `testplan perf` and `testplan hole-punch` fulfil those of the official suites; which of the two dialects is meant is
+//! told by the environment variables that are set, see [`env`].
+
+#![forbid(unsafe_code)]
+
+mod env;
+mod hole_punch;
+mod perf;
+mod transport;
+
+use clap::{Parser, Subcommand};
+use interop_testplan::cli::{self, BoxedTransport};
+use libp2p::{Transport as _, core::muxing::StreamMuxerBox, identity::Keypair};
+use tracing_subscriber::EnvFilter;
+
+/// What identify tells others.
+const AGENT: &str = concat!("libp2p-punch/", env!("CARGO_PKG_VERSION"));
+
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    #[command(flatten)]
+    Peer(cli::Command),
+    /// The transport suites: connect and ping. Configured by environment variables.
+    Transport,
+    /// The perf suites. Configured by environment variables, or by the flags of the older one.
+    Perf(perf::Flags),
+    /// The hole punching suites. Configured by environment variables.
+    HolePunch,
+}
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let default = if env::debug() { "debug" } else { "warn" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(default));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    match Cli::parse().command {
+        Command::Peer(command) => cli::run(command, AGENT, punch).await,
+        Command::Transport => transport::run(&env::Contract::from_env()?).await,
+        Command::Perf(flags) => perf::run(flags).await,
+        Command::HolePunch => hole_punch::run(&env::Meeting::from_env()?).await,
+    }
+}
+
+/// Our transport, alone: as a drop-in for libp2p-quic.
+fn punch(keypair: &Keypair) -> anyhow::Result<BoxedTransport> {
+    let transport = libp2p_punch::Transport::new(keypair, libp2p_punch::Config::default())?;
+    Ok(transport.map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection))).boxed())
+}

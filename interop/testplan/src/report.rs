@@ -1,0 +1,66 @@
+//! What a peer says on standard output: one JSON object a line.
+
+use std::io::Write;
+
+use libp2p::Multiaddr;
+use serde::{Deserialize, Serialize};
+
+use crate::features::Feature;
+
+/// One line of a peer.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum Line {
+    /// The listener can be dialed at this address, which ends in `/p2p/PEER_ID`.
+    Listening {
+        /// Where.
+        address: Multiaddr,
+    },
+    /// A connection was established.
+    Connected {
+        /// With whom.
+        peer: String,
+    },
+    /// Identify has told who the remote is.
+    Identified {
+        /// Who.
+        peer: String,
+        /// Its agent version.
+        agent: String,
+    },
+    /// The last connection with a peer is gone.
+    Closed {
+        /// Which.
+        peer: String,
+    },
+    /// How a feature went, from the view of the dialer.
+    Feature {
+        /// Which.
+        feature: Feature,
+        /// Whether it works.
+        ok: bool,
+        /// A measurement, or what went wrong.
+        detail: String,
+    },
+}
+
+impl Line {
+    /// Writes the line. A reader that is gone is no reason to fail: whoever started us then no longer listens.
+    pub fn print(&self) {
+        let Ok(line) = serde_json::to_string(self) else { return };
+        let _ = writeln!(std::io::stdout().lock(), "{line}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_says_what_it_is_before_what_it_says() {
+        let line = Line::Feature { feature: Feature::HalfClose, ok: true, detail: "12 ms".into() };
+        let json = r#"{"event":"feature","feature":"half-close","ok":true,"detail":"12 ms"}"#;
+        assert_eq!(serde_json::to_string(&line).unwrap(), json);
+        assert_eq!(serde_json::from_str::<Line>(json).unwrap(), line);
+    }
+}

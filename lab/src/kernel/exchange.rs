@@ -1,0 +1,116 @@
+//! One dial from the first site to the second, through a coordinator on the WAN: three processes.
+
+use std::{path::PathBuf, sync::atomic::AtomicBool, time::Duration};
+
+use serde_json::Value;
+
+use super::{
+    COORDINATOR, Lab,
+    error::{Error, Result},
+    program::{Next, Program},
+};
+use crate::Outcome;
+
+/// UDP ports of the coordinator at each of its addresses.
+const PORTS: [u16; 2] = [4001, 4002];
+/// How long coordinator and listener may take to be there; only one that hangs takes so long.
+const START: Duration = Duration::from_secs(30);
+/// How much longer than it was told a dial may take.
+const GRACE: Duration = Duration::from_secs(10);
+
+/// Which program is tried, and for how long.
+#[derive(Debug, Clone)]
+pub struct Exchange {
+    /// The program: `coordinator`, `listen` and `dial` with the arguments and the JSON lines of `punch`.
+    pub program: PathBuf,
+    /// How long the dial may take.
+    pub timeout: Duration,
+}
+
+/// Starts coordinator and listener, dials once, and ends all three. Ends early if `stop` is set.
+///
+/// A coordinator that does not come up is an error; whatever else goes wrong is an outcome.
+pub fn exchange(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<Outcome> {
+    let [dialer, listener] = &lab.sites;
+    let (_coordinator, coordinator) = coordinator(lab, exchange, stop)?;
+
+    let arguments = ["listen", "--coordinator", &coordinator].map(str::to_owned);
+    let patience = exchange.timeout + GRACE + START * 2;
+    let mut listen = Program::start(&listener.host, &exchange.program, &arguments, patience)?;
+    let mut peer = None;
+    let registered = listen.wait_for(stop, |line| {
+        if line["event"] == "listening" {
+            let id = line["address"].as_str().and_then(|address| address.rsplit_once("/p2p/"));
+            peer = id.map(|(_, peer)| peer.to_owned()).or(peer.take());
+        }
+        (line["event"] == "registered").then_some(())
+    })?;
+    let (Some(()), Some(peer)) = (registered, peer) else {
+        let (_, message) = listen.end(false);
+        return Ok(Outcome::Failed { reason: "not_registered".into(), message });
+    };
+
+    let seconds = exchange.timeout.as_secs_f64().to_string();
+    let arguments = ["dial", &peer, "--coordinator", &coordinator, "--timeout", &seconds].map(str::to_owned);
+    dial(Program::start(&dialer.host, &exchange.program, &arguments, exchange.timeout + GRACE)?, stop)
+}
+
+/// Starts a coordinator at all its addresses and ports; returns it and the first address.
+fn coordinator(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<(Program, String)> {
+    let address = |ip, port| format!("/ip4/{ip}/udp/{port}/quic-v1");
+    let [first, second] = COORDINATOR;
+    let addresses = [first, second].into_iter().flat_map(|ip| PORTS.map(|port| address(ip, port)));
+    let arguments: Vec<String> =
+        ["coordinator", "--listen"].map(str::to_owned).into_iter().chain(addresses).collect();
+    let patience = exchange.timeout + GRACE + START * 3;
+    let mut program = Program::start(&lab.wan, &exchange.program, &arguments, patience)?;
+    let main = address(first, PORTS[0]);
+    let mut remaining = COORDINATOR.len() * PORTS.len();
+    let mut found = None;
+    let all = program.wait_for(stop, |line| {
+        let text = (line["event"] == "listening").then(|| line["address"].as_str()).flatten()?;
+        remaining -= 1;
+        if text.starts_with(&main) {
+            found = Some(text.to_owned());
+        }
+        (remaining == 0).then_some(())
+    })?;
+    match (all, found) {
+        (Some(()), Some(found)) => Ok((program, found)),
+        _ => Err(Error::new("the coordinator does not listen", program.end(false).1)),
+    }
+}
+
+/// Reads the dialer to its end. Its exit code tells the path: 0 direct, 10 relayed.
+fn dial(mut program: Program, stop: &AtomicBool) -> Result<Outcome> {
+    let mut connected: Option<Value> = None;
+    let mut failed: Option<Value> = None;
+    let late = loop {
+        match program.next(stop)? {
+            Next::Line(line) if line["event"] == "connected" => connected = Some(line),
+            Next::Line(line) if line["event"] == "failed" => failed = Some(line),
+            Next::Line(_) => {}
+            Next::End => break false,
+            Next::Late => break true,
+        }
+    };
+    let (code, stderr) = program.end(!late);
+    let text = |line: &Value, key: &str| line[key].as_str().unwrap_or_default().to_owned();
+    Ok(match (code, connected, failed) {
+        (Some(code @ (0 | 10)), Some(line), _) => {
+            let milliseconds = line["elapsed_ms"].as_f64().filter(|elapsed| *elapsed >= 0.0);
+            let seconds = milliseconds.ok_or_else(|| Error::new("a dial took no time", &line))? / 1e3;
+            let elapsed =
+                Duration::try_from_secs_f64(seconds).map_err(|error| Error::new("a dial's time", error))?;
+            Outcome::Connected { relayed: code == 10, elapsed, remote: Some(text(&line, "remote")) }
+        }
+        (_, _, Some(line)) => {
+            Outcome::Failed { reason: text(&line, "reason"), message: text(&line, "message") }
+        }
+        _ if late => Outcome::Failed { reason: "hangs".into(), message: stderr },
+        (code, ..) => {
+            let message = format!("it ended with {code:?}: {stderr}");
+            Outcome::Failed { reason: "no_result".into(), message }
+        }
+    })
+}

@@ -1,0 +1,124 @@
+//! A small internet of network namespaces: one WAN with a coordinator and observers on it, and two sites.
+//!
+//! ```text
+//!        198.18.0.1, .4 (coordinator), .2, .3 (observers)
+//!                             wan
+//!          198.18.1.1 ┌────────┴────────┐ 198.18.2.1
+//!          198.18.1.2 │                 │ 198.18.2.2
+//!                   box 1             box 2        none for a public host, two for a NAT behind a NAT
+//!          192.168.1.2│                 │192.168.2.2
+//!                  host 1            host 2
+//! ```
+
+mod error;
+mod exchange;
+pub mod measure;
+mod namespace;
+mod owner;
+mod program;
+mod rules;
+
+use std::net::Ipv4Addr;
+
+pub use self::{
+    error::{Error, Result},
+    exchange::{Exchange, exchange},
+    namespace::{Namespace, obstacle, remove_stale},
+    program::Program,
+};
+use crate::Kind;
+
+/// Where the coordinator listens: a second address lets it probe from another one, and each peer measure its NAT.
+pub const COORDINATOR: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 18, 0, 1), Ipv4Addr::new(198, 18, 0, 4)];
+/// Two addresses from which observers look at a site.
+pub const OBSERVERS: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 18, 0, 2), Ipv4Addr::new(198, 18, 0, 3)];
+
+/// A WAN and two sites. Removed on drop.
+pub struct Lab {
+    /// The namespace of the WAN, which also holds [`COORDINATOR`] and [`OBSERVERS`].
+    pub wan: Namespace,
+    /// The sites.
+    pub sites: [Site; 2],
+}
+
+/// A host and what stands between it and the WAN.
+pub struct Site {
+    /// Where programs run.
+    pub host: Namespace,
+    /// The address that the WAN routes to.
+    pub public: Ipv4Addr,
+    // Held for their drop.
+    _boxes: Vec<Namespace>,
+}
+
+impl Lab {
+    /// Builds a lab with these two kinds of site.
+    pub fn new(kinds: [Kind; 2]) -> Result<Self> {
+        let name = owner::unique_lab_name();
+        let wan = Namespace::new(&name, "wan")?;
+        for address in COORDINATOR.iter().chain(&OBSERVERS) {
+            wan.ip(&format!("addr add {address}/32 dev lo"))?;
+        }
+        let [first, second] = kinds;
+        let sites = [site(&name, &wan, 1, first)?, site(&name, &wan, 2, second)?];
+        Ok(Self { wan, sites })
+    }
+}
+
+/// Builds a box of this kind and compares what is measured with what its name promises.
+pub fn verify(kind: Kind) -> Result<crate::Behaviour> {
+    let lab = Lab::new([kind, Kind::Public])?;
+    let measured = measure::behaviour(&lab, &lab.sites[0])?;
+    if measured == kind.behaviour() {
+        return Ok(measured);
+    }
+    let promised = kind.behaviour();
+    Err(Error::new(format!("{kind} is not what it should be"), format!("{measured}, and not {promised}")))
+}
+
+fn site(lab: &str, wan: &Namespace, number: u8, kind: Kind) -> Result<Site> {
+    let public = Ipv4Addr::new(198, 18, number, 2);
+    let host = Namespace::new(lab, &format!("host{number}"))?;
+    let port = format!("site{number}");
+    let outside = [Ipv4Addr::new(198, 18, number, 1), public];
+    let lan = [Ipv4Addr::new(192, 168, number, 1), Ipv4Addr::new(192, 168, number, 2)];
+    let between = [Ipv4Addr::new(10, number, 0, 1), Ipv4Addr::new(10, number, 0, 2)];
+    let new_box = |role: &str| {
+        let namespace = Namespace::new(lab, &format!("{role}{number}"))?;
+        namespace.nft(&rules::rules(kind))?;
+        Ok(namespace)
+    };
+    let boxes = match kind {
+        Kind::Public => {
+            connect((wan, &port), (&host, "wan"), outside)?;
+            vec![]
+        }
+        Kind::Double => {
+            let (outer, inner) = (new_box("outer")?, new_box("inner")?);
+            connect((wan, &port), (&outer, "wan"), outside)?;
+            connect((&outer, "lan"), (&inner, "wan"), between)?;
+            connect((&inner, "lan"), (&host, "wan"), lan)?;
+            vec![outer, inner]
+        }
+        _ => {
+            let only = new_box("box")?;
+            connect((wan, &port), (&only, "wan"), outside)?;
+            connect((&only, "lan"), (&host, "wan"), lan)?;
+            vec![only]
+        }
+    };
+    Ok(Site { host, public, _boxes: boxes })
+}
+
+/// Joins two interfaces, the first towards the WAN, and makes it the second one's default route.
+fn connect(
+    (upper, upper_port): (&Namespace, &str),
+    (lower, lower_port): (&Namespace, &str),
+    [above, below]: [Ipv4Addr; 2],
+) -> Result<()> {
+    upper.cable(upper_port, lower, lower_port)?;
+    upper.ip(&format!("addr add {above}/24 dev {upper_port}\nlink set {upper_port} up"))?;
+    lower.ip(&format!(
+        "addr add {below}/24 dev {lower_port}\nlink set {lower_port} up\nroute add default via {above}"
+    ))
+}

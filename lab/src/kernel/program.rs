@@ -1,0 +1,137 @@
+//! A peer as a process in a namespace, read through its JSON lines.
+
+use std::{
+    io::{BufRead, BufReader, Read},
+    path::Path,
+    process::{Child, Stdio},
+    sync::{
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, RecvTimeoutError, channel},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use super::{
+    error::{Error, Result},
+    namespace::Namespace,
+};
+
+/// How often a wait looks whether it is to end.
+const TICK: Duration = Duration::from_millis(50);
+/// The most of what a program wrote to stderr that is kept, in bytes.
+const STDERR: u64 = 4096;
+
+/// A running program. Killed on drop.
+pub struct Program {
+    child: Child,
+    lines: Receiver<String>,
+    stderr: Option<JoinHandle<String>>,
+    deadline: Instant,
+}
+
+/// What a program says next.
+#[derive(Debug)]
+pub(super) enum Next {
+    /// A line.
+    Line(Value),
+    /// Nothing any more.
+    End,
+    /// Nothing in the time that it was given.
+    Late,
+}
+
+impl Program {
+    /// Starts `program` with these arguments and `--json`, and gives it so long to end.
+    pub fn start(
+        namespace: &Namespace,
+        program: &Path,
+        arguments: &[String],
+        patience: Duration,
+    ) -> Result<Self> {
+        let name = program.display();
+        let mut child = namespace
+            .command(program)
+            .args(arguments)
+            .arg("--json")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .map_err(|error| Error::new(format!("cannot run {name}"), error))?;
+        let (sender, lines) = channel();
+        let stdout = child.stdout.take();
+        thread::spawn(move || {
+            for line in stdout.into_iter().flat_map(|stdout| BufReader::new(stdout).lines()) {
+                if line.map_or(true, |line| sender.send(line).is_err()) {
+                    break;
+                }
+            }
+        });
+        let stderr = child.stderr.take().map(|mut stderr| {
+            thread::spawn(move || {
+                let mut text = Vec::new();
+                let _ = stderr.by_ref().take(STDERR).read_to_end(&mut text);
+                // The rest is read, too: a full pipe would stop the program.
+                let _ = std::io::copy(&mut stderr, &mut std::io::sink());
+                String::from_utf8_lossy(&text).trim().to_owned()
+            })
+        });
+        Ok(Self { child, lines, stderr, deadline: Instant::now() + patience })
+    }
+
+    /// The next line on stdout. Ends early if `stop` is set.
+    pub(super) fn next(&mut self, stop: &AtomicBool) -> Result<Next> {
+        loop {
+            if stop.load(Ordering::Relaxed) {
+                return Err(Error::Interrupted);
+            }
+            match self.lines.recv_timeout(TICK) {
+                Ok(line) => {
+                    let value = serde_json::from_str(&line);
+                    return value.map(Next::Line).map_err(|error| Error::new(format!("{line:?}"), error));
+                }
+                Err(RecvTimeoutError::Disconnected) => return Ok(Next::End),
+                Err(RecvTimeoutError::Timeout) if Instant::now() > self.deadline => return Ok(Next::Late),
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// Reads on until a line is what is looked for; none if the program ends before, or takes too long.
+    pub fn wait_for<T>(
+        &mut self,
+        stop: &AtomicBool,
+        mut find: impl FnMut(&Value) -> Option<T>,
+    ) -> Result<Option<T>> {
+        loop {
+            match self.next(stop)? {
+                Next::Line(line) => {
+                    if let Some(found) = find(&line) {
+                        return Ok(Some(found));
+                    }
+                }
+                Next::End | Next::Late => return Ok(None),
+            }
+        }
+    }
+
+    /// Kills the program if it still runs; its exit code, if it ended by itself, and the beginning of what it wrote
+    /// to stderr.
+    pub(super) fn end(&mut self, ended: bool) -> (Option<i32>, String) {
+        if !ended {
+            let _ = self.child.kill();
+        }
+        let code = self.child.wait().ok().and_then(|status| status.code());
+        let stderr = self.stderr.take().and_then(|thread| thread.join().ok());
+        (code, stderr.unwrap_or_default())
+    }
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        self.end(false);
+    }
+}

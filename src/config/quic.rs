@@ -1,0 +1,153 @@
+//! What a QUIC user tunes, and the bounds of it.
+
+use std::{fmt::Display, ops::RangeInclusive, time::Duration};
+
+use super::{ConfigError, TIMEOUT};
+
+/// Bounds of [`QuicConfig::initial_mtu`] and [`QuicConfig::max_mtu`] in bytes of UDP payload (RFC 9000 §14.1, §18.2).
+pub const MTU: RangeInclusive<u16> = 1_200..=65_527;
+/// Bounds of [`QuicConfig::socket_buffer`] in bytes. Operating systems take a 32-bit signed number, and some double it.
+pub const SOCKET_BUFFER: RangeInclusive<usize> = 4_096..=1 << 30;
+
+/// How a connection finds the rate that its path carries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CongestionController {
+    /// RFC 9438. What most of the Internet runs.
+    #[default]
+    Cubic,
+    /// RFC 9002 §7.
+    NewReno,
+    /// BBR, version 1. Fills paths that lose packets without being full; experimental in quinn.
+    Bbr,
+}
+
+/// Which cipher a handshake asks for first. Whatever the remote insists on is taken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CipherPreference {
+    /// AES-128-GCM where the CPU has instructions for it, ChaCha20-Poly1305 elsewhere.
+    #[default]
+    ByCpu,
+    /// AES-128-GCM first.
+    Aes128Gcm,
+    /// ChaCha20-Poly1305 first.
+    ChaCha20Poly1305,
+}
+
+/// What a QUIC user tunes. The defaults are those of `libp2p-quic` where it has the setting.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct QuicConfig {
+    /// How long a handshake may take. Default 5 s, 100 ms..=300 s.
+    pub handshake_timeout: Duration,
+    /// A connection that was silent for so long is closed. Default 10 s, 100 ms..=300 s.
+    pub max_idle_timeout: Duration,
+    /// Silence after which a PING keeps the connection, and the NAT's mapping, alive. Default 5 s, 100 ms..=300 s and
+    /// below [`max_idle_timeout`](Self::max_idle_timeout).
+    pub keep_alive_interval: Duration,
+    /// Bidirectional streams that the remote may have open at once. Default 256, at least 1.
+    pub max_concurrent_stream_limit: u32,
+    /// Bytes that the remote may send on one stream before we read them. Default 10 MB, at least 1.
+    pub max_stream_data: u32,
+    /// Bytes that the remote may send on one connection before we read them. Default 15 MB, at least 1.
+    pub max_connection_data: u32,
+    /// Bytes of all streams of one connection that are kept for sending and for sending again. Default 10 MB, at least 1.
+    pub max_send_data: u32,
+    /// The rate. Default [`CongestionController::Cubic`].
+    pub congestion_controller: CongestionController,
+    /// Search for a larger path MTU than [`initial_mtu`](Self::initial_mtu) (RFC 8899). Default on.
+    pub path_mtu_discovery: bool,
+    /// UDP payload in bytes that every path is taken to carry. Default 1,200, within 1,200..=65,527. A larger value breaks
+    /// connections over paths that do not carry it.
+    pub initial_mtu: u16,
+    /// UDP payload in bytes up to which the search goes. Default 1,452, within [`initial_mtu`](Self::initial_mtu)..=65,527.
+    /// Sessions, which may move to another path at any time, stop at 1,372.
+    pub max_mtu: u16,
+    /// Receive and send buffer to ask the kernel for, in bytes; `None` leaves its default. Default 4 MiB, within
+    /// 4,096..=2^30. What is granted: [`OsNetwork::granted`](crate::io::OsNetwork::granted).
+    pub socket_buffer: Option<usize>,
+    /// Handshakes under way on one listener from which on a client must first prove its address (RFC 9000 §8.1.2).
+    /// Default 64; 0 makes every client do so. It costs a client one round trip, and a flood of forged addresses everything.
+    pub retry_threshold: u32,
+    /// Handshakes under way on one listener from which on more are refused. Default 1,024, at least 1.
+    pub max_half_open: u32,
+    /// Connections of this transport from which on incoming ones are refused, sessions included; `None` for no limit of
+    /// ours. Dials are the application's own affair. Default none.
+    pub max_connections: Option<u32>,
+    /// Offer X25519MLKEM768 in dials. Default off: the ClientHello then needs two datagrams. What a client offers is taken
+    /// in either case; with this on, it is preferred.
+    pub post_quantum: bool,
+    /// The cipher. Default [`CipherPreference::ByCpu`].
+    pub cipher: CipherPreference,
+}
+
+impl Default for QuicConfig {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(5),
+            max_idle_timeout: Duration::from_secs(10),
+            keep_alive_interval: Duration::from_secs(5),
+            max_concurrent_stream_limit: 256,
+            max_stream_data: 10_000_000,
+            max_connection_data: 15_000_000,
+            max_send_data: 10_000_000,
+            congestion_controller: CongestionController::default(),
+            path_mtu_discovery: true,
+            initial_mtu: *MTU.start(),
+            max_mtu: 1_452,
+            socket_buffer: Some(4 << 20),
+            retry_threshold: 64,
+            max_half_open: 1_024,
+            max_connections: None,
+            post_quantum: false,
+            cipher: CipherPreference::default(),
+        }
+    }
+}
+
+impl QuicConfig {
+    pub(super) fn validate(&self) -> Result<(), ConfigError> {
+        for (field, value) in [
+            ("quic.handshake_timeout", self.handshake_timeout),
+            ("quic.max_idle_timeout", self.max_idle_timeout),
+            ("quic.keep_alive_interval", self.keep_alive_interval),
+        ] {
+            if !TIMEOUT.contains(&value) {
+                return Err(ConfigError::Timeout { field, value });
+            }
+        }
+        if self.keep_alive_interval >= self.max_idle_timeout {
+            return Err(ConfigError::KeepAliveAboveIdle {
+                value: self.keep_alive_interval,
+                max_idle_timeout: self.max_idle_timeout,
+            });
+        }
+        for (field, value) in [
+            ("quic.max_concurrent_stream_limit", Some(self.max_concurrent_stream_limit)),
+            ("quic.max_stream_data", Some(self.max_stream_data)),
+            ("quic.max_connection_data", Some(self.max_connection_data)),
+            ("quic.max_send_data", Some(self.max_send_data)),
+            ("quic.max_half_open", Some(self.max_half_open)),
+            ("quic.max_connections", self.max_connections),
+        ] {
+            if value == Some(0) {
+                return Err(out_of_bounds(field, 0, "at least 1"));
+            }
+        }
+        if !MTU.contains(&self.initial_mtu) {
+            return Err(out_of_bounds("quic.initial_mtu", self.initial_mtu, "within 1200..=65527"));
+        }
+        if !(self.initial_mtu..=*MTU.end()).contains(&self.max_mtu) {
+            let bound = format!("within quic.initial_mtu, which is {}, ..=65527", self.initial_mtu);
+            return Err(out_of_bounds("quic.max_mtu", self.max_mtu, bound));
+        }
+        match self.socket_buffer {
+            Some(size) if !SOCKET_BUFFER.contains(&size) => {
+                Err(out_of_bounds("quic.socket_buffer", size, "within 4096..=1073741824"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+fn out_of_bounds(field: &'static str, value: impl Display, bound: impl Into<String>) -> ConfigError {
+    ConfigError::OutOfBounds { field, value: value.to_string(), bound: bound.into() }
+}

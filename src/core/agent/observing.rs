@@ -1,0 +1,124 @@
+//! Observers: what coordinators' further ports tell of our NAT, and telling our clients.
+
+use std::{net::SocketAddr, time::Instant};
+
+use rand::Rng;
+
+use super::Agent;
+use crate::core::{
+    LinkId, Path, SocketId,
+    command::{Command, Pool},
+    frame::{Frame, ObserverOffer},
+    links::Link,
+    observer::{PORTS, Purpose},
+    outbox::Transmit,
+    strategy::{Allocation, Traits},
+};
+
+impl Agent {
+    /// A client has registered over `link`: offers to observe it, now or once the ports are open.
+    pub(super) fn offer_observers(&mut self, id: LinkId, link: &Link) {
+        if link.told_observers || !self.coordinator.serves(&link.peer, id) {
+            return;
+        }
+        if let Some(offer) = self.observers.offer(id) {
+            if link.remote.is_some() && self.links.told_observers(id) {
+                self.out.frame(id, Frame::Observer(offer));
+            }
+        } else if !self.observers.asked
+            && let Some(socket) = link.socket.and_then(|socket| self.network.socket(socket))
+        {
+            self.observers.asked = true;
+            let local = socket.local.ip();
+            self.out.command(Command::OpenSockets { pool: Pool::Observers, local, count: PORTS });
+        }
+    }
+
+    /// The sockets that [`Command::OpenSockets`] asked for are open, with these ports; perhaps not as many.
+    pub fn handle_sockets_opened(&mut self, pool: Pool, sockets: &[(SocketId, u16)], now: Instant) {
+        match pool {
+            Pool::Observers => {
+                self.observers.opened(sockets);
+                for (id, link) in self.links.all() {
+                    self.offer_observers(id, &link);
+                }
+            }
+            Pool::Session(flow) => self.search_opened(flow, sockets, now),
+        }
+    }
+
+    /// A coordinator offers to observe us.
+    pub(super) fn observer_offered(&mut self, id: LinkId, link: &Link, offer: ObserverOffer, now: Instant) {
+        let (Some(remote), Some(socket)) = (link.remote, link.socket) else { return };
+        if self.registrar.contains(&link.peer) {
+            self.observing.offered(id, offer, (remote.ip(), socket), now);
+            self.observe(now);
+        } else {
+            self.out.refuse_frame();
+        }
+    }
+
+    /// Sends the requests that are due.
+    pub(super) fn observe(&mut self, now: Instant) {
+        let rng = &mut self.rng;
+        for (path, payload) in self.observing.poll(now, || rng.random()) {
+            self.out.transmits.push_back(Transmit { path, payload });
+        }
+    }
+
+    /// A datagram came to one of our observers.
+    pub(super) fn observe_request(&mut self, path: Path, datagram: &[u8], now: Instant) {
+        let request = self.observers.judge(datagram);
+        let client = request.and_then(|(link, data)| Some((link, data, self.links.get(link)?.peer)));
+        match client {
+            Some((link, data, peer)) if self.coordinator.may_observe(&peer, now) => {
+                self.out.frame(link, Frame::ProbeObserved { data, address: path.remote });
+            }
+            _ => self.out.counters.probes_refused += 1,
+        }
+    }
+
+    /// A coordinator says where a request came from.
+    pub(super) fn probe_observed(
+        &mut self,
+        id: LinkId,
+        link: &Link,
+        (data, address): ([u8; 8], SocketAddr),
+        now: Instant,
+    ) {
+        let Some(observed) = self.observing.answered(id, data, address.port()) else {
+            return self.out.refuse_frame();
+        };
+        match observed.purpose {
+            Purpose::Link(_) => {
+                if !self.network.is_plausible(observed.socket, observed.from, address) {
+                    return self.out.refuse_frame();
+                }
+                let before = self.traits();
+                let observer = (link.peer, observed.from);
+                self.network.observations.record_probe(observed.socket, id, observer, address, now);
+                self.report_views();
+                if self.traits() != before {
+                    self.registrar.candidates_changed(now);
+                }
+            }
+            Purpose::Session(key) => self.search_sampled(key, observed.socket, address.port(), now),
+        }
+    }
+
+    /// What we tell others of our NAT.
+    pub(super) fn traits(&self) -> Traits {
+        let socket =
+            self.registrar.connected().into_iter().find_map(|(_, link)| self.links.get(link)?.socket);
+        let declines_search = !self.settings.birthday_search;
+        let known = socket.and_then(|id| Some((id, self.network.socket(id)?)));
+        let Some((id, socket)) = known else { return Traits { declines_search, ..Traits::default() } };
+        let view = self.network.current_view(id);
+        let allocation = self.observing.allocation(id, socket.local.port());
+        let allocation = match allocation {
+            Some(Allocation::Sequential { .. }) if !self.settings.prediction => Some(Allocation::Random),
+            other => other,
+        };
+        Traits { mapping: view.mapping, allocation, declines_search }
+    }
+}

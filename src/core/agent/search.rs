@@ -1,0 +1,187 @@
+//! Searches: what sessions do when plain probes met silence, by the table of `docs/protocol.md` §7.5.
+
+use std::time::{Duration, Instant};
+
+use rand::Rng;
+
+use super::Agent;
+use crate::core::{
+    FlowId, LinkId, SocketId,
+    command::{Command, Pool},
+    event::{Event, FailureReason, Phase},
+    frame::{Frame, PunchWindow},
+    keys::MAC_LEN,
+    links::Link,
+    pair::Origin,
+    probe::Probe,
+    search::{Action, DURATION, SILENCE, Search, Window},
+    session::{Key, Session},
+    strategy::{Strategy, Traits, strategy},
+};
+
+/// However far the peer is, plain probes are not waited for longer than this.
+const MAX_SILENCE: Duration = Duration::from_secs(1);
+
+impl Agent {
+    /// Prepares what follows if plain probes meet silence. `coordination` is how long the coordinator took, if known.
+    pub(super) fn plan_search(
+        &mut self,
+        key: Key,
+        (id, link): (LinkId, &Link),
+        theirs: &[u8],
+        coordination: Option<Duration>,
+        now: Instant,
+    ) {
+        let ours = self.traits();
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let plan = strategy(&ours, &Traits::parse(theirs), session.attempt);
+        let Some(checklist) = session.checklist.as_ref().filter(|_| plan != Strategy::Plain) else { return };
+        let observed = || checklist.pairs().iter().filter(|pair| pair.origin == Origin::Observed);
+        let known =
+            observed().find(|pair| Some(pair.path.socket) == link.socket).or_else(|| observed().next());
+        let Some(path) = known.map(|pair| pair.path) else { return };
+        let silence = SILENCE.max(2 * coordination.unwrap_or_default()).min(MAX_SILENCE);
+        let search = Search::new(plan, id, path.socket, path.remote, now + silence, &mut self.rng);
+        session.search = Some(Box::new(search));
+    }
+
+    /// Does what the search of a session wants done by now.
+    pub(super) fn pump_search(&mut self, key: Key, now: Instant) {
+        loop {
+            let data = self.rng.random();
+            let Some(session) = self.sessions.get_mut(key) else { return };
+            let Some(search) = &mut session.search else { return };
+            match search.poll(now) {
+                None => return,
+                Some(Action::Begin(sockets)) => self.begin_search(key, sockets, now),
+                Some(Action::Sample(socket)) => {
+                    let link = search.link;
+                    if let Some((path, payload)) = self.observing.sample(link, (key, socket), data, now) {
+                        self.out.transmits.push_back(crate::core::outbox::Transmit { path, payload });
+                    }
+                }
+                Some(Action::Shoot(path)) => {
+                    if let Some(keys) = session.keys() {
+                        self.out.counters.search_probes_sent += 1;
+                        self.out.probe(path, Probe::Challenge { data, nominate: false }, keys);
+                    }
+                }
+                Some(Action::Hopeless) => return self.fail(key, FailureReason::Hopeless, now),
+            }
+        }
+    }
+
+    fn begin_search(&mut self, key: Key, sockets: usize, now: Instant) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let (Some(search), Some(flow)) = (&mut session.search, session.flow) else { return };
+        let from = self.network.socket(search.from());
+        let Some(from) = from.filter(|_| self.searches.admit(search.target.ip(), now)) else {
+            session.search = None;
+            return self.out.cap_hit();
+        };
+        search.begun(now);
+        self.out.counters.searches += 1;
+        session.deadline = Some(now + DURATION);
+        let peer = session.peer;
+        if sockets > 0 {
+            let local = from.local.ip();
+            self.out.command(Command::OpenSockets { pool: Pool::Session(flow), local, count: sockets });
+        }
+        self.out.event(Event::Search { peer, sockets });
+    }
+
+    /// The sockets of a search are open.
+    pub(super) fn search_opened(&mut self, flow: FlowId, sockets: &[(SocketId, u16)], now: Instant) {
+        let Some(key) = self.sessions.of_flow(flow) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(search) = &mut session.search else {
+            // Plain probes came through meanwhile.
+            return self.out.command(Command::CloseSockets { pool: Pool::Session(flow), keep: Vec::new() });
+        };
+        session.sockets = sockets.iter().map(|(id, _)| *id).collect();
+        search.opened(&session.sockets, now);
+        self.pump(key, now);
+    }
+
+    /// The coordinator saw a sample of our NAT: the peer is told.
+    pub(super) fn search_sampled(&mut self, key: Key, socket: SocketId, port: u16, now: Instant) {
+        let Some(session) = self.sessions.get_mut(key).filter(|session| session.sockets.contains(&socket))
+        else {
+            return;
+        };
+        let (peer, name, round) = (session.peer, session.id, session.attempt);
+        let Some(search) = &mut session.search else { return };
+        let (link, Some(step)) = (search.link, search.step()) else { return };
+        if search.sampled(now)
+            && let Some(keys) = session.keys()
+        {
+            let mut window =
+                PunchWindow { peer, session: name, round, port, step, authenticator: [0; MAC_LEN] };
+            window.authenticator = keys.authenticate(&window.covered());
+            self.out.frame(link, Frame::PunchWindow(Box::new(window)));
+        }
+        self.pump(key, now);
+    }
+
+    /// The peer, or somebody on its way, says where in its sequence the peer's NAT is; `false` if we coordinate for both.
+    pub(super) fn search_window(&mut self, window: &PunchWindow, now: Instant) -> bool {
+        let is_meant = |session: &Session| session.id == window.session && session.attempt == window.round;
+        let mut all = self.sessions.of_peer(&window.peer);
+        let Some(key) = all.find(|key| self.sessions.get(*key).is_some_and(is_meant)) else { return false };
+        drop(all);
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        let authentic =
+            session.keys().is_some_and(|keys| keys.verify(&window.covered(), &window.authenticator));
+        match &mut session.search {
+            Some(search) if authentic => {
+                search.follow(Window { port: window.port, step: window.step }, now);
+                self.pump(key, now);
+            }
+            _ if !authentic => self.out.refuse_frame(),
+            _ => {}
+        }
+        true
+    }
+
+    /// Shoots no more. Its sockets stay until [`close_sockets`](Self::close_sockets).
+    pub(super) fn end_search(&mut self, key: Key) {
+        if let Some(search) = self.sessions.get_mut(key).and_then(|session| session.search.take())
+            && search.running
+        {
+            self.searches.ended();
+        }
+    }
+
+    /// Closes the sockets of a session but those that a path which works may need.
+    pub(super) fn close_sockets(&mut self, key: Key) {
+        let Some(session) = self.sessions.get_mut(key).filter(|session| !session.sockets.is_empty()) else {
+            return;
+        };
+        let known = session.known.as_ref().map(|known| known.path.socket);
+        let checklist = session.checklist.as_ref();
+        let is_used = |id: &SocketId| {
+            known == Some(*id)
+                || checklist.is_some_and(|list| list.pairs().iter().any(|pair| pair.path.socket == *id))
+        };
+        let before = session.sockets.len();
+        session.sockets.retain(is_used);
+        session.sockets.shrink_to_fit();
+        if session.sockets.len() != before
+            && let Some(flow) = session.flow
+        {
+            let keep = session.sockets.clone();
+            self.out.command(Command::CloseSockets { pool: Pool::Session(flow), keep });
+        }
+    }
+
+    /// Whether `socket` is one that this session opened.
+    pub(super) fn owns_socket(&self, key: Key, socket: SocketId) -> bool {
+        self.sessions.get(key).is_some_and(|session| session.sockets.contains(&socket))
+    }
+
+    /// Whether the session is still without an answer.
+    pub(super) fn is_silent(&self, key: Key) -> bool {
+        let phase = self.sessions.get(key).map(|session| session.phase);
+        matches!(phase, Some(Phase::Synchronization | Phase::Punching))
+    }
+}

@@ -1,0 +1,323 @@
+//! Looking for a peer whose NAT gives every destination another port, when plain probes met silence.
+//!
+//! | strategy | sends from | to | shots |
+//! |---|---|---|---|
+//! | Spray | 256 sockets of its own | the address at which the coordinator saw the peer | 2 a socket |
+//! | Scan | the session's socket | distinct ports of that IP address, in random order | 1,500 |
+//! | Open | 32 sockets of its own | the address at which the coordinator saw the peer | 2 a socket |
+//! | Follow | the session's socket | the 48 ports after the one that the peer sampled | 2 a port |
+//! | Align | 32 sockets of its own | the 12th port after the one that the peer sampled | 2 a socket |
+//!
+//! A shot is one challenge, 300 of them leave in a second, and none to another IP address than the one that the
+//! coordinator observed. That makes [`MAX_SHOTS`] the most that an address which never answered gets in one search.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use rand::{Rng, rngs::StdRng};
+
+use super::{
+    LinkId, Path, SocketId,
+    limits::{Rate, Recent, TokenBucket},
+    strategy::{Strategy, gcd},
+};
+
+/// How long plain probes are met with silence before a search begins.
+pub(crate) const SILENCE: Duration = Duration::from_millis(400);
+/// How long a search may last: the shots take five seconds, and the last one is given time to be answered.
+pub(crate) const DURATION: Duration = Duration::from_millis(5500);
+/// Time between two shots: 300 in a second.
+pub(crate) const INTERVAL: Duration = Duration::from_nanos(3_333_334);
+/// Shots of a search.
+pub(crate) const MAX_SHOTS: u32 = 1500;
+/// Sockets of the side whose NAT gives random ports.
+pub(crate) const SPRAY_SOCKETS: usize = 256;
+/// Sockets of a side whose NAT gives ports in sequence.
+pub(crate) const WINDOW_SOCKETS: usize = 32;
+/// Ports that are looked at after the one that a peer sampled.
+const WINDOW: u32 = 48;
+/// The place in the peer's sequence that both sides aim at: so many mappings of other hosts may come in between.
+const AIM: u32 = 12;
+/// How long a sample may take before another one is made, from another socket.
+const SAMPLE_AGAIN: Duration = Duration::from_millis(250);
+const MAX_SAMPLES: usize = 4;
+/// The ports that a NAT gives to others than system services (RFC 6335 §6).
+const FIRST_PORT: u32 = 1024;
+const PORTS: u32 = 65_536 - FIRST_PORT;
+
+/// Searches at once, over all sessions.
+pub(crate) const MAX_SEARCHES: usize = 16;
+/// Searches towards one IP address.
+pub(crate) const TARGET_RATE: Rate = Rate { interval: Duration::from_secs(10), burst: 4 };
+/// Addresses whose rate is remembered.
+const MAX_TARGETS: usize = 1024;
+const TARGET_MEMORY: Duration = Duration::from_secs(60);
+
+/// Bounds the searches of all sessions.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    running: usize,
+    targets: Recent<IpAddr, TokenBucket>,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Self {
+        Self { running: 0, targets: Recent::new(MAX_TARGETS, TARGET_MEMORY) }
+    }
+
+    /// Whether a search towards `target` may begin.
+    pub(crate) fn admit(&mut self, target: IpAddr, now: Instant) -> bool {
+        let mut bucket = self.targets.get(&target, now).copied().unwrap_or_default();
+        let admitted = self.running < MAX_SEARCHES && bucket.take(TARGET_RATE, now);
+        if admitted {
+            self.running += 1;
+            self.targets.insert(target, bucket, now);
+        }
+        admitted
+    }
+
+    pub(crate) fn ended(&mut self) {
+        self.running = self.running.saturating_sub(1);
+    }
+}
+
+/// Where in its sequence the peer's NAT is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Window {
+    pub(crate) port: u16,
+    pub(crate) step: u16,
+}
+
+impl Window {
+    /// The port `n` steps on, around at the end.
+    fn after(self, n: u32) -> u16 {
+        let ahead = u32::from(self.port).saturating_sub(FIRST_PORT) + n * u32::from(self.step);
+        u16::try_from(FIRST_PORT + ahead % PORTS).unwrap_or(u16::MAX)
+    }
+}
+
+/// What a search wants done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Plain probing met silence: the search begins, if it may, and opens so many sockets.
+    Begin(usize),
+    /// Ask the coordinator where this socket is seen.
+    Sample(SocketId),
+    /// Send a challenge.
+    Shoot(Path),
+    /// Nothing can come of it.
+    Hopeless,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// Plain probes only.
+    Waiting(Instant),
+    /// Sockets are being opened, or the peer's window is awaited.
+    Preparing,
+    /// The NAT is sampled; again at this time.
+    Sampling(Instant),
+    /// Shots leave, the first at this time.
+    Shooting(Instant),
+    Over,
+}
+
+/// The search of one attempt.
+#[derive(Debug)]
+pub(crate) struct Search {
+    strategy: Strategy,
+    /// To the coordinator that both sides use.
+    pub(crate) link: LinkId,
+    /// What the peer knows us by.
+    from: SocketId,
+    /// Where the coordinator saw the peer.
+    pub(crate) target: SocketAddr,
+    stage: Stage,
+    /// It counts as running.
+    pub(crate) running: bool,
+    sockets: Vec<SocketId>,
+    samples: usize,
+    sampled: bool,
+    window: Option<Window>,
+    shots: u32,
+    /// The order of the ports to scan: the first one and the distance to the next.
+    order: (u32, u32),
+}
+
+impl Search {
+    pub(crate) fn new(
+        strategy: Strategy,
+        link: LinkId,
+        from: SocketId,
+        target: SocketAddr,
+        begins: Instant,
+        rng: &mut StdRng,
+    ) -> Self {
+        let stride = |rng: &mut StdRng| rng.random_range(1..PORTS);
+        let mut distance = stride(rng);
+        // Only such a distance leads to every port once.
+        while gcd(u16::try_from(PORTS).unwrap_or(1), u16::try_from(distance).unwrap_or(1)) != 1 {
+            distance = stride(rng);
+        }
+        Self {
+            strategy,
+            link,
+            from,
+            target,
+            stage: Stage::Waiting(begins),
+            running: false,
+            sockets: Vec::new(),
+            samples: 0,
+            sampled: false,
+            window: None,
+            shots: 0,
+            order: (rng.random_range(0..PORTS), distance),
+        }
+    }
+
+    /// The socket by which the peer knows us.
+    pub(crate) fn from(&self) -> SocketId {
+        self.from
+    }
+
+    /// The step of our NAT, if the peer is to be told where it is.
+    pub(crate) fn step(&self) -> Option<u16> {
+        match self.strategy {
+            Strategy::Open { step } | Strategy::Align { step } => Some(step),
+            _ => None,
+        }
+    }
+
+    pub(crate) fn next_due(&self) -> Option<Instant> {
+        match self.stage {
+            Stage::Waiting(at) | Stage::Sampling(at) => Some(at),
+            Stage::Shooting(first) => (self.shots < self.limit()).then(|| first + INTERVAL * self.shots),
+            Stage::Preparing | Stage::Over => None,
+        }
+    }
+
+    /// What is due, one thing at a time.
+    pub(crate) fn poll(&mut self, now: Instant) -> Option<Action> {
+        if self.next_due()? > now {
+            return None;
+        }
+        match self.stage {
+            Stage::Waiting(_) => {
+                self.stage = Stage::Preparing;
+                Some(match self.strategy {
+                    Strategy::Plain | Strategy::Hopeless => Action::Hopeless,
+                    Strategy::Spray => Action::Begin(SPRAY_SOCKETS),
+                    Strategy::Open { .. } | Strategy::Align { .. } => Action::Begin(WINDOW_SOCKETS),
+                    Strategy::Scan | Strategy::Follow => Action::Begin(0),
+                })
+            }
+            Stage::Sampling(_) => match self.sockets.get(self.samples).filter(|_| self.samples < MAX_SAMPLES)
+            {
+                Some(socket) => {
+                    self.samples += 1;
+                    self.stage = Stage::Sampling(now + SAMPLE_AGAIN);
+                    Some(Action::Sample(*socket))
+                }
+                None => {
+                    self.stage = Stage::Over;
+                    None
+                }
+            },
+            Stage::Shooting(_) => {
+                let path = self.shot(self.shots);
+                self.shots += 1;
+                path.map(Action::Shoot)
+            }
+            Stage::Preparing | Stage::Over => None,
+        }
+    }
+
+    /// The search was admitted.
+    pub(crate) fn begun(&mut self, now: Instant) {
+        self.running = true;
+        if self.strategy == Strategy::Scan {
+            self.stage = Stage::Shooting(now);
+        }
+        self.ready(now);
+    }
+
+    /// Sockets of its own are open; perhaps fewer than were asked for.
+    pub(crate) fn opened(&mut self, sockets: &[SocketId], now: Instant) {
+        if !self.running || self.stage != Stage::Preparing {
+            return;
+        }
+        self.sockets = sockets.to_vec();
+        self.stage = match self.strategy {
+            _ if sockets.is_empty() => Stage::Over,
+            Strategy::Spray => Stage::Shooting(now),
+            Strategy::Open { .. } | Strategy::Align { .. } => Stage::Sampling(now),
+            _ => self.stage,
+        };
+    }
+
+    /// The coordinator saw a sample; whether the peer is to be told.
+    pub(crate) fn sampled(&mut self, now: Instant) -> bool {
+        let first = matches!(self.stage, Stage::Sampling(_));
+        if first {
+            self.sampled = true;
+            self.stage = Stage::Preparing;
+            self.ready(now);
+        }
+        first
+    }
+
+    /// The peer's NAT was sampled. Only the first word counts.
+    pub(crate) fn follow(&mut self, window: Window, now: Instant) {
+        if self.window.is_none() {
+            self.window = Some(window);
+            self.ready(now);
+        }
+    }
+
+    /// Begins to shoot as soon as everything for it is there.
+    fn ready(&mut self, now: Instant) {
+        let ready = match self.strategy {
+            Strategy::Follow => self.window.is_some(),
+            Strategy::Align { .. } => self.sampled && self.window.is_some(),
+            Strategy::Open { .. } => self.sampled,
+            _ => false,
+        };
+        if ready && self.running && self.stage == Stage::Preparing {
+            self.stage = Stage::Shooting(now);
+        }
+    }
+
+    fn limit(&self) -> u32 {
+        let twice = |count: usize| 2 * u32::try_from(count).unwrap_or(0);
+        match self.strategy {
+            Strategy::Scan => MAX_SHOTS,
+            Strategy::Follow => 2 * WINDOW,
+            Strategy::Spray | Strategy::Open { .. } | Strategy::Align { .. } => {
+                twice(self.sockets.len()).min(MAX_SHOTS)
+            }
+            Strategy::Plain | Strategy::Hopeless => 0,
+        }
+    }
+
+    fn shot(&self, n: u32) -> Option<Path> {
+        let at = |port| SocketAddr::new(self.target.ip(), port);
+        let own = || self.sockets.get(usize::try_from(n).ok()? % self.sockets.len()).copied();
+        let (socket, remote) = match self.strategy {
+            Strategy::Scan => {
+                let (first, distance) = self.order;
+                let place = (u64::from(first) + u64::from(n) * u64::from(distance)) % u64::from(PORTS);
+                (self.from, at(u16::try_from(u64::from(FIRST_PORT) + place).ok()?))
+            }
+            Strategy::Follow => (self.from, at(self.window?.after(1 + n % WINDOW))),
+            Strategy::Spray | Strategy::Open { .. } => (own()?, self.target),
+            Strategy::Align { .. } => (own()?, at(self.window?.after(AIM))),
+            Strategy::Plain | Strategy::Hopeless => return None,
+        };
+        Some(Path { socket, remote })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,172 @@
+use std::collections::BTreeSet;
+
+use rand::SeedableRng;
+
+use super::*;
+
+const FROM: SocketId = SocketId(1);
+
+fn target() -> SocketAddr {
+    ([198, 51, 100, 7], 4001).into()
+}
+
+fn search(strategy: Strategy, now: Instant) -> Search {
+    Search::new(strategy, LinkId(1), FROM, target(), now + SILENCE, &mut StdRng::seed_from_u64(7))
+}
+
+fn own(count: usize) -> Vec<SocketId> {
+    (100..).take(count).map(SocketId).collect()
+}
+
+/// Begins a search, and returns how many sockets it wants.
+fn begin(search: &mut Search, now: Instant) -> usize {
+    assert_eq!(search.poll(now + SILENCE - Duration::from_nanos(1)), None, "silence first");
+    let Some(Action::Begin(sockets)) = search.poll(now + SILENCE) else { panic!("does not begin") };
+    search.begun(now + SILENCE);
+    sockets
+}
+
+/// Every shot and when it leaves.
+fn shots(search: &mut Search) -> Vec<(Instant, Path)> {
+    let mut all = Vec::new();
+    while let Some(at) = search.next_due() {
+        match search.poll(at) {
+            Some(Action::Shoot(path)) => all.push((at, path)),
+            other => panic!("{other:?}"),
+        }
+    }
+    all
+}
+
+fn assert_rate(shots: &[(Instant, Path)]) {
+    for (n, (at, _)) in shots.iter().enumerate() {
+        let within = shots[n..].iter().take_while(|(later, _)| *later - *at < Duration::from_secs(1)).count();
+        assert!(within <= 300, "{within} in a second");
+    }
+}
+
+#[test]
+fn a_scan_looks_at_1500_distinct_ports_of_one_address_at_300_a_second() {
+    let now = Instant::now();
+    let mut search = search(Strategy::Scan, now);
+    assert_eq!(begin(&mut search, now), 0);
+    let shots = shots(&mut search);
+    assert_eq!(shots.len(), 1500);
+    assert_rate(&shots);
+    assert!(shots.iter().all(|(_, path)| path.socket == FROM && path.remote.ip() == target().ip()));
+    let ports: BTreeSet<u16> = shots.iter().map(|(_, path)| path.remote.port()).collect();
+    assert_eq!(ports.len(), 1500);
+    assert!(ports.first() >= Some(&1024));
+    assert!(shots.last().map(|(at, _)| *at) <= Some(now + SILENCE + Duration::from_secs(5)));
+}
+
+#[test]
+fn a_spray_sends_twice_from_each_of_256_sockets_to_the_known_address() {
+    let now = Instant::now();
+    let mut search = search(Strategy::Spray, now);
+    assert_eq!(begin(&mut search, now), 256);
+    assert_eq!(search.next_due(), None, "no socket yet");
+    search.opened(&own(256), now + SILENCE);
+    let shots = shots(&mut search);
+    assert_eq!(shots.len(), 512);
+    assert_rate(&shots);
+    assert!(shots.iter().all(|(_, path)| path.remote == target()));
+    let sockets: BTreeSet<SocketId> = shots[..256].iter().map(|(_, path)| path.socket).collect();
+    assert_eq!(sockets.len(), 256);
+}
+
+#[test]
+fn without_sockets_a_spray_is_over() {
+    let now = Instant::now();
+    let mut search = search(Strategy::Spray, now);
+    begin(&mut search, now);
+    search.opened(&[], now + SILENCE);
+    assert_eq!(search.next_due(), None);
+}
+
+#[test]
+fn a_sequential_side_samples_until_it_is_answered_and_then_opens() {
+    let now = Instant::now();
+    let mut search = search(Strategy::Open { step: 2 }, now);
+    assert_eq!((begin(&mut search, now), search.step()), (32, Some(2)));
+    let start = now + SILENCE;
+    search.opened(&own(32), start);
+    assert_eq!(search.poll(start), Some(Action::Sample(SocketId(100))));
+    assert_eq!(search.poll(start), None);
+    assert_eq!(search.poll(start + SAMPLE_AGAIN), Some(Action::Sample(SocketId(101))), "another socket");
+    assert!(search.sampled(start + SAMPLE_AGAIN));
+    assert!(!search.sampled(start + SAMPLE_AGAIN), "an answer that comes late");
+    assert_eq!(shots(&mut search).len(), 64);
+}
+
+#[test]
+fn samples_that_nobody_answers_end() {
+    let now = Instant::now();
+    let mut search = search(Strategy::Open { step: 2 }, now);
+    begin(&mut search, now);
+    search.opened(&own(32), now + SILENCE);
+    let mut samples = 0;
+    while let Some(at) = search.next_due() {
+        samples += usize::from(matches!(search.poll(at), Some(Action::Sample(_))));
+    }
+    assert_eq!(samples, MAX_SAMPLES);
+}
+
+#[test]
+fn the_other_side_follows_the_window_that_it_is_told_first_and_no_other() {
+    let now = Instant::now();
+    let mut search = search(Strategy::Follow, now);
+    search.follow(Window { port: 65_530, step: 2 }, now);
+    assert_eq!(search.poll(now), None, "silence first");
+    begin(&mut search, now);
+    search.follow(Window { port: 5000, step: 1 }, now + SILENCE);
+    let shots = shots(&mut search);
+    assert_eq!(shots.len(), 96);
+    let ports: Vec<u16> = shots.iter().map(|(_, path)| path.remote.port()).take(4).collect();
+    assert_eq!(ports, [65_532, 65_534, 1024, 1026], "around at the end");
+}
+
+#[test]
+fn both_aim_at_one_port_so_that_mappings_of_others_in_between_do_no_harm() {
+    let now = Instant::now();
+    for (others_a, others_b) in (0..=11).flat_map(|a| (0..=11).map(move |b| (a, b))) {
+        let ends = [(5000u16, 9000u16), (9000, 5000)].map(|(_, theirs)| {
+            let mut search = search(Strategy::Align { step: 1 }, now);
+            begin(&mut search, now);
+            search.opened(&own(32), now + SILENCE);
+            assert!(matches!(search.poll(now + SILENCE), Some(Action::Sample(_))));
+            search.follow(Window { port: theirs, step: 1 }, now + SILENCE);
+            assert!(!matches!(search.poll(now + SILENCE), Some(Action::Shoot(_))), "sampled first");
+            assert!(search.sampled(now + SILENCE));
+            shots(&mut search).into_iter().take(32).map(|(_, path)| path.remote.port()).collect::<Vec<_>>()
+        });
+        // What each NAT gives to the sockets of its side, in their order.
+        let given = |sampled: u16, others: u16| (0..32).map(move |n| sampled + 1 + others + n);
+        let a: BTreeSet<_> = given(5000, others_a).zip(ends[0].iter().copied()).collect();
+        let b: BTreeSet<_> = ends[1].iter().copied().zip(given(9000, others_b)).collect();
+        assert_eq!(a.intersection(&b).count(), 1, "{others_a} {others_b}");
+    }
+}
+
+#[test]
+fn searches_are_bounded_in_all_and_towards_one_address() {
+    let now = Instant::now();
+    let mut gate = Gate::new();
+    let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
+    assert!((0..4).all(|_| gate.admit(ip(1), now)));
+    assert!(!gate.admit(ip(1), now), "one address");
+    assert!((0..12).all(|n| gate.admit(ip(10 + n), now)));
+    assert!(!gate.admit(ip(99), now), "in all");
+    gate.ended();
+    assert!(!gate.admit(ip(1), now + Duration::from_secs(9)));
+    assert!(gate.admit(ip(1), now + Duration::from_secs(10)));
+}
+
+#[test]
+fn a_hopeless_pair_waits_for_plain_probes_and_no_longer() {
+    let now = Instant::now();
+    let mut search = search(Strategy::Hopeless, now);
+    assert_eq!(search.poll(now), None);
+    assert_eq!(search.poll(now + SILENCE), Some(Action::Hopeless));
+    assert_eq!(search.next_due(), None);
+}

@@ -1,0 +1,262 @@
+//! What two peers tell each other of their NATs, and what follows for a pair of them (`docs/protocol.md` §7.5).
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::nat::MappingBehaviour;
+
+/// How a NAT picks the external port of a new mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Allocation {
+    /// The socket's own port.
+    Preserving,
+    /// The port of the mapping before, and a constant more.
+    Sequential {
+        /// That constant, at least 1.
+        step: u16,
+    },
+    /// No pattern was seen.
+    Random,
+}
+
+/// What a peer says of the NAT in front of it. Signed by the peer; who lies about it harms its own sessions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Traits {
+    /// RFC 4787 §4.1; `None` if not known.
+    pub mapping: Option<MappingBehaviour>,
+    /// How it allocates ports; `None` if not known.
+    pub allocation: Option<Allocation>,
+    /// The peer takes no part in birthday searches.
+    pub declines_search: bool,
+}
+
+const DECLINES_SEARCH: u8 = 1;
+
+impl Traits {
+    /// The content of a NAT report; empty if nothing is known.
+    pub fn encode(&self) -> Bytes {
+        if *self == Self::default() {
+            return Bytes::new();
+        }
+        let mapping = match self.mapping {
+            None => 0,
+            Some(MappingBehaviour::EndpointIndependent) => 1,
+            Some(MappingBehaviour::AddressDependent) => 2,
+            Some(MappingBehaviour::AddressAndPortDependent) => 3,
+            Some(MappingBehaviour::EndpointDependent) => 4,
+        };
+        let (allocation, step) = match self.allocation {
+            None => (0, 0),
+            Some(Allocation::Preserving) => (1, 0),
+            Some(Allocation::Sequential { step }) => (2, step),
+            Some(Allocation::Random) => (3, 0),
+        };
+        let mut out = BytesMut::with_capacity(5);
+        out.put_slice(&[mapping, allocation]);
+        out.put_u16(step);
+        out.put_u8(if self.declines_search { DECLINES_SEARCH } else { 0 });
+        out.freeze()
+    }
+
+    /// What a NAT report says. Values that are not defined, and what is missing, count as not known; what follows is
+    /// left to later versions.
+    pub fn parse(report: &[u8]) -> Self {
+        let byte = |at: usize| report.get(at).copied().unwrap_or_default();
+        let mapping = match byte(0) {
+            1 => Some(MappingBehaviour::EndpointIndependent),
+            2 => Some(MappingBehaviour::AddressDependent),
+            3 => Some(MappingBehaviour::AddressAndPortDependent),
+            4 => Some(MappingBehaviour::EndpointDependent),
+            _ => None,
+        };
+        let allocation = match (byte(1), u16::from_be_bytes([byte(2), byte(3)])) {
+            (1, _) => Some(Allocation::Preserving),
+            (2, step) if step > 0 => Some(Allocation::Sequential { step }),
+            (3, _) => Some(Allocation::Random),
+            _ => None,
+        };
+        Self { mapping, allocation, declines_search: byte(4) & DECLINES_SEARCH != 0 }
+    }
+
+    /// Which row or column of the table this is.
+    fn kind(&self) -> Kind {
+        match (self.mapping, self.allocation) {
+            (None | Some(MappingBehaviour::EndpointIndependent), _) => Kind::Easy,
+            (Some(_), Some(Allocation::Sequential { step })) => Kind::Sequential { step },
+            // What preserves ports and yet depends on the endpoint does so only as long as the port is free.
+            (Some(_), Some(Allocation::Preserving | Allocation::Random) | None) => Kind::Random,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Easy,
+    Sequential { step: u16 },
+    Random,
+}
+
+/// What one side does when plain probes met silence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Strategy {
+    /// Goes on with plain probes.
+    Plain,
+    /// Opens many sockets towards the one address at which the peer is known.
+    Spray,
+    /// Looks for one of these at random ports of the peer.
+    Scan,
+    /// Samples its NAT, tells the peer, and opens some sockets towards the one address at which the peer is known.
+    Open {
+        /// From one of our ports to the next.
+        step: u16,
+    },
+    /// Waits to be told where the peer's NAT is in its sequence, and looks there.
+    Follow,
+    /// As `Open`, but towards one port of the sequence in which the peer's NAT is.
+    Align {
+        /// From one of our ports to the next.
+        step: u16,
+    },
+    /// Gives up, so that a relay can take over.
+    Hopeless,
+}
+
+/// What we do, given both sides, in this round. The table of `docs/protocol.md` §7.5.
+pub(crate) fn strategy(ours: &Traits, theirs: &Traits, round: u32) -> Strategy {
+    let declined = ours.declines_search || theirs.declines_search;
+    match (ours.kind(), theirs.kind()) {
+        (Kind::Easy, Kind::Easy) => Strategy::Plain,
+        (Kind::Sequential { step }, Kind::Easy) if round == 0 || declined => Strategy::Open { step },
+        (Kind::Easy, Kind::Sequential { .. }) if round == 0 || declined => Strategy::Follow,
+        (Kind::Sequential { step }, Kind::Sequential { .. }) => Strategy::Align { step },
+        // A prediction that failed may have been about a NAT that does not allocate in sequence after all.
+        (Kind::Random | Kind::Sequential { .. }, Kind::Easy) if !declined => Strategy::Spray,
+        (Kind::Easy, Kind::Random | Kind::Sequential { .. }) if !declined => Strategy::Scan,
+        _ => Strategy::Hopeless,
+    }
+}
+
+/// The allocation that follows from the ports of new mappings that were made one right after the other, in any order;
+/// `None` from fewer than three. `local` is the port of the socket.
+pub(crate) fn allocation(ports: &[u16], local: u16) -> Option<Allocation> {
+    /// The largest distance of two neighbours that still counts as one sequence: five mappings of other hosts in
+    /// between, at a step of 16, and some room.
+    const MAX_GAP: u16 = 128;
+    if ports.len() < 3 {
+        return None;
+    }
+    if ports.iter().all(|port| *port == local) {
+        return Some(Allocation::Preserving);
+    }
+    let mut sorted = ports.to_vec();
+    sorted.sort_unstable();
+    let gaps = || sorted.iter().zip(sorted.iter().skip(1)).map(|(a, b)| b - a);
+    // Other hosts' mappings are whole steps apart, too.
+    let step = gaps().fold(0, gcd);
+    Some(match gaps().all(|gap| (1..=MAX_GAP).contains(&gap)) {
+        true => Allocation::Sequential { step },
+        false => Allocation::Random,
+    })
+}
+
+pub(crate) fn gcd(a: u16, b: u16) -> u16 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use MappingBehaviour::{AddressAndPortDependent, EndpointIndependent};
+
+    fn traits(mapping: Option<MappingBehaviour>, allocation: Option<Allocation>) -> Traits {
+        Traits { mapping, allocation, declines_search: false }
+    }
+
+    const SEQUENTIAL: Option<Allocation> = Some(Allocation::Sequential { step: 2 });
+
+    #[test]
+    fn a_report_says_what_was_put_in_and_nothing_known_is_empty() {
+        let mappings = [
+            None,
+            Some(EndpointIndependent),
+            Some(MappingBehaviour::AddressDependent),
+            Some(AddressAndPortDependent),
+            Some(MappingBehaviour::EndpointDependent),
+        ];
+        let allocations = [None, Some(Allocation::Preserving), SEQUENTIAL, Some(Allocation::Random)];
+        for mapping in mappings {
+            for allocation in allocations {
+                for declines_search in [false, true] {
+                    let traits = Traits { mapping, allocation, declines_search };
+                    assert_eq!(Traits::parse(&traits.encode()), traits);
+                }
+            }
+        }
+        assert!(Traits::default().encode().is_empty());
+    }
+
+    #[test]
+    fn a_report_of_a_later_version_is_read_as_far_as_it_is_known() {
+        assert_eq!(
+            Traits::parse(&[3, 2, 0, 2, 0xfe, 9, 9]),
+            traits(Some(AddressAndPortDependent), SEQUENTIAL)
+        );
+        assert_eq!(Traits::parse(&[77, 2, 0, 0]), Traits::default(), "a step of 0 is none");
+        assert_eq!(Traits::parse(&[3]), traits(Some(AddressAndPortDependent), None));
+    }
+
+    #[test]
+    fn every_pair_of_kinds_has_two_parts_that_fit() {
+        let easy = traits(Some(EndpointIndependent), None);
+        let unknown = Traits::default();
+        let sequential = traits(Some(AddressAndPortDependent), SEQUENTIAL);
+        let random = traits(Some(AddressAndPortDependent), Some(Allocation::Random));
+        use Strategy::*;
+        for (a, b, first, second, retry_first, retry_second) in [
+            (easy, easy, Plain, Plain, Plain, Plain),
+            (easy, unknown, Plain, Plain, Plain, Plain),
+            (random, easy, Spray, Scan, Spray, Scan),
+            (random, unknown, Spray, Scan, Spray, Scan),
+            (sequential, easy, Open { step: 2 }, Follow, Spray, Scan),
+            (
+                sequential,
+                sequential,
+                Align { step: 2 },
+                Align { step: 2 },
+                Align { step: 2 },
+                Align { step: 2 },
+            ),
+            (random, random, Hopeless, Hopeless, Hopeless, Hopeless),
+            (random, sequential, Hopeless, Hopeless, Hopeless, Hopeless),
+        ] {
+            assert_eq!((strategy(&a, &b, 0), strategy(&b, &a, 0)), (first, second), "{a:?} {b:?}");
+            assert_eq!(
+                (strategy(&a, &b, 1), strategy(&b, &a, 1)),
+                (retry_first, retry_second),
+                "{a:?} {b:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_declines_searches_has_none_on_either_side() {
+        let easy = Traits { declines_search: true, ..traits(Some(EndpointIndependent), None) };
+        let random = traits(Some(AddressAndPortDependent), Some(Allocation::Random));
+        let sequential = traits(Some(AddressAndPortDependent), SEQUENTIAL);
+        assert_eq!(strategy(&easy, &random, 0), Strategy::Hopeless);
+        assert_eq!(strategy(&random, &easy, 0), Strategy::Hopeless);
+        assert_eq!(strategy(&sequential, &easy, 1), Strategy::Open { step: 2 });
+        assert_eq!(strategy(&easy, &sequential, 1), Strategy::Follow);
+    }
+
+    #[test]
+    fn sequences_are_found_with_other_hosts_mappings_in_between() {
+        assert_eq!(allocation(&[5000, 5001], 1), None);
+        assert_eq!(allocation(&[4001, 4001, 4001], 4001), Some(Allocation::Preserving));
+        assert_eq!(allocation(&[5000, 5001, 5002], 1), Some(Allocation::Sequential { step: 1 }));
+        assert_eq!(allocation(&[5002, 5000, 5012], 1), Some(Allocation::Sequential { step: 2 }));
+        assert_eq!(allocation(&[5000, 5006, 5007], 1), Some(Allocation::Sequential { step: 1 }));
+        assert_eq!(allocation(&[5000, 5096, 5144], 1), Some(Allocation::Sequential { step: 48 }));
+        assert_eq!(allocation(&[5000, 9000, 2000], 1), Some(Allocation::Random));
+        assert_eq!(allocation(&[5000, 5000, 5001], 1), Some(Allocation::Random));
+    }
+}

@@ -1,0 +1,181 @@
+//! Following the machine's interface addresses: which sockets still have one, and which connections must move.
+//!
+//! | a plain connection | when our address changes |
+//! |---|---|
+//! | that we dialed | moves: QUIC's client may (RFC 9000 §9). It sends a PING at once; if the server does not follow, which stock `libp2p-quic` does not, it is closed soon after |
+//! | that the peer dialed | is closed: QUIC version 1 has no way for a server to move |
+//!
+//! Traversal sessions are moved by the agent, from either side. Where it finds no path, because the peer's NAT does not let
+//! our new address in, the session is closed as well.
+//!
+//! A connection that is closed here could only have waited for its idle time-out; the application can dial again.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::IpAddr,
+    sync::{Arc, Weak},
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::StreamExt;
+use if_watch::IfEvent;
+
+use super::{
+    Transport,
+    binding::{Binding, Env},
+    live::Live,
+    stats::ConnectedThrough,
+    time::Delay,
+};
+use crate::io::Interfaces;
+
+/// How long a server may take to answer a client that has moved, at least. A PING and its first retransmissions fit in.
+const PATIENCE: Duration = Duration::from_millis(900);
+/// The same for a session, whose agent must find a path first: its probes come at 0, 33, 67 … 1,067 ms.
+const SESSION_PATIENCE: Duration = Duration::from_millis(2_000);
+/// How often a connection is looked at meanwhile.
+const LOOK: Duration = Duration::from_millis(50);
+/// The same in round-trip times, for paths that are longer.
+const PATIENCE_RTTS: u32 = 4;
+/// What a peer is told, if it can be told at all, when a connection is given up.
+const ADDRESS_GONE: &[u8] = b"address gone";
+
+/// What the interface watcher says.
+pub(super) struct Watch(Interfaces);
+
+impl fmt::Debug for Watch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Watch")
+    }
+}
+
+impl Transport {
+    /// Begins to watch, unless we do already.
+    pub(super) fn watch_interfaces(&mut self) {
+        if self.interfaces.is_none() {
+            match self.env.network.interfaces() {
+                Ok(interfaces) => self.interfaces = Some(Watch(interfaces)),
+                Err(error) => {
+                    tracing::warn!(%error, "interfaces cannot be watched: connections will not move")
+                }
+            }
+        }
+    }
+
+    pub(super) fn poll_interfaces(&mut self, cx: &mut Context<'_>) {
+        // What goes and comes back within one poll was never away.
+        let mut changed = BTreeMap::new();
+        while let Some(Watch(interfaces)) = &mut self.interfaces {
+            match interfaces.poll_next_unpin(cx) {
+                Poll::Ready(Some(Ok(IfEvent::Up(net)))) => changed.insert(net.addr(), true),
+                Poll::Ready(Some(Ok(IfEvent::Down(net)))) => changed.insert(net.addr(), false),
+                Poll::Ready(Some(Err(error))) => {
+                    tracing::warn!(%error, "interface watcher");
+                    None
+                }
+                Poll::Ready(None) => {
+                    self.interfaces = None;
+                    None
+                }
+                Poll::Pending => break,
+            };
+        }
+        if !changed.is_empty() {
+            self.follow_sockets(&changed);
+            self.follow_connections(&changed);
+        }
+    }
+
+    /// Listeners of one address that went away, or came back.
+    fn follow_sockets(&mut self, changed: &BTreeMap<IpAddr, bool>) {
+        let env = self.env.clone();
+        for index in 0..self.listeners.len() {
+            let Some(listener) = self.listeners.get_mut(index) else { break };
+            let Some(up) = changed.get(&listener.binding.local.ip()) else { continue };
+            let before = listener.binding.wire.id();
+            let moved = if *up { listener.return_home(&env) } else { listener.leave_home(&env) };
+            match moved {
+                Ok(false) => {}
+                Ok(true) => {
+                    let binding = Binding::clone(&listener.binding);
+                    self.retire(before);
+                    self.announce(&binding, *up);
+                }
+                Err(error) => tracing::warn!(local = %listener.binding.local, %error, "socket cannot move"),
+            }
+        }
+    }
+
+    fn follow_connections(&self, changed: &BTreeMap<IpAddr, bool>) {
+        let mut refreshed = BTreeSet::new();
+        for live in self.env.connections.live() {
+            let is_gone = live.source().is_some_and(|source| changed.get(&source) == Some(&false));
+            match live.through() {
+                ConnectedThrough::Dial if self.has_moved(&live) => {
+                    tracing::debug!(peer = %live.peer(), "our address changed, the connection moves");
+                    if let Some(wire) = live.wire()
+                        && refreshed.insert(wire.id())
+                        && let Err(error) = wire.refresh()
+                    {
+                        tracing::warn!(%error, "socket cannot be used anew");
+                    }
+                    self.watch_over(&live, PATIENCE);
+                }
+                ConnectedThrough::Session if self.has_moved(&live) => {
+                    self.watch_over(&live, SESSION_PATIENCE)
+                }
+                ConnectedThrough::Dial | ConnectedThrough::Session => {}
+                ConnectedThrough::Listener | ConnectedThrough::PunchAsListener => {
+                    if is_gone {
+                        tracing::debug!(peer = %live.peer(), "our address is gone, and the connection with it");
+                        live.connection.close(0u32.into(), ADDRESS_GONE);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether we now send from another address. Without any route there is nothing to move to yet.
+    fn has_moved(&self, live: &Live) -> bool {
+        let source = live.remote().and_then(|remote| self.env.network.source_for(remote.ip()).ok());
+        source.is_some_and(|source| live.sends_from(source))
+    }
+
+    fn watch_over(&self, live: &Arc<Live>, patience: Duration) {
+        let check = give_up_unless_heard(self.env.clone(), Arc::downgrade(live), patience);
+        self.env.runtime.spawn(Box::pin(check));
+    }
+}
+
+/// Closes a connection whose peer does not answer what we send it from where we are now. One that has nothing to say
+/// has its idle time-out.
+async fn give_up_unless_heard(env: Arc<Env>, connection: Weak<Live>, patience: Duration) {
+    let counts = || {
+        let stats = connection.upgrade()?.connection.stats();
+        Some((stats.udp_tx.datagrams, stats.udp_rx.datagrams, stats.path.rtt))
+    };
+    let Some((mut sent, heard, rtt)) = counts() else { return };
+    let patience = patience.max(rtt * PATIENCE_RTTS);
+    let begin = env.runtime.now();
+    let mut asked = None;
+    while env.runtime.now() - begin < env.quic.config().max_idle_timeout {
+        Delay::new(&*env.runtime, LOOK).await;
+        let Some((sent_now, heard_now, _)) = counts() else { return };
+        if heard_now != heard {
+            return;
+        }
+        if asked.is_none() && sent_now != sent {
+            // At the earliest when we looked before.
+            asked = Some(env.runtime.now() - LOOK);
+        }
+        sent = sent_now;
+        if asked.is_some_and(|asked| env.runtime.now() - asked >= patience)
+            && let Some(live) = connection.upgrade()
+        {
+            tracing::debug!(peer = %live.peer(), "the peer is not heard from since our address changed");
+            return live.connection.close(0u32.into(), ADDRESS_GONE);
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! The connections that the swarm holds.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicU64, Ordering::Relaxed},
+    },
+};
+
+use futures::channel::mpsc;
+use libp2p_identity::PeerId;
+
+use super::{
+    Error, addr,
+    binding::Wire,
+    path::FlowView,
+    stats::{ConnectedThrough, ConnectionNumber, ConnectionStats, Stats, StatsEvent},
+    tls::{self, Cipher, HandshakeMode},
+};
+
+/// What lies beneath a connection.
+#[derive(Debug)]
+pub(crate) enum Beneath {
+    /// A socket, which sends to the connection's own remote address.
+    Wire(Arc<Wire>),
+    /// A flow of the path layer.
+    Flow(FlowView),
+}
+
+/// One authenticated connection, from its handshake to the moment when the swarm drops it.
+#[derive(Debug)]
+pub(crate) struct Live {
+    number: ConnectionNumber,
+    peer: PeerId,
+    handshake: HandshakeMode,
+    cipher: Cipher,
+    through: ConnectedThrough,
+    beneath: Beneath,
+    pub(super) connection: quinn::Connection,
+    registry: Arc<Registry>,
+    place: Mutex<Place>,
+}
+
+/// Where the two ends are.
+#[derive(Debug, Default)]
+struct Place {
+    /// The remote address that was last told.
+    remote: Option<SocketAddr>,
+    /// The address that the routing table sent from when it was last asked.
+    source: Option<IpAddr>,
+}
+
+impl Live {
+    pub(crate) fn peer(&self) -> PeerId {
+        self.peer
+    }
+
+    pub(crate) fn handshake(&self) -> HandshakeMode {
+        self.handshake
+    }
+
+    pub(crate) fn through(&self) -> ConnectedThrough {
+        self.through
+    }
+
+    /// What carries a plain connection.
+    pub(crate) fn wire(&self) -> Option<&Arc<Wire>> {
+        match &self.beneath {
+            Beneath::Wire(wire) => Some(wire),
+            Beneath::Flow(_) => None,
+        }
+    }
+
+    /// The real remote address.
+    pub(crate) fn remote(&self) -> Option<SocketAddr> {
+        match &self.beneath {
+            Beneath::Wire(_) => Some(self.connection.remote_address()),
+            Beneath::Flow(flow) => flow.remote(),
+        }
+    }
+
+    /// The remote address of a connection that has one which changed since this was last asked.
+    pub(crate) fn moved(&self) -> Option<SocketAddr> {
+        let remote = self.remote()?;
+        let before = self.place().remote.replace(remote);
+        if before == Some(remote) {
+            return None;
+        }
+        if before.is_some() {
+            self.registry.tell(|| StatsEvent::Moved(self.stats()));
+        }
+        Some(remote)
+    }
+
+    /// The address that we send from, as far as it is known.
+    pub(crate) fn source(&self) -> Option<IpAddr> {
+        self.place().source
+    }
+
+    /// Takes note of the address that we send from; whether it is another one than before.
+    pub(crate) fn sends_from(&self, source: IpAddr) -> bool {
+        self.place().source.replace(source).is_some_and(|before| before != source)
+    }
+
+    pub(crate) fn stats(&self) -> ConnectionStats {
+        let quic = self.connection.stats();
+        ConnectionStats {
+            connection: self.number,
+            peer: self.peer,
+            through: self.through,
+            handshake: self.handshake,
+            cipher: self.cipher,
+            remote: self.remote().map(addr::from_socket),
+            rtt: quic.path.rtt,
+            min_rtt: quic.path.min_rtt,
+            congestion_window: quic.path.cwnd,
+            congestion_events: quic.path.congestion_events,
+            path_mtu: quic.path.current_mtu,
+            packets_sent: quic.path.sent_packets,
+            packets_lost: quic.path.lost_packets,
+            bytes_lost: quic.path.lost_bytes,
+            datagrams_sent: quic.udp_tx.datagrams,
+            datagrams_received: quic.udp_rx.datagrams,
+            bytes_sent: quic.udp_tx.bytes,
+            bytes_received: quic.udp_rx.bytes,
+        }
+    }
+
+    fn place(&self) -> MutexGuard<'_, Place> {
+        self.place.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Drop for Live {
+    fn drop(&mut self) {
+        self.registry.lock().live.remove(&self.number);
+        self.registry.tell(|| StatsEvent::Closed(self.stats()));
+    }
+}
+
+/// All connections of one transport. Holds none of them.
+#[derive(Debug, Default)]
+pub(crate) struct Registry {
+    next: AtomicU64,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    live: BTreeMap<ConnectionNumber, Weak<Live>>,
+    subscribers: Vec<Subscriber>,
+}
+
+#[derive(Debug)]
+struct Subscriber {
+    events: mpsc::Sender<StatsEvent>,
+    missed: Arc<AtomicU64>,
+}
+
+impl Registry {
+    /// Takes a connection in whose handshake has ended.
+    pub(crate) fn add(
+        self: &Arc<Self>,
+        connection: quinn::Connection,
+        through: ConnectedThrough,
+        beneath: Beneath,
+        source: Option<IpAddr>,
+    ) -> Result<Arc<Live>, Error> {
+        let (peer, handshake) = tls::peer_of(&connection)?;
+        let number = ConnectionNumber(self.next.fetch_add(1, Relaxed));
+        let remote = match &beneath {
+            Beneath::Wire(_) => Some(connection.remote_address()),
+            // A session's address is news to the swarm, which knows it by its peer only.
+            Beneath::Flow(_) => None,
+        };
+        let live = Arc::new(Live {
+            number,
+            peer,
+            handshake,
+            cipher: tls::cipher_of(&connection)?,
+            through,
+            beneath,
+            connection,
+            registry: self.clone(),
+            place: Mutex::new(Place { remote, source }),
+        });
+        self.lock().live.insert(number, Arc::downgrade(&live));
+        self.tell(|| StatsEvent::Opened(live.stats()));
+        Ok(live)
+    }
+
+    /// How many connections there are.
+    pub(crate) fn len(&self) -> usize {
+        self.lock().live.len()
+    }
+
+    /// The connections, oldest first.
+    pub(crate) fn live(&self) -> Vec<Arc<Live>> {
+        self.lock().live.values().filter_map(Weak::upgrade).collect()
+    }
+
+    pub(crate) fn get(&self, number: ConnectionNumber) -> Option<Arc<Live>> {
+        self.lock().live.get(&number)?.upgrade()
+    }
+
+    /// Serves one more stream of events; what it counts is the events that this one missed.
+    pub(crate) fn subscribe(&self, events: mpsc::Sender<StatsEvent>) -> Option<Arc<AtomicU64>> {
+        let mut inner = self.lock();
+        inner.subscribers.retain(|subscriber| !subscriber.events.is_closed());
+        if inner.subscribers.len() >= Stats::MAX_SUBSCRIBERS {
+            return None;
+        }
+        let missed = Arc::new(AtomicU64::new(0));
+        inner.subscribers.push(Subscriber { events, missed: missed.clone() });
+        Some(missed)
+    }
+
+    /// Tells all subscribers, if there are any.
+    fn tell(&self, event: impl FnOnce() -> StatsEvent) {
+        if self.lock().subscribers.is_empty() {
+            return;
+        }
+        // Made without our lock, since it takes the connection's.
+        let event = event();
+        self.lock().subscribers.retain_mut(|subscriber| match subscriber.events.try_send(event.clone()) {
+            Err(error) if error.is_disconnected() => false,
+            Err(_) => {
+                subscriber.missed.fetch_add(1, Relaxed);
+                true
+            }
+            Ok(()) => true,
+        });
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,210 @@
+//! Sockets beside those of the bindings: a few hundred at once, for one flow or for a coordinator's observers.
+//!
+//! One task reads all sockets of a pool. Each has a waker of its own that sets its bit, and only sockets whose bit is set
+//! are asked. What they receive is sorted as what bindings receive is; there is no endpoint for the rest, which is dropped.
+
+use std::{
+    future::poll_fn,
+    io::IoSliceMut,
+    net::{IpAddr, SocketAddr},
+    sync::{
+        Arc, Mutex, Weak,
+        atomic::{AtomicU64, Ordering::*},
+    },
+    task::{Context, Poll, Wake, Waker},
+};
+
+use futures::task::AtomicWaker;
+use quinn::{AsyncUdpSocket, udp::RecvMeta};
+
+use super::{PathNotice, flow::BoundSocket, lock, shared::Shared};
+use crate::{
+    core::{SocketId, command::Pool},
+    io::Network,
+};
+
+/// Sockets of one pool.
+pub(super) const MAX_SOCKETS: usize = WORDS * 64;
+const WORDS: usize = 4;
+/// Receive calls in a row before other tasks get their turn.
+const BUDGET: usize = 64;
+/// The largest UDP payload, and so the largest batch that receive offload may put together.
+const BUFFER: usize = 65_535;
+
+/// Which sockets have something to read.
+#[derive(Debug, Default)]
+struct Ready {
+    words: [AtomicU64; WORDS],
+    task: AtomicWaker,
+}
+
+impl Ready {
+    fn set(&self, index: usize) {
+        if let Some(word) = self.words.get(index / 64) {
+            word.fetch_or(1 << (index % 64), AcqRel);
+        }
+    }
+
+    /// The sockets whose bits were set, which are cleared. A socket that is asked after that and has nothing sets its bit
+    /// by its waker again.
+    fn take(&self) -> Vec<usize> {
+        let bits = |word: u64| (0..64).filter(move |bit| word & 1 << bit != 0);
+        let words = self.words.iter().map(|word| word.swap(0, AcqRel)).enumerate();
+        words.flat_map(|(n, word)| bits(word).map(move |bit| n * 64 + bit)).collect()
+    }
+}
+
+/// Sets the bit of one socket.
+struct Slot {
+    ready: Arc<Ready>,
+    index: usize,
+}
+
+impl Wake for Slot {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.ready.set(self.index);
+        self.ready.task.wake();
+    }
+}
+
+#[derive(Debug)]
+struct Member {
+    id: SocketId,
+    io: Arc<dyn AsyncUdpSocket>,
+    waker: Waker,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    members: Vec<Option<Member>>,
+    closed: bool,
+}
+
+/// The sockets of one pool, shared by the task that reads them and whoever closes them.
+#[derive(Debug, Default)]
+pub(super) struct Sockets {
+    ready: Arc<Ready>,
+    state: Mutex<State>,
+}
+
+impl Sockets {
+    /// Closes all but `keep`, and returns which; without any to keep, also those that are yet to be opened.
+    pub(super) fn close(&self, keep: &[SocketId]) -> Vec<SocketId> {
+        let mut state = lock(&self.state);
+        state.closed |= keep.is_empty();
+        let gone = |slot: &mut Option<Member>| slot.take_if(|member| !keep.contains(&member.id));
+        let closed: Vec<Member> = state.members.iter_mut().filter_map(gone).collect();
+        drop(state);
+        self.ready.task.wake();
+        closed.into_iter().map(|member| member.id).collect()
+    }
+
+    fn add(&self, id: SocketId, io: Arc<dyn AsyncUdpSocket>) -> bool {
+        let mut state = lock(&self.state);
+        let index = state.members.len();
+        if state.closed || index >= MAX_SOCKETS {
+            return false;
+        }
+        let waker = Waker::from(Arc::new(Slot { ready: self.ready.clone(), index }));
+        state.members.push(Some(Member { id, io, waker }));
+        self.ready.set(index);
+        true
+    }
+
+    fn member(&self, index: usize) -> Option<(SocketId, Arc<dyn AsyncUdpSocket>, Waker)> {
+        let state = lock(&self.state);
+        let member = state.members.get(index)?.as_ref()?;
+        Some((member.id, member.io.clone(), member.waker.clone()))
+    }
+
+    fn drop_member(&self, index: usize) {
+        let gone = lock(&self.state).members.get_mut(index).and_then(Option::take);
+        drop(gone);
+    }
+
+    fn is_empty(&self) -> bool {
+        lock(&self.state).members.iter().all(Option::is_none)
+    }
+}
+
+/// Opens the sockets of a pool, says which, and reads them until all are closed.
+pub(super) async fn run(
+    shared: Arc<Shared>,
+    network: Arc<dyn Network>,
+    pool: (Pool, Arc<Sockets>),
+    local: IpAddr,
+    count: usize,
+) {
+    let (name, sockets) = pool;
+    let mut opened = Vec::new();
+    for _ in 0..count.min(MAX_SOCKETS) {
+        // The system may run out of descriptors or ports: fewer sockets find the peer later, or not at all.
+        let Ok(io) = network.bind(SocketAddr::new(local, 0), &*shared.runtime) else { break };
+        let Ok(address) = io.local_addr() else { break };
+        let id = shared.new_socket_id();
+        if !sockets.add(id, io.clone()) {
+            break;
+        }
+        drop(shared.write().add_socket(BoundSocket { id, io, _keep_alive: None }));
+        opened.push((id, address.port()));
+    }
+    if lock(&sockets.state).closed {
+        // Closed while they were being opened: nobody needs them any more.
+        shared.retire(sockets.close(&[]).into_iter().chain(opened.iter().map(|(id, _)| *id)));
+    }
+    // Nobody listens once the driver is gone.
+    let _ = shared.notices.send(PathNotice::Sockets { pool: name, sockets: opened }).await;
+    let shared = {
+        let weak = Arc::downgrade(&shared);
+        drop(shared);
+        weak
+    };
+    let mut buffer = vec![0; BUFFER];
+    poll_fn(|cx| read(cx, &shared, &sockets, &mut buffer)).await;
+}
+
+/// Reads what there is; ready once nothing can come any more.
+fn read(cx: &mut Context<'_>, shared: &Weak<Shared>, sockets: &Sockets, buffer: &mut [u8]) -> Poll<()> {
+    sockets.ready.task.register(cx.waker());
+    let Some(shared) = shared.upgrade().filter(|_| !sockets.is_empty()) else { return Poll::Ready(()) };
+    let mut budget = BUDGET;
+    loop {
+        let ready = sockets.ready.take();
+        if ready.is_empty() {
+            return Poll::Pending;
+        }
+        for index in ready {
+            if budget == 0 {
+                sockets.ready.set(index);
+                continue;
+            }
+            budget -= 1;
+            let Some((id, io, waker)) = sockets.member(index) else { continue };
+            let mut meta = [RecvMeta::default()];
+            let mut bufs = [IoSliceMut::new(buffer)];
+            match io.poll_recv(&mut Context::from_waker(&waker), &mut bufs, &mut meta) {
+                Poll::Ready(Ok(received)) => {
+                    shared.intercept(id, &mut bufs, &mut meta, received);
+                    sockets.ready.set(index);
+                }
+                // Anybody can make us hear that a datagram sent earlier met nobody.
+                Poll::Ready(Err(error)) if crate::transport::binding::is_about_a_sent_datagram(&error) => {
+                    sockets.ready.set(index);
+                }
+                Poll::Ready(Err(error)) => {
+                    tracing::debug!(%error, "a socket of a pool has failed");
+                    sockets.drop_member(index);
+                }
+                Poll::Pending => {}
+            }
+        }
+        if budget == 0 {
+            cx.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+    }
+}

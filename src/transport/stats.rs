@@ -1,0 +1,160 @@
+//! What can be told of connections: by call, and as events.
+//!
+//! Nothing is collected while nobody asks. QUIC counts for its own purposes; a call reads its counters under the
+//! connection's lock, and events come with the opening, the moving and the closing of connections only.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use futures::{Stream, StreamExt, channel::mpsc};
+use libp2p_core::Multiaddr;
+use libp2p_identity::PeerId;
+
+use super::{
+    live::Registry,
+    tls::{Cipher, HandshakeMode},
+};
+
+/// Names one connection of a transport. Never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionNumber(pub(super) u64);
+
+/// How a connection came about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ConnectedThrough {
+    /// We dialed the address.
+    Dial,
+    /// The peer dialed one of our listen addresses.
+    Listener,
+    /// The peer dialed while we opened our NAT for it, in the role of the listener, as `libp2p-dcutr` wants it.
+    PunchAsListener,
+    /// A traversal session. What kind of address it ended at, and when, are in
+    /// [`Event`](crate::core::event::Event).
+    Session,
+}
+
+/// A connection at one moment.
+#[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
+pub struct ConnectionStats {
+    /// Which connection.
+    pub connection: ConnectionNumber,
+    /// The remote.
+    pub peer: PeerId,
+    /// How it came about.
+    pub through: ConnectedThrough,
+    /// How the remote presented its identity.
+    pub handshake: HandshakeMode,
+    /// What encrypts it.
+    pub cipher: Cipher,
+    /// The real remote address at present; `None` for a session between two paths.
+    pub remote: Option<Multiaddr>,
+    /// Smoothed round-trip time.
+    pub rtt: Duration,
+    /// Least round-trip time on this path. Of a session on any of its paths.
+    pub min_rtt: Duration,
+    /// Congestion window in bytes.
+    pub congestion_window: u64,
+    /// How often it was reduced.
+    pub congestion_events: u64,
+    /// UDP payload in bytes that the path is known to carry.
+    pub path_mtu: u16,
+    /// Packets sent on this path.
+    pub packets_sent: u64,
+    /// Of these, the lost ones.
+    pub packets_lost: u64,
+    /// Bytes of the lost ones.
+    pub bytes_lost: u64,
+    /// UDP datagrams sent.
+    pub datagrams_sent: u64,
+    /// UDP datagrams received.
+    pub datagrams_received: u64,
+    /// Bytes of UDP payload sent.
+    pub bytes_sent: u64,
+    /// Bytes of UDP payload received.
+    pub bytes_received: u64,
+}
+
+/// News of a connection, with what was known then.
+#[derive(Debug, Clone, PartialEq)]
+pub enum StatsEvent {
+    /// A connection was authenticated.
+    Opened(ConnectionStats),
+    /// A connection goes to or comes from another address of its remote.
+    Moved(ConnectionStats),
+    /// A connection was dropped. These are its last numbers.
+    Closed(ConnectionStats),
+}
+
+impl StatsEvent {
+    /// What was known when it happened.
+    pub fn stats(&self) -> &ConnectionStats {
+        match self {
+            Self::Opened(stats) | Self::Moved(stats) | Self::Closed(stats) => stats,
+        }
+    }
+}
+
+/// Tells of the connections of a transport, from anywhere: clone it before the transport goes into a swarm.
+#[derive(Debug, Clone)]
+pub struct Stats(Arc<Registry>);
+
+impl Stats {
+    pub(super) fn new(registry: Arc<Registry>) -> Self {
+        Self(registry)
+    }
+
+    /// Every connection that the swarm holds, oldest first.
+    pub fn connections(&self) -> Vec<ConnectionStats> {
+        self.0.live().iter().map(|live| live.stats()).collect()
+    }
+
+    /// The connections with `peer`, oldest first.
+    pub fn of_peer(&self, peer: &PeerId) -> Vec<ConnectionStats> {
+        self.0.live().iter().filter(|live| live.peer() == *peer).map(|live| live.stats()).collect()
+    }
+
+    /// One connection; `None` once it is gone.
+    pub fn connection(&self, connection: ConnectionNumber) -> Option<ConnectionStats> {
+        self.0.get(connection).map(|live| live.stats())
+    }
+
+    /// News from now on. Whoever does not keep up misses some; see [`StatsEvents::missed`]. Up to
+    /// [`MAX_SUBSCRIBERS`](Self::MAX_SUBSCRIBERS) streams are served; `None` if there are as many already.
+    pub fn events(&self) -> Option<StatsEvents> {
+        let (sender, receiver) = mpsc::channel(Self::BACKLOG);
+        let missed = self.0.subscribe(sender)?;
+        Some(StatsEvents { receiver, missed })
+    }
+
+    /// Event streams at once.
+    pub const MAX_SUBSCRIBERS: usize = 16;
+    /// Events that wait for a slow reader of a stream.
+    pub const BACKLOG: usize = 256;
+}
+
+/// A stream of [`StatsEvent`]s. It ends with the transport and its last connection.
+#[derive(Debug)]
+pub struct StatsEvents {
+    receiver: mpsc::Receiver<StatsEvent>,
+    missed: Arc<std::sync::atomic::AtomicU64>,
+}
+
+impl StatsEvents {
+    /// Events that this stream lost because it was not read in time.
+    pub fn missed(&self) -> u64 {
+        self.missed.load(std::sync::atomic::Ordering::Relaxed)
+    }
+}
+
+impl Stream for StatsEvents {
+    type Item = StatsEvent;
+
+    fn poll_next(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<StatsEvent>> {
+        self.receiver.poll_next_unpin(cx)
+    }
+}

@@ -1,0 +1,76 @@
+//! NATs that give every destination another port.
+
+use std::time::Duration;
+
+use crate::{
+    matrix::{Dial, EVEN},
+    network::Site,
+};
+
+/// All sites whose NAT maps independently of the endpoint and drops what it was not asked for.
+const FILTERED: [Site; 3] = [Site::EIM_APDF, Site::EIM_APDF_PORT_NOT_KEPT, Site::NatBehindNat];
+
+fn dial(dialer: Site, listener: Site, seed: u64) -> Dial {
+    Dial { loss: 0.01, ..Dial::new(dialer, listener, EVEN, seed) }
+}
+
+fn report(name: &str, times: &mut [Duration]) {
+    times.sort();
+    let at = |percent: usize| times[(times.len() - 1) * percent / 100];
+    println!("{name}: p5 {:?}, median {:?}, p95 {:?}, max {:?}", at(5), at(50), at(95), at(100));
+}
+
+#[test]
+fn a_birthday_search_gets_through_whichever_side_dials() {
+    let mut times = Vec::new();
+    for seed in 0..12 {
+        let easy = FILTERED[seed as usize % FILTERED.len()];
+        let pair = if seed % 2 == 0 { (Site::APDM_RANDOM, easy) } else { (easy, Site::APDM_RANDOM) };
+        times.push(dial(pair.0, pair.1, seed).run().expect("direct"));
+    }
+    report("birthday search", &mut times);
+}
+
+#[test]
+fn a_sequential_nat_is_followed_with_and_without_other_hosts_taking_ports() {
+    let mut times = Vec::new();
+    let steps = [1, 2, 7];
+    for (seed, others) in (0..).zip([None, Some(100), Some(25), Some(10)].repeat(6)) {
+        let (hard, easy) = (Site::sequential(steps[seed as usize % 3]), FILTERED[seed as usize / 2 % 3]);
+        let pair = if seed % 2 == 0 { (hard, easy) } else { (easy, hard) };
+        let dial = Dial { others: others.map(Duration::from_millis), ..dial(pair.0, pair.1, seed) };
+        let name = format!("{:?} -> {:?}, others every {:?}", dial.dialer, dial.listener, dial.others);
+        times.push(dial.run().expect(&name));
+    }
+    report("one side sequential", &mut times);
+}
+
+#[test]
+fn two_sequential_nats_are_aligned_with_and_without_other_hosts_taking_ports() {
+    let mut times = Vec::new();
+    let steps = [1, 2, 7];
+    for (seed, others) in (0..).zip([None, Some(100), Some(25), Some(10)].repeat(6)) {
+        let pair =
+            (Site::sequential(steps[seed as usize % 3]), Site::sequential(steps[seed as usize / 3 % 3]));
+        let dial = Dial { others: others.map(Duration::from_millis), ..dial(pair.0, pair.1, seed) };
+        let name = format!("{:?} -> {:?}, others every {:?}", dial.dialer, dial.listener, dial.others);
+        times.push(dial.run().expect(&name));
+    }
+    report("both sides sequential", &mut times);
+}
+
+#[test]
+fn every_pair_of_the_lab_is_direct_or_hopeless_as_it_must_be() {
+    for (n, dialer) in (0..).zip(Site::ALL) {
+        for (m, listener) in (0..).zip(Site::ALL) {
+            let result = dial(dialer, listener, 8 * n + m).run();
+            match dialer.is_hopeful(listener) {
+                true => drop(result.unwrap_or_else(|why| panic!("{dialer:?} -> {listener:?}: {why}"))),
+                false => {
+                    let why = result.expect_err("no way through");
+                    assert!(why.contains("only a relay can help"), "{dialer:?} -> {listener:?}: {why}");
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,169 @@
+//! Our address changes under a connection that a session made.
+
+use std::{sync::Arc, time::Duration};
+
+use libp2p::{
+    PeerId, StreamProtocol, Swarm,
+    request_response::{self, ProtocolSupport, json},
+    swarm::{NetworkBehaviour, SwarmEvent},
+};
+use libp2p_punch_sim::{Host, World};
+use tokio::time::Instant;
+
+use crate::network::{Site, client, coordinator, on_paused_time, swarm, until};
+
+type Echo = json::Behaviour<String, String>;
+
+#[derive(NetworkBehaviour)]
+struct Application {
+    punch: libp2p_punch::Behaviour,
+    echo: Echo,
+}
+
+/// Messages of a transfer, and characters of one: each is answered before the next is sent.
+const MESSAGES: usize = 60;
+const MESSAGE: usize = 100_000;
+
+fn application(host: &Arc<Host>, number: u8, coordinator: &libp2p::Multiaddr) -> Swarm<Application> {
+    swarm(host, number, client(coordinator), |punch, _| {
+        let protocols = [(StreamProtocol::new("/echo/1"), ProtocolSupport::Full)];
+        Application { punch, echo: Echo::new(protocols, request_response::Config::default()) }
+    })
+}
+
+async fn registered(swarm: &mut Swarm<Application>) {
+    until(swarm, |event| {
+        use libp2p_punch::Event::Registered;
+        matches!(event, SwarmEvent::Behaviour(ApplicationEvent::Punch(Registered { .. }))).then_some(())
+    })
+    .await;
+}
+
+/// Answers every message for ever.
+async fn answer(mut swarm: Swarm<Application>) {
+    use request_response::{Event, Message};
+    loop {
+        let request = until(&mut swarm, |event| match event {
+            SwarmEvent::Behaviour(ApplicationEvent::Echo(Event::Message {
+                message: Message::Request { request, channel, .. },
+                ..
+            })) => Some((request, channel)),
+            _ => None,
+        });
+        let (request, channel) = request.await;
+        swarm.behaviour_mut().echo.send_response(channel, request).expect("the channel is open");
+    }
+}
+
+/// One message there and back; how long it took.
+async fn exchange(swarm: &mut Swarm<Application>, peer: PeerId, number: usize) -> Duration {
+    let message = format!("{number:08}").repeat(MESSAGE / 8);
+    let begin = Instant::now();
+    swarm.behaviour_mut().echo.send_request(&peer, message.clone());
+    let answer = until(swarm, |event| match event {
+        SwarmEvent::Behaviour(ApplicationEvent::Echo(request_response::Event::Message {
+            message: request_response::Message::Response { response, .. },
+            ..
+        })) => Some(Ok(response)),
+        SwarmEvent::Behaviour(ApplicationEvent::Echo(request_response::Event::OutboundFailure {
+            error,
+            ..
+        })) => Some(Err(error.to_string())),
+        SwarmEvent::ConnectionClosed { peer_id, cause, .. } if peer_id == peer => {
+            Some(Err(format!("{cause:?}")))
+        }
+        _ => None,
+    });
+    let answer = answer.await;
+    assert!(answer == Ok(message), "message {number} came back changed, or not at all: {:?}", answer.err());
+    begin.elapsed()
+}
+
+/// Two peers at these sites, both registered; the second answers every message.
+async fn two(world: &World, sites: [Site; 2]) -> (Swarm<Application>, PeerId, [Arc<Host>; 2]) {
+    let (_, address) = coordinator(world);
+    let [a, b] = [1, 2].map(|number| sites[usize::from(number) - 1].host(world, number, 0.0));
+    let mut listener = application(&b, 2, &address);
+    registered(&mut listener).await;
+    let peer = *listener.local_peer_id();
+    tokio::spawn(answer(listener));
+    let mut dialer = application(&a, 1, &address);
+    registered(&mut dialer).await;
+    (dialer, peer, [a, b])
+}
+
+/// A transfer in the middle of which the addresses change; the slowest message.
+fn transfer(sites: [Site; 2], change: impl FnOnce(&[Arc<Host>; 2])) -> Duration {
+    on_paused_time(async {
+        let (mut dialer, peer, hosts) = two(&World::new(1), sites).await;
+        let (mut change, mut slowest) = (Some(change), Duration::ZERO);
+        for number in 0..MESSAGES {
+            if number == MESSAGES / 2
+                && let Some(change) = change.take()
+            {
+                change(&hosts);
+            }
+            let took = exchange(&mut dialer, peer, number).await;
+            if number > 0 {
+                slowest = slowest.max(took);
+            }
+        }
+        // The coordinator, too, is still the same connection.
+        assert_eq!(dialer.network_info().connection_counters().num_established(), 2);
+        slowest
+    })
+}
+
+/// The longest that one message may take: probes find the way, and what was lost on the old one is sent again.
+const PATIENCE: Duration = Duration::from_millis(1_000);
+/// NATs that let in whom their host has not written to yet, or a host that has none.
+const OPEN: [Site; 2] = [Site::Public, Site::EIM_EIF];
+
+fn move_first(hosts: &[Arc<Host>; 2]) {
+    hosts[0].renumber([192, 168, 1, 2], [192, 168, 1, 77]);
+}
+
+fn move_second(hosts: &[Arc<Host>; 2]) {
+    hosts[1].renumber([192, 168, 2, 2], [192, 168, 2, 77]);
+}
+
+#[test]
+fn a_session_moves_with_its_initiator_under_a_transfer() {
+    for other in OPEN {
+        let slowest = transfer([Site::EIM_APDF, other], move_first);
+        println!("SLOWEST initiator {other:?} {slowest:?}");
+        assert!(slowest <= PATIENCE, "{other:?}: {slowest:?}");
+    }
+}
+
+#[test]
+fn a_session_moves_with_its_responder_under_a_transfer() {
+    for other in OPEN {
+        let slowest = transfer([other, Site::EIM_APDF], move_second);
+        println!("SLOWEST responder {other:?} {slowest:?}");
+        assert!(slowest <= PATIENCE, "{other:?}: {slowest:?}");
+    }
+}
+
+#[test]
+fn a_session_that_cannot_move_is_closed_soon_and_made_anew() {
+    on_paused_time(async {
+        let (mut dialer, peer, hosts) = two(&World::new(1), [Site::EIM_APDF, Site::EIM_APDF]).await;
+        exchange(&mut dialer, peer, 0).await;
+        move_first(&hosts);
+        let begin = Instant::now();
+        dialer.behaviour_mut().echo.send_request(&peer, "lost".to_owned());
+        until(&mut dialer, |event| match event {
+            SwarmEvent::ConnectionClosed { peer_id, num_established, .. } if peer_id == peer => {
+                Some(num_established)
+            }
+            _ => None,
+        })
+        .await;
+        println!("SLOWEST closed {:?}", begin.elapsed());
+        assert!(begin.elapsed() <= Duration::from_millis(2_500), "{:?}", begin.elapsed());
+        exchange(&mut dialer, peer, 1).await;
+        println!("SLOWEST anew {:?}", begin.elapsed());
+        assert!(begin.elapsed() <= Duration::from_secs(4), "{:?}", begin.elapsed());
+    });
+}
