@@ -1,6 +1,7 @@
 //! Whole swarms behind simulated NATs, on paused time.
 
 mod crowd;
+mod dcutr;
 mod hard;
 mod matrix;
 mod moving;
