@@ -110,7 +110,7 @@ async fn upgrade(site: Site) -> [Seen; 2] {
 
 fn is_upgraded_to_one_direct_connection(site: Site) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
-    let seen = runtime.block_on(timeout(3 * PATIENCE, upgrade(site))).expect("it ends");
+    let seen = runtime.block_on(async { timeout(3 * PATIENCE, upgrade(site)).await.expect("it ends") });
     for seen in &seen {
         assert!(seen.upgraded, "{site:?}: {seen:?}");
         assert_eq!(seen.direct.len(), 1, "{site:?}: {seen:?}");

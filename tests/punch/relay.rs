@@ -86,7 +86,7 @@ fn if_no_relay_helps_the_dial_fails_with_the_reason_of_traversal() {
         dialer.dial(listener).expect("not dialed yet");
         let seen = watch(&mut dialer, listener, MINUTE).await;
         let why = seen.iter().filter_map(|seen| match seen {
-            Seen::NotDialed(why) if why.contains("no probe was answered") => Some(why),
+            Seen::NotDialed(why) if why.contains("only a relay can help") => Some(why),
             _ => None,
         });
         assert_eq!(why.count(), 1, "{seen:#?}");
