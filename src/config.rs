@@ -86,6 +86,10 @@ pub struct Config {
     pub birthday_search: bool,
     /// Connect over a relay when no direct path was found. Default on; a bootstrap must not.
     pub relay_fallback: bool,
+    /// How long the streams on a relayed connection may go on once a direct one stands; then it is closed. Default 2 min,
+    /// which is what Circuit Relay v2 gives a connection anyway. A connection that nobody uses is closed by the swarm's
+    /// own idle time-out before that.
+    pub relay_drain: Duration,
     /// The QUIC transport.
     pub quic: QuicConfig,
 }
@@ -104,6 +108,7 @@ impl Default for Config {
             prediction: true,
             birthday_search: true,
             relay_fallback: true,
+            relay_drain: Duration::from_secs(120),
             quic: QuicConfig::default(),
         }
     }

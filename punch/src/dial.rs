@@ -19,6 +19,8 @@ use crate::{
 const ECHO: usize = 64;
 /// How much later than a failed dial the reason of its session may be told.
 const REASON: Duration = Duration::from_millis(250);
+/// How long a direct connection is waited for when a relayed one stands.
+const DIRECT: Duration = Duration::from_secs(10);
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -43,11 +45,19 @@ pub(crate) async fn run(arguments: Dial) -> Result<Exit, Failure> {
     let mut node = Node::new(&arguments.common, config)?;
     node.listen_anywhere()?;
     let result = tokio::select! {
-        result = timeout(arguments.timeout, attempt(&mut node, peer)) => result.unwrap_or_else(|_| {
+        result = timeout(arguments.timeout, attempt(&mut node, peer)) => result.map_err(|_| {
             let message = format!("no connection within {} s", arguments.timeout.as_secs_f64());
-            Err(Trouble::Failed { reason: "timeout", message })
+            Trouble::Failed { reason: "timeout", message }
         }),
-        () = stop.told() => Err(Trouble::Failed { reason: "interrupted", message: "interrupted".into() }),
+        () = stop.told() => {
+            Ok(Err(Trouble::Failed { reason: "interrupted", message: "interrupted".into() }))
+        }
+    };
+    let result = match result {
+        Ok(Ok(exit)) => Ok(exit),
+        // The time was up before it was clear that the relayed connection will not become a direct one.
+        Err(_) if node.swarm.is_connected(&peer) => Ok(Exit::Relayed),
+        Ok(Err(trouble)) | Err(trouble) => Err(trouble),
     };
     let result = match result {
         Ok(exit) => Ok(exit),
@@ -70,19 +80,32 @@ async fn attempt(node: &mut Node, peer: PeerId) -> Result<Exit, Trouble> {
     Ok(if relayed { Exit::Relayed } else { Exit::Success })
 }
 
-/// Asks for a connection and waits for it; true if it is relayed.
+/// Asks for a connection and waits for it; true if it is relayed, and traversal has failed or takes its time.
 pub(crate) async fn connect(node: &mut Node, peer: PeerId) -> Result<bool, Trouble> {
     node.ask_for(peer).map_err(|error| not_dialed(&error))?;
     // The session knows best why it failed, but the end of the dial is what ends the wait: a relay may still help.
     let mut session: Option<Trouble> = None;
     let mut dial: Option<(Instant, Trouble)> = None;
+    let mut relayed: Option<Instant> = None;
     loop {
         let happening = tokio::select! {
             happening = node.next() => happening?,
             trouble = overdue(&mut dial) => return Err(trouble),
+            () = until(relayed) => return Ok(true),
         };
         match happening {
-            Happening::Connected { peer: who, relayed } if who == peer => return Ok(relayed),
+            Happening::Connected { peer: who, relayed: false } if who == peer => return Ok(false),
+            Happening::Connected { peer: who, relayed: true } if who == peer => {
+                if session.is_some() || dial.is_some() {
+                    return Ok(true);
+                }
+                relayed = Some(Instant::now() + DIRECT);
+            }
+            Happening::NotPunched { peer: who, .. } | Happening::NotDialed { peer: who, .. }
+                if who == peer && relayed.is_some() =>
+            {
+                return Ok(true);
+            }
             Happening::NotPunched { peer: who, reason, message } if who == peer => {
                 let trouble = Trouble::Failed { reason, message };
                 if dial.is_some() {
@@ -96,6 +119,14 @@ pub(crate) async fn connect(node: &mut Node, peer: PeerId) -> Result<bool, Troub
             },
             _ => {}
         }
+    }
+}
+
+/// Ends at `deadline`; never without one.
+async fn until(deadline: Option<Instant>) {
+    match deadline {
+        Some(deadline) => sleep_until(deadline).await,
+        None => pending().await,
     }
 }
 

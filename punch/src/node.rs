@@ -76,8 +76,16 @@ pub(crate) struct Node {
     incoming: HashMap<ConnectionId, Instant>,
     /// Connections whose path has not been told yet, and how long they took.
     unnamed: HashMap<PeerId, Duration>,
-    /// The peer that we want to reach, and since when.
-    asked: Option<(PeerId, Instant)>,
+    /// The peer that we want to reach.
+    asked: Option<Asked>,
+}
+
+/// A dial of ours.
+#[derive(Debug, Clone, Copy)]
+struct Asked {
+    peer: PeerId,
+    since: Instant,
+    dial: ConnectionId,
 }
 
 impl Node {
@@ -147,8 +155,9 @@ impl Node {
 
     /// Asks for a connection to a peer; the clock of its `connected` line starts now.
     pub(crate) fn ask_for(&mut self, peer: PeerId) -> Result<(), DialError> {
-        self.asked = Some((peer, Instant::now()));
-        self.swarm.dial(DialOpts::peer_id(peer).build())
+        let opts = DialOpts::peer_id(peer).build();
+        self.asked = Some(Asked { peer, since: Instant::now(), dial: opts.connection_id() });
+        self.swarm.dial(opts)
     }
 
     /// Closes all connections, so that no peer has to wait for a time-out.
@@ -170,14 +179,21 @@ impl Node {
     /// Waits for the next event of the swarm and deals with it.
     pub(crate) async fn next(&mut self) -> Result<Happening, Failure> {
         match self.swarm.select_next_some().await {
-            SwarmEvent::NewListenAddr { address, .. } => {
+            // What a relay listens on for us is no address of ours; `Reserved` tells of it.
+            SwarmEvent::NewListenAddr { address, .. } if !is_circuit(&address) => {
+                if self.swarm.behaviour().relay.is_enabled() {
+                    // Whoever starts a coordinator says that its addresses can be reached. Relays name them.
+                    self.swarm.add_external_address(address.clone());
+                }
                 let address = match address.iter().last() {
                     Some(Protocol::P2p(_)) => address,
                     _ => address.with(Protocol::P2p(*self.swarm.local_peer_id())),
                 };
                 self.report.line(&Line::Listening { address: &address })?;
             }
-            SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. } => {
+            SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. }
+                if addresses.iter().any(|address| !is_circuit(address)) =>
+            {
                 let addresses: Vec<String> = addresses.iter().map(Multiaddr::to_string).collect();
                 let message = format!("cannot listen on {}: {}", addresses.join(", "), chain(&error));
                 return Ok(Happening::NotListening { message });
@@ -194,7 +210,7 @@ impl Node {
                 let began = self.incoming.remove(&connection_id);
                 let session = self.sessions.remove(&peer_id);
                 let elapsed = match self.asked {
-                    Some((asked, since)) if asked == peer_id => since.elapsed(),
+                    Some(asked) if asked.peer == peer_id => asked.since.elapsed(),
                     _ => session.unwrap_or_else(|| began.map_or(established_in, |began| began.elapsed())),
                 };
                 return self.connected(peer_id, &endpoint, elapsed);
@@ -205,12 +221,15 @@ impl Node {
                 self.unnamed.remove(&peer_id);
                 self.report.note("closed", &format!("the connection to {}", short(&peer_id)))?;
             }
-            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), error, .. } => {
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), connection_id, error } => {
                 if let Some(state @ (None | Some(Err(_)))) = self.coordinators.get_mut(&peer) {
                     *state = Some(Err(reason::of_dial(&error)));
                     return Ok(Happening::NotRegistered);
                 }
-                return Ok(Happening::NotDialed { peer, error });
+                // The library's own dials over relays come and go while the one that we asked for goes on.
+                if self.asked.is_none_or(|asked| asked.peer != peer || asked.dial == connection_id) {
+                    return Ok(Happening::NotDialed { peer, error });
+                }
             }
             SwarmEvent::Behaviour(BehaviourEvent::Punch(event)) => return self.punch_event(event),
             SwarmEvent::Behaviour(BehaviourEvent::Echo(event)) => return Ok(self.echo_event(event)),
@@ -231,7 +250,11 @@ impl Node {
         }
         let relayed = endpoint.is_relayed();
         let path = self.paths.get(&peer).filter(|_| !relayed).copied().map(report::udp_address);
-        match path.or_else(|| report::udp_part(endpoint.get_remote_address())) {
+        let relay = match endpoint {
+            ConnectedPoint::Listener { local_addr, .. } if relayed => local_addr,
+            _ => endpoint.get_remote_address(),
+        };
+        match path.or_else(|| report::udp_part(relay)) {
             Some(remote) => {
                 self.report.line(&Line::Connected { peer, relayed, remote: &remote, elapsed })?;
                 Ok(Happening::Connected { peer, relayed })
@@ -274,7 +297,9 @@ impl Node {
             }
             Event::Failed { peer, reason, .. } => {
                 let (reason, message) = (reason::word(reason), reason.to_string());
-                if self.asked.is_none_or(|(asked, _)| asked != peer) {
+                // A peer that is connected over a relay is tried again and again; that it failed is no news.
+                let is_asked = self.asked.is_some_and(|asked| asked.peer == peer);
+                if !is_asked && !self.swarm.is_connected(&peer) {
                     self.report.line(&Line::Failed { peer, reason, message: &message })?;
                 }
                 return Ok(Happening::NotPunched { peer, reason, message });
@@ -321,6 +346,10 @@ fn peer_of(address: &Multiaddr) -> Option<PeerId> {
         Some(Protocol::P2p(peer)) => Some(peer),
         _ => None,
     }
+}
+
+fn is_circuit(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
 /// An error with its causes, where they say more.

@@ -89,6 +89,14 @@ pub(crate) fn describe(event: &Event) -> Option<(&'static str, String)> {
             };
             ("mapping", format!("{}{port}", mapping_words(*mapping)))
         }
+        Event::Relayed { peer, relay } => {
+            let relay = relay.as_ref().map(|relay| format!(" over {}", short(relay)));
+            ("relayed", format!("{} is connected{}", short(peer), relay.unwrap_or_default()))
+        }
+        Event::RelayFailed { peer, reason } => ("no relay", format!("to {}: {reason}", short(peer))),
+        Event::Upgraded { peer } => ("upgraded", format!("{} is connected directly now", short(peer))),
+        Event::Reserved { relay } => ("reserved", format!("with the relay {}", short(relay))),
+        Event::Unreserved { relay } => ("unreserved", format!("with the relay {}", short(relay))),
         _ => return None,
     })
 }

@@ -1,11 +1,17 @@
-//! The swarm of a peer: the library's transport and behaviour, identify, ping and the echo protocol.
+//! The swarm of a peer: the library's transport and behaviour, relays, identify, ping and the echo protocol.
 
 use std::{sync::Arc, time::Duration};
 
 use libp2p::{
-    Swarm, SwarmBuilder, core::upgrade::Version, identify, identity::Keypair, ping, swarm::NetworkBehaviour,
+    PeerId, Swarm, SwarmBuilder,
+    core::upgrade::Version,
+    identify,
+    identity::Keypair,
+    noise, ping, relay,
+    swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
+    yamux,
 };
-use libp2p_punch::{Config, io::Network};
+use libp2p_punch::{Config, Role, io::Network};
 
 use crate::{echo, exit::Failure};
 
@@ -20,6 +26,8 @@ const DIAL: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     pub(crate) punch: libp2p_punch::Behaviour,
+    relay_client: relay::client::Behaviour,
+    pub(crate) relay: Toggle<relay::Behaviour>,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
     pub(crate) echo: echo::Behaviour,
@@ -27,8 +35,9 @@ pub(crate) struct Behaviour {
 
 /// A swarm over real UDP.
 pub(crate) fn new(key: Keypair, config: Config) -> Result<Swarm<Behaviour>, Failure> {
+    let relay = relay_of(&key, &config);
     let (transport, punch) = libp2p_punch::new(&key, config).map_err(refused)?;
-    assemble(key, transport, punch)
+    assemble(key, transport, punch, relay)
 }
 
 /// A swarm over another network and another clock.
@@ -38,18 +47,22 @@ pub(crate) fn with_io(
     network: Arc<dyn Network>,
     runtime: Arc<dyn quinn::Runtime>,
 ) -> Result<Swarm<Behaviour>, Failure> {
+    let relay = relay_of(&key, &config);
     let (transport, punch) = libp2p_punch::with_io(&key, config, network, runtime).map_err(refused)?;
-    assemble(key, transport, punch)
+    assemble(key, transport, punch, relay)
 }
 
 fn assemble(
     key: Keypair,
     transport: libp2p_punch::Transport,
     punch: libp2p_punch::Behaviour,
+    relay: Option<relay::Behaviour>,
 ) -> Result<Swarm<Behaviour>, Failure> {
     let identify = identify::Config::new("/punch/1.0.0".to_owned(), key.public());
-    let behaviour = Behaviour {
+    let behaviour = |relay_client| Behaviour {
         punch,
+        relay_client,
+        relay: relay.into(),
         identify: identify::Behaviour::new(identify),
         ping: ping::Behaviour::default(),
         echo: echo::behaviour(),
@@ -58,7 +71,9 @@ fn assemble(
         .with_tokio()
         .with_other_transport(|_| transport)
         .map_err(Failure::error)?
-        .with_behaviour(|_| behaviour)
+        .with_relay_client(noise::Config::new, yamux::Config::default)
+        .map_err(Failure::error)?
+        .with_behaviour(|_, relay_client| behaviour(relay_client))
         .map_err(Failure::error)?
         .with_swarm_config(|config| {
             // Lazy: the first bytes of a stream go with its negotiation, so that an echo takes one round trip.
@@ -69,6 +84,22 @@ fn assemble(
         .with_connection_timeout(DIAL)
         .build();
     Ok(swarm)
+}
+
+/// A coordinator is a relay, too, for those who cannot be introduced to each other in any other way. The limits are for
+/// a last resort: enough to talk, and to look for a direct path meanwhile.
+fn relay_of(key: &Keypair, config: &Config) -> Option<relay::Behaviour> {
+    let limits = relay::Config {
+        max_reservations: 1024,
+        max_reservations_per_peer: 2,
+        max_circuits: 256,
+        max_circuits_per_peer: 8,
+        max_circuit_duration: Duration::from_secs(60 * 60),
+        max_circuit_bytes: 32 << 20,
+        ..relay::Config::default()
+    };
+    let peer = PeerId::from(key.public());
+    (config.role == Role::Server).then(|| relay::Behaviour::new(peer, limits))
 }
 
 fn refused(error: libp2p_punch::Error) -> Failure {

@@ -94,3 +94,11 @@ fn the_simulated_matrix_is_a_table_json_and_a_picture() {
         "{svg}"
     );
 }
+
+#[test]
+fn a_simulated_pair_that_cannot_be_direct_is_relayed() {
+    let output = lab(&["--simulated", "--kinds", "apdm+apdf+random", "--runs", "1"]);
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    assert_eq!(stdout.lines().last(), Some("0 direct, 1 relayed, 0 failed"), "{stdout}");
+}

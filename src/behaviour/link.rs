@@ -6,7 +6,7 @@ use futures::channel::mpsc;
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
-use crate::core::{LinkId, frame::Frame};
+use crate::core::{LinkId, event::Event, frame::Frame};
 
 /// How many frames may wait for a control stream that is slow to take them. A coordinator may have to pass on some hundred
 /// requests to one peer before that peer's handler gets its turn; see `coordinator` and `responder` in `core`.
@@ -33,6 +33,19 @@ pub(crate) enum Input {
     RemoveCoordinator(PeerId),
     /// An external address of ours is confirmed, or none is any longer.
     Reachable(bool),
+    /// Look for a direct path to this peer, which is connected over a relay.
+    Upgrade(PeerId),
+    /// No relay helped: whoever still waits for this peer learns why traversal failed.
+    Release(PeerId),
+}
+
+/// One message from the driver.
+#[derive(Debug)]
+pub(crate) enum FromDriver {
+    /// To be reported.
+    Event(Event),
+    /// A connection to this peer stands that no dial has asked for: the next dial of `/p2p/PEER` gets it.
+    Collect(PeerId),
 }
 
 /// What libp2p's address of a connection tells of the UDP path beneath it.

@@ -9,6 +9,7 @@ mod control;
 mod coordinators;
 mod handler;
 pub(crate) mod link;
+mod relay;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -30,7 +31,8 @@ use quinn::{AsyncTimer, Runtime};
 pub use self::handler::{FromBehaviour, Handler};
 use self::{
     coordinators::Coordinators,
-    link::{Input, Route},
+    link::{FromDriver, Input, Route},
+    relay::{Output, Relaying},
 };
 use crate::{
     config::{Config, ConfigError, peer_of},
@@ -43,7 +45,7 @@ pub const PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/1.0
 /// The ends of the bridge's channels that the behaviour holds.
 pub(crate) struct Ends {
     pub(crate) driver: mpsc::Sender<Input>,
-    pub(crate) events: mpsc::Receiver<Event>,
+    pub(crate) events: mpsc::Receiver<FromDriver>,
     pub(crate) counters: Arc<Mutex<Counters>>,
     pub(crate) runtime: Arc<dyn Runtime>,
 }
@@ -54,6 +56,7 @@ pub struct Behaviour {
     local_peer: PeerId,
     ends: Ends,
     coordinators: Coordinators,
+    relaying: Relaying,
     /// For the driver, when its channel is full.
     inputs: VecDeque<Input>,
     actions: VecDeque<ToSwarm<Event, FromBehaviour>>,
@@ -76,6 +79,7 @@ impl Behaviour {
             local_peer,
             ends,
             coordinators: Coordinators::default(),
+            relaying: Relaying::new(config),
             inputs: VecDeque::new(),
             actions: actions.collect(),
             external_addresses: BTreeSet::new(),
@@ -109,6 +113,7 @@ impl Behaviour {
     pub fn remove_coordinator(&mut self, peer: &PeerId) -> bool {
         let was = self.coordinators.remove(peer);
         if was {
+            self.relaying.forget(peer);
             self.inputs.push_back(Input::RemoveCoordinator(*peer));
             self.notify(*peer, false);
         }
@@ -149,11 +154,16 @@ impl Behaviour {
         }
     }
 
-    fn update_reachable(&mut self, change: impl FnOnce(&mut BTreeSet<Multiaddr>)) {
+    /// An address of a relay is none of ours: it says the contrary of being reachable.
+    fn update_reachable(&mut self, address: &Multiaddr, change: impl FnOnce(&mut BTreeSet<Multiaddr>)) {
+        if address.iter().any(|part| part == Protocol::P2pCircuit) {
+            return;
+        }
         let before = self.external_addresses.is_empty();
         change(&mut self.external_addresses);
         if before != self.external_addresses.is_empty() {
             self.inputs.push_back(Input::Reachable(before));
+            self.relaying.set_reachable(before);
         }
     }
 
@@ -183,19 +193,33 @@ impl Behaviour {
         }
     }
 
-    fn poll_dials(&mut self, cx: &mut Context<'_>) -> Option<DialOpts> {
+    /// What the coordinators' and the relays' deadlines ask for.
+    fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Option<ToSwarm<Event, FromBehaviour>> {
         let now = self.ends.runtime.now();
         if let Some((peer, addresses)) = self.coordinators.due(now) {
             let condition = PeerCondition::DisconnectedAndNotDialing;
-            return Some(DialOpts::peer_id(peer).condition(condition).addresses(addresses).build());
+            let opts = DialOpts::peer_id(peer).condition(condition).addresses(addresses).build();
+            return Some(ToSwarm::Dial { opts });
         }
-        let next = self.coordinators.next_dial()?;
+        while let Some(output) = self.relaying.poll(now) {
+            match output {
+                Output::Swarm(action) => return Some(action),
+                Output::Driver(Input::Upgrade(peer)) if !self.is_worth_punching(&peer) => {}
+                Output::Driver(input) => self.inputs.push_back(input),
+            }
+        }
+        self.poll_inputs(cx);
+        let next = self.coordinators.next_dial().into_iter().chain(self.relaying.next_time()).min()?;
         let timer = self.timer.get_or_insert_with(|| self.ends.runtime.new_timer(next));
         timer.as_mut().reset(next);
         if timer.as_mut().poll(cx).is_ready() {
             cx.waker().wake_by_ref();
         }
         None
+    }
+
+    fn is_worth_punching(&self, peer: &PeerId) -> bool {
+        *peer != self.local_peer && !self.coordinators.is_empty() && !self.coordinators.contains(peer)
     }
 }
 
@@ -205,15 +229,17 @@ impl NetworkBehaviour for Behaviour {
 
     fn handle_pending_outbound_connection(
         &mut self,
-        _: ConnectionId,
+        id: ConnectionId,
         peer: Option<PeerId>,
         _: &[Multiaddr],
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
         let Some(peer) = peer.filter(|_| role == Endpoint::Dialer) else { return Ok(Vec::new()) };
-        let is_worth_it =
-            peer != self.local_peer && !self.coordinators.is_empty() && !self.coordinators.contains(&peer);
-        Ok(is_worth_it.then(|| Multiaddr::empty().with(Protocol::P2p(peer))).into_iter().collect())
+        if self.relaying.is_own_dial(id) || !self.is_worth_punching(&peer) {
+            return Ok(Vec::new());
+        }
+        self.relaying.dialing(peer, id);
+        Ok(vec![Multiaddr::empty().with(Protocol::P2p(peer))])
     }
 
     fn handle_established_inbound_connection(
@@ -241,9 +267,12 @@ impl NetworkBehaviour for Behaviour {
         let now = self.ends.runtime.now();
         match event {
             FromSwarm::ConnectionEstablished(event) => {
-                self.coordinators.connected(&event.peer_id, event.connection_id)
+                self.coordinators.connected(&event.peer_id, event.connection_id);
+                let is_coordinator = self.coordinators.contains(&event.peer_id);
+                self.relaying.established(&event, is_coordinator, now);
             }
             FromSwarm::ConnectionClosed(event) => {
+                self.relaying.closed(&event, now);
                 self.forget_link(event.connection_id);
                 self.coordinators.disconnected(&event.peer_id, event.connection_id, now);
                 if event.remaining_established == 0 {
@@ -258,6 +287,7 @@ impl NetworkBehaviour for Behaviour {
             }
             FromSwarm::ListenFailure(event) => self.forget_link(event.connection_id),
             FromSwarm::DialFailure(event) => {
+                self.relaying.dial_failed(&event);
                 self.forget_link(event.connection_id);
                 if let Some(peer) = event.peer_id
                     && self.coordinators.failed(&peer, now)
@@ -265,12 +295,16 @@ impl NetworkBehaviour for Behaviour {
                     tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
                 }
             }
-            FromSwarm::ExternalAddrConfirmed(event) => self.update_reachable(|known| {
+            FromSwarm::ExternalAddrConfirmed(event) => self.update_reachable(event.addr, |known| {
                 known.insert(event.addr.clone());
             }),
-            FromSwarm::ExternalAddrExpired(event) => self.update_reachable(|known| {
+            FromSwarm::ExternalAddrExpired(event) => self.update_reachable(event.addr, |known| {
                 known.remove(event.addr);
             }),
+            FromSwarm::NewListenAddr(event) => self.relaying.listening(event.listener_id, now),
+            FromSwarm::ListenerClosed(event) => self.relaying.not_listening(event.listener_id, now),
+            FromSwarm::ListenerError(event) => self.relaying.listener_failed(event.listener_id, now),
+            FromSwarm::NewExternalAddrOfPeer(event) => self.relaying.learned(event.peer_id, event.addr),
             _ => {}
         }
     }
@@ -284,12 +318,18 @@ impl NetworkBehaviour for Behaviour {
         if let Some(action) = self.actions.pop_front() {
             return Poll::Ready(action);
         }
-        if let Poll::Ready(Some(event)) = self.ends.events.poll_next_unpin(cx) {
-            self.report_candidate(&event);
-            return Poll::Ready(ToSwarm::GenerateEvent(event));
+        while let Poll::Ready(Some(news)) = self.ends.events.poll_next_unpin(cx) {
+            match news {
+                FromDriver::Event(event) => {
+                    self.report_candidate(&event);
+                    self.relaying.handle_event(&event, self.ends.runtime.now());
+                    return Poll::Ready(ToSwarm::GenerateEvent(event));
+                }
+                FromDriver::Collect(peer) => self.relaying.collect(peer),
+            }
         }
-        match self.poll_dials(cx) {
-            Some(opts) => Poll::Ready(ToSwarm::Dial { opts }),
+        match self.poll_deadlines(cx) {
+            Some(action) => Poll::Ready(action),
             None => Poll::Pending,
         }
     }

@@ -15,8 +15,14 @@ use quinn::{AsyncTimer, Runtime};
 
 use super::{dials::Dials, routes::Routes};
 use crate::{
-    behaviour::link::Input,
-    core::{LinkId, Path, agent::Agent, counters::Counters, event::Event, frame::Frame},
+    behaviour::link::{FromDriver, Input},
+    core::{
+        LinkId, Path,
+        agent::Agent,
+        counters::Counters,
+        event::{Event, SessionRole},
+        frame::Frame,
+    },
     io::Interfaces,
     transport::{
         Connection, Error,
@@ -34,7 +40,7 @@ pub(super) struct Channels {
     pub(super) notices: mpsc::Receiver<Notice>,
     pub(super) path_notices: tokio::sync::mpsc::Receiver<PathNotice>,
     pub(super) inputs: mpsc::Receiver<Input>,
-    pub(super) events: mpsc::Sender<Event>,
+    pub(super) events: mpsc::Sender<FromDriver>,
     pub(super) inbound: mpsc::Sender<InboundSession>,
 }
 
@@ -69,6 +75,7 @@ impl Driver {
         interfaces: Interfaces,
         channels: Channels,
         counters: Arc<Mutex<Counters>>,
+        may_relay: bool,
     ) -> Self {
         Self {
             agent,
@@ -80,7 +87,7 @@ impl Driver {
             counters,
             links: BTreeMap::new(),
             routes: Routes::default(),
-            dials: Dials::default(),
+            dials: Dials::new(may_relay),
             inbound: VecDeque::new(),
             timer: None,
         }
@@ -124,7 +131,7 @@ impl Driver {
             }
             PathNotice::Established { flow, connection, guard } => {
                 let session = self.agent.session_of(flow);
-                let (Some((peer, _)), Some(path)) = (session, guard.path()) else {
+                let (Some((peer, role)), Some(path)) = (session, guard.path()) else {
                     // The session was given up meanwhile. Dropping the guard closes the connection.
                     return self.agent.handle_closed(flow, now);
                 };
@@ -133,13 +140,13 @@ impl Driver {
                 };
                 self.agent.handle_established(flow, now);
                 self.routes.add(peer, path);
-                if let Err(connection) = self.dials.succeed(peer, connection) {
-                    self.inbound.push_back(InboundSession {
-                        connection,
-                        peer,
-                        socket: path.socket,
-                        remote: path.remote,
-                    });
+                let Err(connection) = self.dials.succeed(peer, connection) else { return };
+                let is_ours = role == SessionRole::Initiator;
+                if is_ours && self.channels.events.try_send(FromDriver::Collect(peer)).is_ok() {
+                    self.dials.keep(peer, connection);
+                } else {
+                    let Path { socket, remote } = path;
+                    self.inbound.push_back(InboundSession { connection, peer, socket, remote });
                 }
             }
             PathNotice::Failed { flow, error } => {
@@ -163,6 +170,7 @@ impl Driver {
     }
 
     fn dial(&mut self, request: DialRequest, now: Instant) {
+        let Some(request) = self.dials.collect(request) else { return };
         match self.agent.connect(request.peer, now) {
             Ok(()) => self.dials.add(request),
             Err(reason) => {
@@ -206,6 +214,11 @@ impl Driver {
             Input::AddCoordinator(peer) => self.agent.add_coordinator(peer, now),
             Input::RemoveCoordinator(peer) => self.agent.remove_coordinator(&peer, now),
             Input::Reachable(reachable) => self.agent.handle_reachable(reachable, now),
+            Input::Upgrade(peer) => match self.agent.connect(peer, now) {
+                Ok(()) => self.dials.upgrade(peer),
+                Err(reason) => tracing::debug!(%peer, %reason, "no attempt to upgrade"),
+            },
+            Input::Release(peer) => self.dials.release(&peer),
         }
     }
 
@@ -251,11 +264,16 @@ impl Driver {
     }
 
     fn report(&mut self, event: Event) {
-        if let Event::Failed { peer, reason, .. } = &event {
-            self.dials.fail(peer, || Error::Traversal(*reason));
-        }
-        if self.channels.events.try_send(event).is_err() {
+        let failure = match &event {
+            Event::Failed { peer, reason, .. } => Some((*peer, *reason)),
+            _ => None,
+        };
+        let is_told = self.channels.events.try_send(FromDriver::Event(event)).is_ok();
+        if !is_told {
             tracing::warn!("the swarm is too busy to take events, one is dropped");
+        }
+        if let Some((peer, reason)) = failure {
+            self.dials.end(peer, reason, is_told);
         }
     }
 

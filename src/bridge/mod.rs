@@ -70,6 +70,7 @@ pub(crate) fn build(
         network.interfaces()?,
         driver::Channels { notices, path_notices, inputs, events: event_sender, inbound },
         counters,
+        config.relay_fallback,
     );
     runtime.spawn(Box::pin(driver));
     Ok((transport, behaviour))

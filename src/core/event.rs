@@ -212,6 +212,47 @@ pub enum Event {
     },
     /// The state of our registrations as a whole has changed.
     Registration(RegistrationStatus),
+    /// A peer is connected over a relay, and not directly. Traversal is tried again and again.
+    Relayed {
+        /// The other peer.
+        peer: PeerId,
+        /// The relay, if the address of the connection names it.
+        relay: Option<PeerId>,
+    },
+    /// Traversal failed, and no relay could help: the dial fails, too.
+    RelayFailed {
+        /// The other peer.
+        peer: PeerId,
+        /// Why.
+        reason: RelayFailure,
+    },
+    /// A peer that was connected over a relay is connected directly now. The relayed connection is closed once its streams
+    /// have had time to end.
+    Upgraded {
+        /// The other peer.
+        peer: PeerId,
+    },
+    /// A relay accepted our reservation: peers reach us over it.
+    Reserved {
+        /// The relay.
+        relay: PeerId,
+    },
+    /// A reservation ended, because its relay is gone or because it is not needed any more.
+    Unreserved {
+        /// The relay.
+        relay: PeerId,
+    },
+}
+
+/// Why a peer could not be reached over a relay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum RelayFailure {
+    /// No relay is connected that could be asked.
+    #[error("no relay is known")]
+    NoRelay,
+    /// None of the relays that were asked reaches the peer.
+    #[error("no relay reaches the peer")]
+    Unreachable,
 }
 
 /// How many of the configured coordinators know us.

@@ -2,6 +2,7 @@
 
 mod crowd;
 mod dropped;
+mod dcutr;
 mod hard;
 mod hostile;
 mod matrix;
@@ -10,3 +11,5 @@ mod nats;
 mod network;
 mod others;
 mod stock;
+mod relay;
+mod relaying;

@@ -9,14 +9,18 @@ use punch_lab::{
 
 use super::{lab_is_possible, say};
 
-/// One `punch dial` from the first kind to the second; says why if it does not end direct.
-fn connects_directly(dialer: Kind, listener: Kind) -> Result<(), String> {
+/// One `punch dial` in this lab.
+fn dial(lab: &Lab) -> Result<Outcome, String> {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_punch"));
     let exchange = Exchange { program, timeout: Duration::from_secs(30) };
+    kernel::exchange(lab, &exchange, &AtomicBool::new(false)).map_err(|error| error.to_string())
+}
+
+/// One `punch dial` from the first kind to the second; says why if it does not end direct.
+fn connects_directly(dialer: Kind, listener: Kind) -> Result<(), String> {
     let lab = Lab::new([dialer, listener]).map_err(|error| error.to_string())?;
-    let outcome = kernel::exchange(&lab, &exchange, &AtomicBool::new(false));
     let [_, site] = &lab.sites;
-    match outcome.map_err(|error| error.to_string())? {
+    match dial(&lab)? {
         Outcome::Connected { relayed: false, elapsed, remote: Some(remote) }
             if remote.starts_with(&format!("/ip4/{}/udp/", site.public)) =>
         {
@@ -98,4 +102,18 @@ fn a_dialer_with_endpoint_dependent_mapping_connects_directly_to_open_listeners(
 #[test]
 fn an_open_dialer_connects_directly_to_listeners_with_endpoint_dependent_mapping() {
     all_connect_directly(Kind::EDM.into_iter().flat_map(|listener| OPEN.map(|dialer| (dialer, listener))));
+}
+
+#[test]
+fn two_peers_behind_random_nats_are_connected_over_the_coordinator() {
+    if !lab_is_possible() {
+        return;
+    }
+    let lab = Lab::new([Kind::ApdmRandom, Kind::ApdmRandom]).expect("a lab");
+    match dial(&lab) {
+        Ok(Outcome::Connected { relayed: true, elapsed, .. }) => {
+            say(&format!("apdm-random -> apdm-random: relayed in {:.1} ms", elapsed.as_secs_f64() * 1e3));
+        }
+        other => panic!("{other:?}"),
+    }
 }

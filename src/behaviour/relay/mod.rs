@@ -1,0 +1,360 @@
+//! Relays as the last resort, through the libp2p relay client of the same swarm.
+//!
+//! - *Fallback*: while the first dial of a peer waits for traversal, and an attempt has failed, the peer is dialed over a
+//!   relay as well. If that works, the first dial goes on waiting: it ends with the direct connection, if one can be had.
+//!   If it does not, and traversal has failed for good, the first dial fails.
+//! - *Reservations*: a peer that nobody can reach directly keeps up to two of them.
+//! - *Upgrade*: a peer that is connected over relays only is tried again until a direct connection stands.
+//!
+//! The relay client itself is not known here: it is asked through the swarm, by dialing and listening on circuit
+//! addresses. A swarm without one says that it does not support these, once.
+
+mod relays;
+mod reservations;
+mod upgrades;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, VecDeque},
+    num::NonZeroU8,
+    time::Instant,
+};
+
+use libp2p_core::{
+    ConnectedPoint, Multiaddr,
+    multiaddr::Protocol,
+    transport::{ListenerId, TransportError},
+};
+use libp2p_identity::PeerId;
+use libp2p_swarm::{
+    CloseConnection, ConnectionId, DialError, ListenOpts, ToSwarm,
+    behaviour::{ConnectionClosed, ConnectionEstablished, DialFailure},
+    dial_opts::{DialOpts, PeerCondition},
+};
+
+use self::{
+    relays::{Relays, circuit, relay_of},
+    reservations::{Outcome, Reservations},
+    upgrades::{News, Upgrades},
+};
+use super::{FromBehaviour, link::Input};
+use crate::{
+    config::{Config, Role},
+    core::event::{Event, FailureReason, RelayFailure},
+};
+
+/// Relays are tried one after the other, so that the peer sees one connection and not a race.
+const ONE_AT_A_TIME: NonZeroU8 = NonZeroU8::MIN;
+
+/// What the behaviour has to pass on.
+pub(super) enum Output {
+    /// To the swarm.
+    Swarm(ToSwarm<Event, FromBehaviour>),
+    /// To the driver.
+    Driver(Input),
+}
+
+/// All that the behaviour knows of relays and of the connections over them.
+pub(super) struct Relaying {
+    fallback: bool,
+    /// Our role is one that others may have to reach over a relay.
+    reserves: bool,
+    /// The swarm turned a circuit address down: it has no relay client.
+    has_no_client: bool,
+    is_reachable: bool,
+    relays: Relays,
+    reservations: Reservations,
+    upgrades: Upgrades,
+    /// Dials that may be waiting for a session.
+    waiting: BTreeMap<ConnectionId, PeerId>,
+    /// Peers of such dials whose session has failed for good.
+    ended: BTreeSet<PeerId>,
+    /// Our own dials over relays, and since when.
+    circuits: BTreeMap<ConnectionId, (PeerId, Instant)>,
+    /// Our own dials for connections that stand already.
+    collecting: BTreeMap<ConnectionId, PeerId>,
+    out: VecDeque<Output>,
+}
+
+impl Relaying {
+    pub(super) fn new(config: &Config) -> Self {
+        Self {
+            fallback: config.relay_fallback,
+            reserves: config.relay_fallback && matches!(config.role, Role::Auto | Role::Client),
+            has_no_client: false,
+            is_reachable: false,
+            relays: Relays::default(),
+            reservations: Reservations::default(),
+            upgrades: Upgrades::new(config.relay_drain),
+            waiting: BTreeMap::new(),
+            ended: BTreeSet::new(),
+            circuits: BTreeMap::new(),
+            collecting: BTreeMap::new(),
+            out: VecDeque::new(),
+        }
+    }
+
+    /// Whether a dial is one of ours, which needs no more addresses.
+    pub(super) fn is_own_dial(&self, id: ConnectionId) -> bool {
+        self.circuits.contains_key(&id) || self.collecting.contains_key(&id)
+    }
+
+    /// A dial may wait for a session. The swarm will say what became of it.
+    pub(super) fn dialing(&mut self, peer: PeerId, id: ConnectionId) {
+        if self.fallback {
+            self.waiting.insert(id, peer);
+        }
+    }
+
+    fn is_awaited(&self, peer: &PeerId) -> bool {
+        self.waiting.values().any(|other| other == peer)
+    }
+
+    /// An event that is about to be reported.
+    pub(super) fn handle_event(&mut self, event: &Event, now: Instant) {
+        match event {
+            Event::Retry { peer, .. } if self.is_awaited(peer) => {
+                self.dial_over_relay(*peer, now);
+            }
+            Event::Failed { peer, reason, .. } => {
+                self.upgrades.failed(peer, now);
+                // Without a dial that waits for the session nobody needs a relay.
+                if *reason != FailureReason::Cancelled && self.is_awaited(peer) {
+                    self.ended.insert(*peer);
+                    if !self.dial_over_relay(*peer, now) {
+                        self.release(*peer, RelayFailure::NoRelay);
+                    }
+                }
+            }
+            Event::Connected { peer, .. } => {
+                self.ended.remove(peer);
+            }
+            Event::Observed { .. } => self.upgrades.network_changed(now),
+            _ => {}
+        }
+    }
+
+    /// A connection stands that no dial has asked for.
+    pub(super) fn collect(&mut self, peer: PeerId) {
+        let opts = DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(vec![Multiaddr::empty().with(Protocol::P2p(peer))])
+            .build();
+        self.collecting.insert(opts.connection_id(), peer);
+        self.out.push_back(Output::Swarm(ToSwarm::Dial { opts }));
+    }
+
+    /// False if there is no relay to dial over. Does nothing if that is done already.
+    fn dial_over_relay(&mut self, peer: PeerId, now: Instant) -> bool {
+        if self.has_no_client {
+            return false;
+        }
+        if self.upgrades.is_connected(&peer) || self.circuits.values().any(|(other, _)| *other == peer) {
+            return true;
+        }
+        let addresses = self.relays.circuits_to(peer);
+        if addresses.is_empty() {
+            return false;
+        }
+        let opts = DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(addresses)
+            .override_dial_concurrency_factor(ONE_AT_A_TIME)
+            .build();
+        self.circuits.insert(opts.connection_id(), (peer, now));
+        self.out.push_back(Output::Swarm(ToSwarm::Dial { opts }));
+        true
+    }
+
+    /// Lets the first dial fail.
+    fn release(&mut self, peer: PeerId, reason: RelayFailure) {
+        self.ended.remove(&peer);
+        self.out.push_back(Output::Driver(Input::Release(peer)));
+        if !self.has_no_client {
+            self.report(Event::RelayFailed { peer, reason });
+        }
+    }
+
+    fn report(&mut self, event: Event) {
+        self.out.push_back(Output::Swarm(ToSwarm::GenerateEvent(event)));
+    }
+
+    fn no_longer_waiting(&mut self, id: ConnectionId) {
+        if let Some(peer) = self.waiting.remove(&id)
+            && !self.is_awaited(&peer)
+        {
+            self.ended.remove(&peer);
+        }
+    }
+
+    pub(super) fn established(
+        &mut self,
+        event: &ConnectionEstablished<'_>,
+        is_coordinator: bool,
+        now: Instant,
+    ) {
+        let (peer, id) = (event.peer_id, event.connection_id);
+        self.no_longer_waiting(id);
+        self.collecting.remove(&id);
+        let address = address_of(event.endpoint);
+        if let Some((_, since)) = self.circuits.remove(&id) {
+            event.failed_addresses.iter().filter_map(relay_of).for_each(|relay| self.relays.failed(&relay));
+            if let Some(relay) = relay_of(address) {
+                self.relays.succeeded(&relay, now.saturating_duration_since(since));
+            }
+        }
+        if event.endpoint.is_relayed() {
+            if self.upgrades.relayed(peer, id, event.endpoint.is_dialer(), now) == News::Relayed {
+                self.report(Event::Relayed { peer, relay: relay_of(address) });
+            }
+            return;
+        }
+        if self.upgrades.direct(peer, id, now) == News::Upgraded {
+            self.report(Event::Upgraded { peer });
+        }
+        if is_coordinator {
+            self.relays.connected(peer, address);
+            self.reservations.arrived(peer, now);
+        }
+    }
+
+    pub(super) fn closed(&mut self, event: &ConnectionClosed<'_>, now: Instant) {
+        let peer = event.peer_id;
+        let is_last = self.upgrades.closed(&peer, event.connection_id, now);
+        if !self.upgrades.is_direct(&peer) {
+            self.relays.disconnected(&peer);
+        }
+        if is_last && self.ended.contains(&peer) {
+            self.release(peer, RelayFailure::Unreachable);
+        }
+    }
+
+    pub(super) fn dial_failed(&mut self, event: &DialFailure<'_>) {
+        self.no_longer_waiting(event.connection_id);
+        if let Some(peer) = self.collecting.remove(&event.connection_id) {
+            self.out.push_back(Output::Driver(Input::Release(peer)));
+        }
+        let Some((peer, _)) = self.circuits.remove(&event.connection_id) else { return };
+        if let DialError::Transport(errors) = event.error {
+            let unsupported = |(_, error): &(_, TransportError<_>)| {
+                matches!(error, TransportError::MultiaddrNotSupported(_))
+            };
+            if errors.iter().all(unsupported) {
+                self.note_no_client();
+            }
+            errors
+                .iter()
+                .filter_map(|(address, _)| relay_of(address))
+                .for_each(|relay| self.relays.failed(&relay));
+        }
+        if self.ended.contains(&peer) && !self.upgrades.is_connected(&peer) {
+            self.release(peer, RelayFailure::Unreachable);
+        }
+    }
+
+    fn note_no_client(&mut self) {
+        if !self.has_no_client {
+            tracing::debug!(
+                "the swarm has no relay client: peers that cannot be reached directly are not reached"
+            );
+            self.has_no_client = true;
+        }
+    }
+
+    /// Whether others reach us without a relay.
+    pub(super) fn set_reachable(&mut self, reachable: bool) {
+        self.is_reachable = reachable;
+        if reachable {
+            for (id, relay) in self.reservations.give_up() {
+                self.out.push_back(Output::Swarm(ToSwarm::RemoveListener { id }));
+                relay.into_iter().for_each(|relay| self.report(Event::Unreserved { relay }));
+            }
+        }
+    }
+
+    /// It is no coordinator of ours any longer, and so no relay either.
+    pub(super) fn forget(&mut self, relay: &PeerId) {
+        self.relays.forget(relay);
+        if let Some(id) = self.reservations.forget(relay) {
+            self.out.push_back(Output::Swarm(ToSwarm::RemoveListener { id }));
+        }
+    }
+
+    pub(super) fn learned(&mut self, peer: PeerId, address: &Multiaddr) {
+        self.relays.learned(peer, address);
+    }
+}
+
+/// Listeners, and time.
+impl Relaying {
+    pub(super) fn listening(&mut self, listener: ListenerId, now: Instant) {
+        match self.reservations.opened(listener, now) {
+            Some(Outcome::Accepted(relay, took)) => {
+                self.relays.succeeded(&relay, took);
+                self.report(Event::Reserved { relay });
+            }
+            _ if self.reservations.contains(listener) => {}
+            // One of our own addresses, not a relay's.
+            _ => self.upgrades.network_changed(now),
+        }
+    }
+
+    pub(super) fn not_listening(&mut self, listener: ListenerId, now: Instant) {
+        match self.reservations.closed(listener, now) {
+            Some(Outcome::Refused(relay)) => {
+                tracing::debug!(%relay, "no reservation");
+                self.relays.failed(&relay);
+            }
+            Some(Outcome::Lost(relay)) => self.report(Event::Unreserved { relay }),
+            Some(Outcome::Accepted(..)) | None => {}
+        }
+    }
+
+    /// A listener could not be started.
+    pub(super) fn listener_failed(&mut self, listener: ListenerId, now: Instant) {
+        if self.reservations.contains(listener) {
+            self.note_no_client();
+            self.not_listening(listener, now);
+        }
+    }
+
+    fn ranked(&self) -> Vec<(PeerId, Multiaddr)> {
+        let is_needed = self.reserves && !self.is_reachable && !self.has_no_client;
+        if is_needed { self.relays.ranked() } else { Vec::new() }
+    }
+
+    /// When [`poll`](Self::poll) has to be called next.
+    pub(super) fn next_time(&self) -> Option<Instant> {
+        self.upgrades.next_time().into_iter().chain(self.reservations.next_time(&self.ranked())).min()
+    }
+
+    /// What is to be done now.
+    pub(super) fn poll(&mut self, now: Instant) -> Option<Output> {
+        if let Some(output) = self.out.pop_front() {
+            return Some(output);
+        }
+        if let Some((relay, address)) = self.reservations.next(&self.ranked(), now) {
+            let opts = ListenOpts::new(circuit(&address, relay));
+            self.reservations.asked(relay, opts.listener_id(), now);
+            return Some(Output::Swarm(ToSwarm::ListenOn { opts }));
+        }
+        if let Some((peer_id, id)) = self.upgrades.drained(now) {
+            let connection = CloseConnection::One(id);
+            return Some(Output::Swarm(ToSwarm::CloseConnection { peer_id, connection }));
+        }
+        self.upgrades.due(now).map(|peer| Output::Driver(Input::Upgrade(peer)))
+    }
+}
+
+/// The address of a connection that names its relay, if there is one.
+fn address_of(endpoint: &ConnectedPoint) -> &Multiaddr {
+    match endpoint {
+        ConnectedPoint::Dialer { address, .. } => address,
+        ConnectedPoint::Listener { local_addr, send_back_addr } => {
+            if endpoint.is_relayed() {
+                local_addr
+            } else {
+                send_back_addr
+            }
+        }
+    }
+}
