@@ -109,6 +109,7 @@ impl Matrix {
             (Some(_), Ok(detail)) => (Outcome::PassedUnexpectedly, detail),
             (Some(_), Err(error)) => (Outcome::FailedAsExpected, error),
         };
+        eprintln!("{peer} {direction:?} {check}: {outcome:?} {detail}");
         let fault = expected.map(|expected| format!("{}: {}", expected.whose, expected.what));
         self.cells.push(Cell { peer, direction, check, outcome, detail, fault });
     }

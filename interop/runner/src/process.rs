@@ -28,6 +28,8 @@ impl Process {
         let mut child = Command::new(program)
             .args(first)
             .args(arguments)
+            // The last line of an error is what is reported.
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

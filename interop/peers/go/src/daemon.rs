@@ -54,7 +54,7 @@ impl Daemon {
         let directory = env::temp_dir().join(format!("interop-go-{}", std::process::id()));
         fs::create_dir_all(&directory)?;
         let identity = directory.join("key");
-        fs::write(&identity, keypair.to_protobuf_encoding()?)?;
+        fs::write(&identity, key.protobuf(&keypair)?)?;
         let control = Control { socket: directory.join("control") };
         let mut command = Command::new(program);
         command
