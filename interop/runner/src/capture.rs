@@ -1,0 +1,127 @@
+//! What goes over the wire in a handshake, read by an independent program: tshark, where it is installed.
+//!
+//! Initial packets are protected with keys that everybody can derive (RFC 9001 §5.2), so that the ClientHello can be
+//! read without any secret of ours.
+
+use std::{process::Stdio, time::Duration};
+
+use anyhow::{Context, bail, ensure};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    process::{Child, Command},
+};
+
+/// The fields that are printed of each packet, in this order.
+const FIELDS: [&str; 4] = [
+    "quic.fixed_bit",
+    "quic.version",
+    "tls.handshake.extensions_alpn_str",
+    "tls.handshake.extensions_server_name",
+];
+/// How long tshark may take to start capturing.
+const START: Duration = Duration::from_secs(20);
+/// How long it captures after the handshake, in which what the kernel has kept back still arrives.
+const LINGER: Duration = Duration::from_millis(500);
+
+/// A capture of the QUIC packets on the loopback interface.
+pub(crate) struct Capture {
+    child: Child,
+}
+
+/// Whether there is a tshark.
+pub(crate) async fn is_possible() -> bool {
+    let mut command = Command::new("tshark");
+    command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
+    command.status().await.is_ok_and(|status| status.success())
+}
+
+impl Capture {
+    /// Captures what goes to or from a UDP port.
+    pub(crate) async fn start(port: u16) -> anyhow::Result<Self> {
+        let mut command = Command::new("tshark");
+        command.args(["-l", "-n", "-i", "lo", "-f", &format!("udp port {port}")]);
+        command.args(["-d", &format!("udp.port=={port},quic"), "-T", "fields", "-E", "separator=|"]);
+        for field in FIELDS {
+            command.args(["-e", field]);
+        }
+        let mut child = command
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .context("tshark")?;
+        let mut errors = BufReader::new(child.stderr.take().context("no standard error")?).lines();
+        let capturing = async {
+            while let Some(line) = errors.next_line().await? {
+                if line.contains("Capturing on") {
+                    return anyhow::Ok(());
+                }
+            }
+            bail!("tshark ended")
+        };
+        tokio::time::timeout(START, capturing).await.context("tshark does not capture")??;
+        // It must never wait for somebody to read this.
+        tokio::spawn(async move { while let Ok(Some(_)) = errors.next_line().await {} });
+        Ok(Self { child })
+    }
+
+    /// Ends the capture and judges it.
+    pub(crate) async fn finish(mut self, offers_raw_keys: bool) -> anyhow::Result<String> {
+        tokio::time::sleep(LINGER).await;
+        let mut output = self.child.stdout.take().context("no standard output")?;
+        self.child.start_kill()?;
+        let mut text = String::new();
+        output.read_to_string(&mut text).await?;
+        self.child.wait().await?;
+        judge(&text, offers_raw_keys)
+    }
+}
+
+/// Reads what tshark printed: a line a datagram, in each the fields, in each the values of the packets that it held.
+fn judge(text: &str, offers_raw_keys: bool) -> anyhow::Result<String> {
+    let mut packets = 0;
+    let mut protocols = Vec::new();
+    for line in text.lines() {
+        let fields: Vec<&str> = line.split('|').collect();
+        let [fixed, versions, alpn, name] = fields[..] else { bail!("{} fields in {line}", fields.len()) };
+        for bit in values(fixed) {
+            packets += 1;
+            ensure!(matches!(bit, "1" | "True"), "a packet without the fixed bit");
+        }
+        for version in values(versions) {
+            ensure!(version == "0x00000001", "version {version}");
+        }
+        ensure!(name.is_empty(), "the ClientHello names a server: {name}");
+        protocols.extend(values(alpn).map(str::to_owned));
+    }
+    ensure!(packets > 0, "no packet was captured");
+    let wanted: &[&str] = if offers_raw_keys { &["libp2p-raw", "libp2p"] } else { &["libp2p"] };
+    ensure!(protocols == wanted, "the ClientHello offers {protocols:?}");
+    Ok(format!("{packets} packets of version 1, ALPN {}", protocols.join(", ")))
+}
+
+fn values(field: &str) -> impl Iterator<Item = &str> {
+    field.split(',').filter(|value| !value.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_handshake_of_ours_offers_both_kinds_of_key_and_names_no_server() {
+        let text = "1|0x00000001|libp2p-raw,libp2p|\n1,1,1|0x00000001,0x00000001||\n1|||\n";
+        assert_eq!(judge(text, true).unwrap(), "5 packets of version 1, ALPN libp2p-raw, libp2p");
+        assert!(judge(text, false).is_err());
+    }
+
+    #[test]
+    fn what_must_not_be_on_the_wire_is_an_error() {
+        for text in
+            ["", "0|0x00000001|libp2p|\n", "1|0x6b3343cf|libp2p|\n", "1|0x00000001|libp2p|l\n", "1|1\n"]
+        {
+            assert!(judge(text, false).is_err(), "{text:?}");
+        }
+        assert!(judge("1|0x00000001|libp2p|\n", false).is_ok());
+    }
+}
