@@ -7,7 +7,7 @@ use std::{process::Stdio, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use tokio::{
-    io::{AsyncBufReadExt, AsyncReadExt, BufReader},
+    io::{AsyncBufReadExt, BufReader},
     process::{Child, Command},
 };
 
@@ -18,12 +18,12 @@ const FIELDS: [&str; 4] = [
     "tls.handshake.extensions_alpn_str",
     "tls.handshake.extensions_server_name",
 ];
-/// How long tshark may take to start capturing.
+/// How long tshark may take to start capturing, and to pass on what it has captured.
 const START: Duration = Duration::from_secs(20);
-/// How long it captures after the handshake, in which what the kernel has kept back still arrives.
+/// How long nothing must come before the capture is taken for complete.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// A capture of the QUIC packets on the loopback interface.
+/// A capture of a dialer's QUIC packets on the loopback interface.
 pub(crate) struct Capture {
     child: Child,
 }
@@ -36,10 +36,10 @@ pub(crate) async fn is_possible() -> bool {
 }
 
 impl Capture {
-    /// Captures what goes to or from a UDP port.
+    /// Captures what is sent to a UDP port: what a dialer sends. Others may grease the fixed bit (RFC 9287).
     pub(crate) async fn start(port: u16) -> anyhow::Result<Self> {
         let mut command = Command::new("tshark");
-        command.args(["-l", "-n", "-i", "lo", "-f", &format!("udp port {port}")]);
+        command.args(["-l", "-n", "-i", "lo", "-f", &format!("udp dst port {port}")]);
         command.args(["-d", &format!("udp.port=={port},quic"), "-T", "fields", "-E", "separator=|"]);
         for field in FIELDS {
             command.args(["-e", field]);
@@ -67,11 +67,23 @@ impl Capture {
 
     /// Ends the capture and judges it.
     pub(crate) async fn finish(mut self, offers_raw_keys: bool) -> anyhow::Result<String> {
-        tokio::time::sleep(LINGER).await;
-        let mut output = self.child.stdout.take().context("no standard output")?;
-        self.child.start_kill()?;
+        let mut output = BufReader::new(self.child.stdout.take().context("no standard output")?).lines();
         let mut text = String::new();
-        output.read_to_string(&mut text).await?;
+        let mut has_hello = false;
+        loop {
+            // First until there is a ClientHello, then for as long as something comes.
+            let patience = if has_hello { LINGER } else { START };
+            match tokio::time::timeout(patience, output.next_line()).await {
+                Ok(line) => {
+                    let line = line?.context("tshark ended")?;
+                    has_hello |= line.contains("libp2p");
+                    text += &line;
+                    text.push('\n');
+                }
+                Err(_) => break,
+            }
+        }
+        self.child.start_kill()?;
         self.child.wait().await?;
         judge(&text, offers_raw_keys)
     }

@@ -18,8 +18,8 @@ use crate::{
 const START: Duration = Duration::from_secs(30);
 /// How long a dialer may take with all that it was asked.
 const DIAL: Duration = Duration::from_secs(150);
-/// Within which a listener must have said what it saw.
-const NOTICE: Duration = Duration::from_secs(5);
+/// Within which a listener must have said what it saw. py-libp2p needs up to 6 s to report a connection as gone.
+const NOTICE: Duration = Duration::from_secs(10);
 /// Sessions that run at once.
 const AT_ONCE: usize = 2;
 
