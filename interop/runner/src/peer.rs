@@ -35,6 +35,8 @@ pub(crate) struct Peer {
     pub(crate) in_gate: bool,
     /// Identity keys that it can be given.
     pub(crate) keys: &'static [KeyType],
+    /// Whether it announces that the fixed bit may be greased towards it (RFC 9287), which quinn then does.
+    pub(crate) may_be_greased: bool,
     /// Whether it brings the test programs of the official suites.
     pub(crate) has_contract_programs: bool,
 }
@@ -47,6 +49,7 @@ pub(crate) const PEERS: &[Peer] = &[
         source: Source::WheelProgram { path: "hivemind/hivemind_cli/p2pd" },
         in_gate: true,
         keys: &KeyType::ALL,
+        may_be_greased: false,
         has_contract_programs: false,
     },
     Peer {
@@ -56,6 +59,7 @@ pub(crate) const PEERS: &[Peer] = &[
         in_gate: true,
         // It cannot have an ECDSA identity itself.
         keys: &[KeyType::Ed25519, KeyType::Secp256k1, KeyType::Rsa],
+        may_be_greased: false,
         has_contract_programs: true,
     },
     Peer {
@@ -64,6 +68,7 @@ pub(crate) const PEERS: &[Peer] = &[
         source: Source::Workspace,
         in_gate: true,
         keys: &KeyType::ALL,
+        may_be_greased: true,
         has_contract_programs: false,
     },
     Peer {
@@ -72,6 +77,7 @@ pub(crate) const PEERS: &[Peer] = &[
         source: Source::Node,
         in_gate: false,
         keys: &KeyType::ALL,
+        may_be_greased: true,
         has_contract_programs: false,
     },
 ];

@@ -159,7 +159,7 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
         withdraw(&mut lines, Feature::Identify, &format!("the listener: {error:#}"));
     }
     if let Some(capture) = capture {
-        let seen = capture.finish(session.direction == Direction::WeDial).await.context("on the wire")?;
+        let seen = capture.finish(!peer.may_be_greased).await.context("on the wire")?;
         for line in &mut lines {
             if let Line::Feature { ok: true, detail, .. } = line {
                 detail.clone_from(&seen);
