@@ -53,7 +53,7 @@ impl Capture {
         let mut errors = BufReader::new(child.stderr.take().context("no standard error")?).lines();
         let capturing = async {
             while let Some(line) = errors.next_line().await? {
-                if line.contains("Capturing on") {
+                if line.contains("Capture started") {
                     return anyhow::Ok(());
                 }
             }
