@@ -157,7 +157,7 @@ class Dialer:
         return f"{(time.monotonic() - start) * 1000:.2f} ms"
 
     async def identify(self):
-        with trio.fail_after(NOTICE):
+        with trio.fail_after(TIMEOUT):
             while True:
                 try:
                     if PING in self.host.get_peerstore().get_protocols(self.peer):

@@ -118,6 +118,7 @@ fn start(test: &Test, command: &[String], redis: &Server, is_dialer: bool) -> an
         .envs(test.variables.iter().copied())
         .env(role, is_dialer.to_string())
         .env(address, &redis.address)
+        .env("RUST_BACKTRACE", "0")
         .stdin(Stdio::null())
         .stdout(if is_dialer { Stdio::piped() } else { Stdio::null() })
         .stderr(if is_dialer { Stdio::piped() } else { Stdio::null() })

@@ -11,6 +11,8 @@ pub(crate) struct Expected {
     /// `None` stands for both.
     direction: Option<Direction>,
     check: Check,
+    /// Whether it only fails at times, so that a success is none to wonder at.
+    pub(crate) sometimes: bool,
     /// Whose fault it is.
     pub(crate) whose: &'static str,
     /// What the fault is.
@@ -23,6 +25,7 @@ const EXPECTED: &[Expected] = &[
         peer: "go",
         direction: None,
         check: Check::Feature(Feature::HalfClose),
+        sometimes: false,
         whose: "go-libp2p-daemon",
         what: "when one half of a stream ends, it closes both; go-libp2p itself does not",
     },
@@ -30,6 +33,7 @@ const EXPECTED: &[Expected] = &[
         peer: "py",
         direction: None,
         check: Check::Ipv6,
+        sometimes: false,
         whose: "py-libp2p",
         what: "its QUIC transport opens IPv4 sockets only",
     },
@@ -37,8 +41,17 @@ const EXPECTED: &[Expected] = &[
         peer: "py",
         direction: None,
         check: Check::OurKey(KeyType::Ecdsa),
+        sometimes: false,
         whose: "py-libp2p",
         what: "it does not know ECDSA identities in certificates",
+    },
+    Expected {
+        peer: "py",
+        direction: Some(Direction::WeDial),
+        check: Check::Feature(Feature::CloseByDialer),
+        sometimes: true,
+        whose: "py-libp2p",
+        what: "at times it reports a connection that was closed as gone after 10 s or never, to stock rust-libp2p as well",
     },
 ];
 

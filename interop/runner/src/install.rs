@@ -41,16 +41,8 @@ impl Layout {
     }
 }
 
-/// Installs what is missing of these peers, and builds the workspace's part.
+/// Installs what is missing of these peers. The workspace's own programs are built by the launcher.
 pub(crate) fn all(layout: &Layout, peers: &[&'static Peer]) -> anyhow::Result<()> {
-    let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    build.current_dir(&layout.root).args(["build", "--quiet", "--locked", "--package", "interop-testplan"]);
-    for peer in peers {
-        if matches!(peer.source, Source::Workspace | Source::WheelProgram { .. }) {
-            build.args(["--package", &format!("interop-peer-{}", peer.name)]);
-        }
-    }
-    run(&mut build)?;
     for peer in peers {
         one(layout, peer).with_context(|| format!("installing {}", peer.name))?;
     }
@@ -64,29 +56,19 @@ fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
         Source::Workspace => return Ok(()),
         Source::WheelProgram { .. } | Source::Python => "requirements.txt",
         Source::Node => "package-lock.json",
-        Source::Cargo => "Cargo.lock",
     };
     let wanted = fs::read(sources.join(lock))?;
     let stamp = target.join("installed");
     let is_installed = fs::read(&stamp).is_ok_and(|installed| installed == wanted);
-    match peer.source {
-        Source::Cargo => {
-            // cargo knows best what is missing.
-            let mut build = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-            build.args(["build", "--quiet", "--locked", "--target-dir"]).arg(target.join("target"));
-            return run(build.current_dir(&sources));
+    if !is_installed {
+        eprintln!("installing {} ...", peer.title);
+        // Whatever is there belongs to another lock file.
+        if target.exists() {
+            fs::remove_dir_all(&target)?;
         }
-        _ if is_installed => {}
-        _ => {
-            eprintln!("installing {} ...", peer.title);
-            // Whatever is there belongs to another lock file.
-            if target.exists() {
-                fs::remove_dir_all(&target)?;
-            }
-            fs::create_dir_all(&target)?;
-            from_registry(peer, &sources, &target)?;
-            fs::write(stamp, wanted)?;
-        }
+        fs::create_dir_all(&target)?;
+        from_registry(peer, &sources, &target)?;
+        fs::write(stamp, wanted)?;
     }
     if peer.source == Source::Node {
         // Its imports are looked up from where it is.
@@ -124,7 +106,7 @@ fn from_registry(peer: &Peer, sources: &Path, target: &Path) -> anyhow::Result<(
             }
             run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(target))
         }
-        Source::Workspace | Source::Cargo => Ok(()),
+        Source::Workspace => Ok(()),
     }
 }
 

@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod capture;
 mod contract;
 mod expected;
 mod install;

@@ -44,10 +44,13 @@ pub(crate) fn has_address() -> bool {
 }
 
 fn unshare() -> Option<Command> {
-    // As root there is no need of a user namespace, and many systems forbid one.
-    for options in [&["--net", "--"][..], &["--net", "--map-root-user", "--"]] {
+    // As root there is no need of a user namespace, and many systems forbid one. With a process namespace nothing that
+    // a peer has started outlives the run.
+    const PRIVATE: [&str; 4] = ["--net", "--pid", "--fork", "--kill-child"];
+    for options in [&["--"][..], &["--map-root-user", "--"]] {
+        let options = [&PRIVATE[..], options].concat();
         let mut probe = Command::new("unshare");
-        probe.args(options).args(["sh", "-c", SETUP, ADDRESS, "true"]);
+        probe.args(&options).args(["sh", "-c", SETUP, ADDRESS, "true"]);
         let works = probe.stdout(Stdio::null()).stderr(Stdio::null()).status().is_ok_and(|s| s.success());
         if works {
             let mut command = Command::new("unshare");

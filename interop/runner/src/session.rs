@@ -7,6 +7,7 @@ use futures::{StreamExt, stream};
 use interop_testplan::{features::Feature, key::KeyType, report::Line};
 
 use crate::{
+    capture::{self, Capture},
     install::Layout,
     matrix::{Check, Direction, Matrix},
     peer::Peer,
@@ -17,8 +18,8 @@ use crate::{
 const START: Duration = Duration::from_secs(30);
 /// How long a dialer may take with all that it was asked.
 const DIAL: Duration = Duration::from_secs(150);
-/// Within which a listener must have said what it saw.
-const NOTICE: Duration = Duration::from_secs(5);
+/// Within which a listener must have said what it saw. py-libp2p needs up to 6 s to report a connection as gone.
+const NOTICE: Duration = Duration::from_secs(10);
 /// Sessions that run at once.
 const AT_ONCE: usize = 2;
 
@@ -40,13 +41,22 @@ struct Session {
     our_key: KeyType,
     their_key: KeyType,
     ip6: bool,
+    /// Whether tshark looks on.
+    wire: bool,
     checks: Vec<(Feature, Check)>,
 }
 
 impl Session {
     fn plain(direction: Direction, features: &[Feature]) -> Self {
         let checks = features.iter().map(|feature| (*feature, Check::Feature(*feature))).collect();
-        Self { direction, our_key: KeyType::Ed25519, their_key: KeyType::Ed25519, ip6: false, checks }
+        Self {
+            direction,
+            our_key: KeyType::Ed25519,
+            their_key: KeyType::Ed25519,
+            ip6: false,
+            wire: false,
+            checks,
+        }
     }
 
     fn ping(direction: Direction, check: Check) -> Self {
@@ -55,8 +65,11 @@ impl Session {
 }
 
 /// Everything that is checked with a peer.
-fn plan(peer: &Peer) -> Vec<Session> {
+fn plan(peer: &Peer, with_captures: bool) -> Vec<Session> {
     let mut sessions = Vec::new();
+    if with_captures {
+        sessions.push(Session { wire: true, ..Session::ping(Direction::WeDial, Check::Wire) });
+    }
     for direction in Direction::BOTH {
         // The long one first, so that the others run beside it.
         sessions.push(Session::plain(direction, &[Feature::KeepAlive]));
@@ -75,7 +88,11 @@ fn plan(peer: &Peer) -> Vec<Session> {
 
 /// Runs everything that is checked with a peer.
 pub(crate) async fn run_all(layout: &Layout, peer: &'static Peer, matrix: &mut Matrix) {
-    let runs = plan(peer).into_iter().map(|session| async move {
+    let with_captures = capture::is_possible().await;
+    if !with_captures {
+        eprintln!("there is no tshark: no handshake is captured");
+    }
+    let runs = plan(peer, with_captures).into_iter().map(|session| async move {
         let result = run(layout, peer, &session).await;
         (session, result)
     });
@@ -120,6 +137,10 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
     };
     let address = listener.wait_for(START, listening).await.context("the listener")?;
 
+    let capture = match session.wire {
+        true => Some(Capture::start(port_of(&address)?).await?),
+        false => None,
+    };
     let mut words = ["dial", "--key", &dialer.1.to_string(), &address].map(str::to_owned).to_vec();
     words.extend(session.checks.iter().map(|(feature, _)| feature.to_string()));
     let mut dialer = Process::start(dialer.0, &words).context("the dialer")?;
@@ -137,7 +158,21 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
     {
         withdraw(&mut lines, Feature::Identify, &format!("the listener: {error:#}"));
     }
+    if let Some(capture) = capture {
+        let seen = capture.finish(!peer.may_be_greased).await.context("on the wire")?;
+        for line in &mut lines {
+            if let Line::Feature { ok: true, detail, .. } = line {
+                detail.clone_from(&seen);
+            }
+        }
+    }
+    listener.stop().await;
     Ok(lines)
+}
+
+fn port_of(address: &str) -> anyhow::Result<u16> {
+    let port = address.split('/').nth(4).context("an address without port")?;
+    Ok(port.parse()?)
 }
 
 /// The dialer believes that it works, and the listener has not seen it.

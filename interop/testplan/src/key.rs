@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// An RSA key that nobody else uses: libp2p-identity cannot generate one.
 const RSA: &[u8] = include_bytes!("../keys/rsa-2048.pk8");
+/// What precedes the PKCS#1 structure in it (RFC 5208 §5): two sequences, a version, the algorithm and a string's head.
+const PKCS8_HEADER: usize = 26;
 
 /// A type of identity key.
 #[derive(
@@ -30,6 +32,22 @@ pub enum KeyType {
 impl KeyType {
     /// All of them.
     pub const ALL: [Self; 4] = [Self::Ed25519, Self::Secp256k1, Self::Ecdsa, Self::Rsa];
+
+    /// The key in libp2p's protobuf, which other implementations read from a file.
+    ///
+    /// # Errors
+    ///
+    /// If it cannot be encoded.
+    pub fn protobuf(self, keypair: &Keypair) -> anyhow::Result<Vec<u8>> {
+        if self != Self::Rsa {
+            return Ok(keypair.to_protobuf_encoding()?);
+        }
+        // Not supported by libp2p-identity: type 0, and the PKCS#1 structure that PKCS#8 wraps for 2,048 bits.
+        let key = RSA.get(PKCS8_HEADER..).context("the RSA key")?;
+        let length = u16::try_from(key.len())?;
+        let varint = [(length & 0x7f) as u8 | 0x80, (length >> 7) as u8];
+        Ok([&[0x08, 0, 0x12], &varint[..], key].concat())
+    }
 
     /// A fresh key; the RSA key is always the same.
     ///

@@ -2,7 +2,7 @@
 //!
 //! `testplan listen` and `testplan dial` fulfil this repository's own contract (see the library). `testplan transport`,
 //! `testplan perf` and `testplan hole-punch` fulfil those of the official suites; which of the two dialects is meant is
-//! told by the environment variables that are set, see [`env`].
+//! told by the environment variables that are set, see [`mod@env`].
 
 #![forbid(unsafe_code)]
 

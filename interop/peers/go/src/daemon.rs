@@ -52,9 +52,13 @@ impl Daemon {
     ) -> anyhow::Result<Self> {
         let keypair = key.keypair()?;
         let directory = env::temp_dir().join(format!("interop-go-{}", std::process::id()));
+        // Left behind by a process of the same number, in another namespace or before.
+        if directory.exists() {
+            fs::remove_dir_all(&directory)?;
+        }
         fs::create_dir_all(&directory)?;
         let identity = directory.join("key");
-        fs::write(&identity, keypair.to_protobuf_encoding()?)?;
+        fs::write(&identity, key.protobuf(&keypair)?)?;
         let control = Control { socket: directory.join("control") };
         let mut command = Command::new(program);
         command
