@@ -16,8 +16,8 @@ use libp2p_punch_sim::World;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{
-    network::{Site, relayed_swarm, until},
-    relaying,
+    network::{Site, until},
+    relaying::{self, relayed_swarm},
 };
 
 /// Only a test that fails waits so long.

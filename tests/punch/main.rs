@@ -1,8 +1,8 @@
 //! Whole swarms behind simulated NATs, on paused time.
 
 mod crowd;
-mod dropped;
 mod dcutr;
+mod dropped;
 mod hard;
 mod hostile;
 mod matrix;
@@ -10,6 +10,6 @@ mod moving;
 mod nats;
 mod network;
 mod others;
-mod stock;
 mod relay;
 mod relaying;
+mod stock;

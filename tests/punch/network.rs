@@ -6,9 +6,7 @@ use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm, SwarmBuilder,
     identity::Keypair,
-    noise, relay,
     swarm::{NetworkBehaviour, SwarmEvent},
-    yamux,
 };
 use libp2p_punch::{Behaviour, Config, Event, Role, Transport};
 use libp2p_punch_sim::{Filtering, Host, Link, Mapping, Nat, Ports, World};
@@ -16,7 +14,7 @@ use libp2p_punch_sim::{Filtering, Host, Link, Mapping, Nat, Ports, World};
 /// The port of every listener.
 pub(crate) const PORT: u16 = 4001;
 /// How long a connection that nobody uses stays open.
-const IDLE: Duration = Duration::from_secs(60);
+pub(crate) const IDLE: Duration = Duration::from_secs(60);
 
 /// How a host is connected to the Internet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -89,34 +87,16 @@ where
     listening(swarm)
 }
 
-/// As [`swarm`], with a relay client.
-pub(crate) fn relayed_swarm<B, F>(host: &Arc<Host>, seed: u8, config: Config, behaviour: F) -> Swarm<B>
-where
-    B: NetworkBehaviour,
-    F: FnOnce(Behaviour, relay::client::Behaviour, &Keypair) -> B,
-{
-    let (keypair, transport, punch) = parts(host, seed, config);
-    let swarm = SwarmBuilder::with_existing_identity(keypair.clone())
-        .with_tokio()
-        .with_other_transport(|_| transport)
-        .expect("it is a transport")
-        .with_relay_client(noise::Config::new, yamux::Config::default)
-        .expect("the key can be used")
-        .with_behaviour(|_, relay| behaviour(punch, relay, &keypair))
-        .expect("it is a behaviour")
-        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
-        .build();
-    listening(swarm)
-}
-
-fn parts(host: &Arc<Host>, seed: u8, config: Config) -> (Keypair, Transport, Behaviour) {
+/// What a swarm at `host` is made from.
+pub(crate) fn parts(host: &Arc<Host>, seed: u8, config: Config) -> (Keypair, Transport, Behaviour) {
     let keypair = Keypair::ed25519_from_bytes([seed; 32]).expect("32 bytes make a key");
     let runtime = Arc::new(quinn::TokioRuntime);
     let (transport, punch) = libp2p_punch::with_io(&keypair, config, host.clone(), runtime).expect("valid");
     (keypair, transport, punch)
 }
 
-fn listening<B: NetworkBehaviour>(mut swarm: Swarm<B>) -> Swarm<B> {
+/// The swarm, told to listen on IPv4.
+pub(crate) fn listening<B: NetworkBehaviour>(mut swarm: Swarm<B>) -> Swarm<B> {
     let address = format!("/ip4/0.0.0.0/udp/{PORT}/quic-v1").parse().expect("valid");
     swarm.listen_on(address).expect("port is free");
     swarm

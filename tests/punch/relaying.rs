@@ -4,15 +4,18 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use libp2p::{
-    Multiaddr, PeerId, StreamProtocol, Swarm, relay,
+    Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder,
+    identity::Keypair,
+    noise, relay,
     request_response::{self, Message, ProtocolSupport, json},
     swarm::{ConnectionId, NetworkBehaviour, SwarmEvent},
+    yamux,
 };
 use libp2p_punch::{Behaviour, Config, Event, Role};
 use libp2p_punch_sim::{Host, Link, World};
 use tokio::{task::JoinHandle, time::sleep};
 
-use crate::network::{PORT, Site, client, relayed_swarm, swarm, until};
+use crate::network::{IDLE, PORT, Site, client, listening, parts, swarm, until};
 
 #[derive(NetworkBehaviour)]
 pub(crate) struct Relay {
@@ -62,6 +65,26 @@ pub(crate) fn relay(world: &World, number: u8) -> (Arc<Host>, Multiaddr, JoinHan
         }
     });
     (host, address, task)
+}
+
+/// As [`swarm`](crate::network::swarm), with a relay client.
+pub(crate) fn relayed_swarm<B, F>(host: &Arc<Host>, seed: u8, config: Config, behaviour: F) -> Swarm<B>
+where
+    B: NetworkBehaviour,
+    F: FnOnce(Behaviour, relay::client::Behaviour, &Keypair) -> B,
+{
+    let (keypair, transport, punch) = parts(host, seed, config);
+    let swarm = SwarmBuilder::with_existing_identity(keypair.clone())
+        .with_tokio()
+        .with_other_transport(|_| transport)
+        .expect("it is a transport")
+        .with_relay_client(noise::Config::new, yamux::Config::default)
+        .expect("the key can be used")
+        .with_behaviour(|_, relay| behaviour(punch, relay, &keypair))
+        .expect("it is a behaviour")
+        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
+        .build();
+    listening(swarm)
 }
 
 /// A peer with a relay client.
