@@ -127,7 +127,7 @@ impl Driver {
                 };
                 self.agent.handle_established(flow, now);
                 self.routes.add(peer, path);
-                let connection = Connection::new(connection, Some(guard));
+                let connection = Connection::new(connection, Some(guard), self.path.max_streams());
                 if let Err(connection) = self.dials.succeed(peer, connection) {
                     self.inbound.push_back(InboundSession {
                         connection,

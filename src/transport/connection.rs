@@ -3,6 +3,7 @@
 use std::{
     fmt,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -15,8 +16,10 @@ use libp2p_core::{
 use super::{
     Error, addr,
     path::FlowGuard,
+    quic::FIRST_STREAMS,
     stream::Stream,
     tls::{self, HandshakeMode},
+    window::SendWindow,
 };
 
 type Pair = Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>;
@@ -29,12 +32,36 @@ pub struct Connection {
     inbound: Option<BoxFuture<'static, Pair>>,
     outbound: Option<BoxFuture<'static, Pair>>,
     closing: Option<BoxFuture<'static, quinn::ConnectionError>>,
+    /// Counts the streams that the remote opened and we still hold: each has a clone.
+    remote_streams: Arc<()>,
+    /// How many streams the remote may have once it is busy; `None` if it may already.
+    more_streams: Option<u32>,
+    window: Arc<SendWindow>,
 }
 
 impl Connection {
-    /// `session` is given for connections whose remote address is virtual.
-    pub(crate) fn new(connection: quinn::Connection, session: Option<FlowGuard>) -> Self {
-        Self { connection, session, inbound: None, outbound: None, closing: None }
+    /// `session` is given for connections whose remote address is virtual; `max_streams` is how many streams the remote
+    /// may have open at once.
+    pub(crate) fn new(connection: quinn::Connection, session: Option<FlowGuard>, max_streams: u32) -> Self {
+        Self {
+            window: Arc::new(SendWindow::new(connection.clone())),
+            connection,
+            session,
+            inbound: None,
+            outbound: None,
+            closing: None,
+            remote_streams: Arc::default(),
+            more_streams: (max_streams > FIRST_STREAMS).then_some(max_streams),
+        }
+    }
+
+    /// Lets the remote have all of its streams once it uses half of what it was given first.
+    fn raise_stream_limit(&mut self) {
+        // One is ours.
+        let open = Arc::strong_count(&self.remote_streams) - 1;
+        if let Some(max) = self.more_streams.take_if(|_| open > FIRST_STREAMS as usize / 2) {
+            self.connection.set_max_concurrent_bi_streams(max.into());
+        }
     }
 
     /// How the remote presented its identity.
@@ -60,7 +87,9 @@ impl StreamMuxer for Connection {
         });
         let pair = ready!(inbound.poll_unpin(cx));
         this.inbound = None;
-        Poll::Ready(Ok(Stream::new(pair?)))
+        let stream = Stream::new(pair?, this.window.clone(), Some(this.remote_streams.clone()));
+        this.raise_stream_limit();
+        Poll::Ready(Ok(stream))
     }
 
     fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, Error>> {
@@ -71,7 +100,7 @@ impl StreamMuxer for Connection {
         });
         let pair = ready!(outbound.poll_unpin(cx));
         this.outbound = None;
-        Poll::Ready(Ok(Stream::new(pair?)))
+        Poll::Ready(Ok(Stream::new(pair?, this.window.clone(), None)))
     }
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {

@@ -19,6 +19,7 @@ use super::{
     Connection, Error,
     binding::Env,
     notice::{self, Notice},
+    path::SessionConfigs as _,
     time::Delay,
     tls::{self, Expected},
 };
@@ -67,5 +68,5 @@ pub(crate) async fn finish(
     let remote = connection.remote_address();
     // The connection is as good without a driver.
     let _ = notice::tell(notices, Notice::ConnectionUp { peer, remote, socket }).await;
-    Ok((peer, Connection::new(connection, None)))
+    Ok((peer, Connection::new(connection, None, env.quic.max_streams())))
 }

@@ -29,6 +29,7 @@ pub(crate) mod quic;
 mod stream;
 mod time;
 pub(crate) mod tls;
+mod window;
 
 #[cfg(test)]
 mod tests;

@@ -74,6 +74,9 @@ pub(crate) trait SessionConfigs: Send + Sync + 'static {
 
     /// The configuration of the QUIC server.
     fn server(&self, peer: PeerId, rtt: Option<Duration>) -> Arc<quinn::ServerConfig>;
+
+    /// How many streams a remote may have open at once.
+    fn max_streams(&self) -> u32;
 }
 
 /// What keeps the names that the session endpoint gives out valid over a restart.
@@ -173,6 +176,11 @@ impl PathLayer {
     /// Whether there is any flow. Without one, [`intercept`](Self::intercept) does nothing.
     pub(crate) fn is_active(&self) -> bool {
         self.shared.active.load(Relaxed) > 0
+    }
+
+    /// How many streams the remote of a session may have open at once.
+    pub(crate) fn max_streams(&self) -> u32 {
+        self.shared.configs.max_streams()
     }
 
     /// Takes probes and packets of flows out of what a binding's socket received: the first `n` of `bufs` and `meta`, as

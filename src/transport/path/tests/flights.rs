@@ -33,6 +33,10 @@ impl SessionConfigs for Small {
     fn server(&self, peer: PeerId, rtt: Option<Duration>) -> Arc<quinn::ServerConfig> {
         self.0.server(peer, rtt)
     }
+
+    fn max_streams(&self) -> u32 {
+        100
+    }
 }
 
 fn connect(flow: FlowId) -> Command {

@@ -44,6 +44,10 @@ impl SessionConfigs for Configs {
         config.transport_config(transport_config(rtt)).migration(false);
         Arc::new(config)
     }
+
+    fn max_streams(&self) -> u32 {
+        100
+    }
 }
 
 struct ResetKey;
