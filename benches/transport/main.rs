@@ -1,8 +1,8 @@
-//! Our transport beside others: `cargo bench --bench transport`, `-- --quick` for a look, `-- --only NAME --rounds N` for
-//! one of them.
+//! Our transport beside others: `cargo bench --bench transport`, `-- --quick` for a look, `-- --only NAME --kinds
+//! 'A;B' --rounds N` for a part of it.
 //!
 //! All transports take turns in every round, in an order that rotates. A cell is the median of its rounds, and in brackets
-//! the median of each round's ratio to libp2p-quic: other load on the machine then hits all of them alike.
+//! the median of each round's ratio to libp2p-quic with the same kind of identity: other load on the machine then hits all of them alike.
 
 mod measures;
 mod raw;
@@ -17,9 +17,8 @@ use std::{
 use measures::{Scale, run};
 use stacks::Kind;
 
-/// What ratios are to.
+/// What ratios are to, but for the identities whose certificates cost more.
 const BASE: Kind = Kind::Libp2pQuic;
-const QUIC: [Kind; 5] = [BASE, Kind::Ours, Kind::OursX509, Kind::Quinn, Kind::QuinnTuned];
 
 /// One measure: rows of the table, and who takes part.
 struct Measure {
@@ -32,8 +31,7 @@ struct Measure {
 }
 
 fn measures() -> Vec<Measure> {
-    let with = |more: &[Kind]| QUIC.into_iter().chain(more.iter().copied()).collect::<Vec<_>>();
-    let authenticated = vec![BASE, Kind::Ours, Kind::OursX509, Kind::Quinn, Kind::Tcp];
+    let authenticated = vec![BASE, Kind::Libp2pQuicEcdsa, Kind::Ours, Kind::OursX509, Kind::Quinn, Kind::Tcp];
     let bulk = vec![BASE, Kind::Ours, Kind::Quinn, Kind::QuinnTuned, Kind::Tcp];
     let streams = vec![BASE, Kind::Ours, Kind::Quinn, Kind::QuinnTuned];
     vec![
@@ -75,7 +73,7 @@ fn measures() -> Vec<Measure> {
         Measure {
             name: "storm",
             rows: &["64 dials at once, p50, ms", "64 dials at once, p99, ms"],
-            kinds: with(&[Kind::OursStock, Kind::Tcp]),
+            kinds: vec![BASE, Kind::Ours, Kind::OursStock, Kind::Quinn, Kind::QuinnTuned, Kind::Tcp],
             one_in: 1,
             run: |kind, _| run(measures::storm(kind)),
         },
@@ -126,8 +124,15 @@ fn main() -> io::Result<()> {
     let only = after("--only");
     println!("| | {} |", Kind::ALL.map(Kind::name).join(" | "));
     println!("|---|{}", "---|".repeat(Kind::ALL.len()));
-    for measure in measures().iter().filter(|measure| only.is_none_or(|only| only == measure.name)) {
-        report(measure, scale, rounds)?;
+    let kinds = after("--kinds");
+    for mut measure in measures() {
+        if only.is_some_and(|only| only != measure.name) {
+            continue;
+        }
+        if let Some(kinds) = kinds {
+            measure.kinds.retain(|kind| *kind == BASE || kinds.split(';').any(|one| one == kind.name()));
+        }
+        report(&measure, scale, rounds)?;
     }
     Ok(())
 }
@@ -149,7 +154,9 @@ fn report(measure: &Measure, scale: Scale, rounds: usize) -> io::Result<()> {
                 return "-".to_owned();
             };
             let value = median(values.iter().map(|round| round[index][row]).collect());
-            let ratio = median(values.iter().map(|round| round[index][row] / round[0][row]).collect());
+            let ecdsa = measure.kinds.iter().position(|one| *one == Kind::Libp2pQuicEcdsa);
+            let base = ecdsa.filter(|_| kind == Kind::OursX509).unwrap_or_default();
+            let ratio = median(values.iter().map(|round| round[index][row] / round[base][row]).collect());
             format!("{value:.*} ({ratio:.2})", if value < 100.0 { 1 } else { 0 })
         });
         println!("| {label} | {} |", cells.join(" | "));

@@ -19,7 +19,7 @@ pub(crate) struct Scale {
 }
 
 impl Scale {
-    pub(crate) const FULL: Self = Self { bulk_bytes: 512 << 20, handshakes: 300, echoes: 5_000, idle: 5_000 };
+    pub(crate) const FULL: Self = Self { bulk_bytes: 256 << 20, handshakes: 300, echoes: 5_000, idle: 5_000 };
     pub(crate) const QUICK: Self = Self { bulk_bytes: 16 << 20, handshakes: 10, echoes: 200, idle: 50 };
 }
 
@@ -29,7 +29,8 @@ pub(crate) fn run<T: Send + 'static>(
 ) -> io::Result<T> {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let result = runtime.block_on(runtime.spawn(future)).map_err(io::Error::other)?;
-    runtime.shutdown_background();
+    // Its threads must be gone before the next one's are counted.
+    runtime.shutdown_timeout(Duration::from_secs(10));
     result
 }
 
@@ -46,7 +47,7 @@ pub(crate) async fn bulk(
     };
     let mut connection = Dialer::new(kind).dial(&address).await?;
     // Off slow start, and past the search for the MTU.
-    connection.open().await?.send(bytes / 8).await?;
+    connection.open().await?.send(bytes / 16).await?;
     let (begin, cpu) = (Instant::now(), cpu_time()?);
     let mut sends = Vec::new();
     for _ in 0..streams {

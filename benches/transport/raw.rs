@@ -7,7 +7,10 @@ use libp2p_punch::config::QuicConfig;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::{
     ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme,
-    client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    client::{
+        Resumption,
+        danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier},
+    },
     crypto::{CryptoProvider, aws_lc_rs},
     pki_types::{CertificateDer, ServerName, UnixTime},
     sign::{CertifiedKey, SingleCertAndKey},
@@ -53,7 +56,11 @@ pub(crate) fn client(tuned: bool) -> quinn::Endpoint {
         tls.alpn_protocols = vec![b"libp2p".to_vec()];
         tls
     } else {
-        libp2p_tls::make_client_config(&Keypair::generate_ed25519(), None).expect("a certificate")
+        let keypair = Keypair::generate_ed25519();
+        let mut tls = libp2p_tls::make_client_config(&keypair, None).expect("a certificate");
+        // Nobody else resumes, and it would skip what is measured.
+        tls.resumption = Resumption::disabled();
+        tls
     };
     let mut config = quinn::ClientConfig::new(Arc::new(QuicClientConfig::try_from(tls).expect("AES")));
     if tuned {
@@ -78,6 +85,7 @@ fn transport() -> Arc<quinn::TransportConfig> {
         .datagram_receive_buffer_size(None)
         .stream_receive_window(ours.max_stream_data.into())
         .receive_window(ours.max_connection_data.into())
+        .send_window(2_500_000)
         .keep_alive_interval(Some(ours.keep_alive_interval))
         .initial_rtt(Duration::from_millis(100))
         .allow_spin(false);

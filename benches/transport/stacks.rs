@@ -41,6 +41,8 @@ pub(crate) enum Kind {
     OursStock,
     /// libp2p-quic with its defaults.
     Libp2pQuic,
+    /// The same between two ECDSA peers, whose certificates cost more to check.
+    Libp2pQuicEcdsa,
     /// quinn with its defaults, and the TLS configuration of libp2p-tls.
     Quinn,
     /// quinn with our settings and ciphers.
@@ -50,8 +52,9 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 7] = [
+    pub(crate) const ALL: [Self; 8] = [
         Self::Libp2pQuic,
+        Self::Libp2pQuicEcdsa,
         Self::Ours,
         Self::OursX509,
         Self::OursStock,
@@ -63,9 +66,10 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
-            Self::OursX509 => "ours, X.509",
+            Self::OursX509 => "ours, ECDSA (X.509)",
             Self::OursStock => "ours, 208 KiB buffers",
             Self::Libp2pQuic => "libp2p-quic",
+            Self::Libp2pQuicEcdsa => "libp2p-quic, ECDSA",
             Self::Quinn => "quinn",
             Self::QuinnTuned => "quinn, our settings",
             Self::Tcp => "TCP+noise+yamux",
@@ -78,13 +82,15 @@ impl Kind {
 
     fn libp2p(self) -> Muxers {
         let keypair = match self {
-            Self::OursX509 => Keypair::generate_ecdsa(),
+            Self::OursX509 | Self::Libp2pQuicEcdsa => Keypair::generate_ecdsa(),
             _ => Keypair::generate_ed25519(),
         };
         match self {
-            Self::Libp2pQuic => stock::tokio::Transport::new(stock::Config::new(&keypair))
-                .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
-                .boxed(),
+            Self::Libp2pQuic | Self::Libp2pQuicEcdsa => {
+                stock::tokio::Transport::new(stock::Config::new(&keypair))
+                    .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+                    .boxed()
+            }
             Self::Tcp => tcp::tokio::Transport::new(tcp::Config::default())
                 .upgrade(upgrade::Version::V1Lazy)
                 .authenticate(noise::Config::new(&keypair).expect("noise takes Ed25519 keys"))
