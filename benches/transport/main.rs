@@ -32,7 +32,7 @@ struct Measure {
 
 fn measures() -> Vec<Measure> {
     let authenticated = vec![BASE, Kind::Libp2pQuicEcdsa, Kind::Ours, Kind::OursX509, Kind::Quinn, Kind::Tcp];
-    let bulk = vec![BASE, Kind::Ours, Kind::Quinn, Kind::QuinnTuned, Kind::Tcp];
+    let bulk = vec![BASE, Kind::Ours, Kind::OursBridged, Kind::Quinn, Kind::QuinnTuned, Kind::Tcp];
     let streams = vec![BASE, Kind::Ours, Kind::Quinn, Kind::QuinnTuned];
     vec![
         Measure {
@@ -68,7 +68,14 @@ fn measures() -> Vec<Measure> {
             rows: &["CPU per handshake and echo, both sides, us"],
             kinds: authenticated.clone(),
             one_in: 1,
-            run: |kind, scale| run(measures::handshakes(kind, scale.handshakes)),
+            run: |kind, scale| run(measures::handshakes(kind, scale.handshakes, false)),
+        },
+        Measure {
+            name: "again",
+            rows: &["the same with a known peer, us"],
+            kinds: authenticated.clone(),
+            one_in: 1,
+            run: |kind, scale| run(measures::handshakes(kind, scale.handshakes, true)),
         },
         Measure {
             name: "storm",

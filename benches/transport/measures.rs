@@ -61,13 +61,18 @@ pub(crate) async fn bulk(
     Ok(vec![bytes as f64 / 1e6 / took.as_secs_f64(), cpu.as_secs_f64() * 1e3 / (bytes as f64 / 1e8)])
 }
 
-/// CPU in us of a connection with one echo, both sides together; one after the other.
-pub(crate) async fn handshakes(kind: Kind, count: usize) -> io::Result<Vec<f64>> {
+/// CPU in us of a connection with one echo, both sides together; one after the other. Between peers that meet for the
+/// first time, or the same ones `again`, whom libp2p-quic spares most of TLS by resumption.
+pub(crate) async fn handshakes(kind: Kind, count: usize, again: bool) -> io::Result<Vec<f64>> {
     let address = serve(kind).await;
-    let dialer = Dialer::new(kind);
-    dialer.dial(&address).await?.open().await?.echo().await?;
+    let dialers: Vec<Dialer> = (0..if again { 1 } else { count }).map(|_| Dialer::new(kind)).collect();
+    // Sockets are bound by the first dial, which goes elsewhere.
+    let warm_up = if again { address.clone() } else { serve(kind).await };
+    for dialer in &dialers {
+        dialer.dial(&warm_up).await?.open().await?.echo().await?;
+    }
     let cpu = cpu_time()?;
-    for _ in 0..count {
+    for dialer in dialers.iter().cycle().take(count) {
         let mut connection = dialer.dial(&address).await?;
         connection.open().await?.echo().await?;
     }

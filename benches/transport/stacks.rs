@@ -35,6 +35,8 @@ pub(crate) const BLOCK: usize = 64 << 10;
 pub(crate) enum Kind {
     /// Ours between two Ed25519 peers: raw keys.
     Ours,
+    /// Ours with the path layer beneath, as `libp2p_punch::new` makes it, and no session.
+    OursBridged,
     /// Ours between two ECDSA peers: X.509.
     OursX509,
     /// Ours with the socket buffers of a stock kernel, 208 KiB.
@@ -52,10 +54,11 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::Libp2pQuic,
         Self::Libp2pQuicEcdsa,
         Self::Ours,
+        Self::OursBridged,
         Self::OursX509,
         Self::OursStock,
         Self::Quinn,
@@ -66,6 +69,7 @@ impl Kind {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Ours => "ours",
+            Self::OursBridged => "ours, with behaviour",
             Self::OursX509 => "ours, ECDSA (X.509)",
             Self::OursStock => "ours, 208 KiB buffers",
             Self::Libp2pQuic => "libp2p-quic",
@@ -96,6 +100,16 @@ impl Kind {
                 .authenticate(noise::Config::new(&keypair).expect("noise takes Ed25519 keys"))
                 .multiplex(yamux::Config::default())
                 .boxed(),
+            Self::OursBridged => {
+                let (transport, behaviour) =
+                    libp2p_punch::new(&keypair, Config::default()).expect("the defaults are valid");
+                // Its driver ends with it.
+                tokio::spawn(async move {
+                    let _alive = behaviour;
+                    std::future::pending::<()>().await
+                });
+                transport.map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection))).boxed()
+            }
             _ => {
                 let mut config = Config::default();
                 if self == Self::OursStock {

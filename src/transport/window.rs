@@ -4,7 +4,7 @@
 //! throughput between two processes of one machine; one below it costs throughput on every long path.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering::Relaxed},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -12,23 +12,30 @@ use std::{
 pub(super) const FIRST_SEND_WINDOW: u64 = 2_500_000;
 /// Bytes at most, as quinn's default.
 const MAX_SEND_WINDOW: u64 = 10_000_000;
+/// Bytes per second beyond which no window is made for a path: 10 Gb/s. Within one machine the round-trip time is mostly
+/// that of the scheduler, and says nothing of queues.
+const MAX_RATE: f64 = 1.25e9;
+/// A writer that waits looks at the path every so many times, as that takes the connection's lock.
+const WAITS_BETWEEN_LOOKS: u32 = 16;
 
 /// The send window of one connection, which grows when a writer has to wait.
 pub(super) struct SendWindow {
     connection: quinn::Connection,
     bytes: AtomicU64,
+    waits: AtomicU32,
 }
 
 impl SendWindow {
     pub(super) fn new(connection: quinn::Connection) -> Self {
-        Self { connection, bytes: AtomicU64::new(FIRST_SEND_WINDOW) }
+        Self { connection, bytes: AtomicU64::new(FIRST_SEND_WINDOW), waits: AtomicU32::new(0) }
     }
 
     /// Makes room for what the path can hold; to be called when a writer waits. quinn wakes writers by acknowledgements,
     /// which a connection that has filled a window is waiting for.
     pub(super) fn grow(&self) {
         let bytes = self.bytes.load(Relaxed);
-        if bytes >= MAX_SEND_WINDOW {
+        let look = self.waits.fetch_add(1, Relaxed) % WAITS_BETWEEN_LOOKS == 0;
+        if bytes >= MAX_SEND_WINDOW || !look {
             return;
         }
         let path = self.connection.stats().path;
@@ -44,7 +51,8 @@ impl SendWindow {
 /// queues is no reason to have more of them.
 fn wanted(in_flight: u64, rtt: Duration, min_rtt: Duration) -> u64 {
     let unqueued = (min_rtt.as_secs_f64() / rtt.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0);
-    let twice = 2.0 * in_flight as f64 * unqueued;
+    let at_most = MAX_RATE * min_rtt.as_secs_f64();
+    let twice = 2.0 * (in_flight as f64 * unqueued).min(at_most);
     (twice as u64).clamp(FIRST_SEND_WINDOW, MAX_SEND_WINDOW)
 }
 
@@ -64,6 +72,12 @@ mod tests {
     fn time_in_queues_asks_for_no_more() {
         assert_eq!(wanted(8_000_000, LONG, LONG / 8), FIRST_SEND_WINDOW);
         assert_eq!(wanted(8_000_000, LONG, LONG / 4), 4_000_000);
+    }
+
+    #[test]
+    fn a_path_within_the_machine_gets_no_more() {
+        let short = Duration::from_micros(500);
+        assert_eq!(wanted(8_000_000, short, short), FIRST_SEND_WINDOW);
     }
 
     #[test]
