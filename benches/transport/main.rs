@@ -31,9 +31,13 @@ struct Measure {
 }
 
 fn measures() -> Vec<Measure> {
-    let authenticated = vec![BASE, Kind::Libp2pQuicEcdsa, Kind::Ours, Kind::OursX509, Kind::Quinn, Kind::Tcp];
+    let mut all = bulk_measures();
+    all.extend(connection_measures());
+    all
+}
+
+fn bulk_measures() -> Vec<Measure> {
     let bulk = vec![BASE, Kind::Ours, Kind::OursBridged, Kind::Quinn, Kind::QuinnTuned, Kind::Tcp];
-    let streams = vec![BASE, Kind::Ours, Kind::Quinn, Kind::QuinnTuned];
     vec![
         Measure {
             name: "bulk1",
@@ -63,6 +67,13 @@ fn measures() -> Vec<Measure> {
             one_in: 1,
             run: |kind, scale| bulk_to_child(kind, 8, scale),
         },
+    ]
+}
+
+fn connection_measures() -> Vec<Measure> {
+    let authenticated = vec![BASE, Kind::Libp2pQuicEcdsa, Kind::Ours, Kind::OursX509, Kind::Quinn, Kind::Tcp];
+    let streams = vec![BASE, Kind::Ours, Kind::Quinn, Kind::QuinnTuned];
+    vec![
         Measure {
             name: "handshake",
             rows: &["CPU per handshake and echo, both sides, us"],

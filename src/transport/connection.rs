@@ -32,6 +32,11 @@ pub struct Connection {
     inbound: Option<BoxFuture<'static, Pair>>,
     outbound: Option<BoxFuture<'static, Pair>>,
     closing: Option<BoxFuture<'static, quinn::ConnectionError>>,
+    growth: Box<Growth>,
+}
+
+/// What it is given once it is busy.
+struct Growth {
     /// Counts the streams that the remote opened and we still hold: each has a clone.
     remote_streams: Arc<()>,
     /// How many streams the remote may have once it is busy; `None` if it may already.
@@ -44,22 +49,24 @@ impl Connection {
     /// may have open at once.
     pub(crate) fn new(connection: quinn::Connection, session: Option<FlowGuard>, max_streams: u32) -> Self {
         Self {
-            window: Arc::new(SendWindow::new(connection.clone())),
+            growth: Box::new(Growth {
+                remote_streams: Arc::default(),
+                more_streams: (max_streams > FIRST_STREAMS).then_some(max_streams),
+                window: Arc::new(SendWindow::new(connection.clone())),
+            }),
             connection,
             session,
             inbound: None,
             outbound: None,
             closing: None,
-            remote_streams: Arc::default(),
-            more_streams: (max_streams > FIRST_STREAMS).then_some(max_streams),
         }
     }
 
     /// Lets the remote have all of its streams once it uses half of what it was given first.
     fn raise_stream_limit(&mut self) {
         // One is ours.
-        let open = Arc::strong_count(&self.remote_streams) - 1;
-        if let Some(max) = self.more_streams.take_if(|_| open > FIRST_STREAMS as usize / 2) {
+        let open = Arc::strong_count(&self.growth.remote_streams) - 1;
+        if let Some(max) = self.growth.more_streams.take_if(|_| open > FIRST_STREAMS as usize / 2) {
             self.connection.set_max_concurrent_bi_streams(max.into());
         }
     }
@@ -87,7 +94,7 @@ impl StreamMuxer for Connection {
         });
         let pair = ready!(inbound.poll_unpin(cx));
         this.inbound = None;
-        let stream = Stream::new(pair?, this.window.clone(), Some(this.remote_streams.clone()));
+        let stream = Stream::new(pair?, this.growth.window.clone(), Some(this.growth.remote_streams.clone()));
         this.raise_stream_limit();
         Poll::Ready(Ok(stream))
     }
@@ -100,7 +107,7 @@ impl StreamMuxer for Connection {
         });
         let pair = ready!(outbound.poll_unpin(cx));
         this.outbound = None;
-        Poll::Ready(Ok(Stream::new(pair?, this.window.clone(), None)))
+        Poll::Ready(Ok(Stream::new(pair?, this.growth.window.clone(), None)))
     }
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {

@@ -34,7 +34,7 @@ impl SendWindow {
     /// which a connection that has filled a window is waiting for.
     pub(super) fn grow(&self) {
         let bytes = self.bytes.load(Relaxed);
-        let look = self.waits.fetch_add(1, Relaxed) % WAITS_BETWEEN_LOOKS == 0;
+        let look = self.waits.fetch_add(1, Relaxed).is_multiple_of(WAITS_BETWEEN_LOOKS);
         if bytes >= MAX_SEND_WINDOW || !look {
             return;
         }
