@@ -43,13 +43,15 @@ pub struct QuicConfig {
     /// Silence after which a PING keeps the connection, and the NAT's mapping, alive. Default 5 s, 100 ms..=300 s and
     /// below [`max_idle_timeout`](Self::max_idle_timeout).
     pub keep_alive_interval: Duration,
-    /// Bidirectional streams that the remote may have open at once. Default 256, at least 1.
+    /// Bidirectional streams that the remote may have open at once: 16 at first, all of these once it uses half of them.
+    /// Default 256, at least 1.
     pub max_concurrent_stream_limit: u32,
     /// Bytes that the remote may send on one stream before we read them. Default 10 MB, at least 1.
     pub max_stream_data: u32,
     /// Bytes that the remote may send on one connection before we read them. Default 15 MB, at least 1.
     pub max_connection_data: u32,
-    /// Bytes of all streams of one connection that are kept for sending and for sending again. Default 10 MB, at least 1.
+    /// Bytes of all streams of one connection that are kept for sending and for sending again: a connection
+    /// starts with up to 2.5 MB, and gets more where its path can use it. Default 10 MB, at least 1.
     pub max_send_data: u32,
     /// The rate. Default [`CongestionController::Cubic`].
     pub congestion_controller: CongestionController,

@@ -42,7 +42,8 @@ impl Env {
         quic: Quic,
         path: Option<Arc<PathLayer>>,
     ) -> Self {
-        Self { network, runtime, quic, path, connections: Arc::default(), next_socket: AtomicU32::new(0) }
+        let connections = Arc::new(Registry::new(quic.limits()));
+        Self { network, runtime, quic, path, connections, next_socket: AtomicU32::new(0) }
     }
 
     fn next_socket(&self) -> SocketId {

@@ -15,11 +15,13 @@ use libp2p_core::{
 
 use super::{
     Error, addr,
-    live::{Beneath, Live, Registry},
+    live::{Beneath, Limits, Live, Registry},
     path::FlowGuard,
+    quic::FIRST_STREAMS,
     stats::{ConnectedThrough, ConnectionStats},
     stream::Stream,
     tls::HandshakeMode,
+    window::SendWindow,
 };
 use crate::io::Network;
 
@@ -33,12 +35,28 @@ pub struct Connection {
     inbound: Option<BoxFuture<'static, Pair>>,
     outbound: Option<BoxFuture<'static, Pair>>,
     closing: Option<BoxFuture<'static, quinn::ConnectionError>>,
+    growth: Box<Growth>,
+}
+
+/// What it is given once it is busy.
+struct Growth {
+    /// Counts the streams that the remote opened and we still hold: each has a clone.
+    remote_streams: Arc<()>,
+    /// How many streams the remote may have once it is busy; `None` if it may already.
+    more_streams: Option<u32>,
+    window: Arc<SendWindow>,
 }
 
 impl Connection {
     /// `session` is given for connections whose remote address is virtual.
     pub(crate) fn new(live: Arc<Live>, session: Option<FlowGuard>) -> Self {
-        Self { live, session, inbound: None, outbound: None, closing: None }
+        let Limits { streams, send_window } = live.limits();
+        let growth = Box::new(Growth {
+            remote_streams: Arc::default(),
+            more_streams: (streams > FIRST_STREAMS).then_some(streams),
+            window: Arc::new(SendWindow::new(live.connection.clone(), send_window)),
+        });
+        Self { live, session, inbound: None, outbound: None, closing: None, growth }
     }
 
     /// A connection that a traversal session ended in.
@@ -57,6 +75,15 @@ impl Connection {
         let source = self.live.remote().and_then(|remote| network.source_for(remote.ip()).ok());
         if let Some(source) = source {
             self.live.sends_from(source);
+        }
+    }
+
+    /// Lets the remote have all of its streams once it uses half of what it was given first.
+    fn raise_stream_limit(&mut self) {
+        // One is ours.
+        let open = Arc::strong_count(&self.growth.remote_streams) - 1;
+        if let Some(max) = self.growth.more_streams.take_if(|_| open > FIRST_STREAMS as usize / 2) {
+            self.live.connection.set_max_concurrent_bi_streams(max.into());
         }
     }
 
@@ -88,7 +115,9 @@ impl StreamMuxer for Connection {
         });
         let pair = ready!(inbound.poll_unpin(cx));
         this.inbound = None;
-        Poll::Ready(Ok(Stream::new(pair?)))
+        let stream = Stream::new(pair?, this.growth.window.clone(), Some(this.growth.remote_streams.clone()));
+        this.raise_stream_limit();
+        Poll::Ready(Ok(stream))
     }
 
     fn poll_outbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, Error>> {
@@ -99,7 +128,7 @@ impl StreamMuxer for Connection {
         });
         let pair = ready!(outbound.poll_unpin(cx));
         this.outbound = None;
-        Poll::Ready(Ok(Stream::new(pair?)))
+        Poll::Ready(Ok(Stream::new(pair?, this.growth.window.clone(), None)))
     }
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {

@@ -65,6 +65,10 @@ impl Live {
         self.through
     }
 
+    pub(crate) fn limits(&self) -> Limits {
+        self.registry.limits
+    }
+
     /// What carries a plain connection.
     pub(crate) fn wire(&self) -> Option<&Arc<Wire>> {
         match &self.beneath {
@@ -140,9 +144,19 @@ impl Drop for Live {
     }
 }
 
+/// What a connection, which starts small, may grow to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Limits {
+    /// Streams that the remote may have open at once.
+    pub(crate) streams: u32,
+    /// Bytes that may be written and not yet acknowledged.
+    pub(crate) send_window: u64,
+}
+
 /// All connections of one transport. Holds none of them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Registry {
+    limits: Limits,
     next: AtomicU64,
     inner: Mutex<Inner>,
 }
@@ -160,6 +174,10 @@ struct Subscriber {
 }
 
 impl Registry {
+    pub(crate) fn new(limits: Limits) -> Self {
+        Self { limits, next: AtomicU64::default(), inner: Mutex::default() }
+    }
+
     /// Takes a connection in whose handshake has ended.
     pub(crate) fn add(
         self: &Arc<Self>,

@@ -32,6 +32,7 @@ mod stats;
 mod stream;
 mod time;
 pub(crate) mod tls;
+mod window;
 
 #[cfg(test)]
 mod tests;

@@ -13,8 +13,10 @@ use sha2::Sha256;
 
 use super::{
     Error,
+    live::Limits,
     path::SessionConfigs,
     tls::{Expected, Tls},
+    window::FIRST_SEND_WINDOW,
 };
 use crate::config::{CongestionController, QuicConfig};
 
@@ -29,6 +31,9 @@ const SESSION_RTT: (Duration, Duration) = (Duration::from_millis(1), Duration::f
 /// Largest UDP payload that a session searches for: what a 1,420-byte tunnel carries over IPv6. A session may move to
 /// another path at any time, and each byte above that path's MTU then costs a black-hole detection.
 const SESSION_MTU: u16 = 1_372;
+/// Streams that a remote may open before it has shown that it needs more. QUIC's state for each is allocated ahead: 256 of
+/// them cost 21 KB a connection, and most connections of a peer are idle. See `Connection::raise_stream_limit`.
+pub(super) const FIRST_STREAMS: u32 = 16;
 
 /// Makes the configurations of every QUIC connection of one identity. Cheap to clone.
 #[derive(Debug, Clone)]
@@ -60,6 +65,14 @@ impl Quic {
     /// What the user set.
     pub(crate) fn config(&self) -> &QuicConfig {
         &self.config
+    }
+
+    /// What a connection may grow to.
+    pub(crate) fn limits(&self) -> Limits {
+        Limits {
+            streams: self.config.max_concurrent_stream_limit,
+            send_window: self.config.max_send_data.into(),
+        }
     }
 
     /// How long a handshake may take.
@@ -144,7 +157,7 @@ fn transport(config: &QuicConfig) -> TransportConfig {
     let idle = u32::try_from(config.max_idle_timeout.as_millis()).unwrap_or(u32::MAX);
     let mut transport = TransportConfig::default();
     transport
-        .max_concurrent_bidi_streams(config.max_concurrent_stream_limit.into())
+        .max_concurrent_bidi_streams(config.max_concurrent_stream_limit.min(FIRST_STREAMS).into())
         .max_concurrent_uni_streams(0u32.into())
         .datagram_receive_buffer_size(None)
         .stream_receive_window(config.max_stream_data.into())
@@ -152,7 +165,7 @@ fn transport(config: &QuicConfig) -> TransportConfig {
         .max_idle_timeout(Some(VarInt::from_u32(idle).into()))
         .keep_alive_interval(Some(config.keep_alive_interval))
         .initial_rtt(INITIAL_RTT)
-        .send_window(config.max_send_data.into())
+        .send_window(FIRST_SEND_WINDOW.min(config.max_send_data.into()))
         .initial_mtu(config.initial_mtu)
         .mtu_discovery_config(mtu_discovery(config, config.max_mtu))
         .allow_spin(false);

@@ -3,10 +3,13 @@
 use std::{
     fmt, io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, Waker},
 };
 
 use futures::{AsyncRead, AsyncWrite};
+
+use super::window::SendWindow;
 
 /// One stream of a [`Connection`](super::Connection).
 ///
@@ -15,13 +18,22 @@ use futures::{AsyncRead, AsyncWrite};
 pub struct Stream {
     send: quinn::SendStream,
     recv: quinn::RecvStream,
+    /// That of the connection.
+    window: Arc<SendWindow>,
     /// How the first close ended; every later one ends the same.
     closed: Option<Result<(), io::ErrorKind>>,
+    /// By which the connection counts the streams of the remote.
+    _counted: Option<Arc<()>>,
 }
 
 impl Stream {
-    pub(super) fn new((send, recv): (quinn::SendStream, quinn::RecvStream)) -> Self {
-        Self { send, recv, closed: None }
+    /// One that the remote opened holds `counted`.
+    pub(super) fn new(
+        (send, recv): (quinn::SendStream, quinn::RecvStream),
+        window: Arc<SendWindow>,
+        counted: Option<Arc<()>>,
+    ) -> Self {
+        Self { send, recv, window, closed: None, _counted: counted }
     }
 }
 
@@ -37,7 +49,11 @@ impl AsyncRead for Stream {
 
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.send).poll_write(cx, buf).map_err(Into::into)
+        let written = Pin::new(&mut self.send).poll_write(cx, buf).map_err(Into::into);
+        if written.is_pending() {
+            self.window.grow();
+        }
+        written
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {

@@ -115,3 +115,42 @@ async fn many_connections_and_streams_run_at_once() {
     }
     tokio::time::timeout(Duration::from_secs(30), future::join_all(echoes)).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_remote_that_is_busy_gets_all_of_its_streams_and_not_one_more() {
+    let limit = Config::default().quic.max_concurrent_stream_limit as usize;
+    let ((_, mut a), (_, mut b)) = (new(), new());
+    let address = listen(&mut a, V4).await;
+    let Connected { at_dialer: (_, mut dialer), at_listener: (_, mut listener), .. } =
+        connect(&mut a, &mut b, address, PLAIN).await;
+    drive(a);
+    drive(b);
+    let mut first = Vec::new();
+    // QUIC tells the listener of a stream by its first byte.
+    while let Some(Ok(mut stream)) = poll_fn(|cx| dialer.poll_outbound_unpin(cx)).now_or_never() {
+        stream.write_all(&[0]).await.unwrap();
+        first.push(stream);
+    }
+    assert!((1..limit).contains(&first.len()), "{}", first.len());
+    let accepting = async {
+        let mut accepted = Vec::new();
+        while accepted.len() < limit {
+            accepted.push(poll_fn(|cx| listener.poll_inbound_unpin(cx)).await.unwrap());
+        }
+        accepted
+    };
+    let opening = async {
+        let mut opened = first;
+        while opened.len() < limit {
+            let mut stream = poll_fn(|cx| dialer.poll_outbound_unpin(cx)).await.unwrap();
+            stream.write_all(&[0]).await.unwrap();
+            opened.push(stream);
+        }
+        opened
+    };
+    let (opened, accepted) = future::join(opening, accepting).await;
+    assert!(poll_fn(|cx| dialer.poll_outbound_unpin(cx)).now_or_never().is_none());
+    // Each one that is over makes room for another.
+    drop((opened, accepted));
+    poll_fn(|cx| dialer.poll_outbound_unpin(cx)).await.unwrap();
+}
