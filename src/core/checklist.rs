@@ -23,7 +23,8 @@ const MAX_PEER_REFLEXIVE: usize = 8;
 /// Challenges answered in one session: the peer sends a dozen for each pair at most, and only within seconds.
 pub(crate) const ANSWERS: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
 
-/// The initiator tells the responder which path it selected, until that is answered.
+/// The initiator tells the responder which path it selected, and whoever moved that it is here now, until that is
+/// answered.
 #[derive(Debug, Clone, Copy)]
 struct Nomination {
     sent: u8,
@@ -40,7 +41,7 @@ pub(crate) struct Checklist {
     full_budget: u32,
     last_sent: Option<Instant>,
     pub(crate) selected: Option<Path>,
-    /// Nominated by the initiator before it was validated here.
+    /// Nominated by the peer before it was validated here.
     nominated: Option<Path>,
     nomination: Option<Nomination>,
 }
@@ -140,9 +141,11 @@ impl Checklist {
         gone
     }
 
-    /// Probes every pair anew: the network changed. A selected path stays selected until it proves dead.
+    /// Probes every pair anew: our network changed. A selected path stays selected until it proves dead, and the peer,
+    /// to which it looks like another one now, is asked to follow.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.budget = self.full_budget;
+        self.nomination = self.selected.map(|_| Nomination { sent: 0, started: now });
         for pair in &mut self.pairs {
             pair.restart(now);
         }
@@ -280,7 +283,7 @@ impl Checklist {
             }
             heard.is_new = self.add(path, priority, Origin::PeerReflexive, now);
         }
-        if nominate && self.role == SessionRole::Responder {
+        if nominate {
             self.nominated = Some(path);
         }
         if let Some(pair) = self.get_mut(path) {
@@ -318,8 +321,8 @@ impl Checklist {
 
     /// Selects another path if there is reason to, and returns it.
     ///
-    /// The first that is validated is selected by both sides at once. Later the initiator moves to a clearly better one,
-    /// and the responder follows its nominations; both leave a path that died.
+    /// The first that is validated is selected by both sides at once. Later the initiator moves to a clearly better one.
+    /// Both follow nominations, which the responder makes only if its address changed, and both leave a path that died.
     pub(crate) fn reconsider(&mut self, now: Instant) -> Option<Path> {
         let current = self.selected.and_then(|path| self.get(path));
         let stays = current.is_some_and(|pair| !pair.is_dead());
@@ -327,9 +330,9 @@ impl Checklist {
             self.nominated.filter(|path| self.get(*path).is_some_and(|pair| pair.state == State::Succeeded));
         let best = self.pairs.iter().filter(|pair| pair.state == State::Succeeded).min_by_key(|p| p.rank());
         let next = match (self.role, nominated) {
-            (SessionRole::Responder, Some(path)) => Some(path),
+            (_, Some(path)) => Some(path),
             (SessionRole::Responder, None) => best.map(|pair| pair.path).filter(|_| !stays),
-            (SessionRole::Initiator, _) => best
+            (SessionRole::Initiator, None) => best
                 .filter(|best| !stays || current.is_some_and(|current| best.is_clearly_better(current)))
                 .map(|pair| pair.path),
         };

@@ -20,6 +20,8 @@ pub(crate) struct Application {
     echo: Echo,
 }
 
+/// Between all three.
+const RTT: Duration = Duration::from_millis(20);
 /// Messages of a transfer, and characters of one: each is answered before the next is sent.
 const MESSAGES: usize = 60;
 const MESSAGE: usize = 100_000;
@@ -81,8 +83,11 @@ pub(crate) async fn exchange(swarm: &mut Swarm<Application>, peer: PeerId, numbe
 
 /// Two peers at these sites, both registered; the second answers every message.
 pub(crate) async fn two(world: &World, sites: [Site; 2]) -> (Swarm<Application>, PeerId, [Arc<Host>; 2]) {
-    let (_, address) = coordinator(world);
+    let (c, address) = coordinator(world);
     let [a, b] = [1, 2].map(|number| sites[usize::from(number) - 1].host(world, number, 0.0));
+    for (x, y) in [(&a, &c), (&b, &c), (&a, &b)] {
+        world.set_path(x, y, RTT / 2);
+    }
     let mut listener = application(&b, 2, &address);
     registered(&mut listener).await;
     let peer = *listener.local_peer_id();
@@ -92,30 +97,31 @@ pub(crate) async fn two(world: &World, sites: [Site; 2]) -> (Swarm<Application>,
     (dialer, peer, [a, b])
 }
 
-/// A transfer in the middle of which the addresses change; the slowest message.
-fn transfer(sites: [Site; 2], change: impl FnOnce(&[Arc<Host>; 2])) -> Duration {
+/// A transfer in the middle of which the addresses change: by how much the slowest message exceeds the usual one.
+fn stall(sites: [Site; 2], change: impl FnOnce(&[Arc<Host>; 2])) -> Duration {
     on_paused_time(async {
         let (mut dialer, peer, hosts) = two(&World::new(1), sites).await;
-        let (mut change, mut slowest) = (Some(change), Duration::ZERO);
+        let (mut change, mut times) = (Some(change), Vec::new());
         for number in 0..MESSAGES {
             if number == MESSAGES / 2
                 && let Some(change) = change.take()
             {
                 change(&hosts);
             }
-            let took = exchange(&mut dialer, peer, number).await;
-            if number > 0 {
-                slowest = slowest.max(took);
-            }
+            times.push(exchange(&mut dialer, peer, number).await);
         }
         // The coordinator, too, is still the same connection.
         assert_eq!(dialer.network_info().connection_counters().num_established(), 2);
-        slowest
+        // The first has the punch in it.
+        times.remove(0);
+        times.sort();
+        times[MESSAGES - 2] - times[MESSAGES / 2]
     })
 }
 
-/// The longest that one message may take: probes find the way, and what was lost on the old one is sent again.
-const PATIENCE: Duration = Duration::from_millis(1_000);
+/// One and a half round trips until the other side has validated the new path, and what was lost on the old one is sent
+/// again after a probe time-out.
+const PATIENCE: Duration = RTT.saturating_mul(4);
 /// NATs that let in whom their host has not written to yet, or a host that has none.
 const OPEN: [Site; 2] = [Site::Public, Site::EIM_EIF];
 
@@ -130,18 +136,16 @@ fn move_second(hosts: &[Arc<Host>; 2]) {
 #[test]
 fn a_session_moves_with_its_initiator_under_a_transfer() {
     for other in OPEN {
-        let slowest = transfer([Site::EIM_APDF, other], move_first);
-        println!("SLOWEST initiator {other:?} {slowest:?}");
-        assert!(slowest <= PATIENCE, "{other:?}: {slowest:?}");
+        let stall = stall([Site::EIM_APDF, other], move_first);
+        assert!(stall <= PATIENCE, "{other:?}: {stall:?}");
     }
 }
 
 #[test]
 fn a_session_moves_with_its_responder_under_a_transfer() {
     for other in OPEN {
-        let slowest = transfer([other, Site::EIM_APDF], move_second);
-        println!("SLOWEST responder {other:?} {slowest:?}");
-        assert!(slowest <= PATIENCE, "{other:?}: {slowest:?}");
+        let stall = stall([other, Site::EIM_APDF], move_second);
+        assert!(stall <= PATIENCE, "{other:?}: {stall:?}");
     }
 }
 
@@ -160,10 +164,8 @@ fn a_session_that_cannot_move_is_closed_soon_and_made_anew() {
             _ => None,
         })
         .await;
-        println!("SLOWEST closed {:?}", begin.elapsed());
         assert!(begin.elapsed() <= Duration::from_millis(2_500), "{:?}", begin.elapsed());
         exchange(&mut dialer, peer, 1).await;
-        println!("SLOWEST anew {:?}", begin.elapsed());
         assert!(begin.elapsed() <= Duration::from_secs(4), "{:?}", begin.elapsed());
     });
 }

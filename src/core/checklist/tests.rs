@@ -177,3 +177,32 @@ fn a_list_resumes_with_the_path_that_was_selected() {
     assert_eq!(resumed.reconsider(start), None);
     assert!(Checklist::new(SessionRole::Initiator, 3, 16).known().is_none());
 }
+
+#[test]
+fn either_side_follows_a_nomination_from_where_the_peer_moved_as_soon_as_that_path_is_validated() {
+    for role in [SessionRole::Initiator, SessionRole::Responder] {
+        let start = Instant::now();
+        let known = Known { path: path(0), rtt: ms(20) };
+        let mut checklist = Checklist::new(role, 3, 16).resume(known, start);
+        assert!(checklist.on_challenge(path(1), 0, true, start).is_new);
+        let due = checklist.trigger(path(1), [1; 8], start).unwrap();
+        assert_eq!(checklist.reconsider(start), None, "{role:?}: not validated yet");
+        checklist.on_response(path(1), due.data, start + ms(20));
+        assert_eq!(checklist.reconsider(start + ms(20)), Some(path(1)), "{role:?}");
+    }
+}
+
+#[test]
+fn whoever_moved_nominates_the_path_that_it_goes_on_using_until_that_is_answered() {
+    for role in [SessionRole::Initiator, SessionRole::Responder] {
+        let start = Instant::now();
+        let mut checklist = Checklist::new(role, 3, 16).resume(Known { path: path(0), rtt: ms(20) }, start);
+        assert_eq!(checklist.next_due(), None);
+        checklist.restart(start);
+        let due = checklist.poll(start, [1; 8]).unwrap();
+        assert_eq!(due, Due { path: path(0), data: [1; 8], nominate: true }, "{role:?}");
+        checklist.on_response(path(0), due.data, start + ms(20));
+        let mut later = (1..100).filter_map(|n| checklist.poll(start + ms(20 * n), [n as u8 + 1; 8]));
+        assert!(later.all(|due| !due.nominate), "{role:?}");
+    }
+}
