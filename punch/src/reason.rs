@@ -20,6 +20,7 @@ pub(crate) fn word(reason: FailureReason) -> &'static str {
         FailureReason::NoCandidates => "no_candidates",
         FailureReason::SynchronizationTimeout => "synchronization_timeout",
         FailureReason::PunchingTimeout => "punching_timeout",
+        FailureReason::NatMeasured => "nat_measured",
         FailureReason::Hopeless => "hopeless",
         FailureReason::ValidationTimeout => "validation_timeout",
         FailureReason::Handshake => "handshake",

@@ -73,6 +73,10 @@ pub enum FailureReason {
     /// No probe was answered in time.
     #[error("no probe was answered: the NATs on the way let none through")]
     PunchingTimeout,
+    /// What the peer was told of our NAT has turned out wrong meanwhile, and plain probes met silence: the next attempt,
+    /// which begins at once, tells it better.
+    #[error("our NAT was measured only after the attempt had begun")]
+    NatMeasured,
     /// Plain probes met silence, and both NATs give every destination another port that cannot be found: only a relay
     /// helps.
     #[error("both NATs give every destination another port: only a relay can help")]

@@ -143,12 +143,21 @@ impl Registrar {
         }
     }
 
-    /// Our candidates changed.
+    /// Our candidates changed, and more may change in a moment.
     pub(crate) fn candidates_changed(&mut self, now: Instant) {
+        self.renew_by(now + COALESCE);
+    }
+
+    /// Our NAT was measured: peers that ask for us must know at once.
+    pub(crate) fn nat_measured(&mut self, now: Instant) {
+        self.renew_by(now);
+    }
+
+    fn renew_by(&mut self, at: Instant) {
         for entry in self.entries.values_mut().filter(|entry| entry.link.is_some()) {
             // A coordinator that just turned us down is not asked sooner because of that.
             if entry.failures == 0 {
-                entry.due_by(now + COALESCE);
+                entry.due_by(at);
             }
         }
     }

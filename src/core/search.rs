@@ -21,7 +21,7 @@ use rand::{Rng, rngs::StdRng};
 use super::{
     LinkId, Path, SocketId,
     limits::{Rate, Recent, TokenBucket},
-    strategy::{Strategy, gcd},
+    strategy::{Strategy, Traits, gcd},
 };
 
 /// How long plain probes are met with silence before a search begins.
@@ -101,14 +101,12 @@ impl Window {
 /// What a search wants done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
-    /// Plain probing met silence: the search begins, if it may, and opens so many sockets.
-    Begin(usize),
+    /// Plain probing met silence: time for what the strategy says.
+    Silence,
     /// Ask the coordinator where this socket is seen.
     Sample(SocketId),
     /// Send a challenge.
     Shoot(Path),
-    /// Nothing can come of it.
-    Hopeless,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,7 +125,9 @@ enum Stage {
 /// The search of one attempt.
 #[derive(Debug)]
 pub(crate) struct Search {
-    strategy: Strategy,
+    pub(crate) strategy: Strategy,
+    /// What the peer says of its NAT.
+    pub(crate) theirs: Traits,
     /// To the coordinator that both sides use.
     pub(crate) link: LinkId,
     /// What the peer knows us by.
@@ -148,7 +148,7 @@ pub(crate) struct Search {
 
 impl Search {
     pub(crate) fn new(
-        strategy: Strategy,
+        (strategy, theirs): (Strategy, Traits),
         link: LinkId,
         from: SocketId,
         target: SocketAddr,
@@ -163,6 +163,7 @@ impl Search {
         }
         Self {
             strategy,
+            theirs,
             link,
             from,
             target,
@@ -174,6 +175,15 @@ impl Search {
             window: None,
             shots: 0,
             order: (rng.random_range(0..PORTS), distance),
+        }
+    }
+
+    /// Sockets of its own that it wants.
+    pub(crate) fn sockets(&self) -> usize {
+        match self.strategy {
+            Strategy::Spray => SPRAY_SOCKETS,
+            Strategy::Open { .. } | Strategy::Align { .. } => WINDOW_SOCKETS,
+            Strategy::Plain | Strategy::Scan | Strategy::Follow | Strategy::Hopeless => 0,
         }
     }
 
@@ -206,12 +216,7 @@ impl Search {
         match self.stage {
             Stage::Waiting(_) => {
                 self.stage = Stage::Preparing;
-                Some(match self.strategy {
-                    Strategy::Plain | Strategy::Hopeless => Action::Hopeless,
-                    Strategy::Spray => Action::Begin(SPRAY_SOCKETS),
-                    Strategy::Open { .. } | Strategy::Align { .. } => Action::Begin(WINDOW_SOCKETS),
-                    Strategy::Scan | Strategy::Follow => Action::Begin(0),
-                })
+                Some(Action::Silence)
             }
             Stage::Sampling(_) => match self.sockets.get(self.samples).filter(|_| self.samples < MAX_SAMPLES)
             {

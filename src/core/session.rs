@@ -19,6 +19,7 @@ use super::{
     limits::TokenBucket,
     pair::Origin,
     search::Search,
+    strategy::Traits,
 };
 
 /// Names a session inside the agent. The name on the wire is of the initiator's choosing, and so not one to rely on.
@@ -49,6 +50,8 @@ pub(crate) struct Opening {
     pub(crate) first_flight: Vec<Bytes>,
     pub(crate) asked: Vec<Asked>,
     pub(crate) asked_at: Option<Instant>,
+    /// What the responder was told of our NAT.
+    pub(crate) told: Traits,
 }
 
 /// Addresses of the peer that an idle session remembers.

@@ -77,6 +77,11 @@ impl Traits {
         Self { mapping, allocation, declines_search: byte(4) & DECLINES_SEARCH != 0 }
     }
 
+    /// Whether every strategy is the same for both.
+    pub(crate) fn acts_like(&self, other: &Self) -> bool {
+        (self.kind(), self.declines_search) == (other.kind(), other.declines_search)
+    }
+
     /// Which row or column of the table this is.
     fn kind(&self) -> Kind {
         match (self.mapping, self.allocation) {

@@ -112,6 +112,8 @@ impl Relaying {
     /// An event that is about to be reported.
     pub(super) fn handle_event(&mut self, event: &Event, now: Instant) {
         match event {
+            // Which goes on at once.
+            Event::Retry { reason: FailureReason::NatMeasured, .. } => {}
             Event::Retry { peer, .. } if self.is_awaited(peer) => {
                 self.dial_over_relay(*peer, now);
             }

@@ -15,6 +15,7 @@ use crate::core::{
     keys::{ProbeKeys, ProbeSecret},
     links::Link,
     session::{Asked, Key, Opening, Session, Standing},
+    strategy::Traits,
 };
 
 /// Coordinators asked at once: one may be slow, another may not know the peer.
@@ -61,7 +62,13 @@ impl Agent {
         let secret = ProbeSecret::new(self.rng.random());
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.opening =
-            Some(Box::new(Opening { secret, first_flight: Vec::new(), asked: Vec::new(), asked_at: None }));
+            Some(Box::new(Opening {
+                secret,
+                first_flight: Vec::new(),
+                asked: Vec::new(),
+                asked_at: None,
+                told: Traits::default(),
+            }));
         let (peer, rtt) = (session.peer, session.rtt);
         self.sessions.set_flow(key, Some(flow));
         self.out.command(Command::Connect { flow, peer, rtt });
@@ -156,6 +163,7 @@ impl Agent {
             return;
         };
         opening.asked_at = Some(now);
+        opening.told = traits;
         for (peer, link) in coordinators {
             opening.asked.push(Asked { peer, link, standing: Standing::Pending });
             let punch = PunchMeNow { request: request.clone(), signature: signature.clone(), observed: None };

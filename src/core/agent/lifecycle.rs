@@ -1,6 +1,6 @@
 //! How sessions go from phase to phase, fail, try again and end.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use libp2p_identity::PeerId;
 
@@ -155,7 +155,10 @@ impl Agent {
     /// Waits before the next attempt, in which we are the initiator whoever was it before.
     fn rest(&mut self, key: Key, reason: FailureReason, now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let delay = backoff::delay(session.failures - 1, &mut self.rng);
+        let delay = match reason {
+            FailureReason::NatMeasured => Duration::ZERO,
+            _ => backoff::delay(session.failures - 1, &mut self.rng),
+        };
         let (peer, attempt) = (session.peer, session.attempt);
         let was_responder = session.role == SessionRole::Responder;
         session.role = SessionRole::Initiator;
@@ -204,6 +207,7 @@ pub(super) fn is_retryable(reason: FailureReason) -> bool {
         | FailureReason::NoCandidates
         | FailureReason::SynchronizationTimeout
         | FailureReason::PunchingTimeout
+        | FailureReason::NatMeasured
         | FailureReason::ValidationTimeout
         | FailureReason::Handshake => true,
         // Discovery has had its time-out to wait for a coordinator.

@@ -99,7 +99,7 @@ impl Agent {
                 self.network.observations.record_probe(observed.socket, id, observer, address, now);
                 self.report_views();
                 if self.traits() != before {
-                    self.registrar.candidates_changed(now);
+                    self.registrar.nat_measured(now);
                 }
             }
             Purpose::Session(key) => self.search_sampled(key, observed.socket, address.port(), now),

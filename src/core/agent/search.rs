@@ -32,10 +32,10 @@ impl Agent {
         coordination: Option<Duration>,
         now: Instant,
     ) {
-        let ours = self.traits();
+        let (ours, theirs) = (self.traits(), Traits::parse(theirs));
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let plan = strategy(&ours, &Traits::parse(theirs), session.attempt);
-        let Some(checklist) = session.checklist.as_ref().filter(|_| plan != Strategy::Plain) else { return };
+        let plan = (strategy(&ours, &theirs, session.attempt), theirs);
+        let Some(checklist) = session.checklist.as_ref() else { return };
         let observed = || checklist.pairs().iter().filter(|pair| pair.origin == Origin::Observed);
         let known =
             observed().find(|pair| Some(pair.path.socket) == link.socket).or_else(|| observed().next());
@@ -53,7 +53,7 @@ impl Agent {
             let Some(search) = &mut session.search else { return };
             match search.poll(now) {
                 None => return,
-                Some(Action::Begin(sockets)) => self.begin_search(key, sockets, now),
+                Some(Action::Silence) => self.silence(key, now),
                 Some(Action::Sample(socket)) => {
                     let link = search.link;
                     if let Some((path, payload)) = self.observing.sample(link, (key, socket), data, now) {
@@ -66,12 +66,28 @@ impl Agent {
                         self.out.probe(path, Probe::Challenge { data, nominate: false }, keys);
                     }
                 }
-                Some(Action::Hopeless) => return self.fail(key, FailureReason::Hopeless, now),
             }
         }
     }
 
-    fn begin_search(&mut self, key: Key, sockets: usize, now: Instant) {
+    /// Plain probes met silence: the strategy is followed, if what the peer was told of us, by which it chose its own
+    /// part, still holds.
+    fn silence(&mut self, key: Key, now: Instant) {
+        let ours = self.traits();
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(search) = &session.search else { return };
+        let told = session.opening.as_ref().map(|opening| opening.told);
+        let outdated = told.is_some_and(|told| !ours.acts_like(&told));
+        if strategy(&ours, &search.theirs, session.attempt) == Strategy::Hopeless {
+            self.fail(key, FailureReason::Hopeless, now);
+        } else if outdated {
+            self.fail(key, FailureReason::NatMeasured, now);
+        } else if search.strategy != Strategy::Plain {
+            self.begin_search(key, now);
+        }
+    }
+
+    fn begin_search(&mut self, key: Key, now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (Some(search), Some(flow)) = (&mut session.search, session.flow) else { return };
         let from = self.network.socket(search.from());
@@ -82,7 +98,7 @@ impl Agent {
         search.begun(now);
         self.out.counters.searches += 1;
         session.deadline = Some(now + DURATION);
-        let peer = session.peer;
+        let (peer, sockets) = (session.peer, search.sockets());
         if sockets > 0 {
             let local = from.local.ip();
             self.out.command(Command::OpenSockets { pool: Pool::Session(flow), local, count: sockets });

@@ -11,7 +11,7 @@ fn target() -> SocketAddr {
 }
 
 fn search(strategy: Strategy, now: Instant) -> Search {
-    Search::new(strategy, LinkId(1), FROM, target(), now + SILENCE, &mut StdRng::seed_from_u64(7))
+    Search::new((strategy, Traits::default()), LinkId(1), FROM, target(), now + SILENCE, &mut StdRng::seed_from_u64(7))
 }
 
 fn own(count: usize) -> Vec<SocketId> {
@@ -21,9 +21,9 @@ fn own(count: usize) -> Vec<SocketId> {
 /// Begins a search, and returns how many sockets it wants.
 fn begin(search: &mut Search, now: Instant) -> usize {
     assert_eq!(search.poll(now + SILENCE - Duration::from_nanos(1)), None, "silence first");
-    let Some(Action::Begin(sockets)) = search.poll(now + SILENCE) else { panic!("does not begin") };
+    assert_eq!(search.poll(now + SILENCE), Some(Action::Silence));
     search.begun(now + SILENCE);
-    sockets
+    search.sockets()
 }
 
 /// Every shot and when it leaves.
@@ -163,10 +163,12 @@ fn searches_are_bounded_in_all_and_towards_one_address() {
 }
 
 #[test]
-fn a_hopeless_pair_waits_for_plain_probes_and_no_longer() {
-    let now = Instant::now();
-    let mut search = search(Strategy::Hopeless, now);
-    assert_eq!(search.poll(now), None);
-    assert_eq!(search.poll(now + SILENCE), Some(Action::Hopeless));
-    assert_eq!(search.next_due(), None);
+fn plain_and_hopeless_pairs_are_told_of_the_silence_once() {
+    for strategy in [Strategy::Hopeless, Strategy::Plain] {
+        let now = Instant::now();
+        let mut search = search(strategy, now);
+        assert_eq!(search.poll(now), None);
+        assert_eq!(search.poll(now + SILENCE), Some(Action::Silence));
+        assert_eq!(search.next_due(), None);
+    }
 }
