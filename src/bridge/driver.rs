@@ -242,6 +242,7 @@ impl Driver {
             self.path.send_probe(transmit.path, &transmit.payload);
         }
         while let Some(command) = self.agent.poll_command() {
+            tracing::trace!(?command, "path layer");
             self.path.execute(command);
         }
         while let Some((link, frame)) = self.agent.poll_frame() {
@@ -264,6 +265,7 @@ impl Driver {
     }
 
     fn report(&mut self, event: Event) {
+        tracing::trace!(?event, "agent");
         let failure = match &event {
             Event::Failed { peer, reason, .. } => Some((*peer, *reason)),
             _ => None,

@@ -61,14 +61,13 @@ impl Agent {
         let flow = self.new_flow();
         let secret = ProbeSecret::new(self.rng.random());
         let Some(session) = self.sessions.get_mut(key) else { return };
-        session.opening =
-            Some(Box::new(Opening {
-                secret,
-                first_flight: Vec::new(),
-                asked: Vec::new(),
-                asked_at: None,
-                told: Traits::default(),
-            }));
+        session.opening = Some(Box::new(Opening {
+            secret,
+            first_flight: Vec::new(),
+            asked: Vec::new(),
+            asked_at: None,
+            told: Traits::default(),
+        }));
         let (peer, rtt) = (session.peer, session.rtt);
         self.sessions.set_flow(key, Some(flow));
         self.out.command(Command::Connect { flow, peer, rtt });

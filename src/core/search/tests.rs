@@ -11,7 +11,14 @@ fn target() -> SocketAddr {
 }
 
 fn search(strategy: Strategy, now: Instant) -> Search {
-    Search::new((strategy, Traits::default()), LinkId(1), FROM, target(), now + SILENCE, &mut StdRng::seed_from_u64(7))
+    Search::new(
+        (strategy, Traits::default()),
+        LinkId(1),
+        FROM,
+        target(),
+        now + SILENCE,
+        &mut StdRng::seed_from_u64(7),
+    )
 }
 
 fn own(count: usize) -> Vec<SocketId> {

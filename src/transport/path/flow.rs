@@ -150,8 +150,12 @@ impl Flow {
     /// One with the ID that the peer chose for its first flight would not do: it may be that flight once more, sent
     /// because ours was lost.
     pub(super) fn hear(&self) {
-        if !self.heard.load(Relaxed) {
-            self.heard.store(true, Relaxed);
+        if self.heard.load(Relaxed) || self.heard.swap(true, Relaxed) {
+            return;
+        }
+        let is_client = self.original_dcid.is_none();
+        if is_client {
+            lock(&self.state).paths.answered();
         }
     }
 

@@ -92,6 +92,14 @@ impl<S: Clone> Paths<S> {
         self.stash.clone()
     }
 
+    /// The peer has answered the client's first flight: that, and what quinn repeated of it meanwhile, is of no more use,
+    /// and must neither take the place nor the budget of the handshake that follows.
+    pub(super) fn answered(&mut self) {
+        self.stash.clear();
+        self.sent = 0;
+        self.entries.iter_mut().for_each(|entry| entry.sent = 0);
+    }
+
     /// Keeps the last datagram of what quinn sends: the one that is sent again when a path is selected.
     ///
     /// One is enough. Its acknowledgement tells quinn that whatever it sent before on a dead path is lost, without waiting
@@ -285,6 +293,19 @@ mod tests {
 
     fn firsts(datagrams: Option<Vec<Bytes>>) -> Option<Vec<u8>> {
         datagrams.map(|datagrams| datagrams.iter().map(|datagram| datagram[0]).collect())
+    }
+
+    #[test]
+    fn what_follows_an_answer_takes_the_place_and_the_budget_of_what_was_answered() {
+        let (mut paths, mut wire) = (Paths::default(), Wire::default());
+        assert_eq!(paths.hold(&datagrams(&[1, 1, 1, 1], 100), 100, wire.send()), 0);
+        paths.admit(target(0)).unwrap();
+        paths.answered();
+        assert!(paths.credit(&target(0).path, 250, wire.send()));
+        assert_eq!(wire.take(), []);
+        assert_eq!(paths.hold(&datagrams(&[2, 3, 4], 100), 100, wire.send()), 0);
+        assert_eq!(wire.take(), [(0, 2), (0, 3)]);
+        assert_eq!(firsts(paths.select(target(0), true)), Some(vec![4]), "what found no budget");
     }
 
     #[test]
