@@ -25,11 +25,18 @@ use super::{
     shared::Shared,
     socket::SessionSocket,
 };
-use crate::core::Path;
+use crate::{core::Path, transport::time::Delay};
 
 /// How long a flow keeps its paths when its connection is over, so that the `CONNECTION_CLOSE` and the answers to what the
 /// peer still sends go out. RFC 9000 §10.2 wants three PTO; this is that for an RTT of some 300 ms.
 pub(super) const LINGER: Duration = Duration::from_secs(3);
+/// When a client sends the end of its handshake again, each after the one before. The first is beyond most round trips.
+const REPEATS: [Duration; 4] = [
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_millis(1_000),
+    Duration::from_millis(2_000),
+];
 /// quinn wants a name; the sessions' TLS pins the key instead.
 const SERVER_NAME: &str = "l";
 
@@ -167,10 +174,28 @@ impl Supervisor {
         let guard = FlowGuard { flow: self.flow.clone(), reported: None, _layer: layer };
         let notice = PathNotice::Established { flow: self.flow.id, connection: connection.clone(), guard };
         self.notify(notice).await;
-        if self.unless_closed(self.flow.released.notified()).await.is_err() {
+        let released = pin!(self.unless_closed(self.flow.released.notified()));
+        let released = match select(released, pin!(self.repeat())).await {
+            Either::Left((released, _)) => released,
+            Either::Right(((), released)) => released.await,
+        };
+        if released.is_err() {
             connection.close(0u32.into(), b"");
             self.flow.released.notified().await;
         }
+    }
+
+    /// Sees to it that the server has the end of the client's handshake. quinn takes the time since the first flight for
+    /// the round-trip time, and that one was on its way until the path was found: a lost datagram would be missed for
+    /// twice as long again, and more.
+    async fn repeat(&self) {
+        for after in REPEATS {
+            Delay::new(&*self.shared.runtime, after).await;
+            if !self.flow.repeat(&self.shared.counters) {
+                return;
+            }
+        }
+        self.flow.settle();
     }
 
     async fn unless_closed<F: Future>(&self, future: F) -> Result<F::Output, PathError> {

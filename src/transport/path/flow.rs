@@ -95,6 +95,8 @@ pub(super) struct Flow {
     is_blocked: AtomicBool,
     /// A path is selected.
     has_path: AtomicBool,
+    /// Nothing is kept that could be sent again.
+    is_settled: AtomicBool,
     state: Mutex<State>,
     /// The connection's driver, waiting to send.
     pub(super) unblocked: AtomicWaker,
@@ -119,6 +121,7 @@ impl Flow {
             heard: AtomicBool::new(false),
             is_blocked: AtomicBool::new(false),
             has_path: AtomicBool::new(false),
+            is_settled: AtomicBool::new(false),
             state: Mutex::default(),
             unblocked: AtomicWaker::new(),
             moved: AtomicWaker::new(),
@@ -198,15 +201,38 @@ impl Flow {
         result
     }
 
-    /// A QUIC packet of `len` bytes came on `path`: until a path is selected, three times as much may go back.
-    pub(super) fn received(&self, path: &Path, len: usize, counters: &Counters) {
+    /// QUIC packets came on `path`: until a path is selected, three times as many bytes may go back.
+    pub(super) fn received(&self, path: &Path, packets: &[u8], counters: &Counters) {
         if self.has_path.load(Relaxed) {
+            if !self.is_settled.load(Relaxed) {
+                self.came(packets);
+            }
             return;
         }
-        let budget = AMPLIFICATION_LIMIT.saturating_mul(len);
+        let budget = AMPLIFICATION_LIMIT.saturating_mul(packets.len());
         if lock(&self.state).paths.credit(path, budget, within_budget(counters)) {
             self.moved.wake();
         }
+    }
+
+    fn came(&self, packets: &[u8]) {
+        let mut state = lock(&self.state);
+        if packets.first().is_some_and(|first| first & 0x80 == 0) {
+            state.paths.short_header();
+        }
+        self.is_settled.store(state.paths.is_settled(), Relaxed);
+    }
+
+    /// Sends the end of the client's handshake again; `false` if that is of no use any more.
+    pub(super) fn repeat(&self, counters: &Counters) -> bool {
+        let state = lock(&self.state);
+        let Some(again) = state.paths.unconfirmed() else { return false };
+        let target = state.paths.selected().cloned();
+        drop(state);
+        if let Some(target) = target {
+            send_again(&target, &again, counters);
+        }
+        true
     }
 
     pub(super) fn select(&self, target: FlowTarget, counters: &Counters) {
@@ -219,11 +245,7 @@ impl Flow {
         };
         self.unblocked.wake();
         self.moved.wake();
-        for datagram in again {
-            if send_one(&target.socket, target.path.remote, &datagram).is_err() {
-                count(&counters.send_errors, 1);
-            }
-        }
+        send_again(&target, &again, counters);
     }
 
     pub(super) fn forget(&self, path: &Path) -> bool {
@@ -351,6 +373,14 @@ impl Flow {
     /// The socket that blocked is writable, or has failed and will say so when written to.
     pub(super) fn writable(&self) {
         self.unblock(&mut lock(&self.state));
+    }
+}
+
+fn send_again(target: &FlowTarget, datagrams: &[Bytes], counters: &Counters) {
+    for datagram in datagrams {
+        if send_one(&target.socket, target.path.remote, datagram).is_err() {
+            count(&counters.send_errors, 1);
+        }
     }
 }
 

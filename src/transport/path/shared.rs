@@ -214,7 +214,7 @@ impl Shared {
                             Whose::Any => flows,
                         };
                         for flow in flows {
-                            flow.received(&path, data.len(), &self.counters);
+                            flow.received(&path, data, &self.counters);
                             let taken = self.queue.push(virtual_address(flow.id), data, stride, ecn);
                             let counters = &self.counters;
                             count(

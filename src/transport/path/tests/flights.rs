@@ -118,6 +118,27 @@ async fn a_lost_server_flight_is_sent_again_on_selection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_lost_end_of_the_handshake_is_sent_again_soon_however_late_the_path_was_found() {
+    let net = Net::new();
+    let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    let (ours, theirs) = (a.bindings[0].1.address, b.bindings[0].1.address);
+    a.offer(&b, FLOW).await;
+    a.admit(FLOW, a.path(0, &b, 0));
+    b.admit(FLOW, b.path(0, &a, 0));
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    a.select(FLOW, a.path(0, &b, 0));
+    b.select(FLOW, b.path(0, &a, 0));
+    tokio::time::sleep(DELAY / 2).await;
+    net.cut(ours, theirs);
+    let _held = a.established().await;
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    net.mend(ours, theirs);
+    let start = Instant::now();
+    b.established().await;
+    assert!(start.elapsed() < Duration::from_millis(250) + 2 * DELAY, "{:?}", start.elapsed());
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_first_flight_that_the_coordinator_lost_is_sent_on_selection() {
     let net = Net::new();
     let mut a = Node::new(&net, &["192.0.2.1:10"]);
