@@ -94,6 +94,8 @@ pub(crate) struct Session {
     pub(crate) answers: TokenBucket,
     /// The shortest that was measured in an earlier attempt.
     pub(crate) rtt: Option<Duration>,
+    /// What the sides said of their NATs in the last round, ours first.
+    pub(crate) traits: Option<(Traits, Traits)>,
     /// What follows if plain probes meet silence.
     pub(crate) search: Option<Box<Search>>,
     /// Sockets that were opened for the search and are still open.
@@ -123,6 +125,7 @@ impl Session {
             known: None,
             answers: TokenBucket::default(),
             rtt: None,
+            traits: None,
             search: None,
             sockets: Vec::new(),
             keys: None,
