@@ -160,6 +160,18 @@ impl Checklist {
         }
     }
 
+    /// Whether a path is selected of which it is not known whether it still works.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        let selected = self.selected.and_then(|path| self.get(path));
+        selected.is_some_and(|pair| pair.state != State::Succeeded)
+    }
+
+    /// Probes those pairs anew that lead to `remote` and have failed.
+    pub(crate) fn revive(&mut self, remote: SocketAddr, now: Instant) {
+        let failed = |pair: &&mut Pair| pair.path.remote == remote && pair.state == State::Failed;
+        self.pairs.iter_mut().filter(failed).for_each(|pair| pair.restart(now));
+    }
+
     /// Whether nothing is left to probe.
     pub(crate) fn is_idle(&self) -> bool {
         self.next_due().is_none()

@@ -14,7 +14,10 @@ use sha2::{Digest, Sha256};
 use super::{
     LinkId, SessionId,
     candidate::Candidate,
-    frame::{Frame, MAX_FRAME_CANDIDATES, PunchAnswer, PunchMeNow, PunchWindow, Registration, RejectReason},
+    frame::{
+        Frame, MAX_FRAME_CANDIDATES, PunchAnswer, PunchMeNow, PunchMoved, PunchWindow, Registration,
+        RejectReason,
+    },
     limits::{Rate, Recent, TokenBucket},
     links::{Link, Links},
     observer::OBSERVE_RATE,
@@ -337,6 +340,25 @@ impl Coordinator {
         }
         window.peer = from;
         out.frame(receiver, Frame::PunchWindow(window));
+    }
+
+    /// Passes on where a peer has moved, to another that is registered; they have a session, or the receiver refuses it.
+    pub(crate) fn moved(&mut self, link: &Link, mut moved: Box<PunchMoved>, now: Instant, out: &mut Outbox) {
+        if !self.active {
+            return out.refuse_frame();
+        }
+        if !self.clients.entry(link.peer).or_default().allowance.punch.take(PUNCH_RATE, now) {
+            return out.cap_hit();
+        }
+        // Peers ask all their coordinators, of which one at least should know the other.
+        let receiver = self.registry.get(&moved.peer).filter(|entry| entry.expires > now);
+        if let Some(receiver) = receiver.map(|entry| entry.link) {
+            moved.peer = link.peer;
+            out.counters.requests_forwarded += 1;
+            out.frame(receiver, Frame::PunchMoved(moved));
+        } else {
+            out.counters.requests_rejected += 1;
+        }
     }
 
     /// Brings a responder's `PUNCH_REJECTED` back to the initiator, if we passed the request on; `false` if not.

@@ -92,6 +92,8 @@ pub(crate) struct Session {
     pub(crate) known: Option<Box<Known>>,
     /// For the answers to the peer's challenges.
     pub(crate) answers: TokenBucket,
+    /// For the peer's words that it moved.
+    pub(crate) moves: TokenBucket,
     /// The shortest that was measured in an earlier attempt.
     pub(crate) rtt: Option<Duration>,
     /// What the sides said of their NATs in the last round, ours first.
@@ -124,6 +126,7 @@ impl Session {
             checklist: None,
             known: None,
             answers: TokenBucket::default(),
+            moves: TokenBucket::default(),
             rtt: None,
             traits: None,
             search: None,

@@ -119,6 +119,11 @@ impl Agent {
                     self.coordinator.window(&link, window, now, &mut self.out);
                 }
             }
+            Frame::PunchMoved(moved) => {
+                if !self.peer_moved(&link, &moved, now) {
+                    self.coordinator.moved(&link, moved, now, &mut self.out);
+                }
+            }
             Frame::PunchRejected { session, round, reason } => {
                 let request = (session, round);
                 if !self.punch_rejected(&link.peer, request, reason, now)
@@ -165,6 +170,7 @@ impl Agent {
                 self.out.event(Event::Observed { observer, socket, address });
                 self.refresh_candidates(now);
                 self.report_views();
+                self.tell_moved();
             }
         }
     }

@@ -12,6 +12,7 @@
 mod control;
 mod initiator;
 mod lifecycle;
+mod moving;
 mod observing;
 mod probing;
 mod responder;

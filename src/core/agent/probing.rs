@@ -199,7 +199,7 @@ impl Agent {
     }
 
     /// Gives a connected session that idled its checklist back.
-    fn wake(&mut self, key: Key, now: Instant) {
+    pub(super) fn wake(&mut self, key: Key, now: Instant) {
         let (burst, max_pairs) = (self.settings.max_concurrent_attempts, self.settings.max_pairs());
         if let Some(session) = self.sessions.get_mut(key)
             && let Some(known) = session.known.take()
@@ -254,7 +254,7 @@ impl Agent {
     }
 
     /// Adds the pairs that are missing from a checklist; of two sockets `first` comes first.
-    fn extend_checklist(&mut self, key: Key, first: Option<SocketId>, now: Instant) {
+    pub(super) fn extend_checklist(&mut self, key: Key, first: Option<SocketId>, now: Instant) {
         let max_pairs = self.settings.max_pairs();
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (flow, role) = (session.flow, session.role);

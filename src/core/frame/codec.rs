@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{
-    DecodeError, Frame, ObserverOffer, PunchRequest, PunchWindow, Registration, RejectReason,
+    DecodeError, Frame, ObserverOffer, PunchMoved, PunchRequest, PunchWindow, Registration, RejectReason,
     decode::decode_body,
     wire::{is_v6, peek_varint, put_address, put_bytes, put_varint},
 };
@@ -54,6 +54,7 @@ pub(super) const OBSERVER: u64 = 0x3d7e9d;
 pub(super) const PROBE_OBSERVED_V4: u64 = 0x3d7e9e;
 pub(super) const PROBE_OBSERVED_V6: u64 = 0x3d7e9f;
 pub(super) const PUNCH_WINDOW: u64 = 0x3d7ea0;
+pub(super) const PUNCH_MOVED: u64 = 0x3d7ea8;
 
 pub(super) const FAMILY_V4: u64 = 4;
 pub(super) const FAMILY_V6: u64 = 6;
@@ -156,6 +157,7 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_address(out, *address);
         }
         Frame::PunchWindow(window) => put_window(out, window),
+        Frame::PunchMoved(moved) => put_moved(out, moved),
     }
 }
 
@@ -176,6 +178,14 @@ fn put_window(out: &mut BytesMut, window: &PunchWindow) {
     out.put_u16(window.port);
     out.put_u16(window.step);
     out.put_slice(&window.authenticator);
+}
+
+fn put_moved(out: &mut BytesMut, moved: &PunchMoved) {
+    put_varint(out, PUNCH_MOVED);
+    put_bytes(out, &moved.peer.to_bytes(), MAX_PEER_ID_LEN);
+    out.put_slice(&moved.session.0);
+    put_candidates(out, moved.candidates.iter());
+    out.put_slice(&moved.authenticator);
 }
 
 /// The NAT report that ends a frame; nothing if there is none.

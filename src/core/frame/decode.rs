@@ -6,8 +6,8 @@ use bytes::Bytes;
 use libp2p_identity::PeerId;
 
 use super::{
-    DecodeError, Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchRequest, PunchWindow, Registration,
-    RejectReason, codec::*, wire::Reader,
+    DecodeError, Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest, PunchWindow,
+    Registration, RejectReason, codec::*, wire::Reader,
 };
 use crate::core::{
     SessionId,
@@ -70,14 +70,8 @@ pub(super) fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
             data: r.array("data")?,
             address: r.address("observed address", frame_type == PROBE_OBSERVED_V6)?,
         },
-        PUNCH_WINDOW => Frame::PunchWindow(Box::new(PunchWindow {
-            peer: peer_id(r, "peer")?,
-            session: SessionId(r.array("session")?),
-            round: r.u32("round")?,
-            port: nonzero(r, "port")?,
-            step: nonzero(r, "step")?,
-            authenticator: r.array("authenticator")?,
-        })),
+        PUNCH_WINDOW => Frame::PunchWindow(Box::new(window(r)?)),
+        PUNCH_MOVED => Frame::PunchMoved(Box::new(moved(r)?)),
         _ => return Ok(None),
     };
     match r.remaining() {
@@ -131,6 +125,26 @@ fn request(r: &mut Reader<'_>) -> Result<PunchRequest, DecodeError> {
         candidates: candidates(r)?,
         first_flight: first_flight(r)?,
         nat: Bytes::new(),
+    })
+}
+
+fn window(r: &mut Reader<'_>) -> Result<PunchWindow, DecodeError> {
+    Ok(PunchWindow {
+        peer: peer_id(r, "peer")?,
+        session: SessionId(r.array("session")?),
+        round: r.u32("round")?,
+        port: nonzero(r, "port")?,
+        step: nonzero(r, "step")?,
+        authenticator: r.array("authenticator")?,
+    })
+}
+
+fn moved(r: &mut Reader<'_>) -> Result<PunchMoved, DecodeError> {
+    Ok(PunchMoved {
+        peer: peer_id(r, "peer")?,
+        session: SessionId(r.array("session")?),
+        candidates: candidates(r)?,
+        authenticator: r.array("authenticator")?,
     })
 }
 

@@ -81,6 +81,8 @@ pub enum Frame {
     },
     /// One peer of a session to the other, through the coordinator: my NAT has just given this port.
     PunchWindow(Box<PunchWindow>),
+    /// One peer of a connected session to the other, through a coordinator: I am here now.
+    PunchMoved(Box<PunchMoved>),
 }
 
 /// Further ports of a coordinator that tell a client its address.
@@ -107,6 +109,20 @@ pub struct PunchWindow {
     pub port: u16,
     /// From one mapping to the next; not 0.
     pub step: u16,
+    /// By the probe keys of the session, so that the coordinator cannot make it up.
+    pub authenticator: [u8; 16],
+}
+
+/// Where one peer of a connected session is now that its address has changed: the other must send there before its own NAT
+/// lets anything in from there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PunchMoved {
+    /// To the coordinator: the peer that it is for. From the coordinator: the peer that it is from.
+    pub peer: PeerId,
+    /// The session.
+    pub session: SessionId,
+    /// Where the sender may be reached.
+    pub candidates: Vec<Candidate>,
     /// By the probe keys of the session, so that the coordinator cannot make it up.
     pub authenticator: [u8; 16],
 }
