@@ -59,7 +59,7 @@ pub enum Command {
         budget: usize,
     },
     /// `path` is validated and from now on carries what QUIC sends. What was held back is sent now; if
-    /// nothing was heard yet, the first flight is sent again.
+    /// nothing was heard yet, the first flight is sent again. If it was selected already, it works again after it did not.
     Select {
         /// The flow.
         flow: FlowId,

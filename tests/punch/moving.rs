@@ -139,7 +139,7 @@ fn move_second(hosts: &[Arc<Host>; 3]) {
 fn a_session_moves_with_its_initiator_under_a_transfer() {
     for other in OPEN {
         let stall = stall([Site::EIM_APDF, other], move_first);
-        assert!(stall <= PATIENCE, "{other:?}: {stall:?}");
+println!("STALL {stall:?}");        assert!(stall <= PATIENCE, "{other:?}: {stall:?}");
     }
 }
 
@@ -147,7 +147,7 @@ fn a_session_moves_with_its_initiator_under_a_transfer() {
 fn a_session_moves_with_its_responder_under_a_transfer() {
     for other in OPEN {
         let stall = stall([other, Site::EIM_APDF], move_second);
-        assert!(stall <= PATIENCE, "{other:?}: {stall:?}");
+println!("STALL {stall:?}");        assert!(stall <= PATIENCE, "{other:?}: {stall:?}");
     }
 }
 
@@ -155,7 +155,7 @@ fn a_session_moves_with_its_responder_under_a_transfer() {
 fn a_session_between_two_filters_moves_with_a_coordinators_help() {
     for change in [move_first, move_second] {
         let stall = stall([Site::EIM_APDF, Site::EIM_APDF], change);
-        assert!(stall <= TOLD_PATIENCE, "{stall:?}");
+println!("STALL {stall:?}");        assert!(stall <= TOLD_PATIENCE, "{stall:?}");
     }
 }
 

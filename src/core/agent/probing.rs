@@ -115,7 +115,15 @@ impl Agent {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let peer = session.peer;
         let Some(checklist) = &mut session.checklist else { return };
+        let in_doubt = checklist.is_in_doubt();
         let Some((rtt, first)) = checklist.on_response(path, data, now) else { return };
+        if in_doubt
+            && !checklist.is_in_doubt()
+            && let Some(flow) = session.flow
+        {
+            // The selected path works again, and what QUIC sent meanwhile is lost.
+            self.out.command(Command::Select { flow, path });
+        }
         self.validating(key, now);
         if first {
             self.out.event(Event::PathValidated { peer, path, rtt });

@@ -239,7 +239,7 @@ impl Flow {
         let again = {
             let mut state = lock(&self.state);
             self.has_path.store(true, Relaxed);
-            let Some(again) = state.paths.select(target.clone(), self.heard.load(Relaxed)) else { return };
+            let again = state.paths.select(target.clone(), self.heard.load(Relaxed));
             self.unblock(&mut state);
             again
         };

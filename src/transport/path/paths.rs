@@ -202,10 +202,11 @@ impl<S: Clone> Paths<S> {
     }
 
     /// Makes a path the selected one, and returns what is to be sent on it now: everything that is kept if nothing was
-    /// `heard`, else what was kept and never sent, and the last datagram. `None` if it was selected already.
-    pub(super) fn select(&mut self, target: Target<S>, heard: bool) -> Option<Vec<Bytes>> {
+    /// `heard`, else what was kept and never sent, and the last datagram. For one that was selected already, and works again,
+    /// that is the last datagram.
+    pub(super) fn select(&mut self, target: Target<S>, heard: bool) -> Vec<Bytes> {
         if self.selected.as_ref().is_some_and(|selected| selected.path == target.path) {
-            return None;
+            return self.last().filter(|_| self.settled).into_iter().collect();
         }
         for entry in &mut self.entries {
             (entry.budget, entry.permitted) = (0, 0);
@@ -223,13 +224,13 @@ impl<S: Clone> Paths<S> {
         if heard && !self.answered {
             self.settle();
         }
-        if (heard || self.settled)
-            && !self.last.is_empty()
-            && !again.iter().any(|datagram| *datagram == self.last)
-        {
-            again.push(Bytes::copy_from_slice(&self.last));
-        }
-        Some(again)
+        let last = self.last().filter(|last| (heard || self.settled) && !again.contains(last));
+        again.extend(last);
+        again
+    }
+
+    fn last(&self) -> Option<Bytes> {
+        (!self.last.is_empty()).then(|| Bytes::copy_from_slice(&self.last))
     }
 
     /// Forgets a path; whether it was admitted.
