@@ -119,11 +119,10 @@ fn stall(sites: [Site; 2], change: impl FnOnce(&[Arc<Host>; 3])) -> Duration {
     })
 }
 
-/// One and a half round trips until the other side has validated the new path, and what was lost on the old one is sent
-/// again after a probe time-out.
-const PATIENCE: Duration = RTT.saturating_mul(4);
-/// As before, and one and a half round trips over the coordinator.
-const TOLD_PATIENCE: Duration = RTT.saturating_mul(12);
+/// One and a half round trips until the other side has validated the new path.
+const PATIENCE: Duration = RTT.saturating_mul(2);
+/// As before, and more over the coordinator; what QUIC misses meanwhile waits for its probe time-out.
+const TOLD_PATIENCE: Duration = RTT.saturating_mul(8);
 /// NATs that let in whom their host has not written to yet, or a host that has none.
 const OPEN: [Site; 2] = [Site::Public, Site::EIM_EIF];
 
@@ -139,7 +138,7 @@ fn move_second(hosts: &[Arc<Host>; 3]) {
 fn a_session_moves_with_its_initiator_under_a_transfer() {
     for other in OPEN {
         let stall = stall([Site::EIM_APDF, other], move_first);
-println!("STALL {stall:?}");        assert!(stall <= PATIENCE, "{other:?}: {stall:?}");
+        assert!(stall <= PATIENCE, "{other:?}: {stall:?}");
     }
 }
 
@@ -147,7 +146,7 @@ println!("STALL {stall:?}");        assert!(stall <= PATIENCE, "{other:?}: {stal
 fn a_session_moves_with_its_responder_under_a_transfer() {
     for other in OPEN {
         let stall = stall([other, Site::EIM_APDF], move_second);
-println!("STALL {stall:?}");        assert!(stall <= PATIENCE, "{other:?}: {stall:?}");
+        assert!(stall <= PATIENCE, "{other:?}: {stall:?}");
     }
 }
 
@@ -155,7 +154,7 @@ println!("STALL {stall:?}");        assert!(stall <= PATIENCE, "{other:?}: {stal
 fn a_session_between_two_filters_moves_with_a_coordinators_help() {
     for change in [move_first, move_second] {
         let stall = stall([Site::EIM_APDF, Site::EIM_APDF], change);
-println!("STALL {stall:?}");        assert!(stall <= TOLD_PATIENCE, "{stall:?}");
+        assert!(stall <= TOLD_PATIENCE, "{stall:?}");
     }
 }
 
