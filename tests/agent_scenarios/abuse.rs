@@ -425,3 +425,54 @@ fn a_response_on_another_path_than_its_challenge_validates_nothing() {
     world.divert = None;
     assert_eq!(validated(&world), 0);
 }
+
+#[test]
+fn observations_without_end_are_looked_at_five_times_and_then_once_a_second() {
+    let (mut world, a, _, c) = triangle();
+    let (link, coordinator) = (*world.nodes[a].links.keys().next().unwrap(), world.nodes[c].peer);
+    world.run_for(ms(10_000));
+    let observed = |world: &World| {
+        world.nodes[a].events.iter().filter(|(_, event)| matches!(event, Event::Observed { .. })).count()
+    };
+    let mut sequence = 100;
+    let mut flood = |world: &mut World| {
+        let before = observed(world);
+        for _ in 0..50 {
+            sequence += 1;
+            let address = at(&format!("203.0.113.1:{}", 1000 + sequence));
+            let frame = Frame::ObservedAddress { sequence, address };
+            world.input(a, |agent, now| agent.handle_frame(link, frame, now));
+        }
+        observed(world) - before
+    };
+    let before = world.nodes[a].agent.counters();
+    assert_eq!(flood(&mut world), 5);
+    let after = world.nodes[a].agent.counters();
+    assert_eq!((after.caps_hit - before.caps_hit, after.frames_refused - before.frames_refused), (45, 45));
+    world.now += ms(2000);
+    assert_eq!(flood(&mut world), 2);
+    // A control stream that is opened again gives no more.
+    world.input(a, |agent, now| agent.handle_link_down(link, now));
+    let (ends, socket) = (Some(at("198.51.100.1:4001")), Some(SOCKET));
+    world.input(a, |agent, now| agent.handle_link_up(link, coordinator, ends, socket, now));
+    assert_eq!(flood(&mut world), 0);
+}
+
+#[test]
+fn initiators_that_ask_again_and_again_do_not_silence_others_at_the_same_coordinator() {
+    let (mut world, _, b, _) = triangle();
+    let link = *world.nodes[b].links.keys().next().unwrap();
+    let ask = |world: &mut World, seed, session| {
+        let before = world.nodes[b].agent.counters().attempts;
+        let frame = Attacker::new(seed).request(world, b, session, vec![]);
+        world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+        world.nodes[b].agent.counters().attempts - before
+    };
+    let two: u64 = (0..250).map(|session| ask(&mut world, 100 + session % 2, session)).sum();
+    assert_eq!(two, 20, "ten of each");
+    let forty: u64 = (0..240).map(|n| ask(&mut world, 110 + n % 40, n / 40)).sum();
+    assert_eq!(forty, 130, "what is left of two hundred, but fifty");
+    assert_eq!(ask(&mut world, 180, 1), 1, "who has not asked before is heard");
+    world.run_for(ms(20_000));
+    world.assert_nothing_left(b);
+}
