@@ -68,7 +68,7 @@ pub struct PathCounters {
     pub sends_blocked: u64,
     /// Flows refused because there were too many.
     pub flows_refused: u64,
-    /// Paths refused because the flow, or the pair of addresses, had too many.
+    /// Paths refused or taken away because the flow, or the pair of addresses, had too many.
     pub paths_refused: u64,
     /// Commands that named a flow or a socket that is not there, or a flow that is there already.
     pub commands_ignored: u64,

@@ -7,7 +7,7 @@
 pub mod agent;
 mod backoff;
 pub mod candidate;
-mod checklist;
+pub(crate) mod checklist;
 pub mod command;
 mod coordinator;
 pub mod counters;

@@ -1,6 +1,6 @@
 //! Coordinators and peers that mean harm: they can make an attempt fail, and nothing else.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc};
+use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr, rc::Rc};
 
 use bytes::Bytes;
 use libp2p_identity::Keypair;
@@ -475,4 +475,35 @@ fn initiators_that_ask_again_and_again_do_not_silence_others_at_the_same_coordin
     assert_eq!(ask(&mut world, 180, 1), 1, "who has not asked before is heard");
     world.run_for(ms(20_000));
     world.assert_nothing_left(b);
+}
+
+#[test]
+fn a_session_has_no_more_pairs_than_its_flow_may_have_paths() {
+    let (mut world, _, b, _) = triangle_of(&Config { max_candidates: 256, ..client() });
+    let link = *world.nodes[b].links.keys().next().unwrap();
+    let candidates: Vec<_> = (0..256).map(|i| candidate(i, &format!("192.0.2.1:{}", 1000 + i))).collect();
+    let frame = Attacker::new(99).request(&world, b, 1, candidates);
+    world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+    world.run_for(ms(4_000));
+    let admitted = world.nodes[b].commands.iter().filter(|(_, c)| matches!(c, Command::Admit { .. }));
+    assert_eq!(admitted.count(), 56);
+    let probed: BTreeSet<_> = world.nodes[b].probes.iter().map(|(_, path)| *path).collect();
+    assert!(probed.len() <= 56, "what QUIC could not use is not probed: {}", probed.len());
+    world.run_for(ms(20_000));
+    world.assert_nothing_left(b);
+}
+
+#[test]
+fn a_path_is_admitted_anew_when_the_peer_is_first_heard_there() {
+    let (mut world, a, b, _) = triangle();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1000));
+    for (node, other) in [(a, b), (b, a)] {
+        let admitted = world.nodes[node].commands.iter().filter_map(|(_, command)| match command {
+            Command::Admit { path, heard, .. } => Some((path.remote, *heard)),
+            _ => None,
+        });
+        let outer = world.outer(other);
+        assert_eq!(admitted.collect::<Vec<_>>(), [(outer, false), (outer, true)]);
+    }
 }

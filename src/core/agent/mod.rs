@@ -28,6 +28,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 pub use super::outbox::Transmit;
 use super::{
     FlowId, LinkId, SocketId,
+    checklist::MAX_FORMED,
     command::Command,
     coordinator::Coordinator,
     counters::Counters,
@@ -283,9 +284,9 @@ impl Settings {
     }
 
     /// Pairs of one checklist that the peer's candidates and our sockets may form: an IPv4 and an IPv6 listener, or two
-    /// interfaces, times the candidates.
+    /// interfaces, times the candidates, as far as there is room.
     fn max_pairs(&self) -> usize {
-        2 * self.max_candidates
+        (2 * self.max_candidates).min(MAX_FORMED)
     }
 }
 
