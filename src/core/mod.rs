@@ -27,6 +27,8 @@ mod search;
 mod session;
 pub mod strategy;
 mod targets;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, net::SocketAddr};
 

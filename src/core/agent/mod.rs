@@ -46,6 +46,8 @@ use super::{
 };
 use crate::config::{Config, PhaseTimeouts, Role};
 use responder::Gate;
+#[cfg(test)]
+pub(crate) use responder::{COORDINATOR_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, NEWCOMERS};
 
 /// Sessions of one agent, connected ones included.
 pub const MAX_SESSIONS: usize = 65_536;

@@ -18,9 +18,9 @@ use crate::core::{
 };
 
 /// Sessions under way that others asked for.
-const MAX_RESPONDING: usize = 1024;
+pub(crate) const MAX_RESPONDING: usize = 1024;
 /// Connections that one peer may have from sessions that it asked for, and ask for another.
-const MAX_CONNECTED_TO_ONE: usize = 4;
+pub(crate) const MAX_CONNECTED_TO_ONE: usize = 4;
 /// Requests that one coordinator may pass to us. Each costs a signature check, about 50 µs.
 pub(crate) const COORDINATOR_RATE: Rate = Rate { interval: Duration::from_millis(10), burst: 200 };
 /// What of that is left for initiators that have not asked through this coordinator for five seconds, so that those who ask

@@ -223,6 +223,13 @@ mod tests {
     }
 
     #[test]
+    fn the_document_gives_the_number_of_places() {
+        let row =
+            format!("| flows that take QUIC packets from one address at one socket | {MAX_FLOWS_PER_PATH} |");
+        assert!(include_str!("../../../docs/protocol.md").contains(&row));
+    }
+
+    #[test]
     fn flows_of_a_path_are_bounded_and_the_better_claim_gets_the_place() {
         let mut table = Table::default();
         let mut route = |to: u16, n: u64, claim| {
