@@ -49,6 +49,9 @@ const PORTS: u32 = 65_536 - FIRST_PORT;
 
 /// Searches at once, over all sessions.
 pub(crate) const MAX_SEARCHES: usize = 16;
+/// Sockets that all searches may have open at once: two sprays, or as many windows as there are searches. A search that
+/// would need more does not begin, and its attempt goes on with plain probes; each socket is a file descriptor of the process.
+pub(crate) const MAX_SEARCH_SOCKETS: usize = 2 * SPRAY_SOCKETS;
 /// Searches towards one IP address.
 pub(crate) const TARGET_RATE: Rate = Rate { interval: Duration::from_secs(10), burst: 4 };
 /// Addresses whose rate is remembered.
@@ -59,20 +62,24 @@ const TARGET_MEMORY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Gate {
     running: usize,
+    sockets: usize,
     targets: Recent<IpAddr, TokenBucket>,
 }
 
 impl Gate {
     pub(crate) fn new() -> Self {
-        Self { running: 0, targets: Recent::new(MAX_TARGETS, TARGET_MEMORY) }
+        Self { running: 0, sockets: 0, targets: Recent::new(MAX_TARGETS, TARGET_MEMORY) }
     }
 
-    /// Whether a search towards `target` may begin.
-    pub(crate) fn admit(&mut self, target: IpAddr, now: Instant) -> bool {
+    /// Whether a search towards `target` with so many sockets of its own may begin. They count until they are
+    /// [`closed`](Self::closed), which may be after the search has [`ended`](Self::ended).
+    pub(crate) fn admit(&mut self, target: IpAddr, sockets: usize, now: Instant) -> bool {
         let mut bucket = self.targets.get(&target, now).copied().unwrap_or_default();
-        let admitted = self.running < MAX_SEARCHES && bucket.take(TARGET_RATE, now);
+        let has_room = self.running < MAX_SEARCHES && self.sockets + sockets <= MAX_SEARCH_SOCKETS;
+        let admitted = has_room && bucket.take(TARGET_RATE, now);
         if admitted {
             self.running += 1;
+            self.sockets += sockets;
             self.targets.insert(target, bucket, now);
         }
         admitted
@@ -80,6 +87,10 @@ impl Gate {
 
     pub(crate) fn ended(&mut self) {
         self.running = self.running.saturating_sub(1);
+    }
+
+    pub(crate) fn closed(&mut self, sockets: usize) {
+        self.sockets = self.sockets.saturating_sub(sockets);
     }
 }
 

@@ -102,6 +102,8 @@ pub(crate) struct Session {
     pub(crate) search: Option<Box<Search>>,
     /// Sockets that were opened for the search and are still open.
     pub(crate) sockets: Vec<SocketId>,
+    /// Sockets that the attempt under way may open, out of those of all searches.
+    pub(crate) reserved: usize,
     keys: Option<Box<ProbeKeys>>,
     scheduled: Option<Instant>,
 }
@@ -131,6 +133,7 @@ impl Session {
             traits: None,
             search: None,
             sockets: Vec::new(),
+            reserved: 0,
             keys: None,
             scheduled: None,
         }

@@ -153,6 +153,10 @@ impl Agent {
 
     fn observed(&mut self, id: LinkId, sequence: u64, address: SocketAddr, now: Instant) {
         let Some(link) = self.links.get_mut(id) else { return };
+        if !self.coordinator.may_tell(&link.peer, now) {
+            self.out.cap_hit();
+            return self.out.refuse_frame();
+        }
         if link.last_observation.is_some_and(|last| sequence <= last) {
             return self.out.refuse_frame();
         }

@@ -29,6 +29,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 pub use super::outbox::Transmit;
 use super::{
     FlowId, LinkId, SocketId,
+    checklist::MAX_FORMED,
     command::Command,
     coordinator::Coordinator,
     counters::Counters,
@@ -46,6 +47,8 @@ use super::{
 };
 use crate::config::{Config, PhaseTimeouts, Role};
 use responder::Gate;
+#[cfg(test)]
+pub(crate) use responder::{COORDINATOR_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, NEWCOMERS};
 
 /// Sessions of one agent, connected ones included.
 pub const MAX_SESSIONS: usize = 65_536;
@@ -284,9 +287,9 @@ impl Settings {
     }
 
     /// Pairs of one checklist that the peer's candidates and our sockets may form: an IPv4 and an IPv6 listener, or two
-    /// interfaces, times the candidates.
+    /// interfaces, times the candidates, as far as there is room.
     fn max_pairs(&self) -> usize {
-        2 * self.max_candidates
+        (2 * self.max_candidates).min(MAX_FORMED)
     }
 }
 

@@ -67,6 +67,7 @@ impl Agent {
         if !session.answers.take(ANSWERS, now) {
             return self.out.cap_hit();
         }
+        let was_heard = checklist.is_heard(path);
         let heard = checklist.on_challenge(path, priority, nominate, now);
         if heard.capped {
             self.out.cap_hit();
@@ -82,8 +83,8 @@ impl Agent {
         if let Some(due) = due {
             self.out.probe(due.path, Probe::Challenge { data: due.data, nominate: due.nominate }, keys);
         }
-        if let Some(flow) = flow.filter(|_| heard.is_new) {
-            self.out.command(Command::Admit { flow, path });
+        if let Some(flow) = flow.filter(|_| heard.answer && !was_heard) {
+            self.out.command(Command::Admit { flow, path, heard: true });
         }
         if heard.answer {
             self.heard(key, path, now);
@@ -113,16 +114,19 @@ impl Agent {
 
     fn answered(&mut self, key: Key, path: Path, data: [u8; 8], now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let peer = session.peer;
+        let (peer, flow) = (session.peer, session.flow);
         let Some(checklist) = &mut session.checklist else { return };
-        let in_doubt = checklist.is_in_doubt();
+        let (in_doubt, was_heard) = (checklist.is_in_doubt(), checklist.is_heard(path));
         let Some((rtt, first)) = checklist.on_response(path, data, now) else { return };
-        if in_doubt
-            && !checklist.is_in_doubt()
-            && let Some(flow) = session.flow
-        {
-            // The selected path works again, and what QUIC sent meanwhile is lost.
-            self.out.command(Command::Select { flow, path });
+        let works_again = in_doubt && !checklist.is_in_doubt();
+        if let Some(flow) = flow {
+            if !was_heard {
+                self.out.command(Command::Admit { flow, path, heard: true });
+            }
+            if works_again {
+                // What QUIC sent meanwhile is lost.
+                self.out.command(Command::Select { flow, path });
+            }
         }
         self.validating(key, now);
         if first {
@@ -277,7 +281,7 @@ impl Agent {
                 }
                 let priority = pair_priority_of(role, target.remote.ip(), target.priority);
                 if checklist.add(path, priority, target.origin, now) {
-                    self.out.command(Command::Admit { flow, path });
+                    self.out.command(Command::Admit { flow, path, heard: false });
                 }
             }
         }

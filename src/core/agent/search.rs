@@ -95,14 +95,16 @@ impl Agent {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (Some(search), Some(flow)) = (&mut session.search, session.flow) else { return };
         let from = self.network.socket(search.from());
-        let Some(from) = from.filter(|_| self.searches.admit(search.target.ip(), now)) else {
+        let sockets = search.sockets();
+        let Some(from) = from.filter(|_| self.searches.admit(search.target.ip(), sockets, now)) else {
             session.search = None;
             return self.out.cap_hit();
         };
         search.begun(now);
         self.out.counters.searches += 1;
         session.deadline = Some(now + DURATION);
-        let (peer, sockets) = (session.peer, search.sockets());
+        let peer = session.peer;
+        session.reserved = sockets;
         if sockets > 0 {
             let local = from.local.ip();
             self.out.command(Command::OpenSockets { pool: Pool::Session(flow), local, count: sockets });
@@ -169,6 +171,13 @@ impl Agent {
             && search.running
         {
             self.searches.ended();
+        }
+    }
+
+    /// Lets other searches open the sockets that this attempt no longer needs.
+    pub(super) fn release_sockets(&mut self, key: Key) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            self.searches.closed(std::mem::take(&mut session.reserved));
         }
     }
 

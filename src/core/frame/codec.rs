@@ -33,7 +33,7 @@ pub const MAX_REGISTRATION_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60
 pub const MAX_PUNCH_LIFETIME: Duration = Duration::from_secs(300);
 
 /// Bytes of a [`PeerId`]: the identity multihash of a key of 42 bytes has 44, that of a SHA-256 34.
-pub(super) const MAX_PEER_ID_LEN: usize = 64;
+pub(crate) const MAX_PEER_ID_LEN: usize = 64;
 
 pub(super) const OBSERVED_ADDRESS_V4: u64 = 0x9f81a6;
 pub(super) const OBSERVED_ADDRESS_V6: u64 = 0x9f81a7;

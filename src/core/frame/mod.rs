@@ -9,6 +9,8 @@ mod signed;
 mod tests;
 pub(in crate::core) mod wire;
 
+#[cfg(test)]
+pub(crate) use codec::MAX_PEER_ID_LEN;
 pub use codec::{
     MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES, MAX_FRAME_LEN,
     MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME,

@@ -160,13 +160,27 @@ fn searches_are_bounded_in_all_and_towards_one_address() {
     let now = Instant::now();
     let mut gate = Gate::new();
     let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
-    assert!((0..4).all(|_| gate.admit(ip(1), now)));
-    assert!(!gate.admit(ip(1), now), "one address");
-    assert!((0..12).all(|n| gate.admit(ip(10 + n), now)));
-    assert!(!gate.admit(ip(99), now), "in all");
+    assert!((0..4).all(|_| gate.admit(ip(1), 0, now)));
+    assert!(!gate.admit(ip(1), 0, now), "one address");
+    assert!((0..12).all(|n| gate.admit(ip(10 + n), 0, now)));
+    assert!(!gate.admit(ip(99), 0, now), "in all");
     gate.ended();
-    assert!(!gate.admit(ip(1), now + Duration::from_secs(9)));
-    assert!(gate.admit(ip(1), now + Duration::from_secs(10)));
+    assert!(!gate.admit(ip(1), 0, now + Duration::from_secs(9)));
+    assert!(gate.admit(ip(1), 0, now + Duration::from_secs(10)));
+}
+
+#[test]
+fn two_sprays_run_at_once_and_another_only_when_the_sockets_of_one_are_closed() {
+    let now = Instant::now();
+    let mut gate = Gate::new();
+    let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
+    assert!(gate.admit(ip(1), SPRAY_SOCKETS, now) && gate.admit(ip(2), SPRAY_SOCKETS, now));
+    assert!(!gate.admit(ip(3), SPRAY_SOCKETS, now) && !gate.admit(ip(3), WINDOW_SOCKETS, now));
+    assert!(gate.admit(ip(3), 0, now), "a scan opens none");
+    gate.ended();
+    assert!(!gate.admit(ip(4), SPRAY_SOCKETS, now), "its sockets are still open");
+    gate.closed(SPRAY_SOCKETS);
+    assert!(gate.admit(ip(4), SPRAY_SOCKETS, now));
 }
 
 #[test]

@@ -182,8 +182,13 @@ impl Flow {
         self.original_dcid.as_ref()
     }
 
-    pub(super) fn admit(&self, target: FlowTarget) -> Result<bool, super::paths::Full> {
+    pub(super) fn admit(&self, target: FlowTarget) -> Result<(), super::paths::Full> {
         lock(&self.state).paths.admit(target)
+    }
+
+    /// No longer takes packets from a path; what may be sent there stays.
+    pub(super) fn dismiss(&self, path: &Path) {
+        lock(&self.state).paths.dismiss(path);
     }
 
     pub(super) fn admitted(&self) -> Vec<Path> {

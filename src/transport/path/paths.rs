@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use crate::core::Path;
+use crate::core::{Path, checklist::MAX_PAIRS};
 
-/// Paths that one flow may have.
-pub(super) const MAX_PATHS: usize = 64;
+/// Paths that one flow may have: as many as its session has pairs.
+pub(super) const MAX_PATHS: usize = MAX_PAIRS;
 /// Datagrams kept until the peer is heard on a selected path. A ClientHello takes up to two, a server flight up to three,
 /// and what QUIC sends after that is better sent afresh.
 pub(super) const MAX_STASH: usize = 4;
@@ -87,10 +87,18 @@ impl<S: Clone> Paths<S> {
         self.entries.iter().filter(|entry| entry.admitted).map(|entry| entry.target.path)
     }
 
-    /// Takes packets from a path; whether it did not before.
-    pub(super) fn admit(&mut self, target: Target<S>) -> Result<bool, Full> {
-        let entry = self.entry(target)?;
-        Ok(!std::mem::replace(&mut entry.admitted, true))
+    /// Takes packets from a path.
+    pub(super) fn admit(&mut self, target: Target<S>) -> Result<(), Full> {
+        self.entry(target)?.admitted = true;
+        Ok(())
+    }
+
+    /// No longer takes packets from a path.
+    pub(super) fn dismiss(&mut self, path: &Path) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.target.path == *path) {
+            entry.admitted = false;
+        }
+        self.entries.retain(|entry| entry.admitted || entry.permitted > 0);
     }
 
     /// The first datagrams that quinn sent, which from now on count as sent.

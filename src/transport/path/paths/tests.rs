@@ -133,16 +133,28 @@ fn after_selection_no_budget_is_left() {
 fn paths_are_bounded_and_selection_always_works() {
     let mut paths = Paths::default();
     for n in 0..MAX_PATHS as u32 {
-        assert_eq!(paths.admit(target(n)), Ok(true));
+        assert_eq!(paths.admit(target(n)), Ok(()));
     }
-    assert_eq!(paths.admit(target(0)), Ok(false));
+    assert_eq!(paths.admit(target(0)), Ok(()), "again");
     assert_eq!(paths.admit(target(999)), Err(Full));
     assert_eq!(paths.permit(target(999), 1, |_, _| true), Err(Full));
     let _ = paths.select(target(999), false);
     assert_eq!(paths.best(), Some(&target(999)));
     assert!(paths.forget(&target(0).path));
     assert!(!paths.forget(&target(0).path));
-    assert_eq!(paths.admit(target(998)), Ok(true));
+    assert_eq!(paths.admit(target(998)), Ok(()));
+}
+
+#[test]
+fn who_no_longer_listens_on_a_path_may_still_send_there() {
+    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    paths.admit(target(0)).unwrap();
+    paths.admit(target(1)).unwrap();
+    paths.permit(target(0), 1000, wire.send()).unwrap();
+    (0..2).for_each(|n| paths.dismiss(&target(n).path));
+    assert_eq!(paths.admitted().count(), 0);
+    paths.hold(&datagrams(&[1], 100), 100, wire.send());
+    assert_eq!(wire.take().len(), 1);
 }
 
 #[derive(Debug, Clone)]
