@@ -6,7 +6,7 @@
 //! | Scan | the session's socket | distinct ports of that IP address, in random order | 1,500 |
 //! | Open | 32 sockets of its own | the address at which the coordinator saw the peer | 2 a socket |
 //! | Follow | the session's socket | the 48 ports after the one that the peer sampled | 2 a port |
-//! | Align | 32 sockets of its own | the 12th port after the one that the peer sampled | 2 a socket |
+//! | Align | 32 sockets of its own | the 20th port after the one that the peer sampled, then the 58th | 1 a socket each |
 //!
 //! A shot is one challenge, 300 of them leave in a second, and none to another IP address than the one that the
 //! coordinator observed. That makes [`MAX_SHOTS`] the most that an address which never answered gets in one search.
@@ -38,8 +38,10 @@ pub(crate) const SPRAY_SOCKETS: usize = 256;
 pub(crate) const WINDOW_SOCKETS: usize = 32;
 /// Ports that are looked at after the one that a peer sampled.
 const WINDOW: u32 = 48;
-/// The place in the peer's sequence that both sides aim at: so many mappings of other hosts may come in between.
-const AIM: u32 = 12;
+/// The places in the peer's sequence that both sides aim at, one after the other. The first run of mappings has the first
+/// unless another host took it, or more than 19 before; the second run, in which every socket sends to another port and so
+/// gets another mapping, has the second.
+const AIMS: [u32; 2] = [20, 58];
 /// How long a sample may take before another one is made, from another socket.
 const SAMPLE_AGAIN: Duration = Duration::from_millis(250);
 const MAX_SAMPLES: usize = 4;
@@ -328,7 +330,10 @@ impl Search {
             }
             Strategy::Follow => (self.from, at(self.window?.after(1 + n % WINDOW))),
             Strategy::Spray | Strategy::Open { .. } => (own()?, self.target),
-            Strategy::Align { .. } => (own()?, at(self.window?.after(AIM))),
+            Strategy::Align { .. } => {
+                let run = usize::try_from(n).ok()? / self.sockets.len().max(1);
+                (own()?, at(self.window?.after(*AIMS.get(run)?)))
+            }
             Strategy::Plain | Strategy::Hopeless => return None,
         };
         Some(Path { socket, remote })
