@@ -44,6 +44,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
             ping: ping::Behaviour::new(ping::Config::new().with_interval(Duration::from_secs(1))),
         })?
         .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(60)))
+        // The default, 10 s, would cut retries off.
+        .with_connection_timeout(Duration::from_secs(60))
         .build();
     swarm.listen_on("/ip4/0.0.0.0/udp/0/quic-v1".parse()?)?;
     println!("I am {}", swarm.local_peer_id());

@@ -64,6 +64,8 @@ pub use crate::{
 ///     .with_tokio()
 ///     .with_other_transport(|_| transport)?
 ///     .with_behaviour(|_| punch)?
+///     // The default, 10 s, would cut retries off.
+///     .with_connection_timeout(std::time::Duration::from_secs(60))
 ///     .build();
 /// swarm.listen_on("/ip4/0.0.0.0/udp/0/quic-v1".parse()?)?;
 /// # Ok(()) }
