@@ -57,6 +57,10 @@ impl Links {
         self.by_id.get_mut(&id)
     }
 
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (LinkId, &Link)> {
+        self.by_id.iter().map(|(id, link)| (*id, link))
+    }
+
     /// All links, as they are now.
     pub(crate) fn all(&self) -> Vec<(LinkId, Link)> {
         self.by_id.iter().map(|(id, link)| (*id, link.clone())).collect()

@@ -47,6 +47,7 @@ impl Agent {
             known.socket = socket;
             if moved {
                 self.tell_observed(link);
+                self.report_nat();
             }
             return;
         }
@@ -55,12 +56,16 @@ impl Agent {
             Link { peer, remote, socket, next_observation: 0, last_observation: None, told_observers: false };
         self.links.insert(link, state);
         self.coordinator.link_up(peer, now);
+        if remote.is_some() {
+            self.reached(&peer);
+        }
         self.tell_observed(link);
         if self.registrar.contains(&peer) {
             self.registrar.link_up(&peer, link, &self.links, now);
             self.run_registrar(now);
             self.coordinator_arrived(now);
         }
+        self.report_nat();
     }
 
     fn tell_observed(&mut self, id: LinkId) {
@@ -79,11 +84,15 @@ impl Agent {
         self.coordinator.link_down(link, &peer, now);
         self.network.observations.link_down(link, now);
         self.observing.link_down(link);
+        self.filters.link_down(link);
+        self.filter_tests.link_down(link);
+        self.expect_probes();
         if self.registrar.contains(&peer) {
             self.registrar.link_down(&peer, link, self.links.best_of(&peer), now);
             self.run_registrar(now);
             self.coordinator_lost(link, now);
         }
+        self.report_nat();
     }
 
     /// A frame arrived.
@@ -103,6 +112,7 @@ impl Agent {
                 let answer = (generation, lifetime);
                 let known = self.registrar.accepted(&link.peer, answer, now, &mut self.out);
                 self.registration_answered(known, now);
+                self.test_filtering(id, false, now);
             }
             Frame::RegisterRejected { generation, reason } => {
                 let answer = (generation, reason);
@@ -118,6 +128,10 @@ impl Agent {
                 if !self.search_window(&window, now) {
                     self.coordinator.window(&link, window, now, &mut self.out);
                 }
+            }
+            Frame::FilterTest { data, key } => self.filter_test(id, &link, (data, key), now),
+            Frame::FilterTested { data, rounds, sources } => {
+                self.filter_tested(id, (data, rounds, sources), now)
             }
             Frame::PunchRejected { session, round, reason } => {
                 let request = (session, round);
@@ -165,6 +179,7 @@ impl Agent {
                 self.out.event(Event::Observed { observer, socket, address });
                 self.refresh_candidates(now);
                 self.report_views();
+                self.test_filtering(id, true, now);
             }
         }
     }

@@ -10,6 +10,7 @@
 //! is left of it here; after `Connected` it stays until [`handle_closed`](Agent::handle_closed) of its flow.
 
 mod control;
+mod filtering;
 mod initiator;
 mod lifecycle;
 mod observing;
@@ -28,11 +29,13 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 pub use super::outbox::Transmit;
 use super::{
     FlowId, LinkId, SocketId,
-    command::Command,
+    command::{Command, Pool},
     coordinator::Coordinator,
     counters::Counters,
     event::{Event, FailureReason, Phase, SessionRole},
+    filtering::{FilterTests, Filters},
     frame::Frame,
+    hairpin::Hairpins,
     keys::ProbeSecret,
     links::Links,
     network::Network,
@@ -44,6 +47,7 @@ use super::{
     targets::{Scope, scope},
 };
 use crate::config::{Config, PhaseTimeouts, Role};
+use filtering::Reporting;
 use responder::Gate;
 
 /// Sessions of one agent, connected ones included.
@@ -67,6 +71,12 @@ pub struct Agent {
     observers: Observers,
     /// What we ask of our coordinators' observers.
     observing: Observing,
+    /// How our clients' NATs filter.
+    filters: Filters,
+    /// How ours does.
+    filter_tests: FilterTests,
+    hairpins: Hairpins,
+    reporting: Reporting,
     searches: SearchGate,
     sessions: Table,
     next_flow: u64,
@@ -107,6 +117,10 @@ impl Agent {
             probe_secret: ProbeSecret::new(rng.random()),
             observers: Observers::new(rng.random()),
             observing: Observing::default(),
+            filters: Filters::new(),
+            filter_tests: FilterTests::default(),
+            hairpins: Hairpins::default(),
+            reporting: Reporting::default(),
             searches: SearchGate::new(),
             rng,
             network: Network::new(settings.max_candidates),
@@ -131,8 +145,12 @@ impl Agent {
     /// A UDP socket is gone, and every path of it.
     pub fn handle_socket_down(&mut self, socket: SocketId, now: Instant) {
         if self.network.socket_down(socket) {
+            self.filter_tests.socket_down(socket);
+            self.hairpins.socket_down(socket);
+            self.expect_probes();
             self.refresh_candidates(now);
             self.shrink_checklists(socket, now);
+            self.report_nat();
         }
     }
 
@@ -147,6 +165,9 @@ impl Agent {
     /// An interface has lost an address.
     pub fn handle_interface_down(&mut self, address: IpAddr, now: Instant) {
         if self.network.interface_down(address) {
+            if self.filters.address_down(address) {
+                self.out.command(Command::CloseSockets { pool: Pool::Filtering(address), keep: Vec::new() });
+            }
             self.refresh_candidates(now);
             self.network_changed(address, now);
         }
@@ -180,6 +201,13 @@ impl Agent {
         if self.observing.next_deadline().is_some_and(|at| at <= now) {
             self.observe(now);
         }
+        let test = [self.filter_tests.next_deadline(), self.hairpins.next_deadline()];
+        if test.into_iter().flatten().any(|at| at <= now) {
+            self.run_filter_tests(now);
+        }
+        if self.filters.next_deadline().is_some_and(|at| at <= now) {
+            self.run_filters(now);
+        }
         for key in self.sessions.due(now) {
             self.session_timeout(key, now);
         }
@@ -196,6 +224,9 @@ impl Agent {
             self.coordinator.next_deadline(),
             self.network.observations.next_expiry(),
             self.observing.next_deadline(),
+            self.filter_tests.next_deadline(),
+            self.hairpins.next_deadline(),
+            self.filters.next_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -260,6 +291,7 @@ impl Agent {
                 allocation_step: view.allocation_step,
             });
         }
+        self.report_nat();
     }
 
     fn run_registrar(&mut self, now: Instant) {

@@ -27,6 +27,8 @@ pub const MAX_PUBLIC_KEY_LEN: usize = 1200;
 pub const MAX_NAT_REPORT_LEN: usize = 64;
 /// Ports of an offer to observe; it has at least one.
 pub const MAX_OBSERVER_PORTS: usize = 4;
+/// Addresses from which a filtering test may say that it has sent.
+pub const MAX_FILTER_SOURCES: usize = 4;
 /// The longest lifetime of a registration, one day.
 pub const MAX_REGISTRATION_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest lifetime of a request, five minutes.
@@ -54,6 +56,8 @@ pub(super) const OBSERVER: u64 = 0x3d7e9d;
 pub(super) const PROBE_OBSERVED_V4: u64 = 0x3d7e9e;
 pub(super) const PROBE_OBSERVED_V6: u64 = 0x3d7e9f;
 pub(super) const PUNCH_WINDOW: u64 = 0x3d7ea0;
+pub(super) const FILTER_TEST: u64 = 0x3d7ea1;
+pub(super) const FILTER_TESTED: u64 = 0x3d7ea2;
 
 pub(super) const FAMILY_V4: u64 = 4;
 pub(super) const FAMILY_V6: u64 = 6;
@@ -156,6 +160,22 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_address(out, *address);
         }
         Frame::PunchWindow(window) => put_window(out, window),
+        Frame::FilterTest { data, key } => {
+            put_varint(out, FILTER_TEST);
+            out.put_slice(data);
+            out.put_slice(key);
+        }
+        Frame::FilterTested { data, rounds, sources } => {
+            put_varint(out, FILTER_TESTED);
+            out.put_slice(data);
+            out.put_u8(*rounds);
+            let sources = sources.get(..MAX_FILTER_SOURCES).unwrap_or(sources);
+            put_varint(out, sources.len() as u64);
+            for source in sources {
+                put_varint(out, if is_v6(*source) { FAMILY_V6 } else { FAMILY_V4 });
+                put_address(out, *source);
+            }
+        }
     }
 }
 

@@ -1,0 +1,329 @@
+//! Filtering tests: every kind, loss, and what clients and coordinators can make others believe or send by lying.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use libp2p_punch::core::{
+    LinkId, SocketId,
+    command::{Command, Pool},
+    event::Event,
+    frame::Frame,
+    nat::{Confidence, FilteringBehaviour as Filtering, Report},
+};
+
+use crate::harness::{SOCKET, World, at, client, ms, server};
+
+const CLIENT: &str = "198.51.100.2";
+
+impl World {
+    /// Opens the one socket of a pool, if this node can.
+    pub(crate) fn open(&mut self, node: usize, pool: Pool, local: IpAddr) {
+        let node = &mut self.nodes[node];
+        if node.opens {
+            let number = u32::try_from(node.pool.len()).unwrap() + 500;
+            let port = 7000 + u16::try_from(node.pool.len()).unwrap();
+            node.pool.insert(SocketId(number), SocketAddr::new(local, port));
+            node.opened.push((pool, SocketId(number), port));
+        }
+    }
+
+    fn add_address(&mut self, node: usize, ip: &str) {
+        let ip = ip.parse().unwrap();
+        self.input(node, |agent, now| agent.handle_interface_up(ip, 24, now));
+    }
+
+    fn coordinator(&mut self, first: &str, second: Option<&str>) -> usize {
+        let c = self.add(&server(), first, None);
+        self.nodes[c].opens = true;
+        if let Some(second) = second {
+            self.add_address(c, second);
+        }
+        c
+    }
+
+    /// The last report that a node was told.
+    fn report(&self, node: usize) -> Report {
+        let last = self.nodes[node].events.iter().rev().find_map(|(_, event)| match event {
+            Event::Nat(report) => Some((**report).clone()),
+            _ => None,
+        });
+        let last = last.unwrap_or_default();
+        assert!(last.says_the_same(&self.nodes[node].agent.nat_report()), "every change is told");
+        last
+    }
+
+    fn filtering(&self, node: usize) -> Option<(Filtering, Confidence)> {
+        self.report(node).filtering.map(|finding| (finding.value, finding.confidence))
+    }
+}
+
+/// A coordinator, which has two addresses or one, and a client behind such a NAT, not yet connected.
+fn pair(filtering: Filtering, two: bool) -> (World, usize, usize) {
+    let mut world = World::new();
+    let c = world.coordinator("203.0.113.1", two.then_some("203.0.113.2"));
+    let b = world.add(&client(), "192.168.1.2", Some(CLIENT));
+    world.nodes[b].filtering = filtering;
+    (world, c, b)
+}
+
+fn sent_to(world: &World, c: usize) -> Vec<SocketAddr> {
+    world.nodes[c].probes.iter().map(|(_, path)| path.remote).collect()
+}
+
+#[test]
+fn every_kind_of_filtering_is_told_by_two_addresses_and_as_far_as_possible_by_one() {
+    use Filtering::*;
+    for (filtering, by_two, by_one) in [
+        (EndpointIndependent, EndpointIndependent, PortIndependent),
+        (AddressDependent, AddressDependent, PortIndependent),
+        (AddressAndPortDependent, AddressAndPortDependent, AddressAndPortDependent),
+    ] {
+        for (two, expected) in [(true, by_two), (false, by_one)] {
+            let (mut world, c, b) = pair(filtering, two);
+            world.coordinate(b, c);
+            assert_eq!(world.filtering(b), None, "nothing is said before it is measured");
+            world.run_for(ms(5000));
+            assert_eq!(world.filtering(b), Some((expected, Confidence::Medium)), "{filtering:?}, {two}");
+            assert_eq!(sent_to(&world, c).len(), if two { 9 } else { 6 });
+            let evidence = world.report(b).filtering.unwrap().evidence;
+            assert_eq!((evidence.observers, evidence.observations), (vec![world.nodes[c].peer], 3));
+        }
+    }
+}
+
+#[test]
+fn two_coordinators_that_agree_make_it_sure() {
+    let (mut world, c, b) = pair(Filtering::AddressAndPortDependent, true);
+    let d = world.coordinator("203.0.113.9", Some("203.0.113.10"));
+    world.coordinate(b, c);
+    world.coordinate(b, d);
+    world.run_for(ms(5000));
+    assert_eq!(world.filtering(b), Some((Filtering::AddressAndPortDependent, Confidence::High)));
+}
+
+#[test]
+fn one_datagram_of_three_is_enough_and_lost_ones_make_it_less_sure() {
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    let mut count = 0;
+    // Of each round of three the first two rounds are lost.
+    world.lose = Some(Box::new(move |_, to| {
+        count += usize::from(to == 1);
+        to == 1 && count <= 6
+    }));
+    world.coordinate(b, c);
+    world.run_for(ms(5000));
+    assert_eq!(world.filtering(b), Some((Filtering::EndpointIndependent, Confidence::Low)));
+}
+
+#[test]
+fn silence_says_nothing_if_not_even_those_come_that_nothing_filters() {
+    let (mut world, c, b) = pair(Filtering::AddressAndPortDependent, true);
+    world.lose = Some(Box::new(|_, to| to == 1));
+    world.coordinate(b, c);
+    world.run_for(ms(5000));
+    assert_eq!(sent_to(&world, c).len(), 9);
+    assert_eq!(world.filtering(b), None);
+}
+
+#[test]
+fn a_coordinator_that_knows_no_tests_or_cannot_open_sockets_leaves_it_unknown() {
+    for knows in [true, false] {
+        let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+        world.nodes[c].opens = false;
+        world.tamper = Some(Box::new(move |_, _, frame| match frame {
+            Frame::FilterTest { .. } if !knows => vec![],
+            other => vec![(Duration::ZERO, other)],
+        }));
+        world.coordinate(b, c);
+        world.run_for(ms(20_000));
+        assert_eq!(world.filtering(b), None);
+        let expects: Vec<bool> = world.nodes[b]
+            .commands
+            .iter()
+            .filter_map(|(_, command)| match command {
+                Command::ExpectProbes { expected } => Some(*expected),
+                _ => None,
+            })
+            .collect();
+        assert_eq!(expects, [true, false], "the path layer need not look for ever");
+        assert!(sent_to(&world, c).is_empty());
+    }
+}
+
+#[test]
+fn a_coordinator_that_says_what_it_has_not_sent_needs_datagrams_to_be_believed() {
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    world.nodes[c].opens = false;
+    world.tamper = Some(Box::new(|_, _, frame| match frame {
+        Frame::FilterTested { data, .. } => {
+            let sources = vec![at("203.0.113.1:7000"), at("203.0.113.2:7001")];
+            vec![(Duration::ZERO, Frame::FilterTested { data, rounds: 3, sources })]
+        }
+        other => vec![(Duration::ZERO, other)],
+    }));
+    world.coordinate(b, c);
+    world.run_for(ms(20_000));
+    assert_eq!(world.filtering(b), None);
+}
+
+#[test]
+fn what_comes_from_where_the_client_has_sent_proves_nothing() {
+    // The other address of this coordinator is that of another one, with which the client is connected.
+    let (mut world, c, b) = pair(Filtering::AddressDependent, true);
+    let other = world.add(&server(), "203.0.113.2", None);
+    world.coordinate(b, other);
+    world.coordinate(b, c);
+    world.run_for(ms(5000));
+    assert_eq!(world.filtering(b), Some((Filtering::PortIndependent, Confidence::Medium)));
+}
+
+#[test]
+fn replayed_and_forged_datagrams_count_for_nothing() {
+    let (mut world, c, b) = pair(Filtering::AddressAndPortDependent, true);
+    world.coordinate(b, c);
+    let refused = world.nodes[b].agent.counters().probes_refused;
+    world.run_for(ms(100));
+    let mut forged = [0; 53];
+    forged[..2].copy_from_slice(&[0x0a, 0x14]);
+    let path = libp2p_punch::core::Path { socket: SOCKET, remote: at("192.0.2.66:6") };
+    world.input(b, |agent, now| agent.handle_datagram(path, &forged, now));
+    assert_eq!(world.nodes[b].agent.counters().probes_refused, refused + 1);
+    world.run_for(ms(5000));
+    assert_eq!(world.filtering(b), Some((Filtering::AddressAndPortDependent, Confidence::Medium)));
+}
+
+/// Asks for tests as often as the link carries them.
+fn ask(world: &mut World, c: usize, link: LinkId, number: u64) {
+    let frame = Frame::FilterTest { data: number.to_be_bytes(), key: [9; 32] };
+    world.input(c, |agent, now| agent.handle_frame(link, frame, now));
+}
+
+#[test]
+fn a_client_gets_36_datagrams_a_minute_at_most_and_only_at_the_end_of_its_own_connection() {
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    world.add_address(c, "203.0.113.3");
+    world.add_address(c, "203.0.113.4");
+    let (_, link) = world.coordinate(b, c);
+    for second in 0..600 {
+        (0..20).for_each(|n| ask(&mut world, c, link, second * 20 + n));
+        world.run_for(ms(1000));
+    }
+    let probes = &world.nodes[c].probes;
+    assert!(probes.iter().all(|(_, path)| path.remote == at("198.51.100.2:4001")));
+    for (n, (when, _)) in probes.iter().enumerate() {
+        let minute = probes[n..].iter().take_while(|(later, _)| *later < *when + ms(60_000)).count();
+        assert!(minute <= 36, "{minute} in a minute");
+    }
+    assert_eq!(probes.len() as u64, world.nodes[c].agent.counters().filter_probes_sent);
+    assert!((108..=144).contains(&probes.len()), "two tests at once and one a minute: {}", probes.len());
+}
+
+#[test]
+fn who_leaves_and_comes_back_gets_no_more_tests() {
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    let (mut here, _) = world.coordinate(b, c);
+    for _ in 0..20 {
+        world.run_for(ms(2500));
+        world.unlink(b, here);
+        world.run_for(ms(100));
+        (here, _) = world.link(b, c);
+    }
+    assert_eq!(sent_to(&world, c).len(), 18, "two tests");
+}
+
+#[test]
+fn a_stranger_gets_no_test_and_nor_does_a_link_without_an_address() {
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    let (_, link) = world.link(b, c);
+    ask(&mut world, c, link, 1);
+    world.run_for(ms(5000));
+    assert!(sent_to(&world, c).is_empty(), "it is not registered");
+    let peer = world.nodes[b].peer;
+    world.input(c, |agent, now| agent.handle_link_up(link, peer, None, None, now));
+    ask(&mut world, c, link, 2);
+    world.run_for(ms(5000));
+    assert!(sent_to(&world, c).is_empty());
+}
+
+#[test]
+fn a_connection_that_moves_ends_its_test() {
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    let (_, link) = world.coordinate(b, c);
+    world.run_for(ms(100));
+    assert_eq!(sent_to(&world, c).len(), 3, "the first round");
+    let (peer, moved) = (world.nodes[b].peer, at("192.0.2.66:6"));
+    world.input(c, |agent, now| agent.handle_link_up(link, peer, Some(moved), Some(SOCKET), now));
+    world.nodes[b].links.clear();
+    world.run_for(ms(5000));
+    let remotes: BTreeSet<_> = sent_to(&world, c).into_iter().collect();
+    assert_eq!((sent_to(&world, c).len(), remotes.len()), (3, 1));
+}
+
+#[test]
+fn the_ports_that_tests_come_from_are_never_offered_to_clients() {
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    world.coordinate(b, c);
+    world.run_for(ms(500));
+    let sockets = [(SocketId(900), 7101), (SocketId(901), 7102), (SocketId(902), 7103)];
+    world.input(c, |agent, now| agent.handle_sockets_opened(Pool::Observers, &sockets, now));
+    world.run_for(ms(5000));
+    let asked: BTreeSet<u16> = world.nodes[b].probes.iter().map(|(_, path)| path.remote.port()).collect();
+    assert!([7101, 7102, 7103].iter().all(|port| asked.contains(port)));
+    assert!(!asked.contains(&7000) && !asked.contains(&7001));
+}
+
+#[test]
+fn a_nat_that_does_not_turn_datagrams_around_is_seen_as_such_and_told_by_three_datagrams() {
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    world.lose = Some(Box::new(|source, to| to == 1 && source == at("198.51.100.2:4001")));
+    world.coordinate(b, c);
+    world.run_for(ms(10_000));
+    assert_eq!(world.report(b).hairpin.map(|finding| finding.value), Some(false));
+    assert_eq!(sent_to(&world, b), [at("198.51.100.2:4001"); 3]);
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    world.coordinate(b, c);
+    world.run_for(ms(10_000));
+    assert_eq!(world.report(b).hairpin.map(|finding| finding.value), Some(true));
+}
+
+#[test]
+fn carrier_space_is_evidence_only_where_it_is_the_only_way_out() {
+    for (address, other, expected) in [
+        ("100.64.3.2", None, Some(true)),
+        ("100.64.3.2", Some("192.168.1.2"), None),
+        ("192.168.1.2", None, None),
+    ] {
+        let mut world = World::new();
+        let c = world.coordinator("203.0.113.1", None);
+        let b = world.add(&client(), address, Some(CLIENT));
+        if let Some(other) = other {
+            world.add_address(b, other);
+        }
+        world.coordinate(b, c);
+        world.run_for(ms(500));
+        assert_eq!(
+            world.report(b).carrier_nat.map(|finding| finding.value),
+            expected,
+            "{address}, {other:?}"
+        );
+    }
+}
+
+#[test]
+fn udp_is_blocked_only_if_a_coordinator_of_ours_was_tried_and_open_once_one_saw_us() {
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    let coordinator = world.nodes[c].peer;
+    world.input(b, |agent, now| agent.handle_unreachable(coordinator, now));
+    assert_eq!(world.report(b).udp_blocked, None, "it is no coordinator of ours");
+    world.input(b, |agent, now| {
+        agent.add_coordinator(coordinator, now);
+        agent.handle_unreachable(coordinator, now);
+    });
+    assert_eq!(world.report(b).udp_blocked.map(|f| (f.value, f.confidence)), Some((true, Confidence::Low)));
+    world.coordinate(b, c);
+    world.run_for(ms(500));
+    assert_eq!(world.report(b).udp_blocked.map(|f| f.value), Some(false));
+}
