@@ -1,15 +1,18 @@
 //! Filtering tests: every kind, loss, and what clients and coordinators can make others believe or send by lying.
 
 use std::{
+    cell::Cell,
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    rc::Rc,
     time::Duration,
 };
 
 use libp2p_punch::core::{
-    LinkId, SocketId,
+    LinkId, Path, SocketId,
     command::{Command, Pool},
     event::Event,
+    filtering::datagram,
     frame::Frame,
     nat::{Confidence, FilteringBehaviour as Filtering, Report},
 };
@@ -69,6 +72,16 @@ fn pair(filtering: Filtering, two: bool) -> (World, usize, usize) {
     (world, c, b)
 }
 
+/// How sure this many coordinators make it: silence is their word.
+fn sure(filtering: Filtering, coordinators: usize) -> Confidence {
+    let arrived = matches!(filtering, Filtering::EndpointIndependent | Filtering::PortIndependent);
+    match coordinators + usize::from(arrived) {
+        1 => Confidence::Low,
+        2 => Confidence::Medium,
+        _ => Confidence::High,
+    }
+}
+
 fn sent_to(world: &World, c: usize) -> Vec<SocketAddr> {
     world.nodes[c].probes.iter().map(|(_, path)| path.remote).collect()
 }
@@ -86,7 +99,7 @@ fn every_kind_of_filtering_is_told_by_two_addresses_and_as_far_as_possible_by_on
             world.coordinate(b, c);
             assert_eq!(world.filtering(b), None, "nothing is said before it is measured");
             world.run_for(ms(5000));
-            assert_eq!(world.filtering(b), Some((expected, Confidence::Medium)), "{filtering:?}, {two}");
+            assert_eq!(world.filtering(b), Some((expected, sure(expected, 1))), "{filtering:?}, {two}");
             assert_eq!(sent_to(&world, c).len(), if two { 9 } else { 6 });
             let evidence = world.report(b).filtering.unwrap().evidence;
             assert_eq!((evidence.observers, evidence.observations), (vec![world.nodes[c].peer], 3));
@@ -95,13 +108,27 @@ fn every_kind_of_filtering_is_told_by_two_addresses_and_as_far_as_possible_by_on
 }
 
 #[test]
-fn two_coordinators_that_agree_make_it_sure() {
-    let (mut world, c, b) = pair(Filtering::AddressAndPortDependent, true);
-    let d = world.coordinator("203.0.113.9", Some("203.0.113.10"));
-    world.coordinate(b, c);
-    world.coordinate(b, d);
-    world.run_for(ms(5000));
-    assert_eq!(world.filtering(b), Some((Filtering::AddressAndPortDependent, Confidence::High)));
+fn more_coordinators_that_agree_make_it_surer_and_one_that_does_not_makes_it_doubtful() {
+    for filtering in [Filtering::EndpointIndependent, Filtering::AddressAndPortDependent] {
+        let (mut world, _, b) = pair(filtering, true);
+        for n in 1..=3 {
+            let first = format!("203.0.113.{}", 10 * n);
+            let c = world.coordinator(&first, Some(&format!("203.0.113.{}", 10 * n + 1)));
+            world.coordinate(b, c);
+            world.run_for(ms(5000));
+            assert_eq!(world.filtering(b), Some((filtering, sure(filtering, n))), "{n}");
+        }
+        // From the fourth one nothing arrives but the controls.
+        world.lose = Some(Box::new(|source, to| to == 1 && source.port() >= 7000));
+        let c = world.coordinator("203.0.113.50", Some("203.0.113.51"));
+        world.coordinate(b, c);
+        world.run_for(ms(5000));
+        let expected = match filtering {
+            Filtering::EndpointIndependent => Confidence::Low,
+            _ => Confidence::High,
+        };
+        assert_eq!(world.filtering(b), Some((filtering, expected)));
+    }
 }
 
 #[test]
@@ -181,18 +208,28 @@ fn what_comes_from_where_the_client_has_sent_proves_nothing() {
 }
 
 #[test]
-fn replayed_and_forged_datagrams_count_for_nothing() {
+fn forged_datagrams_count_for_nothing() {
     let (mut world, c, b) = pair(Filtering::AddressAndPortDependent, true);
+    let asked = Rc::new(Cell::new(None));
+    let sees = asked.clone();
+    world.tamper = Some(Box::new(move |_, _, frame| {
+        if let Frame::FilterTest { data, key } = frame {
+            sees.set(Some((data, key)));
+        }
+        vec![(Duration::ZERO, frame)]
+    }));
     world.coordinate(b, c);
-    let refused = world.nodes[b].agent.counters().probes_refused;
     world.run_for(ms(100));
-    let mut forged = [0; 53];
-    forged[..2].copy_from_slice(&[0x0a, 0x14]);
-    let path = libp2p_punch::core::Path { socket: SOCKET, remote: at("192.0.2.66:6") };
-    world.input(b, |agent, now| agent.handle_datagram(path, &forged, now));
-    assert_eq!(world.nodes[b].agent.counters().probes_refused, refused + 1);
+    let (data, key) = asked.get().expect("it asks at once");
+    let (refused, path) =
+        (world.nodes[b].agent.counters().probes_refused, Path { socket: SOCKET, remote: at("192.0.2.66:6") });
+    let forged = [datagram(data, &[0; 32], 0), datagram([0; 8], &key, 0), datagram(data, &key, 3)];
+    for forged in &forged {
+        world.input(b, |agent, now| agent.handle_datagram(path, forged, now));
+    }
+    assert_eq!(world.nodes[b].agent.counters().probes_refused, refused + 3);
     world.run_for(ms(5000));
-    assert_eq!(world.filtering(b), Some((Filtering::AddressAndPortDependent, Confidence::Medium)));
+    assert_eq!(world.filtering(b), Some((Filtering::AddressAndPortDependent, Confidence::Low)));
 }
 
 /// Asks for tests as often as the link carries them.

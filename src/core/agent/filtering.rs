@@ -96,10 +96,13 @@ impl Agent {
         let mut evidence = Evidence::new(agree.iter().map(|outcome| (outcome.peer, outcome.at)))?;
         evidence.observations = agree.iter().map(|outcome| outcome.datagrams).sum();
         let lossless = agree.iter().all(|outcome| outcome.lossless);
-        let confidence = match (contradict.is_empty(), lossless, evidence.observers.len()) {
-            (true, true, 2..) => Confidence::High,
-            (true, true, _) | (true, false, 2..) => Confidence::Medium,
-            _ => Confidence::Low,
+        // Silence is evidence only if the coordinator did send: its word. What arrived speaks for itself.
+        let rests_on_silence = matches!(value, AddressDependent | AddressAndPortDependent);
+        let weight = evidence.observers.len() + usize::from(!rests_on_silence);
+        let confidence = match (contradict.is_empty(), lossless) {
+            (true, true) => Confidence::of_observers(weight),
+            (true, false) => Confidence::of_observers(weight - 1),
+            (false, _) => Confidence::Low,
         };
         Some(Finding { value, confidence, evidence })
     }

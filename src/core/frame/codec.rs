@@ -165,17 +165,7 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             out.put_slice(data);
             out.put_slice(key);
         }
-        Frame::FilterTested { data, rounds, sources } => {
-            put_varint(out, FILTER_TESTED);
-            out.put_slice(data);
-            out.put_u8(*rounds);
-            let sources = sources.get(..MAX_FILTER_SOURCES).unwrap_or(sources);
-            put_varint(out, sources.len() as u64);
-            for source in sources {
-                put_varint(out, if is_v6(*source) { FAMILY_V6 } else { FAMILY_V4 });
-                put_address(out, *source);
-            }
-        }
+        Frame::FilterTested { data, rounds, sources } => put_tested(out, data, *rounds, sources),
     }
 }
 
@@ -196,6 +186,19 @@ fn put_window(out: &mut BytesMut, window: &PunchWindow) {
     out.put_u16(window.port);
     out.put_u16(window.step);
     out.put_slice(&window.authenticator);
+}
+
+/// What a filtering test has sent, and from where.
+fn put_tested(out: &mut BytesMut, data: &[u8; 8], rounds: u8, sources: &[SocketAddr]) {
+    put_varint(out, FILTER_TESTED);
+    out.put_slice(data);
+    out.put_u8(rounds);
+    let sources = sources.get(..MAX_FILTER_SOURCES).unwrap_or(sources);
+    put_varint(out, sources.len() as u64);
+    for source in sources {
+        put_varint(out, if is_v6(*source) { FAMILY_V6 } else { FAMILY_V4 });
+        put_address(out, *source);
+    }
 }
 
 /// The NAT report that ends a frame; nothing if there is none.

@@ -70,14 +70,7 @@ pub(super) fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
             data: r.array("data")?,
             address: r.address("observed address", frame_type == PROBE_OBSERVED_V6)?,
         },
-        PUNCH_WINDOW => Frame::PunchWindow(Box::new(PunchWindow {
-            peer: peer_id(r, "peer")?,
-            session: SessionId(r.array("session")?),
-            round: r.u32("round")?,
-            port: nonzero(r, "port")?,
-            step: nonzero(r, "step")?,
-            authenticator: r.array("authenticator")?,
-        })),
+        PUNCH_WINDOW => Frame::PunchWindow(Box::new(window(r)?)),
         FILTER_TEST => Frame::FilterTest { data: r.array("data")?, key: r.array("filtering key")? },
         FILTER_TESTED => Frame::FilterTested {
             data: r.array("data")?,
@@ -213,6 +206,17 @@ fn reason(r: &mut Reader<'_>) -> Result<RejectReason, DecodeError> {
         7 => RejectReason::Malformed,
         8 => RejectReason::Superseded,
         _ => return Err(DecodeError::Invalid { field: "reason", cause: "unknown" }),
+    })
+}
+
+fn window(r: &mut Reader<'_>) -> Result<PunchWindow, DecodeError> {
+    Ok(PunchWindow {
+        peer: peer_id(r, "peer")?,
+        session: SessionId(r.array("session")?),
+        round: r.u32("round")?,
+        port: nonzero(r, "port")?,
+        step: nonzero(r, "step")?,
+        authenticator: r.array("authenticator")?,
     })
 }
 

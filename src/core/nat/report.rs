@@ -62,11 +62,11 @@ pub struct Finding<T> {
 /// How sure a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Confidence {
-    /// The word of one observer, or datagrams of which some were lost, or observers that disagree.
+    /// The word of one observer, or observers that disagree.
     Low,
-    /// Two observers agree, or one showed it by datagrams of which none was lost.
+    /// Two observers agree, or one showed it by datagrams that arrived. Where some were lost, one more.
     Medium,
-    /// Three observers agree, or two showed it by datagrams; none says otherwise.
+    /// Three observers agree, or two showed it by datagrams that arrived. Where some were lost, one more.
     High,
 }
 
