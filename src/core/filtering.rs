@@ -40,6 +40,8 @@ const MAX_CLIENTS: usize = 16_384;
 const MAX_TESTS: usize = 1024;
 /// How long the sockets may take to open.
 const OPENING: Duration = Duration::from_secs(2);
+/// How long a socket is left alone that has just been opened: the system does not always let it send at once.
+const SETTLE: Duration = Duration::from_millis(50);
 /// How long a client waits for its coordinator.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// How long datagrams may take longer than the frame that says that they were sent.
@@ -164,7 +166,7 @@ impl Filters {
         let sockets = &self.sockets;
         for sending in self.tests.values_mut().filter(|sending| sending.sent == 0) {
             if sending.sources.iter().all(|ip| sockets.get(ip).is_some_and(Option::is_some)) {
-                sending.due = now;
+                sending.due = now + SETTLE;
             }
         }
     }

@@ -23,7 +23,7 @@ use crate::core::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The socket that the rest is about.
+    /// The socket that the rest is about, once it was seen by anybody.
     pub socket: Option<SocketId>,
     /// Where most observers see it.
     pub public_address: Option<Finding<SocketAddr>>,
@@ -184,7 +184,7 @@ impl Observations {
         let public_address = public.and_then(|address| Some(Finding::agreed(address, at(address)?)));
         let is_translated = !used.iter().all(|o| local.contains(&o.seen));
         Report {
-            socket: Some(socket),
+            socket: (!used.is_empty()).then_some(socket),
             public_address,
             translated: all().map(|evidence| Finding::agreed(is_translated, evidence)),
             mapping: view.mapping.zip(all()).map(|(mapping, evidence)| Finding::agreed(mapping, evidence)),
