@@ -381,11 +381,13 @@ impl Pending {
         let is_named = sources.iter().any(|source| source.ip() == remote.ip());
         // One that is translated knows not at which address we see it, but if it has only one, it is that.
         let same = is_named || sources.len() == 1;
+        // From a private address to another network there need not be a way at all.
+        let is_global = |ip: IpAddr| scope(ip) == Scope::Global;
         let other = is_named
-            && sources.iter().any(|source| {
-                source.ip() != remote.ip()
-                    && scope(source.ip()) == scope(remote.ip())
-                    && !contacted(source.ip(), None)
+            && is_global(remote.ip())
+            && sources.iter().map(SocketAddr::ip).any(|ip| {
+                let is_other = ip != remote.ip() && !contacted(ip, None);
+                is_other && is_global(ip)
             });
         let (filtering, datagrams) = match (other_address, other_port) {
             (1.., _) => (FilteringBehaviour::EndpointIndependent, other_address),

@@ -207,18 +207,27 @@ fn what_comes_from_where_the_client_has_sent_proves_nothing() {
     assert_eq!(world.filtering(b), Some((Filtering::PortIndependent, Confidence::Medium)));
 }
 
+type Name = ([u8; 8], [u8; 32]);
+
+/// Takes note of the latest test that was asked for, which its coordinator does not hear of.
+fn captured(world: &mut World) -> Rc<Cell<Option<Name>>> {
+    let asked = Rc::new(Cell::new(None));
+    let sees = asked.clone();
+    world.tamper = Some(Box::new(move |_, _, frame| match frame {
+        Frame::FilterTest { data, key } => {
+            sees.set(Some((data, key)));
+            vec![]
+        }
+        other => vec![(Duration::ZERO, other)],
+    }));
+    asked
+}
+
 #[test]
 fn forged_datagrams_count_for_nothing() {
     let (mut world, c, b) = pair(Filtering::AddressAndPortDependent, true);
-    let asked = Rc::new(Cell::new(None));
-    let sees = asked.clone();
-    world.tamper = Some(Box::new(move |_, _, frame| {
-        if let Frame::FilterTest { data, key } = frame {
-            sees.set(Some((data, key)));
-        }
-        vec![(Duration::ZERO, frame)]
-    }));
-    world.coordinate(b, c);
+    let asked = captured(&mut world);
+    let (link, _) = world.coordinate(b, c);
     world.run_for(ms(100));
     let (data, key) = asked.get().expect("it asks at once");
     let (refused, path) =
@@ -228,7 +237,14 @@ fn forged_datagrams_count_for_nothing() {
         world.input(b, |agent, now| agent.handle_datagram(path, forged, now));
     }
     assert_eq!(world.nodes[b].agent.counters().probes_refused, refused + 3);
-    world.run_for(ms(5000));
+    let real = Path { socket: SOCKET, remote: world.outer(c) };
+    let tested = Frame::FilterTested { data, rounds: 1, sources: vec![at("203.0.113.1:7000")] };
+    world.input(b, |agent, now| {
+        agent.handle_datagram(real, &datagram(data, &key, 0), now);
+        agent.handle_frame(link, tested, now);
+    });
+    assert_eq!(world.nodes[b].agent.counters().probes_refused, refused + 3);
+    world.run_for(ms(2000));
     assert_eq!(world.filtering(b), Some((Filtering::AddressAndPortDependent, Confidence::Low)));
 }
 
@@ -324,6 +340,42 @@ fn a_nat_that_does_not_turn_datagrams_around_is_seen_as_such_and_told_by_three_d
     world.coordinate(b, c);
     world.run_for(ms(10_000));
     assert_eq!(world.report(b).hairpin.map(|finding| finding.value), Some(true));
+}
+
+#[test]
+fn coordinators_that_lie_about_our_address_make_us_send_a_few_datagrams_there_and_no_more() {
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    let asked = captured(&mut world);
+    let (link, _) = world.coordinate(b, c);
+    world.run_for(ms(500));
+    let coordinator = Path { socket: SOCKET, remote: world.outer(c) };
+    for n in 1..=100u16 {
+        let address = SocketAddr::new([192, 0, 2, 66].into(), n);
+        let lie = Frame::ObservedAddress { sequence: u64::from(n), address };
+        world.input(b, |agent, now| agent.handle_frame(link, lie, now));
+        // It cares for no limits of its own: every test has a result.
+        let (data, key) = asked.get().expect("a test of the new address");
+        let tested = Frame::FilterTested { data, rounds: 3, sources: vec![at("203.0.113.1:7000")] };
+        world.input(b, |agent, now| {
+            agent.handle_datagram(coordinator, &datagram(data, &key, 0), now);
+            agent.handle_frame(link, tested, now);
+        });
+        world.run_for(ms(3000));
+    }
+    let lies = world.nodes[b].probes.iter().filter(|(_, path)| path.remote.ip() == at("192.0.2.66:1").ip());
+    let lies = lies.count();
+    assert!((3..=3 * (2 + 5)).contains(&lies), "{lies} in five minutes");
+}
+
+#[test]
+fn a_private_address_of_a_coordinator_says_nothing_by_its_silence() {
+    let mut world = World::new();
+    let c = world.coordinator("192.168.7.1", Some("172.17.0.1"));
+    let b = world.add(&client(), "10.0.0.2", Some("192.168.7.2"));
+    world.nodes[b].filtering = Filtering::AddressDependent;
+    world.coordinate(b, c);
+    world.run_for(ms(5000));
+    assert_eq!(world.filtering(b).map(|(filtering, _)| filtering), Some(Filtering::PortIndependent));
 }
 
 #[test]

@@ -112,7 +112,9 @@ impl Agent {
                 let answer = (generation, lifetime);
                 let known = self.registrar.accepted(&link.peer, answer, now, &mut self.out);
                 self.registration_answered(known, now);
-                self.test_filtering(id, false, now);
+                if known {
+                    self.test_filtering(id, false, now);
+                }
             }
             Frame::RegisterRejected { generation, reason } => {
                 let answer = (generation, reason);
