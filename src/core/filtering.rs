@@ -103,6 +103,7 @@ struct Sending {
     sources: Vec<IpAddr>,
     sent: u8,
     due: Instant,
+    earliest: Instant,
 }
 
 /// What a coordinator does for its clients.
@@ -131,14 +132,14 @@ impl Filters {
         }
     }
 
-    /// Begins a test over a client's link; the addresses at which sockets have to be opened first. `None` if the client
+    /// Begins a test over a client's link, whose address counts from `earliest` on; the addresses at which sockets have to be opened first. `None` if the client
     /// or all of them together have had enough.
     pub(crate) fn begin(
         &mut self,
         (link, peer): (LinkId, PeerId),
         test: Test,
         own: &[SocketAddr],
-        now: Instant,
+        (now, earliest): (Instant, Instant),
     ) -> Option<Vec<IpAddr>> {
         let has_room = self.tests.len() < MAX_TESTS && !self.tests.contains_key(&link);
         if !has_room || self.clients.take(peer, now).is_err() {
@@ -149,8 +150,8 @@ impl Filters {
             sources.iter().copied().filter(|ip| !self.sockets.contains_key(ip)).collect();
         self.sockets.extend(missing.iter().map(|ip| (*ip, None)));
         let is_ready = sources.iter().all(|ip| self.socket(*ip).is_some());
-        let due = if is_ready { now } else { now + OPENING };
-        self.tests.insert(link, Sending { test, sources, sent: 0, due });
+        let due = if is_ready { now } else { now + OPENING }.max(earliest);
+        self.tests.insert(link, Sending { test, sources, sent: 0, due, earliest });
         Some(missing)
     }
 
@@ -166,7 +167,7 @@ impl Filters {
         let sockets = &self.sockets;
         for sending in self.tests.values_mut().filter(|sending| sending.sent == 0) {
             if sending.sources.iter().all(|ip| sockets.get(ip).is_some_and(Option::is_some)) {
-                sending.due = now + SETTLE;
+                sending.due = sending.earliest.max(now + SETTLE);
             }
         }
     }
@@ -184,7 +185,7 @@ impl Filters {
         self.tests.values().map(|sending| sending.due).min()
     }
 
-    /// What is to be sent now. `remote` says where a link's peer is.
+    /// What is to be sent now. `remote` says where a link's peer is, if it has proved that.
     pub(crate) fn poll(&mut self, now: Instant, remote: impl Fn(LinkId) -> Option<SocketAddr>) -> Due {
         let mut due = Due::default();
         let sockets = &self.sockets;

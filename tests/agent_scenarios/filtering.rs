@@ -316,6 +316,35 @@ fn a_connection_that_moves_ends_its_test() {
 }
 
 #[test]
+fn nothing_goes_where_a_connection_has_just_moved_before_that_is_proven() {
+    let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
+    let (_, link) = world.coordinate(b, c);
+    world.run_for(ms(5000));
+    let before = sent_to(&world, c).len();
+    let (peer, home, victim) = (world.nodes[b].peer, world.outer(b), at("192.0.2.66:6"));
+    let go = |world: &mut World, to| {
+        world.input(c, |agent, now| agent.handle_link_up(link, peer, Some(to), Some(SOCKET), now));
+    };
+    // Forged packets take the connection there, and it goes back, and there again.
+    for _ in 0..3 {
+        go(&mut world, victim);
+        ask(&mut world, c, link, 7);
+        world.run_for(ms(3000));
+        go(&mut world, home);
+        world.run_for(ms(500));
+    }
+    assert_eq!(sent_to(&world, c).len(), before);
+    // Who stays has answered there.
+    world.run_for(Duration::from_secs(120));
+    go(&mut world, victim);
+    ask(&mut world, c, link, 8);
+    world.run_for(ms(3999));
+    assert_eq!(sent_to(&world, c).len(), before);
+    world.run_for(ms(2000));
+    assert_eq!(sent_to(&world, c)[before..], [victim; 9]);
+}
+
+#[test]
 fn the_ports_that_tests_come_from_are_never_offered_to_clients() {
     let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
     world.coordinate(b, c);

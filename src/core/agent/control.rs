@@ -46,14 +46,22 @@ impl Agent {
             known.remote = remote;
             known.socket = socket;
             if moved {
+                known.moved = Some(now);
                 self.tell_observed(link);
                 self.report_nat();
             }
             return;
         }
         self.handle_link_down(link, now);
-        let state =
-            Link { peer, remote, socket, next_observation: 0, last_observation: None, told_observers: false };
+        let state = Link {
+            peer,
+            remote,
+            socket,
+            next_observation: 0,
+            last_observation: None,
+            moved: None,
+            told_observers: false,
+        };
         self.links.insert(link, state);
         self.coordinator.link_up(peer, now);
         if remote.is_some() {

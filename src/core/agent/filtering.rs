@@ -231,7 +231,9 @@ impl Agent {
         };
         let test = Test { data, key, path: Path { socket, remote } };
         let own = self.network.own_addresses();
-        let begun = serves.then(|| self.filters.begin((id, link.peer), test, &own, now)).flatten();
+        let earliest = link.proven_at().map_or(now, |at| at.max(now));
+        let begun =
+            serves.then(|| self.filters.begin((id, link.peer), test, &own, (now, earliest))).flatten();
         let Some(missing) = begun else {
             if serves {
                 self.out.cap_hit();
@@ -247,7 +249,8 @@ impl Agent {
     /// Sends what is due of the tests that we make for clients.
     pub(super) fn run_filters(&mut self, now: Instant) {
         let links = &self.links;
-        let due = self.filters.poll(now, |link| links.get(link)?.remote);
+        let proven = |link: &&Link| link.proven_at().is_none_or(|at| at <= now);
+        let due = self.filters.poll(now, |link| links.get(link).filter(proven)?.remote);
         self.out.counters.filter_probes_sent += due.transmits.len() as u64;
         self.send_all(|_| due.transmits);
         for (link, data, rounds, sources) in due.ended {
