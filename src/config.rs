@@ -67,7 +67,8 @@ pub struct Config {
     pub coordinators: Vec<Multiaddr>,
     /// QUIC addresses to listen on as soon as the swarm runs. Default none: the application listens.
     pub bind_addresses: Vec<Multiaddr>,
-    /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=256.
+    /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=256. A session probes at most 56 pairs of a
+    /// socket of ours and a candidate of the peer, the best candidates first, beside up to eight that it learns by being probed.
     pub max_candidates: usize,
     /// Pairs of one session whose opening burst runs at the same time. Default 3, 1..=16 and not above
     /// [`max_candidates`](Self::max_candidates).

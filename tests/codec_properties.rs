@@ -13,7 +13,7 @@ use libp2p_punch::core::{
     event::SessionRole,
     frame::{
         Frame, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, ObserverOffer, PunchAnswer, PunchMeNow,
-        PunchRequest, PunchWindow, Registration, RejectReason, VARINT_MAX, decode, encode,
+        PunchMoved, PunchRequest, PunchWindow, Registration, RejectReason, VARINT_MAX, decode, encode,
     },
     keys::{ProbeKeys, ProbeSecret},
     probe::{PROBE_LEN, Probe, ProbeError, tag_of},
@@ -147,6 +147,17 @@ prop_compose! {
     }
 }
 
+prop_compose! {
+    fn moved()(
+        peer in peer(),
+        session in session(),
+        candidates in vec(candidate(), 0..12),
+        authenticator in any::<[u8; 16]>(),
+    ) -> PunchMoved {
+        PunchMoved { peer, session, candidates, authenticator }
+    }
+}
+
 fn frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
         (varint(), address()).prop_map(|(sequence, address)| Frame::ObservedAddress { sequence, address }),
@@ -170,6 +181,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         (any::<[u8; 8]>(), any::<u8>(), vec(address(), 0..=4))
             .prop_map(|(data, rounds, sources)| Frame::FilterTested { data, rounds, sources }),
         window().prop_map(|window| Frame::PunchWindow(Box::new(window))),
+        moved().prop_map(|moved| Frame::PunchMoved(Box::new(moved))),
     ]
 }
 
@@ -250,7 +262,11 @@ proptest! {
         let mut buffer = BytesMut::new();
         buffer.extend_from_slice(&(0x8000_0000 | u32::try_from(body.len()).unwrap()).to_be_bytes());
         buffer.extend_from_slice(body);
-        prop_assert!(decode(&mut buffer).is_err());
+        // A NAT report ends some frames, and may be missing: cut right before it, a frame has what it needs.
+        if let Ok(decoded) = decode(&mut buffer) {
+            let again = encoded(&[decoded.expect("the type is known")]);
+            prop_assert_eq!(&again[1 << (again[0] >> 6)..], body);
+        }
     }
 
     #[test]

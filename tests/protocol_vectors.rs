@@ -11,8 +11,8 @@ use libp2p_punch::core::{
     event::SessionRole,
     filtering::datagram,
     frame::{
-        Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchRequest, PunchWindow, Registration, RejectReason,
-        decode, encode,
+        Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest, PunchWindow, Registration,
+        RejectReason, decode, encode,
     },
     keys::{ProbeKeys, ProbeSecret},
     probe::{Probe, tag_of},
@@ -167,6 +167,12 @@ impl Vector {
                 step: self.parsed("step"),
                 authenticator: self.array("authenticator"),
             })),
+            "PUNCH_MOVED" => Frame::PunchMoved(Box::new(PunchMoved {
+                peer: self.peer("peer"),
+                session: self.session(),
+                candidates: self.candidates(),
+                authenticator: self.array("authenticator"),
+            })),
             "FILTER_TEST" => Frame::FilterTest { data: self.array("data"), key: self.array("key") },
             "FILTER_TESTED" => {
                 let sources = self.all("source").iter().map(|text| text.parse().expect("an address"));
@@ -260,6 +266,7 @@ fn every_frame_encodes_to_and_decodes_from_the_bytes_of_the_document() {
         ("PROBE_OBSERVED", 2),
         ("PUNCH_ANSWER", 3),
         ("PUNCH_ME_NOW", 3),
+        ("PUNCH_MOVED", 1),
         ("PUNCH_REJECTED", 2),
         ("PUNCH_WINDOW", 1),
         ("REGISTER", 1),
@@ -268,6 +275,30 @@ fn every_frame_encodes_to_and_decodes_from_the_bytes_of_the_document() {
         ("REMOVE_ADDRESS", 1),
     ];
     assert_eq!(seen, expected.map(|(name, count)| (name.to_owned(), count)).into());
+}
+
+#[test]
+fn what_peers_of_a_session_tell_each_other_bears_the_authenticator_of_the_document() {
+    let mac_key = key_vector().bytes("initiator-mac-key");
+    let authentic = |covered: &[u8], authenticator: [u8; 16]| {
+        let mac = Hmac::<Sha256>::new_from_slice(&mac_key).expect("a well-formed vector");
+        mac.chain_update(covered).verify_truncated_left(&authenticator).is_ok()
+    };
+    let mut seen = 0;
+    for vector in vectors("frame") {
+        // Before the authenticator, from the session on.
+        let domain = match vector.text("frame") {
+            "PUNCH_WINDOW" => "libp2p-punch/1.0.0 punch-window",
+            "PUNCH_MOVED" => "libp2p-punch/1.0.0 punch-moved",
+            _ => continue,
+        };
+        let (bytes, session) = (vector.bytes("bytes"), vector.session().0);
+        let at = bytes.windows(16).position(|window| window == session).expect("the session is in it");
+        let covered = [domain.as_bytes(), &bytes[at..bytes.len() - 16]].concat();
+        assert!(authentic(&covered, vector.array("authenticator")), "{vector:?}");
+        seen += 1;
+    }
+    assert_eq!(seen, 2);
 }
 
 #[test]

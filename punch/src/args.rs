@@ -79,6 +79,9 @@ pub(crate) struct Dial {
     /// Give up after so many seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) timeout: Duration,
+    /// Stay connected for so many seconds, with an echo every tenth of a second: to see what a change of networks does.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    pub(crate) watch: Option<Duration>,
     /// Key and output.
     #[command(flatten)]
     pub(crate) common: Common,

@@ -4,7 +4,7 @@ use std::{future::pending, time::Duration};
 
 use libp2p::{PeerId, swarm::DialError};
 use libp2p_punch::config::{Config, Role};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
 use crate::{
     args::Dial,
@@ -21,6 +21,8 @@ const ECHO: usize = 64;
 const REASON: Duration = Duration::from_millis(250);
 /// How long a direct connection is waited for when a relayed one stands.
 const DIRECT: Duration = Duration::from_secs(10);
+/// From the end of one echo of `--watch` to the next.
+const BETWEEN: Duration = Duration::from_millis(100);
 
 /// Why there is no connection.
 #[derive(Debug)]
@@ -44,14 +46,20 @@ pub(crate) async fn run(arguments: Dial) -> Result<Exit, Failure> {
     let config = Config { role: Role::Client, coordinators, ..Config::default() };
     let mut node = Node::new(&arguments.common, config)?;
     node.listen_anywhere()?;
+    let interrupted = || Trouble::Failed { reason: "interrupted", message: "interrupted".into() };
     let result = tokio::select! {
         result = timeout(arguments.timeout, attempt(&mut node, peer)) => result.map_err(|_| {
             let message = format!("no connection within {} s", arguments.timeout.as_secs_f64());
             Trouble::Failed { reason: "timeout", message }
         }),
-        () = stop.told() => {
-            Ok(Err(Trouble::Failed { reason: "interrupted", message: "interrupted".into() }))
-        }
+        () = stop.told() => Ok(Err(interrupted())),
+    };
+    let result = match (result, arguments.watch) {
+        (Ok(Ok(exit)), Some(time)) => tokio::select! {
+            result = watch(&mut node, peer, time) => Ok(result.map(|()| exit)),
+            () = stop.told() => Ok(Ok(exit)),
+        },
+        (result, _) => result,
     };
     let result = match result {
         Ok(Ok(exit)) => Ok(exit),
@@ -78,6 +86,20 @@ async fn attempt(node: &mut Node, peer: PeerId) -> Result<Exit, Trouble> {
     let relayed = connect(node, peer).await?;
     echo(node, peer, ECHO).await?;
     Ok(if relayed { Exit::Relayed } else { Exit::Success })
+}
+
+/// Has something echoed again and again.
+async fn watch(node: &mut Node, peer: PeerId, time: Duration) -> Result<(), Trouble> {
+    let end = Instant::now() + time;
+    while Instant::now() < end {
+        echo(node, peer, ECHO).await?;
+        let next = (Instant::now() + BETWEEN).min(end);
+        // The swarm has to be driven meanwhile.
+        while let Ok(happening) = timeout_at(next, node.next()).await {
+            happening?;
+        }
+    }
+    Ok(())
 }
 
 /// Asks for a connection and waits for it; true if it is relayed, and traversal has failed or takes its time.

@@ -8,7 +8,7 @@ use std::{
     convert::Infallible,
     sync::Arc,
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::{SinkExt, StreamExt, channel::mpsc};
@@ -24,7 +24,10 @@ use super::{
     control::Control,
     link::{FRAME_QUEUE, Input, Route},
 };
-use crate::core::{LinkId, frame::Frame};
+use crate::core::{
+    LinkId,
+    frame::{Frame, Registration},
+};
 
 /// A control stream that broke is opened again so often.
 const MAX_REOPENS: u8 = 3;
@@ -51,6 +54,8 @@ pub struct Handler {
     /// For the driver, before anything that is read from the stream.
     pending: VecDeque<Input>,
     is_coordinator: bool,
+    /// The generation and the lifetime of the `REGISTER` that the peer has not answered.
+    asked: Option<(u64, Duration)>,
     registered_until: Option<Instant>,
 }
 
@@ -73,6 +78,7 @@ impl Handler {
             frames: None,
             pending: VecDeque::from([Input::Opened { link, peer, route }]),
             is_coordinator,
+            asked: None,
             registered_until: None,
         }
     }
@@ -108,11 +114,28 @@ impl Handler {
         }
     }
 
-    /// A registration in force keeps the connection, on both of its ends.
-    fn note(&mut self, frame: &Frame) {
-        if let Frame::Registered { lifetime, .. } = frame {
-            self.registered_until = self.runtime.now().checked_add(*lifetime);
+    /// A registration that we granted keeps the connection while it is in force.
+    fn sent(&mut self, frame: &Frame) {
+        match frame {
+            Frame::Register(Registration { generation, lifetime, .. }) => {
+                self.asked = Some((*generation, *lifetime));
+            }
+            Frame::Registered { lifetime, .. } => self.keep_for(*lifetime),
+            _ => {}
         }
+    }
+
+    /// So does one that we asked for, and no longer than we did: otherwise peers could keep connections that we do not want.
+    fn received(&mut self, frame: &Frame) {
+        if let Frame::Registered { generation, lifetime } = frame
+            && let Some((_, asked)) = self.asked.take_if(|(asked, _)| asked == generation)
+        {
+            self.keep_for(asked.min(*lifetime));
+        }
+    }
+
+    fn keep_for(&mut self, lifetime: Duration) {
+        self.registered_until = self.runtime.now().checked_add(lifetime);
     }
 
     fn poll_driver(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -136,7 +159,7 @@ impl Handler {
             let Some(control) = &mut self.streams[slot] else { continue };
             match control.poll_frame(cx) {
                 Poll::Ready(Ok(frame)) => {
-                    self.note(&frame);
+                    self.received(&frame);
                     return Some(Input::Received { link: self.link, frame });
                 }
                 Poll::Ready(Err(error)) => {
@@ -159,7 +182,7 @@ impl Handler {
                 match self.frames.as_mut().map(|frames| frames.poll_next_unpin(cx)) {
                     Some(Poll::Ready(Some(frame))) => {
                         control.push(&frame);
-                        self.note(&frame);
+                        self.sent(&frame);
                         continue;
                     }
                     // The driver gave the link up. The peer must learn of it, or it goes on talking to nobody.
@@ -241,5 +264,58 @@ impl ConnectionHandler for Handler {
             },
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use libp2p_identity::Keypair;
+    use quinn::TokioRuntime;
+
+    use super::*;
+
+    const LIFETIME: Duration = Duration::from_secs(300);
+
+    fn handler() -> Handler {
+        let (driver, _) = mpsc::channel(1);
+        let of = (LinkId(1), PeerId::random(), Route::Other);
+        Handler::new(of, false, false, driver, Arc::new(TokioRuntime))
+    }
+
+    fn register(generation: u64) -> Frame {
+        let keypair = Keypair::generate_ed25519();
+        let signed = Registration::sign(&keypair, generation, LIFETIME, [7; 32], &[], Bytes::new());
+        Frame::Register(signed.unwrap())
+    }
+
+    fn registered(generation: u64, lifetime: Duration) -> Frame {
+        Frame::Registered { generation, lifetime }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_answer_to_a_registration_keeps_the_connection_and_only_as_long_as_was_asked() {
+        let mut handler = handler();
+        handler.received(&registered(1, LIFETIME));
+        assert!(!handler.connection_keep_alive(), "nobody asked");
+        handler.sent(&register(2));
+        handler.received(&registered(1, LIFETIME));
+        assert!(!handler.connection_keep_alive(), "another one was asked for");
+        handler.received(&registered(2, 100 * LIFETIME));
+        assert!(handler.connection_keep_alive());
+        tokio::time::sleep(LIFETIME - Duration::from_secs(1)).await;
+        assert!(handler.connection_keep_alive());
+        handler.received(&registered(2, LIFETIME));
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        assert!(!handler.connection_keep_alive(), "an answer counts once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_coordinator_keeps_the_connection_of_a_registration_that_it_granted() {
+        let mut handler = handler();
+        handler.received(&register(1));
+        assert!(!handler.connection_keep_alive());
+        handler.sent(&registered(1, LIFETIME));
+        assert!(handler.connection_keep_alive());
     }
 }

@@ -10,6 +10,8 @@ mod coordinators;
 mod handler;
 pub(crate) mod link;
 mod relay;
+#[cfg(test)]
+mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -50,6 +52,13 @@ pub(crate) struct Ends {
     pub(crate) runtime: Arc<dyn Runtime>,
 }
 
+/// A connection, from the making of its handler on.
+struct Link {
+    id: LinkId,
+    peer: PeerId,
+    is_established: bool,
+}
+
 /// Makes `swarm.dial(peer)` get through NATs, and passes `PUNCH_ME_NOW` for others. Made by [`new`](crate::new),
 /// together with the transport that does the work on the wire.
 pub struct Behaviour {
@@ -63,7 +72,7 @@ pub struct Behaviour {
     external_addresses: BTreeSet<Multiaddr>,
     /// External-address candidates already reported, by observer.
     reported: BTreeMap<PeerId, Multiaddr>,
-    links: BTreeMap<ConnectionId, LinkId>,
+    links: BTreeMap<ConnectionId, Link>,
     next_link: u64,
     nat: Report,
     timer: Option<Pin<Box<dyn AsyncTimer>>>,
@@ -103,7 +112,10 @@ impl Behaviour {
         let Some(peer) = peer_of(&address) else {
             return Err(ConfigError::CoordinatorWithoutPeerId { value: address });
         };
-        if self.coordinators.add(peer, address, self.ends.runtime.now()) {
+        let links = self.links.iter();
+        let connections =
+            links.filter(|(_, link)| link.peer == peer && link.is_established).map(|(id, _)| *id);
+        if self.coordinators.add(peer, address, connections, self.ends.runtime.now()) {
             self.inputs.push_back(Input::AddCoordinator(peer));
             self.notify(peer, true);
         }
@@ -111,7 +123,7 @@ impl Behaviour {
         Ok(peer)
     }
 
-    /// Lets go of a coordinator; false if it was none. An existing connection is left to its other uses.
+    /// Lets go of a coordinator; false if it was none. Existing connections are left to their other uses.
     pub fn remove_coordinator(&mut self, peer: &PeerId) -> bool {
         let was = self.coordinators.remove(peer);
         if was {
@@ -133,17 +145,18 @@ impl Behaviour {
     }
 
     fn notify(&mut self, peer: PeerId, is_coordinator: bool) {
-        self.actions.push_back(ToSwarm::NotifyHandler {
+        let connections = self.links.iter().filter(|(_, link)| link.peer == peer);
+        self.actions.extend(connections.map(|(connection, _)| ToSwarm::NotifyHandler {
             peer_id: peer,
-            handler: NotifyHandler::Any,
+            handler: NotifyHandler::One(*connection),
             event: FromBehaviour::Coordinator(is_coordinator),
-        });
+        }));
     }
 
     fn handler(&mut self, id: ConnectionId, peer: PeerId, address: &Multiaddr, opens: bool) -> Handler {
         let link = LinkId(self.next_link);
         self.next_link += 1;
-        self.links.insert(id, link);
+        self.links.insert(id, Link { id: link, peer, is_established: false });
         let is_coordinator = self.coordinators.contains(&peer);
         let driver = self.ends.driver.clone();
         Handler::new(
@@ -157,7 +170,7 @@ impl Behaviour {
 
     fn forget_link(&mut self, id: ConnectionId) {
         if let Some(link) = self.links.remove(&id) {
-            self.inputs.push_back(Input::Closed { link });
+            self.inputs.push_back(Input::Closed { link: link.id });
         }
     }
 
@@ -274,7 +287,10 @@ impl NetworkBehaviour for Behaviour {
         let now = self.ends.runtime.now();
         match event {
             FromSwarm::ConnectionEstablished(event) => {
-                self.coordinators.connected(&event.peer_id, event.connection_id);
+                if let Some(link) = self.links.get_mut(&event.connection_id) {
+                    link.is_established = true;
+                }
+                self.coordinators.connected(&event.peer_id, event.connection_id, now);
                 let is_coordinator = self.coordinators.contains(&event.peer_id);
                 self.relaying.established(&event, is_coordinator, now);
             }
@@ -287,7 +303,7 @@ impl NetworkBehaviour for Behaviour {
                 }
             }
             FromSwarm::AddressChange(event) => {
-                let link = self.links.get(&event.connection_id).copied();
+                let link = self.links.get(&event.connection_id).map(|link| link.id);
                 if let (Some(link), Route::Udp(remote)) = (link, Route::of(event.new.get_remote_address())) {
                     self.inputs.push_back(Input::Moved { link, remote });
                 }

@@ -58,13 +58,13 @@ impl Dials {
         outcome.map_or(Ok(()), |(_, connection)| Err(connection))
     }
 
-    /// The session failed. If a relay may help, the dials go on waiting until the behaviour, which has been told,
+    /// The session failed. If a relay may help, the dials go on waiting until the behaviour, which is told,
     /// releases them.
-    pub(super) fn end(&mut self, peer: PeerId, reason: FailureReason, is_told: bool) {
+    pub(super) fn end(&mut self, peer: PeerId, reason: FailureReason) {
         self.upgrades.remove(&peer);
         if self.waiting.contains_key(&peer) {
             self.ended.insert(peer, reason);
-            if !self.may_relay || !is_told || reason == FailureReason::Cancelled {
+            if !self.may_relay || reason == FailureReason::Cancelled {
                 self.release(&peer);
             }
         }

@@ -13,9 +13,9 @@ use if_watch::IfEvent;
 use libp2p_identity::PeerId;
 use quinn::{AsyncTimer, Runtime};
 
-use super::{dials::Dials, routes::Routes};
+use super::{dials::Dials, reports::Reports, routes::Routes};
 use crate::{
-    behaviour::link::{FromDriver, Input},
+    behaviour::link::Input,
     core::{
         LinkId, Path,
         agent::Agent,
@@ -40,7 +40,7 @@ pub(super) struct Channels {
     pub(super) notices: mpsc::Receiver<Notice>,
     pub(super) path_notices: tokio::sync::mpsc::Receiver<PathNotice>,
     pub(super) inputs: mpsc::Receiver<Input>,
-    pub(super) events: mpsc::Sender<FromDriver>,
+    pub(super) events: Reports,
     pub(super) inbound: mpsc::Sender<InboundSession>,
 }
 
@@ -93,8 +93,14 @@ impl Driver {
         }
     }
 
-    /// Takes one input of whatever kind there is; false if there is none. `Err` if nobody is left to drive for.
+    /// Takes one input of whatever kind there is; false if there is none, or if the swarm has too much to catch up with.
+    /// `Err` if nobody is left to drive for.
     fn step(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Gone> {
+        // Whoever brings inputs waits, or drops what may be lost, as their channels fill up.
+        self.channels.events.poll(cx);
+        if self.channels.events.is_full() {
+            return Ok(false);
+        }
         // Probes first: their timing is what NATs and round-trip times are measured by.
         if let Poll::Ready(Some(notice)) = self.channels.path_notices.poll_recv(cx) {
             self.handle_path(notice, now);
@@ -142,7 +148,8 @@ impl Driver {
                 self.routes.add(peer, path);
                 let Err(connection) = self.dials.succeed(peer, connection) else { return };
                 let is_ours = role == SessionRole::Initiator;
-                if is_ours && self.channels.events.try_send(FromDriver::Collect(peer)).is_ok() {
+                if is_ours {
+                    self.channels.events.collect(peer);
                     self.dials.keep(peer, connection);
                 } else {
                     let Path { socket, remote } = path;
@@ -271,17 +278,15 @@ impl Driver {
             Event::Failed { peer, reason, .. } => Some((*peer, *reason)),
             _ => None,
         };
-        let is_told = self.channels.events.try_send(FromDriver::Event(event)).is_ok();
-        if !is_told {
-            tracing::warn!("the swarm is too busy to take events, one is dropped");
-        }
+        self.channels.events.event(event);
         if let Some((peer, reason)) = failure {
-            self.dials.end(peer, reason, is_told);
+            self.dials.end(peer, reason);
         }
     }
 
     fn publish_counters(&self) {
-        let counters = Counters { paths: self.path.counters(), ..self.agent.counters() };
+        let events_dropped = self.channels.events.dropped();
+        let counters = Counters { paths: self.path.counters(), events_dropped, ..self.agent.counters() };
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
     }
 
@@ -319,13 +324,17 @@ impl Future for Driver {
                 Ok(progressed) => progressed,
                 Err(Gone) => return Poll::Ready(()),
             };
+            let waits = this.channels.events.is_full();
             let due = this.poll_timer(cx);
             if due {
                 this.agent.handle_timeout(now);
             }
             this.drain(now);
+            this.channels.events.poll(cx);
             this.poll_inbound(cx);
-            if !progressed && !due && !this.poll_timer(cx) {
+            // If there is room meanwhile, the inputs have not been asked, and would wake nobody.
+            let goes_on = waits && !this.channels.events.is_full();
+            if !progressed && !due && !goes_on && !this.poll_timer(cx) {
                 this.publish_counters();
                 return Poll::Pending;
             }

@@ -6,7 +6,10 @@
 
 mod dials;
 mod driver;
+mod reports;
 mod routes;
+#[cfg(test)]
+mod tests;
 
 use std::sync::{Arc, Mutex};
 
@@ -14,7 +17,7 @@ use futures::channel::mpsc;
 use libp2p_identity::Keypair;
 use quinn::Runtime;
 
-use self::driver::Driver;
+use self::{driver::Driver, reports::Reports};
 use crate::{
     behaviour::{Behaviour, Ends},
     config::Config,
@@ -31,7 +34,7 @@ use crate::{
 const QUEUE: usize = 256;
 /// Probes and the news of flows that may wait. Probes beyond that are dropped, as on a full socket.
 const PROBE_QUEUE: usize = 1024;
-/// Events that may wait for a swarm that is busy; more are dropped, and the log says so.
+/// Events that may wait for a swarm that is busy. Beyond that the driver keeps those that must not be lost.
 const EVENT_QUEUE: usize = 4096;
 
 /// Makes a transport and a behaviour that work together, and spawns the driver between them.
@@ -68,7 +71,7 @@ pub(crate) fn build(
         (path, transport.connections()),
         runtime.clone(),
         network.interfaces()?,
-        driver::Channels { notices, path_notices, inputs, events: event_sender, inbound },
+        driver::Channels { notices, path_notices, inputs, events: Reports::new(event_sender), inbound },
         counters,
         config.relay_fallback,
     );

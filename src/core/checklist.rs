@@ -20,6 +20,10 @@ use super::{
 pub(crate) const PACE: Duration = Duration::from_millis(5);
 /// Pairs that the peer's own probes may add.
 const MAX_PEER_REFLEXIVE: usize = 8;
+/// Pairs of one session, and so paths of its flow. 28 candidates with two sockets, and what the peer's probes add.
+pub(crate) const MAX_PAIRS: usize = 64;
+/// Pairs that are made of our sockets and the peer's candidates.
+pub(crate) const MAX_FORMED: usize = MAX_PAIRS - MAX_PEER_REFLEXIVE;
 /// Challenges answered in one session: the peer sends a dozen for each pair at most, and only within seconds.
 pub(crate) const ANSWERS: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
 
@@ -104,6 +108,11 @@ impl Checklist {
         self.pairs.iter_mut().find(|pair| pair.path == path)
     }
 
+    /// Whether an authentic probe came on this path.
+    pub(crate) fn is_heard(&self, path: Path) -> bool {
+        self.get(path).is_some_and(|pair| pair.heard)
+    }
+
     /// Adds a pair, to be probed from `now` on; `false` if it is known.
     pub(crate) fn add(&mut self, path: Path, priority: u64, origin: Origin, now: Instant) -> bool {
         if self.get(path).is_some() {
@@ -160,6 +169,18 @@ impl Checklist {
         }
     }
 
+    /// Whether a path is selected of which it is not known whether it still works.
+    pub(crate) fn is_in_doubt(&self) -> bool {
+        let selected = self.selected.and_then(|path| self.get(path));
+        selected.is_some_and(|pair| pair.state != State::Succeeded)
+    }
+
+    /// Probes those pairs anew that lead to `remote` and have failed.
+    pub(crate) fn revive(&mut self, remote: SocketAddr, now: Instant) {
+        let failed = |pair: &&mut Pair| pair.path.remote == remote && pair.state == State::Failed;
+        self.pairs.iter_mut().filter(failed).for_each(|pair| pair.restart(now));
+    }
+
     /// Whether nothing is left to probe.
     pub(crate) fn is_idle(&self) -> bool {
         self.next_due().is_none()
@@ -170,6 +191,7 @@ impl Checklist {
         self.add(known.path, 0, Origin::Announced, now);
         if let Some(pair) = self.get_mut(known.path) {
             pair.state = State::Succeeded;
+            pair.heard = true;
             pair.rtt = Some(known.rtt);
         }
         self.selected = Some(known.path);

@@ -43,12 +43,16 @@ pub enum Command {
         /// What is known of the round-trip time, for QUIC's first timers.
         rtt: Option<Duration>,
     },
-    /// Datagrams from `path` that carry one of the flow's connection IDs are QUIC packets of `flow`.
+    /// Datagrams from `path` that carry one of the flow's connection IDs are QUIC packets of `flow`. A path has room for a few
+    /// flows; those that were `heard` on it take the place of those that were only announced there. Given again for a
+    /// path when it is heard for the first time.
     Admit {
         /// The flow.
         flow: FlowId,
         /// A path that is probed for it.
         path: Path,
+        /// An authentic probe of the flow's session came on it.
+        heard: bool,
     },
     /// Until a path is selected, QUIC packets of `flow` may go out on `path`, `budget` bytes in all
     /// (RFC 9000 §8.1: three times what was received). A later one for the same path adds to the budget, and so
@@ -61,8 +65,9 @@ pub enum Command {
         /// Bytes of UDP payload that may be sent.
         budget: usize,
     },
-    /// `path` is validated and from now on carries what QUIC sends. What was held back is sent now; if
-    /// nothing was heard yet, the first flight is sent again.
+    /// `path` is validated and from now on carries what QUIC sends; it is admitted before all that were only heard. What was
+    /// held back is sent now; if nothing was heard yet, the first flight is sent again. If it was selected already, it
+    /// works again after it did not.
     Select {
         /// The flow.
         flow: FlowId,

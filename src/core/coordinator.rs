@@ -14,8 +14,11 @@ use sha2::{Digest, Sha256};
 use super::{
     LinkId, SessionId,
     candidate::Candidate,
-    frame::{Frame, MAX_FRAME_CANDIDATES, PunchAnswer, PunchMeNow, PunchWindow, Registration, RejectReason},
-    limits::{Rate, Recent, TokenBucket},
+    frame::{
+        Frame, MAX_FRAME_CANDIDATES, PunchAnswer, PunchMeNow, PunchMoved, PunchWindow, Registration,
+        RejectReason,
+    },
+    limits::{PAIR_RATE, Rate, Recent, RecentBuckets, TokenBucket},
     links::{Link, Links},
     observer::OBSERVE_RATE,
     outbox::Outbox,
@@ -29,8 +32,13 @@ pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(3600);
 pub(crate) const REGISTER_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 10 };
 /// `PUNCH_ME_NOW`s of one peer: a DHT walk dials a hundred peers at once, and hardly ever fifty a second for long.
 pub(crate) const PUNCH_RATE: Rate = Rate { interval: Duration::from_millis(20), burst: 100 };
+/// `OBSERVED_ADDRESS`es of one peer, over all its links, so that a new stream gives no more of them: one comes with every
+/// link and with every change of our address.
+pub(crate) const OBSERVED_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 5 };
 /// Requests whose `PUNCH_REJECTED` can still be brought back to the initiator.
 const MAX_FORWARDS: usize = 65_536;
+/// Pairs of an initiator and a responder whose rate is remembered.
+const MAX_PAIRS: usize = 65_536;
 /// Peers that left and whose limits are remembered.
 const MAX_DEPARTED: usize = 16_384;
 /// How long they are: until every bucket is full again. Otherwise leaving and coming back would be a way to more.
@@ -53,11 +61,12 @@ struct Allowance {
     register: TokenBucket,
     punch: TokenBucket,
     observe: TokenBucket,
+    observed: TokenBucket,
 }
 
 impl Allowance {
     fn is_full(&self, now: Instant) -> bool {
-        [self.register, self.punch, self.observe].iter().all(|bucket| bucket.is_full(now))
+        [self.register, self.punch, self.observe, self.observed].iter().all(|bucket| bucket.is_full(now))
     }
 }
 
@@ -86,6 +95,8 @@ pub(crate) struct Coordinator {
     expiries: BTreeSet<(Instant, PeerId)>,
     /// By responder and session.
     forwards: Recent<(PeerId, SessionId), Forward>,
+    /// By initiator and responder: nobody uses up what one responder takes from us.
+    pairs: RecentBuckets<(PeerId, PeerId)>,
 }
 
 impl Coordinator {
@@ -98,6 +109,7 @@ impl Coordinator {
             registry: BTreeMap::new(),
             expiries: BTreeSet::new(),
             forwards: Recent::new(MAX_FORWARDS, FORWARD_LIFETIME),
+            pairs: RecentBuckets::new(PAIR_RATE, MAX_PAIRS),
         }
     }
 
@@ -295,10 +307,12 @@ impl Coordinator {
         if taken.is_some_and(|forward| forward.initiator != link.peer) {
             return Err(RejectReason::Malformed);
         }
-        self.registry
-            .get(&request.responder)
-            .filter(|entry| entry.expires > now)
-            .ok_or(RejectReason::NotConnected)
+        let entry = self.registry.get(&request.responder).filter(|entry| entry.expires > now);
+        let entry = entry.ok_or(RejectReason::NotConnected)?;
+        match self.pairs.take((link.peer, request.responder), now) {
+            true => Ok(entry),
+            false => Err(RejectReason::RateLimited),
+        }
     }
 
     /// Whether a peer is registered over this link.
@@ -313,6 +327,11 @@ impl Coordinator {
                 .clients
                 .get_mut(peer)
                 .is_some_and(|client| client.allowance.observe.take(OBSERVE_RATE, now))
+    }
+
+    /// Whether what a peer says of our address is looked at.
+    pub(crate) fn may_tell(&mut self, peer: &PeerId, now: Instant) -> bool {
+        self.clients.get_mut(peer).is_some_and(|client| client.allowance.observed.take(OBSERVED_RATE, now))
     }
 
     /// Passes on where in its sequence a peer's NAT is, to the other peer of a session that we coordinate.
@@ -337,6 +356,25 @@ impl Coordinator {
         }
         window.peer = from;
         out.frame(receiver, Frame::PunchWindow(window));
+    }
+
+    /// Passes on where a peer has moved, to another that is registered; they have a session, or the receiver refuses it.
+    pub(crate) fn moved(&mut self, link: &Link, mut moved: Box<PunchMoved>, now: Instant, out: &mut Outbox) {
+        if !self.active {
+            return out.refuse_frame();
+        }
+        if !self.clients.entry(link.peer).or_default().allowance.punch.take(PUNCH_RATE, now) {
+            return out.cap_hit();
+        }
+        // Peers ask all their coordinators, of which one at least should know the other.
+        let receiver = self.registry.get(&moved.peer).filter(|entry| entry.expires > now);
+        if let Some(receiver) = receiver.map(|entry| entry.link) {
+            moved.peer = link.peer;
+            out.counters.requests_forwarded += 1;
+            out.frame(receiver, Frame::PunchMoved(moved));
+        } else {
+            out.counters.requests_rejected += 1;
+        }
     }
 
     /// Brings a responder's `PUNCH_REJECTED` back to the initiator, if we passed the request on; `false` if not.

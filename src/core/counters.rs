@@ -41,6 +41,9 @@ pub struct Counters {
     pub frames_refused: u64,
     /// Times that something a remote wanted to grow met its cap.
     pub caps_hit: u64,
+    /// Events that tell of the course of a session and were not reported, because the swarm was too busy to take them. Counted
+    /// by the driver; an agent alone leaves it at zero.
+    pub events_dropped: u64,
     /// What happened beneath the sessions. Counted by the transport; an agent alone leaves it at zero.
     pub paths: PathCounters,
 }
@@ -70,7 +73,7 @@ pub struct PathCounters {
     pub sends_blocked: u64,
     /// Flows refused because there were too many.
     pub flows_refused: u64,
-    /// Paths refused because the flow, or the pair of addresses, had too many.
+    /// Paths refused or taken away because the flow, or the pair of addresses, had too many.
     pub paths_refused: u64,
     /// Commands that named a flow or a socket that is not there, or a flow that is there already.
     pub commands_ignored: u64,

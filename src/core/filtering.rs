@@ -1,6 +1,6 @@
 //! Measuring how a NAT filters (RFC 4787 §5): a coordinator sends a few small datagrams to the address of a client's
 //! connection, from there and from ports and addresses to which the client has never sent, and the client sees which of
-//! them arrive (`docs/protocol.md` §7.7).
+//! them arrive (`docs/protocol.md` §7.8).
 //!
 //! A request names no address. The datagrams go to the address at which the connection stands, which has answered; they
 //! are few, shorter than what asked for them, and end as soon as the connection moves.
@@ -28,16 +28,16 @@ use super::{
 pub(crate) const PAUSES: [Duration; 3] =
     [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
 /// Rounds of a test: that all datagrams of one source are lost must not look like a filter.
-const ROUNDS: usize = PAUSES.len();
+pub(crate) const ROUNDS: usize = PAUSES.len();
 /// Addresses of ours from which a test is sent. With the datagrams from the connection's own address a test has at most
 /// 12 datagrams.
-const MAX_SOURCES: usize = 3;
+pub(crate) const MAX_SOURCES: usize = 3;
 /// Tests of one client: the first, one more when its address changes, and then one in a minute.
-const RATE: Rate = Rate { interval: Duration::from_secs(60), burst: 2 };
+pub(crate) const FILTER_RATE: Rate = Rate { interval: Duration::from_secs(60), burst: 2 };
 /// Clients whose limits are remembered.
 const MAX_CLIENTS: usize = 16_384;
 /// Tests at once, of all clients.
-const MAX_TESTS: usize = 1024;
+pub(crate) const MAX_TESTS: usize = 1024;
 /// How long the sockets may take to open.
 const OPENING: Duration = Duration::from_secs(2);
 /// How long a socket is left alone that has just been opened: the system does not always let it send at once.
@@ -128,7 +128,7 @@ impl Filters {
         Self {
             sockets: BTreeMap::new(),
             tests: BTreeMap::new(),
-            clients: PeerBuckets::new(RATE, MAX_CLIENTS),
+            clients: PeerBuckets::new(FILTER_RATE, MAX_CLIENTS),
         }
     }
 

@@ -48,6 +48,44 @@ pub(crate) struct PeerBuckets {
     buckets: BTreeMap<PeerId, TokenBucket>,
 }
 
+/// Requests of one initiator for one responder, at a coordinator and at the responder: attempts are at least half a second
+/// apart.
+pub(crate) const PAIR_RATE: Rate = Rate { interval: Duration::from_millis(500), burst: 10 };
+
+/// Token buckets by key, for keys that have no other state here. The oldest make room for others, and so are full again.
+#[derive(Debug)]
+pub(crate) struct RecentBuckets<K> {
+    rate: Rate,
+    recent: Recent<K, TokenBucket>,
+}
+
+impl<K: Ord + Clone> RecentBuckets<K> {
+    pub(crate) fn new(rate: Rate, capacity: usize) -> Self {
+        // After that a bucket is full, and so as good as forgotten.
+        Self { rate, recent: Recent::new(capacity, rate.interval * rate.burst) }
+    }
+
+    /// Whether `key` took a token in the last while.
+    pub(crate) fn knows(&self, key: &K, now: Instant) -> bool {
+        self.recent.get(key, now).is_some()
+    }
+
+    /// Whether [`take`](Self::take) would find a token.
+    pub(crate) fn has(&self, key: &K, now: Instant) -> bool {
+        self.recent.get(key, now).copied().unwrap_or_default().take(self.rate, now)
+    }
+
+    /// Takes a token of `key`; `false` if there is none.
+    pub(crate) fn take(&mut self, key: K, now: Instant) -> bool {
+        let mut bucket = self.recent.get(&key, now).copied().unwrap_or_default();
+        let taken = bucket.take(self.rate, now);
+        if taken {
+            self.recent.insert(key, bucket, now);
+        }
+        taken
+    }
+}
+
 /// Why [`PeerBuckets::take`] said no.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Refused {
@@ -64,13 +102,19 @@ impl PeerBuckets {
 
     /// Takes a token of `peer`.
     pub(crate) fn take(&mut self, peer: PeerId, now: Instant) -> Result<(), Refused> {
+        self.take_above(0, peer, now)
+    }
+
+    /// Takes a token of `peer` if more than `reserve` are left.
+    pub(crate) fn take_above(&mut self, reserve: u32, peer: PeerId, now: Instant) -> Result<(), Refused> {
+        let rate = Rate { burst: self.rate.burst.saturating_sub(reserve), ..self.rate };
         if self.buckets.len() >= self.capacity && !self.buckets.contains_key(&peer) {
             self.buckets.retain(|_, bucket| !bucket.is_full(now));
             if self.buckets.len() >= self.capacity {
                 return Err(Refused::Capacity);
             }
         }
-        match self.buckets.entry(peer).or_default().take(self.rate, now) {
+        match self.buckets.entry(peer).or_default().take(rate, now) {
             true => Ok(()),
             false => Err(Refused::Empty),
         }
@@ -162,6 +206,29 @@ mod tests {
         assert_eq!(buckets.take(b, now), Ok(()));
         assert_eq!(buckets.take(c, now), Err(Refused::Capacity));
         assert_eq!(buckets.take(c, now + Duration::from_millis(100)), Ok(()), "b's bucket is full again");
+    }
+
+    #[test]
+    fn a_reserve_is_left_for_those_who_may_take_it() {
+        let now = Instant::now();
+        let (mut buckets, peer) = (PeerBuckets::new(RATE, 2), PeerId::random());
+        assert_eq!(buckets.take_above(1, peer, now), Ok(()));
+        assert_eq!(buckets.take_above(1, peer, now), Ok(()));
+        assert_eq!(buckets.take_above(1, peer, now), Err(Refused::Empty));
+        assert_eq!(buckets.take(peer, now), Ok(()));
+        assert_eq!(buckets.take(peer, now), Err(Refused::Empty));
+    }
+
+    #[test]
+    fn recent_buckets_are_apart_and_forgotten_when_full() {
+        let now = Instant::now();
+        let mut buckets = RecentBuckets::new(RATE, 2);
+        assert!((0..3).all(|_| buckets.take('a', now)));
+        assert!(!buckets.has(&'a', now) && !buckets.take('a', now));
+        assert!(buckets.has(&'b', now) && !buckets.knows(&'b', now));
+        assert!(buckets.take('b', now) && buckets.knows(&'b', now));
+        assert!(!buckets.knows(&'a', now + Duration::from_millis(300)));
+        assert!(buckets.recent.len() <= 2);
     }
 
     #[test]

@@ -7,7 +7,7 @@
 pub mod agent;
 mod backoff;
 pub mod candidate;
-mod checklist;
+pub(crate) mod checklist;
 pub mod command;
 mod coordinator;
 pub mod counters;
@@ -29,6 +29,8 @@ mod search;
 mod session;
 pub mod strategy;
 mod targets;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, net::SocketAddr};
 

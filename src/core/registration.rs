@@ -22,7 +22,7 @@ use super::{
 /// What we ask for. Renewed at half of it, so that one lost renewal does no harm.
 const LIFETIME: Duration = Duration::from_secs(300);
 /// Changes of candidates within this time are announced together.
-const COALESCE: Duration = Duration::from_millis(50);
+const COALESCE: Duration = Duration::from_millis(10);
 /// When a coordinator that is not willing is asked again; it may have become reachable itself.
 const UNWILLING: Duration = Duration::from_secs(60);
 

@@ -6,7 +6,7 @@
 //! | Scan | the session's socket | distinct ports of that IP address, in random order | 1,500 |
 //! | Open | 32 sockets of its own | the address at which the coordinator saw the peer | 2 a socket |
 //! | Follow | the session's socket | the 48 ports after the one that the peer sampled | 2 a port |
-//! | Align | 32 sockets of its own | the 12th port after the one that the peer sampled | 2 a socket |
+//! | Align | 32 sockets of its own | the 20th port after the one that the peer sampled, then the 58th | 1 a socket each |
 //!
 //! A shot is one challenge, 300 of them leave in a second, and none to another IP address than the one that the
 //! coordinator observed. That makes [`MAX_SHOTS`] the most that an address which never answered gets in one search.
@@ -38,8 +38,10 @@ pub(crate) const SPRAY_SOCKETS: usize = 256;
 pub(crate) const WINDOW_SOCKETS: usize = 32;
 /// Ports that are looked at after the one that a peer sampled.
 const WINDOW: u32 = 48;
-/// The place in the peer's sequence that both sides aim at: so many mappings of other hosts may come in between.
-const AIM: u32 = 12;
+/// The places in the peer's sequence that both sides aim at, one after the other. The first run of mappings has the first
+/// unless another host took it, or more than 19 before; the second run, in which every socket sends to another port and so
+/// gets another mapping, has the second.
+const AIMS: [u32; 2] = [20, 58];
 /// How long a sample may take before another one is made, from another socket.
 const SAMPLE_AGAIN: Duration = Duration::from_millis(250);
 const MAX_SAMPLES: usize = 4;
@@ -49,6 +51,9 @@ const PORTS: u32 = 65_536 - FIRST_PORT;
 
 /// Searches at once, over all sessions.
 pub(crate) const MAX_SEARCHES: usize = 16;
+/// Sockets that all searches may have open at once: two sprays, or as many windows as there are searches. A search that
+/// would need more does not begin, and its attempt goes on with plain probes; each socket is a file descriptor of the process.
+pub(crate) const MAX_SEARCH_SOCKETS: usize = 2 * SPRAY_SOCKETS;
 /// Searches towards one IP address.
 pub(crate) const TARGET_RATE: Rate = Rate { interval: Duration::from_secs(10), burst: 4 };
 /// Addresses whose rate is remembered.
@@ -59,20 +64,24 @@ const TARGET_MEMORY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Gate {
     running: usize,
+    sockets: usize,
     targets: Recent<IpAddr, TokenBucket>,
 }
 
 impl Gate {
     pub(crate) fn new() -> Self {
-        Self { running: 0, targets: Recent::new(MAX_TARGETS, TARGET_MEMORY) }
+        Self { running: 0, sockets: 0, targets: Recent::new(MAX_TARGETS, TARGET_MEMORY) }
     }
 
-    /// Whether a search towards `target` may begin.
-    pub(crate) fn admit(&mut self, target: IpAddr, now: Instant) -> bool {
+    /// Whether a search towards `target` with so many sockets of its own may begin. They count until they are
+    /// [`closed`](Self::closed), which may be after the search has [`ended`](Self::ended).
+    pub(crate) fn admit(&mut self, target: IpAddr, sockets: usize, now: Instant) -> bool {
         let mut bucket = self.targets.get(&target, now).copied().unwrap_or_default();
-        let admitted = self.running < MAX_SEARCHES && bucket.take(TARGET_RATE, now);
+        let has_room = self.running < MAX_SEARCHES && self.sockets + sockets <= MAX_SEARCH_SOCKETS;
+        let admitted = has_room && bucket.take(TARGET_RATE, now);
         if admitted {
             self.running += 1;
+            self.sockets += sockets;
             self.targets.insert(target, bucket, now);
         }
         admitted
@@ -80,6 +89,10 @@ impl Gate {
 
     pub(crate) fn ended(&mut self) {
         self.running = self.running.saturating_sub(1);
+    }
+
+    pub(crate) fn closed(&mut self, sockets: usize) {
+        self.sockets = self.sockets.saturating_sub(sockets);
     }
 }
 
@@ -317,7 +330,10 @@ impl Search {
             }
             Strategy::Follow => (self.from, at(self.window?.after(1 + n % WINDOW))),
             Strategy::Spray | Strategy::Open { .. } => (own()?, self.target),
-            Strategy::Align { .. } => (own()?, at(self.window?.after(AIM))),
+            Strategy::Align { .. } => {
+                let run = usize::try_from(n).ok()? / self.sockets.len().max(1);
+                (own()?, at(self.window?.after(*AIMS.get(run)?)))
+            }
             Strategy::Plain | Strategy::Hopeless => return None,
         };
         Some(Path { socket, remote })

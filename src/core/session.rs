@@ -92,12 +92,18 @@ pub(crate) struct Session {
     pub(crate) known: Option<Box<Known>>,
     /// For the answers to the peer's challenges.
     pub(crate) answers: TokenBucket,
+    /// For the peer's words that it moved.
+    pub(crate) moves: TokenBucket,
     /// The shortest that was measured in an earlier attempt.
     pub(crate) rtt: Option<Duration>,
+    /// What the sides said of their NATs in the last round, ours first.
+    pub(crate) traits: Option<(Traits, Traits)>,
     /// What follows if plain probes meet silence.
     pub(crate) search: Option<Box<Search>>,
     /// Sockets that were opened for the search and are still open.
     pub(crate) sockets: Vec<SocketId>,
+    /// Sockets that the attempt under way may open, out of those of all searches.
+    pub(crate) reserved: usize,
     keys: Option<Box<ProbeKeys>>,
     scheduled: Option<Instant>,
 }
@@ -122,9 +128,12 @@ impl Session {
             checklist: None,
             known: None,
             answers: TokenBucket::default(),
+            moves: TokenBucket::default(),
             rtt: None,
+            traits: None,
             search: None,
             sockets: Vec::new(),
+            reserved: 0,
             keys: None,
             scheduled: None,
         }

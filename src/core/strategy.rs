@@ -130,20 +130,21 @@ pub(crate) enum Strategy {
     Hopeless,
 }
 
-/// What we do, given both sides, in this round. The table of `docs/protocol.md` §7.5.
-pub(crate) fn strategy(ours: &Traits, theirs: &Traits, round: u32) -> Strategy {
+/// What we do, given both sides, in the first round with these reports or a later one. The table of `docs/protocol.md`
+/// §7.5.
+pub(crate) fn strategy(ours: &Traits, theirs: &Traits, first: bool) -> Strategy {
     let declined = ours.declines_search || theirs.declines_search;
     match (ours.kind(), theirs.kind()) {
         (Kind::Easy, Kind::Easy) => Strategy::Plain,
-        (Kind::Sequential { step }, Kind::Easy) if round == 0 || declined => Strategy::Open { step },
-        (Kind::Easy, Kind::Sequential { .. }) if round == 0 || declined => Strategy::Follow,
+        (Kind::Sequential { step }, Kind::Easy) if first || declined => Strategy::Open { step },
+        (Kind::Easy, Kind::Sequential { .. }) if first || declined => Strategy::Follow,
         (Kind::Sequential { step }, Kind::Sequential { .. }) => Strategy::Align { step },
         // A prediction that failed may have been about a NAT that does not allocate in sequence after all.
         (_, Kind::Easy) if !declined => Strategy::Spray,
         (Kind::Easy, _) if !declined => Strategy::Scan,
         // By the next round it may have been.
-        (Kind::Unmeasured, Kind::Sequential { .. } | Kind::Unmeasured) if round == 0 => Strategy::Plain,
-        (Kind::Sequential { .. }, Kind::Unmeasured) if round == 0 => Strategy::Plain,
+        (Kind::Unmeasured, Kind::Sequential { .. } | Kind::Unmeasured) if first => Strategy::Plain,
+        (Kind::Sequential { .. }, Kind::Unmeasured) if first => Strategy::Plain,
         _ => Strategy::Hopeless,
     }
 }
@@ -246,9 +247,9 @@ mod tests {
             (unmeasured, easy, Spray, Scan, Spray, Scan),
             (random, sequential, Hopeless, Hopeless, Hopeless, Hopeless),
         ] {
-            assert_eq!((strategy(&a, &b, 0), strategy(&b, &a, 0)), (first, second), "{a:?} {b:?}");
+            assert_eq!((strategy(&a, &b, true), strategy(&b, &a, true)), (first, second), "{a:?} {b:?}");
             assert_eq!(
-                (strategy(&a, &b, 1), strategy(&b, &a, 1)),
+                (strategy(&a, &b, false), strategy(&b, &a, false)),
                 (retry_first, retry_second),
                 "{a:?} {b:?}"
             );
@@ -260,10 +261,10 @@ mod tests {
         let easy = Traits { declines_search: true, ..traits(Some(EndpointIndependent), None) };
         let random = traits(Some(AddressAndPortDependent), Some(Allocation::Random));
         let sequential = traits(Some(AddressAndPortDependent), SEQUENTIAL);
-        assert_eq!(strategy(&easy, &random, 0), Strategy::Hopeless);
-        assert_eq!(strategy(&random, &easy, 0), Strategy::Hopeless);
-        assert_eq!(strategy(&sequential, &easy, 1), Strategy::Open { step: 2 });
-        assert_eq!(strategy(&easy, &sequential, 1), Strategy::Follow);
+        assert_eq!(strategy(&easy, &random, true), Strategy::Hopeless);
+        assert_eq!(strategy(&random, &easy, true), Strategy::Hopeless);
+        assert_eq!(strategy(&sequential, &easy, false), Strategy::Open { step: 2 });
+        assert_eq!(strategy(&easy, &sequential, false), Strategy::Follow);
     }
 
     #[test]

@@ -87,7 +87,8 @@ impl Quic {
         let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
         endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
         endpoint.supported_versions(VERSIONS.to_vec());
-        // Probes are told from QUIC by the fixed bit (RFC 9443 §2), so it must not be greased (RFC 9287).
+        // Probes are told from QUIC by the fixed bit (RFC 9443 §2), so peers must not learn that they may clear it: this keeps
+        // the transport parameter of RFC 9287 §3 out of the handshake.
         endpoint.grease_quic_bit(false);
         endpoint
     }

@@ -1,6 +1,6 @@
 //! Coordinators and peers that mean harm: they can make an attempt fail, and nothing else.
 
-use std::{cell::RefCell, net::SocketAddr, rc::Rc};
+use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr, rc::Rc};
 
 use bytes::Bytes;
 use libp2p_identity::Keypair;
@@ -424,4 +424,86 @@ fn a_response_on_another_path_than_its_challenge_validates_nothing() {
     world.run_for(ms(8));
     world.divert = None;
     assert_eq!(validated(&world), 0);
+}
+
+#[test]
+fn observations_without_end_are_looked_at_five_times_and_then_once_a_second() {
+    let (mut world, a, _, c) = triangle();
+    let (link, coordinator) = (*world.nodes[a].links.keys().next().unwrap(), world.nodes[c].peer);
+    world.run_for(ms(10_000));
+    let observed = |world: &World| {
+        world.nodes[a].events.iter().filter(|(_, event)| matches!(event, Event::Observed { .. })).count()
+    };
+    let mut sequence = 100;
+    let mut flood = |world: &mut World| {
+        let before = observed(world);
+        for _ in 0..50 {
+            sequence += 1;
+            let address = at(&format!("203.0.113.1:{}", 1000 + sequence));
+            let frame = Frame::ObservedAddress { sequence, address };
+            world.input(a, |agent, now| agent.handle_frame(link, frame, now));
+        }
+        observed(world) - before
+    };
+    let before = world.nodes[a].agent.counters();
+    assert_eq!(flood(&mut world), 5);
+    let after = world.nodes[a].agent.counters();
+    assert_eq!((after.caps_hit - before.caps_hit, after.frames_refused - before.frames_refused), (45, 45));
+    world.now += ms(2000);
+    assert_eq!(flood(&mut world), 2);
+    // A control stream that is opened again gives no more.
+    world.input(a, |agent, now| agent.handle_link_down(link, now));
+    let (ends, socket) = (Some(at("198.51.100.1:4001")), Some(SOCKET));
+    world.input(a, |agent, now| agent.handle_link_up(link, coordinator, ends, socket, now));
+    assert_eq!(flood(&mut world), 0);
+}
+
+#[test]
+fn initiators_that_ask_again_and_again_do_not_silence_others_at_the_same_coordinator() {
+    let (mut world, _, b, _) = triangle();
+    let link = *world.nodes[b].links.keys().next().unwrap();
+    let ask = |world: &mut World, seed, session| {
+        let before = world.nodes[b].agent.counters().attempts;
+        let frame = Attacker::new(seed).request(world, b, session, vec![]);
+        world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+        world.nodes[b].agent.counters().attempts - before
+    };
+    let two: u64 = (0..250).map(|session| ask(&mut world, 100 + session % 2, session)).sum();
+    assert_eq!(two, 20, "ten of each");
+    let forty: u64 = (0..240).map(|n| ask(&mut world, 110 + n % 40, n / 40)).sum();
+    assert_eq!(forty, 130, "what is left of two hundred, but fifty");
+    assert_eq!(ask(&mut world, 180, 1), 1, "who has not asked before is heard");
+    world.run_for(ms(20_000));
+    world.assert_nothing_left(b);
+}
+
+#[test]
+fn a_session_has_no_more_pairs_than_its_flow_may_have_paths() {
+    let (mut world, _, b, _) = triangle_of(&Config { max_candidates: 256, ..client() });
+    let link = *world.nodes[b].links.keys().next().unwrap();
+    let candidates: Vec<_> = (0..256).map(|i| candidate(i, &format!("192.0.2.1:{}", 1000 + i))).collect();
+    let frame = Attacker::new(99).request(&world, b, 1, candidates);
+    world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+    world.run_for(ms(4_000));
+    let admitted = world.nodes[b].commands.iter().filter(|(_, c)| matches!(c, Command::Admit { .. }));
+    assert_eq!(admitted.count(), 56);
+    let probed: BTreeSet<_> = world.nodes[b].probes.iter().map(|(_, path)| *path).collect();
+    assert!(probed.len() <= 56, "what QUIC could not use is not probed: {}", probed.len());
+    world.run_for(ms(20_000));
+    world.assert_nothing_left(b);
+}
+
+#[test]
+fn a_path_is_admitted_anew_when_the_peer_is_first_heard_there() {
+    let (mut world, a, b, _) = triangle();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1000));
+    for (node, other) in [(a, b), (b, a)] {
+        let admitted = world.nodes[node].commands.iter().filter_map(|(_, command)| match command {
+            Command::Admit { path, heard, .. } => Some((path.remote, *heard)),
+            _ => None,
+        });
+        let outer = world.outer(other);
+        assert_eq!(admitted.collect::<Vec<_>>(), [(outer, false), (outer, true)]);
+    }
 }

@@ -124,7 +124,7 @@ fn a_peer_whose_link_is_gone_is_not_connected() {
 }
 
 #[test]
-fn changes_of_candidates_are_announced_together_after_fifty_milliseconds() {
+fn changes_of_candidates_are_announced_together_after_ten_milliseconds() {
     let (mut world, a, _, c) = triangle();
     let sent = std::rc::Rc::new(std::cell::RefCell::new(Vec::new()));
     let copy = std::rc::Rc::clone(&sent);
@@ -136,10 +136,10 @@ fn changes_of_candidates_are_announced_together_after_fifty_milliseconds() {
     }));
     for address in ["10.1.1.1", "10.1.2.1"] {
         world.input(a, |agent, now| agent.handle_interface_up(address.parse().unwrap(), 24, now));
-        world.run_for(ms(20));
+        world.run_for(ms(4));
     }
     world.input(a, |agent, now| agent.handle_interface_down("192.168.1.2".parse().unwrap(), now));
-    world.run_for(ms(9));
+    world.run_for(ms(1));
     assert!(sent.borrow().is_empty());
     world.run_for(ms(1));
     let kinds: Vec<_> = sent
@@ -202,6 +202,14 @@ impl Alone {
         std::iter::from_fn(|| agent.poll_frame()).collect()
     }
 
+    /// Peers 102 to 121, on links 2 to 21.
+    fn register_twenty(&mut self) {
+        for n in 2..22_u8 {
+            self.up(n.into(), peer(100 + n));
+            self.register(n.into(), 100 + n, 7);
+        }
+    }
+
     fn register(&mut self, link: u64, seed: u8, generation: u64) -> Frame {
         let lifetime = Duration::from_secs(100);
         let registration =
@@ -261,29 +269,46 @@ fn a_coordinator_does_not_speak_for_others_and_not_too_often() {
     };
     assert_eq!(reject(alone.say(1, punch(103, 102, 1))), Some(RejectReason::Malformed));
     assert_eq!(reject(alone.say(1, punch(101, 103, 1))), Some(RejectReason::NotConnected));
-    let answered = (0..200).filter(|i| reject(alone.say(1, punch(101, 102, *i))).is_none()).count();
+    alone.register_twenty();
+    let answered = (0..200).filter(|i| reject(alone.say(1, punch(101, 102 + i % 20, *i))).is_none()).count();
     assert_eq!(answered, 98, "a hundred at once, of which two were spent before");
     alone.world.now += ms(20);
-    assert_eq!(reject(alone.say(1, punch(101, 102, 250))), None);
-    assert_eq!(reject(alone.say(1, punch(101, 102, 251))), Some(RejectReason::RateLimited));
+    assert_eq!(reject(alone.say(1, punch(101, 120, 250))), None);
+    assert_eq!(reject(alone.say(1, punch(101, 121, 251))), Some(RejectReason::RateLimited));
     assert_eq!(alone.world.nodes[alone.c].agent.counters().requests_forwarded, 99);
+}
+
+#[test]
+fn a_coordinator_passes_ten_requests_at_once_of_one_peer_to_another_and_two_in_a_second() {
+    let mut alone = Alone::new();
+    alone.up(1, peer(101));
+    alone.up(50, peer(150));
+    alone.register_twenty();
+    let passed = |alone: &mut Alone, link, from, to| {
+        (0..30).filter(|i| alone.say(link, punch(from, to, from ^ *i)).len() == 2).count()
+    };
+    assert_eq!(passed(&mut alone, 1, 101, 102), 10);
+    assert_eq!(passed(&mut alone, 1, 101, 103), 10, "another responder");
+    assert_eq!(passed(&mut alone, 50, 150, 102), 10, "another initiator");
+    alone.world.now += ms(1000);
+    assert_eq!(passed(&mut alone, 1, 101, 102), 2);
+    assert_eq!(alone.world.nodes[alone.c].agent.counters().caps_hit, 20 + 20 + 20 + 28);
 }
 
 #[test]
 fn who_leaves_and_comes_back_may_do_no_more_than_who_stays() {
     let mut alone = Alone::new();
-    alone.up(2, peer(102));
-    alone.register(2, 102, 1);
+    alone.register_twenty();
     let mut passed_on = 0;
     for i in 0..200 {
         alone.up(100 + u64::from(i), peer(101));
-        passed_on += usize::from(alone.say(100 + u64::from(i), punch(101, 102, i)).len() == 2);
+        passed_on += usize::from(alone.say(100 + u64::from(i), punch(101, 102 + i % 20, i)).len() == 2);
         alone.world.nodes[alone.c].agent.handle_link_down(LinkId(100 + u64::from(i)), alone.world.now);
     }
     assert_eq!(passed_on, 100);
     alone.world.now += Duration::from_secs(10);
     alone.up(1, peer(101));
-    let again = (0..200).filter(|i| alone.say(1, punch(101, 102, *i)).len() == 2).count();
+    let again = (0..200).filter(|i| alone.say(1, punch(101, 102 + i % 20, *i)).len() == 2).count();
     assert_eq!(again, 100, "the bucket is full again, and not fuller");
 }
 

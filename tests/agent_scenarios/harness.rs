@@ -397,7 +397,7 @@ impl World {
                 flows.insert(flow, Flow { token, heard: !works, ..Flow::default() });
                 return None;
             }
-            Command::Admit { flow, path } => {
+            Command::Admit { flow, path, .. } => {
                 flows.get_mut(&flow)?.admitted.insert(path);
                 flow
             }

@@ -13,6 +13,8 @@ mod harness;
 #[cfg(test)]
 mod inputs;
 #[cfg(test)]
+mod moving;
+#[cfg(test)]
 mod report;
 #[cfg(test)]
 mod searching;

@@ -173,3 +173,24 @@ fn a_coordinator_opens_observers_once_and_offers_them_once_to_each_client() {
     assert_eq!((ports(1), ports(2)), (vec![7001, 7002, 7003], vec![7001, 7002, 7003]));
     assert_eq!(world.nodes[1].agent.counters().frames_refused, before);
 }
+
+#[test]
+fn two_sprays_run_at_once_and_the_next_when_their_attempts_are_over() {
+    let (mut world, b, link) = responder(&client());
+    let other = world.add(&server(), "203.0.113.7", None);
+    let (observer, _) = world.link(b, other);
+    world.run_for(ms(500));
+    let elsewhere = Frame::ObservedAddress { sequence: 9, address: at("198.51.100.2:5001") };
+    world.input(b, |agent, now| agent.handle_frame(observer, elsewhere, now));
+    let sprays = |world: &World| {
+        let commands = world.nodes[b].commands.iter();
+        commands.filter(|(_, c)| matches!(c, Command::OpenSockets { count: 256, .. })).count()
+    };
+    (100..104).for_each(|seed| ask(&mut world, b, link, seed, Traits::default()));
+    world.run_for(ms(60_000));
+    assert_eq!(sprays(&world), 2);
+    (110..114).for_each(|seed| ask(&mut world, b, link, seed, Traits::default()));
+    world.run_for(ms(60_000));
+    assert_eq!(sprays(&world), 4);
+    world.assert_nothing_left(b);
+}

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use libp2p_punch::Config;
+
 use crate::{
     matrix::{Dial, EVEN},
     nats::{ALL, is_hopeful, sequential},
@@ -57,6 +59,26 @@ fn two_sequential_nats_are_aligned_with_and_without_other_hosts_taking_ports() {
         times.push(dial.run().expect(&name));
     }
     report("both sides sequential", &mut times);
+}
+
+#[test]
+fn a_dial_before_the_nat_is_measured_begins_anew_once_plain_probes_met_silence() {
+    for easy in FILTERED {
+        let dial = Dial { hasty: true, ..Dial::new(sequential(1), easy, EVEN, 1) };
+        let took = dial.run().expect("direct");
+        assert!(took < Duration::from_secs(3), "{easy:?}: {took:?}");
+        let dial = Dial { hasty: true, ..Dial::new(Site::APDM_RANDOM, easy, EVEN, 1) };
+        dial.run().expect("direct");
+    }
+}
+
+#[test]
+fn a_dial_before_the_nat_is_measured_is_hopeless_as_soon_as_it_is_known_to_be() {
+    let once = || Config { max_attempts: 1, ..Config::default() };
+    let dial = Dial::new(Site::APDM_RANDOM, Site::APDM_RANDOM, EVEN, 1);
+    let dial = Dial { hasty: true, configs: [once(), once()], ..dial };
+    let why = dial.run().expect_err("no way through");
+    assert!(why.contains("only a relay can help"), "{why}");
 }
 
 #[test]

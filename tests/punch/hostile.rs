@@ -15,7 +15,7 @@ const FLOOD: u64 = 5_000;
 fn a_flood_of_forged_probes_changes_nothing_for_a_session() {
     on_paused_time(async {
         let world = World::new(1);
-        let (mut dialer, peer, [host, _]) = two(&world, [Site::Public, Site::EIM_APDF]).await;
+        let (mut dialer, peer, [host, ..]) = two(&world, [Site::Public, Site::EIM_APDF]).await;
         exchange(&mut dialer, peer, 0).await;
         let before = dialer.behaviour().punch.counters();
         let attacker = world.public_host([203, 0, 113, 66]).socket(([0, 0, 0, 0], 9).into()).expect("free");

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use crate::{
     nats::{self, observed},
-    network::{Site, coordinator, on_paused_time, run, swarm, until},
+    network::{Site, coordinator, on_paused_time, registered, run, swarm, until},
 };
 
 /// Round-trip times between dialer and coordinator, listener and coordinator, dialer and listener.
@@ -45,12 +45,14 @@ pub(crate) struct Dial {
     pub(crate) configs: [Config; 2],
     /// How often other hosts behind the dialer's and the listener's NAT take a port.
     pub(crate) others: Option<Duration>,
+    /// The dial does not wait until the dialer's NAT is measured.
+    pub(crate) hasty: bool,
 }
 
 impl Dial {
     pub(crate) fn new(dialer: Site, listener: Site, geometry: Geometry, seed: u64) -> Self {
         let configs = [Config::default(), Config::default()];
-        Self { dialer, listener, geometry, loss: 0.0, seed, configs, others: None }
+        Self { dialer, listener, geometry, loss: 0.0, seed, configs, others: None, hasty: false }
     }
 
     /// From `dial` to a connection that application data can be sent on, or why there is none.
@@ -73,7 +75,10 @@ impl Dial {
         let mut listener = swarm(&b, 2, config_b, |punch, _| punch);
         observed(&mut listener).await;
         let peer = run(listener);
-        observed(&mut dialer).await;
+        match self.hasty {
+            true => registered(&mut dialer).await,
+            false => observed(&mut dialer).await,
+        }
         let begin = Instant::now();
         dialer.dial(peer).expect("the peer is not dialed yet");
         until(&mut dialer, |event| match event {

@@ -53,7 +53,7 @@ impl Namespace {
     }
 
     /// Runs lines of `ip`, without the word `ip`, in the namespace.
-    pub(super) fn ip(&self, lines: &str) -> Result<()> {
+    pub fn ip(&self, lines: &str) -> Result<()> {
         run(command("ip").args(["-n", &self.name, "-batch", "-"]), &format!("{lines}\n"))
     }
 

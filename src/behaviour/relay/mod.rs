@@ -34,7 +34,7 @@ use libp2p_swarm::{
 use self::{
     relays::{Relays, circuit, relay_of},
     reservations::{Outcome, Reservations},
-    upgrades::{News, Upgrades},
+    upgrades::{News, Origin, Upgrades},
 };
 use super::{FromBehaviour, link::Input};
 use crate::{
@@ -205,7 +205,12 @@ impl Relaying {
             }
         }
         if event.endpoint.is_relayed() {
-            if self.upgrades.relayed(peer, id, event.endpoint.is_dialer(), now) == News::Relayed {
+            let origin = match event.endpoint.is_dialer() {
+                true if self.ended.contains(&peer) => Origin::LastResort,
+                true => Origin::Dialed,
+                false => Origin::Accepted,
+            };
+            if self.upgrades.relayed(peer, id, origin, now) == News::Relayed {
                 self.report(Event::Relayed { peer, relay: relay_of(address) });
             }
             return;

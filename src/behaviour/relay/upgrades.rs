@@ -34,6 +34,17 @@ struct Peer {
     close_at: Option<Instant>,
 }
 
+/// How a relayed connection came about, and so when its upgrade is tried first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// We dialed it: at once.
+    Dialed,
+    /// We dialed it because traversal has just failed for good: no sooner than after any other failure.
+    LastResort,
+    /// The other side dialed it, and goes first.
+    Accepted,
+}
+
 /// What follows from a new connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum News {
@@ -56,8 +67,8 @@ impl Upgrades {
         Self { peers: BTreeMap::new(), drain }
     }
 
-    /// `delay` before the first attempt; a session that is under way is joined.
-    pub(super) fn relayed(&mut self, peer: PeerId, id: ConnectionId, dialed: bool, now: Instant) -> News {
+    /// A relayed connection stands. A session that is under way is joined by the first attempt to upgrade it.
+    pub(super) fn relayed(&mut self, peer: PeerId, id: ConnectionId, origin: Origin, now: Instant) -> News {
         let drain = self.drain;
         let entry = self.peers.entry(peer).or_default();
         let is_first = entry.relayed.is_empty();
@@ -69,7 +80,13 @@ impl Upgrades {
         if !is_first {
             return News::Nothing;
         }
-        entry.next = Some(if dialed { now } else { now + LISTENER_WAITS });
+        let (delay, failures) = match origin {
+            Origin::Dialed => (Duration::ZERO, 0),
+            Origin::LastResort => (BASE, 1),
+            Origin::Accepted => (LISTENER_WAITS, 0),
+        };
+        entry.next = Some(now + delay);
+        entry.failures = failures;
         News::Relayed
     }
 
@@ -172,7 +189,7 @@ mod tests {
     fn relayed() -> (Upgrades, PeerId, Instant) {
         let (peer, now) = (PeerId::random(), Instant::now());
         let mut upgrades = Upgrades::new(DRAIN);
-        assert_eq!(upgrades.relayed(peer, id(1), true, now), News::Relayed);
+        assert_eq!(upgrades.relayed(peer, id(1), Origin::Dialed, now), News::Relayed);
         (upgrades, peer, now)
     }
 
@@ -201,9 +218,21 @@ mod tests {
     #[test]
     fn the_side_that_was_dialed_waits_for_the_other() {
         let (mut upgrades, peer, now) = (Upgrades::new(DRAIN), PeerId::random(), Instant::now());
-        upgrades.relayed(peer, id(1), false, now);
+        upgrades.relayed(peer, id(1), Origin::Accepted, now);
         assert_eq!(upgrades.due(now), None);
         assert_eq!(upgrades.due(now + LISTENER_WAITS), Some(peer));
+    }
+
+    #[test]
+    fn what_has_just_failed_is_not_tried_again_at_once() {
+        let (mut upgrades, peer, mut now) = (Upgrades::new(DRAIN), PeerId::random(), Instant::now());
+        upgrades.relayed(peer, id(1), Origin::LastResort, now);
+        for delay in [5, 10, 20] {
+            assert_eq!(upgrades.due(now), None);
+            now += Duration::from_secs(delay);
+            assert_eq!(upgrades.due(now), Some(peer));
+            upgrades.failed(&peer, now);
+        }
     }
 
     #[test]
@@ -223,7 +252,7 @@ mod tests {
     #[test]
     fn a_direct_connection_ends_the_attempts_and_lets_the_relayed_ones_drain() {
         let (mut upgrades, peer, now) = relayed();
-        upgrades.relayed(peer, id(2), true, now);
+        upgrades.relayed(peer, id(2), Origin::Dialed, now);
         assert_eq!(upgrades.direct(peer, id(3), now), News::Upgraded);
         assert_eq!(upgrades.direct(peer, id(4), now + DRAIN / 2), News::Nothing);
         assert_eq!(upgrades.due(now + DRAIN), None);

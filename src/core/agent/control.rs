@@ -139,6 +139,11 @@ impl Agent {
                     self.coordinator.window(&link, window, now, &mut self.out);
                 }
             }
+            Frame::PunchMoved(moved) => {
+                if !self.peer_moved(&link, &moved, now) {
+                    self.coordinator.moved(&link, moved, now, &mut self.out);
+                }
+            }
             Frame::FilterTest { data, key } => self.filter_test(id, &link, (data, key), now),
             Frame::FilterTested { data, rounds, sources } => {
                 self.filter_tested(id, (data, rounds, sources), now)
@@ -172,6 +177,10 @@ impl Agent {
 
     fn observed(&mut self, id: LinkId, sequence: u64, address: SocketAddr, now: Instant) {
         let Some(link) = self.links.get_mut(id) else { return };
+        if !self.coordinator.may_tell(&link.peer, now) {
+            self.out.cap_hit();
+            return self.out.refuse_frame();
+        }
         if link.last_observation.is_some_and(|last| sequence <= last) {
             return self.out.refuse_frame();
         }
@@ -189,6 +198,7 @@ impl Agent {
                 self.out.event(Event::Observed { observer, socket, address });
                 self.refresh_candidates(now);
                 self.report_views();
+                self.tell_moved();
                 self.test_filtering(id, true, now);
             }
         }

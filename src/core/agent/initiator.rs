@@ -19,7 +19,7 @@ use crate::core::{
 };
 
 /// Coordinators asked at once: one may be slow, another may not know the peer.
-const MAX_ASKED: usize = 3;
+pub(super) const MAX_ASKED: usize = 3;
 
 impl Agent {
     /// Begins a session with `peer`, or joins the one that has no connection yet, whoever began it.

@@ -32,6 +32,7 @@ impl Agent {
         }
         self.end_search(key);
         self.close_sockets(key);
+        self.release_sockets(key);
         self.out.event(Event::Connected { peer, role, path, elapsed });
         self.settle(key);
     }
@@ -122,6 +123,7 @@ impl Agent {
     pub(super) fn abandon_attempt(&mut self, key: Key) {
         self.end_attempt(key, false);
         self.end_search(key);
+        self.release_sockets(key);
         if let Some(flow) = self.sessions.get(key).and_then(|session| session.flow) {
             self.out.command(Command::Close { flow });
         }

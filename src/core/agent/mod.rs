@@ -13,6 +13,7 @@ mod control;
 mod filtering;
 mod initiator;
 mod lifecycle;
+mod moving;
 mod observing;
 mod probing;
 mod responder;
@@ -29,6 +30,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 pub use super::outbox::Transmit;
 use super::{
     FlowId, LinkId, SocketId,
+    checklist::MAX_FORMED,
     command::{Command, Pool},
     coordinator::Coordinator,
     counters::Counters,
@@ -49,6 +51,8 @@ use super::{
 use crate::config::{Config, PhaseTimeouts, Role};
 use filtering::Reporting;
 use responder::Gate;
+#[cfg(test)]
+pub(crate) use responder::{COORDINATOR_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, NEWCOMERS};
 
 /// Sessions of one agent, connected ones included.
 pub const MAX_SESSIONS: usize = 65_536;
@@ -315,9 +319,9 @@ impl Settings {
     }
 
     /// Pairs of one checklist that the peer's candidates and our sockets may form: an IPv4 and an IPv6 listener, or two
-    /// interfaces, times the candidates.
+    /// interfaces, times the candidates, as far as there is room.
     fn max_pairs(&self) -> usize {
-        2 * self.max_candidates
+        (2 * self.max_candidates).min(MAX_FORMED)
     }
 }
 

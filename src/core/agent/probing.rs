@@ -74,6 +74,7 @@ impl Agent {
         if !session.answers.take(ANSWERS, now) {
             return self.out.cap_hit();
         }
+        let was_heard = checklist.is_heard(path);
         let heard = checklist.on_challenge(path, priority, nominate, now);
         if heard.capped {
             self.out.cap_hit();
@@ -89,8 +90,8 @@ impl Agent {
         if let Some(due) = due {
             self.out.probe(due.path, Probe::Challenge { data: due.data, nominate: due.nominate }, keys);
         }
-        if let Some(flow) = flow.filter(|_| heard.is_new) {
-            self.out.command(Command::Admit { flow, path });
+        if let Some(flow) = flow.filter(|_| heard.answer && !was_heard) {
+            self.out.command(Command::Admit { flow, path, heard: true });
         }
         if heard.answer {
             self.heard(key, path, now);
@@ -120,9 +121,20 @@ impl Agent {
 
     fn answered(&mut self, key: Key, path: Path, data: [u8; 8], now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let peer = session.peer;
+        let (peer, flow) = (session.peer, session.flow);
         let Some(checklist) = &mut session.checklist else { return };
+        let (in_doubt, was_heard) = (checklist.is_in_doubt(), checklist.is_heard(path));
         let Some((rtt, first)) = checklist.on_response(path, data, now) else { return };
+        let works_again = in_doubt && !checklist.is_in_doubt();
+        if let Some(flow) = flow {
+            if !was_heard {
+                self.out.command(Command::Admit { flow, path, heard: true });
+            }
+            if works_again {
+                // What QUIC sent meanwhile is lost.
+                self.out.command(Command::Select { flow, path });
+            }
+        }
         self.validating(key, now);
         if first {
             self.out.event(Event::PathValidated { peer, path, rtt });
@@ -206,7 +218,7 @@ impl Agent {
     }
 
     /// Gives a connected session that idled its checklist back.
-    fn wake(&mut self, key: Key, now: Instant) {
+    pub(super) fn wake(&mut self, key: Key, now: Instant) {
         let (burst, max_pairs) = (self.settings.max_concurrent_attempts, self.settings.max_pairs());
         if let Some(session) = self.sessions.get_mut(key)
             && let Some(known) = session.known.take()
@@ -261,7 +273,7 @@ impl Agent {
     }
 
     /// Adds the pairs that are missing from a checklist; of two sockets `first` comes first.
-    fn extend_checklist(&mut self, key: Key, first: Option<SocketId>, now: Instant) {
+    pub(super) fn extend_checklist(&mut self, key: Key, first: Option<SocketId>, now: Instant) {
         let max_pairs = self.settings.max_pairs();
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (flow, role) = (session.flow, session.role);
@@ -276,7 +288,7 @@ impl Agent {
                 }
                 let priority = pair_priority_of(role, target.remote.ip(), target.priority);
                 if checklist.add(path, priority, target.origin, now) {
-                    self.out.command(Command::Admit { flow, path });
+                    self.out.command(Command::Admit { flow, path, heard: false });
                 }
             }
         }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use libp2p_identity::PeerId;
+use sha2::{Digest, Sha256};
 
 use super::{Agent, MAX_SESSIONS};
 use crate::core::{
@@ -11,19 +12,22 @@ use crate::core::{
     event::{Phase, SessionRole},
     frame::{MAX_FIRST_FLIGHT_DATAGRAMS, PunchMeNow, RejectReason},
     keys::ProbeKeys,
-    limits::{PeerBuckets, Rate, Recent, Refused},
+    limits::{PAIR_RATE, PeerBuckets, Rate, Recent, RecentBuckets, Refused},
     links::Link,
     session::{Key, Session},
 };
 
 /// Sessions under way that others asked for.
-const MAX_RESPONDING: usize = 1024;
+pub(crate) const MAX_RESPONDING: usize = 1024;
 /// Connections that one peer may have from sessions that it asked for, and ask for another.
-const MAX_CONNECTED_TO_ONE: usize = 4;
+pub(crate) const MAX_CONNECTED_TO_ONE: usize = 4;
 /// Requests that one coordinator may pass to us. Each costs a signature check, about 50 µs.
-const COORDINATOR_RATE: Rate = Rate { interval: Duration::from_millis(10), burst: 200 };
-/// Requests of one initiator: its attempts are at least half a second apart.
-const INITIATOR_RATE: Rate = Rate { interval: Duration::from_millis(500), burst: 10 };
+pub(crate) const COORDINATOR_RATE: Rate = Rate { interval: Duration::from_millis(10), burst: 200 };
+/// What of that is left for initiators that have not asked through this coordinator for five seconds, so that those who ask
+/// again and again do not silence the others.
+pub(crate) const NEWCOMERS: u32 = 50;
+/// Initiators, as each coordinator names them, whose rate is remembered.
+const MAX_ASKERS: usize = 4096;
 /// Requests remembered, so that one that is played again does nothing.
 const MAX_SEEN: usize = 4096;
 /// How long they are remembered. A request played again after that costs what any request of that peer costs.
@@ -35,6 +39,9 @@ const MAX_BUCKETS: usize = 4096;
 #[derive(Debug)]
 pub(super) struct Gate {
     coordinators: PeerBuckets,
+    /// By coordinator and the digest of the initiator's key, which nobody has proved yet: a coordinator can use up only
+    /// what comes through itself.
+    askers: RecentBuckets<(PeerId, [u8; 32])>,
     initiators: PeerBuckets,
     /// By initiator, session and round.
     seen: Recent<(PeerId, SessionId, u32), ()>,
@@ -46,10 +53,21 @@ impl Gate {
     pub(super) fn new() -> Self {
         Self {
             coordinators: PeerBuckets::new(COORDINATOR_RATE, MAX_BUCKETS),
-            initiators: PeerBuckets::new(INITIATOR_RATE, MAX_BUCKETS),
+            askers: RecentBuckets::new(PAIR_RATE, MAX_ASKERS),
+            initiators: PeerBuckets::new(PAIR_RATE, MAX_BUCKETS),
             seen: Recent::new(MAX_SEEN, SEEN_LIFETIME),
             responding: 0,
         }
+    }
+
+    /// Whether a request that a coordinator passed on is looked at. Each initiator has its own share of what a coordinator
+    /// may pass on.
+    fn admit(&mut self, coordinator: PeerId, initiator: &[u8], now: Instant) -> bool {
+        let asker = (coordinator, Sha256::digest(initiator).into());
+        let reserve = if self.askers.knows(&asker, now) { NEWCOMERS } else { 0 };
+        self.askers.has(&asker, now)
+            && self.coordinators.take_above(reserve, coordinator, now).is_ok()
+            && self.askers.take(asker, now)
     }
 }
 
@@ -86,7 +104,7 @@ impl Agent {
             self.out.refuse_frame();
             return Verdict::Reject(RejectReason::NotWilling);
         }
-        if self.gate.coordinators.take(*coordinator, now).is_err() {
+        if !self.gate.admit(*coordinator, &request.initiator, now) {
             return Verdict::Reject(RejectReason::RateLimited);
         }
         if request.lifetime.is_zero() {

@@ -34,7 +34,11 @@ impl Agent {
     ) {
         let (ours, theirs) = (self.traits(), Traits::parse(theirs));
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let plan = (strategy(&ours, &theirs, session.attempt), theirs);
+        let ours = session.opening.as_ref().map_or(ours, |opening| opening.told);
+        let before = session.traits.replace((ours, theirs));
+        let is_news = |(o, t): (Traits, Traits)| !(o.acts_like(&ours) && t.acts_like(&theirs));
+        let first = session.attempt == 0 || before.is_some_and(is_news);
+        let plan = (strategy(&ours, &theirs, first), theirs);
         let Some(checklist) = session.checklist.as_ref() else { return };
         let observed = || checklist.pairs().iter().filter(|pair| pair.origin == Origin::Observed);
         let known =
@@ -78,12 +82,12 @@ impl Agent {
         let Some(search) = &session.search else { return };
         let told = session.opening.as_ref().map(|opening| opening.told);
         let outdated = told.is_some_and(|told| !ours.acts_like(&told));
-        if strategy(&ours, &search.theirs, session.attempt) == Strategy::Hopeless {
-            self.fail(key, FailureReason::Hopeless, now);
-        } else if outdated {
-            self.fail(key, FailureReason::NatMeasured, now);
-        } else if search.strategy != Strategy::Plain {
-            self.begin_search(key, now);
+        let plan = if outdated { strategy(&ours, &search.theirs, true) } else { search.strategy };
+        match plan {
+            Strategy::Hopeless => self.fail(key, FailureReason::Hopeless, now),
+            _ if outdated => self.fail(key, FailureReason::NatMeasured, now),
+            Strategy::Plain => {}
+            _ => self.begin_search(key, now),
         }
     }
 
@@ -91,14 +95,16 @@ impl Agent {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (Some(search), Some(flow)) = (&mut session.search, session.flow) else { return };
         let from = self.network.socket(search.from());
-        let Some(from) = from.filter(|_| self.searches.admit(search.target.ip(), now)) else {
+        let sockets = search.sockets();
+        let Some(from) = from.filter(|_| self.searches.admit(search.target.ip(), sockets, now)) else {
             session.search = None;
             return self.out.cap_hit();
         };
         search.begun(now);
         self.out.counters.searches += 1;
         session.deadline = Some(now + DURATION);
-        let (peer, sockets) = (session.peer, search.sockets());
+        let peer = session.peer;
+        session.reserved = sockets;
         if sockets > 0 {
             let local = from.local.ip();
             self.out.command(Command::OpenSockets { pool: Pool::Session(flow), local, count: sockets });
@@ -165,6 +171,13 @@ impl Agent {
             && search.running
         {
             self.searches.ended();
+        }
+    }
+
+    /// Lets other searches open the sockets that this attempt no longer needs.
+    pub(super) fn release_sockets(&mut self, key: Key) {
+        if let Some(session) = self.sessions.get_mut(key) {
+            self.searches.closed(std::mem::take(&mut session.reserved));
         }
     }
 

@@ -5,7 +5,7 @@ use std::{net::SocketAddr, time::Duration};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{
-    DecodeError, Frame, ObserverOffer, PunchRequest, PunchWindow, Registration, RejectReason,
+    DecodeError, Frame, ObserverOffer, PunchMoved, PunchRequest, PunchWindow, Registration, RejectReason,
     decode::decode_body,
     wire::{is_v6, peek_varint, put_address, put_bytes, put_varint},
 };
@@ -35,7 +35,7 @@ pub const MAX_REGISTRATION_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60
 pub const MAX_PUNCH_LIFETIME: Duration = Duration::from_secs(300);
 
 /// Bytes of a [`PeerId`]: the identity multihash of a key of 42 bytes has 44, that of a SHA-256 34.
-pub(super) const MAX_PEER_ID_LEN: usize = 64;
+pub(crate) const MAX_PEER_ID_LEN: usize = 64;
 
 pub(super) const OBSERVED_ADDRESS_V4: u64 = 0x9f81a6;
 pub(super) const OBSERVED_ADDRESS_V6: u64 = 0x9f81a7;
@@ -56,6 +56,7 @@ pub(super) const OBSERVER: u64 = 0x3d7e9d;
 pub(super) const PROBE_OBSERVED_V4: u64 = 0x3d7e9e;
 pub(super) const PROBE_OBSERVED_V6: u64 = 0x3d7e9f;
 pub(super) const PUNCH_WINDOW: u64 = 0x3d7ea0;
+pub(super) const PUNCH_MOVED: u64 = 0x3d7ea8;
 pub(super) const FILTER_TEST: u64 = 0x3d7ea1;
 pub(super) const FILTER_TESTED: u64 = 0x3d7ea2;
 
@@ -160,6 +161,7 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_address(out, *address);
         }
         Frame::PunchWindow(window) => put_window(out, window),
+        Frame::PunchMoved(moved) => put_moved(out, moved),
         Frame::FilterTest { data, key } => {
             put_varint(out, FILTER_TEST);
             out.put_slice(data);
@@ -186,6 +188,14 @@ fn put_window(out: &mut BytesMut, window: &PunchWindow) {
     out.put_u16(window.port);
     out.put_u16(window.step);
     out.put_slice(&window.authenticator);
+}
+
+fn put_moved(out: &mut BytesMut, moved: &PunchMoved) {
+    put_varint(out, PUNCH_MOVED);
+    put_bytes(out, &moved.peer.to_bytes(), MAX_PEER_ID_LEN);
+    out.put_slice(&moved.session.0);
+    put_candidates(out, moved.candidates.iter());
+    out.put_slice(&moved.authenticator);
 }
 
 /// What a filtering test has sent, and from where.

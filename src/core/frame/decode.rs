@@ -6,8 +6,8 @@ use bytes::Bytes;
 use libp2p_identity::PeerId;
 
 use super::{
-    DecodeError, Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchRequest, PunchWindow, Registration,
-    RejectReason, codec::*, wire::Reader,
+    DecodeError, Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest, PunchWindow,
+    Registration, RejectReason, codec::*, wire::Reader,
 };
 use crate::core::{
     SessionId,
@@ -71,6 +71,7 @@ pub(super) fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
             address: r.address("observed address", frame_type == PROBE_OBSERVED_V6)?,
         },
         PUNCH_WINDOW => Frame::PunchWindow(Box::new(window(r)?)),
+        PUNCH_MOVED => Frame::PunchMoved(Box::new(moved(r)?)),
         FILTER_TEST => Frame::FilterTest { data: r.array("data")?, key: r.array("filtering key")? },
         FILTER_TESTED => Frame::FilterTested {
             data: r.array("data")?,
@@ -140,6 +141,26 @@ fn request(r: &mut Reader<'_>) -> Result<PunchRequest, DecodeError> {
     })
 }
 
+fn window(r: &mut Reader<'_>) -> Result<PunchWindow, DecodeError> {
+    Ok(PunchWindow {
+        peer: peer_id(r, "peer")?,
+        session: SessionId(r.array("session")?),
+        round: r.u32("round")?,
+        port: nonzero(r, "port")?,
+        step: nonzero(r, "step")?,
+        authenticator: r.array("authenticator")?,
+    })
+}
+
+fn moved(r: &mut Reader<'_>) -> Result<PunchMoved, DecodeError> {
+    Ok(PunchMoved {
+        peer: peer_id(r, "peer")?,
+        session: SessionId(r.array("session")?),
+        candidates: candidates(r)?,
+        authenticator: r.array("authenticator")?,
+    })
+}
+
 fn peer_id(r: &mut Reader<'_>, field: &'static str) -> Result<PeerId, DecodeError> {
     PeerId::from_bytes(&r.bytes(field, MAX_PEER_ID_LEN)?)
         .map_err(|_| DecodeError::Invalid { field, cause: "not a peer ID" })
@@ -206,17 +227,6 @@ fn reason(r: &mut Reader<'_>) -> Result<RejectReason, DecodeError> {
         7 => RejectReason::Malformed,
         8 => RejectReason::Superseded,
         _ => return Err(DecodeError::Invalid { field: "reason", cause: "unknown" }),
-    })
-}
-
-fn window(r: &mut Reader<'_>) -> Result<PunchWindow, DecodeError> {
-    Ok(PunchWindow {
-        peer: peer_id(r, "peer")?,
-        session: SessionId(r.array("session")?),
-        round: r.u32("round")?,
-        port: nonzero(r, "port")?,
-        step: nonzero(r, "step")?,
-        authenticator: r.array("authenticator")?,
     })
 }
 

@@ -9,6 +9,8 @@ mod signed;
 mod tests;
 pub(in crate::core) mod wire;
 
+#[cfg(test)]
+pub(crate) use codec::MAX_PEER_ID_LEN;
 pub use codec::{
     MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES,
     MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME,
@@ -81,6 +83,8 @@ pub enum Frame {
     },
     /// One peer of a session to the other, through the coordinator: my NAT has just given this port.
     PunchWindow(Box<PunchWindow>),
+    /// One peer of a connected session to the other, through a coordinator: I am here now.
+    PunchMoved(Box<PunchMoved>),
     /// Client to coordinator: send a few small datagrams to the address of this connection, so that I see which of them
     /// my NAT lets in.
     FilterTest {
@@ -124,6 +128,20 @@ pub struct PunchWindow {
     pub port: u16,
     /// From one mapping to the next; not 0.
     pub step: u16,
+    /// By the probe keys of the session, so that the coordinator cannot make it up.
+    pub authenticator: [u8; 16],
+}
+
+/// Where one peer of a connected session is now that its address has changed: the other must send there before its own NAT
+/// lets anything in from there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PunchMoved {
+    /// To the coordinator: the peer that it is for. From the coordinator: the peer that it is from.
+    pub peer: PeerId,
+    /// The session.
+    pub session: SessionId,
+    /// Where the sender may be reached.
+    pub candidates: Vec<Candidate>,
     /// By the probe keys of the session, so that the coordinator cannot make it up.
     pub authenticator: [u8; 16],
 }

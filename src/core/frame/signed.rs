@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 
 use super::{
     MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES, PunchAnswer, PunchMeNow,
-    PunchRequest, PunchWindow, Registration,
+    PunchMoved, PunchRequest, PunchWindow, Registration,
     codec::{
         MAX_NAT_REPORT_LEN, MAX_PUBLIC_KEY_LEN, put_candidates, put_first_flight, put_nat,
         put_registration_lifetime, put_request,
@@ -19,6 +19,7 @@ use crate::core::candidate::Candidate;
 
 const REQUEST_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 punch-me-now";
 const REGISTRATION_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 registration";
+const MOVED_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 punch-moved";
 const WINDOW_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 punch-window";
 
 /// Why something was not signed.
@@ -192,6 +193,16 @@ impl PunchWindow {
         put_varint(&mut out, self.round.into());
         out.put_u16(self.port);
         out.put_u16(self.step);
+        out
+    }
+}
+
+impl PunchMoved {
+    /// What the authenticator covers: domain, session and candidates as on the wire.
+    pub(in crate::core) fn covered(&self) -> BytesMut {
+        let mut out = BytesMut::from(MOVED_DOMAIN);
+        out.put_slice(&self.session.0);
+        put_candidates(&mut out, self.candidates.iter());
         out
     }
 }

@@ -134,9 +134,9 @@ fn the_other_side_follows_the_window_that_it_is_told_first_and_no_other() {
 }
 
 #[test]
-fn both_aim_at_one_port_so_that_mappings_of_others_in_between_do_no_harm() {
+fn both_aim_at_one_port_in_each_run_so_that_mappings_of_others_in_between_do_no_harm() {
     let now = Instant::now();
-    for (others_a, others_b) in (0..=11).flat_map(|a| (0..=11).map(move |b| (a, b))) {
+    for (others_a, others_b) in (0..=19).flat_map(|a| (0..=19).map(move |b| (a, b))) {
         let ends = [(5000u16, 9000u16), (9000, 5000)].map(|(_, theirs)| {
             let mut search = search(Strategy::Align { step: 1 }, now);
             begin(&mut search, now);
@@ -145,13 +145,13 @@ fn both_aim_at_one_port_so_that_mappings_of_others_in_between_do_no_harm() {
             search.follow(Window { port: theirs, step: 1 }, now + SILENCE);
             assert!(!matches!(search.poll(now + SILENCE), Some(Action::Shoot(_))), "sampled first");
             assert!(search.sampled(now + SILENCE));
-            shots(&mut search).into_iter().take(32).map(|(_, path)| path.remote.port()).collect::<Vec<_>>()
+            shots(&mut search).into_iter().map(|(_, path)| path.remote.port()).collect::<Vec<_>>()
         });
-        // What each NAT gives to the sockets of its side, in their order.
-        let given = |sampled: u16, others: u16| (0..32).map(move |n| sampled + 1 + others + n);
+        // What each NAT gives to the sockets of its side, in their order, twice: once for each port that they send to.
+        let given = |sampled: u16, others: u16| (0..64).map(move |n| sampled + 1 + others + n);
         let a: BTreeSet<_> = given(5000, others_a).zip(ends[0].iter().copied()).collect();
         let b: BTreeSet<_> = ends[1].iter().copied().zip(given(9000, others_b)).collect();
-        assert_eq!(a.intersection(&b).count(), 1, "{others_a} {others_b}");
+        assert_eq!(a.intersection(&b).count(), 2, "{others_a} {others_b}: once in each run");
     }
 }
 
@@ -160,13 +160,27 @@ fn searches_are_bounded_in_all_and_towards_one_address() {
     let now = Instant::now();
     let mut gate = Gate::new();
     let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
-    assert!((0..4).all(|_| gate.admit(ip(1), now)));
-    assert!(!gate.admit(ip(1), now), "one address");
-    assert!((0..12).all(|n| gate.admit(ip(10 + n), now)));
-    assert!(!gate.admit(ip(99), now), "in all");
+    assert!((0..4).all(|_| gate.admit(ip(1), 0, now)));
+    assert!(!gate.admit(ip(1), 0, now), "one address");
+    assert!((0..12).all(|n| gate.admit(ip(10 + n), 0, now)));
+    assert!(!gate.admit(ip(99), 0, now), "in all");
     gate.ended();
-    assert!(!gate.admit(ip(1), now + Duration::from_secs(9)));
-    assert!(gate.admit(ip(1), now + Duration::from_secs(10)));
+    assert!(!gate.admit(ip(1), 0, now + Duration::from_secs(9)));
+    assert!(gate.admit(ip(1), 0, now + Duration::from_secs(10)));
+}
+
+#[test]
+fn two_sprays_run_at_once_and_another_only_when_the_sockets_of_one_are_closed() {
+    let now = Instant::now();
+    let mut gate = Gate::new();
+    let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
+    assert!(gate.admit(ip(1), SPRAY_SOCKETS, now) && gate.admit(ip(2), SPRAY_SOCKETS, now));
+    assert!(!gate.admit(ip(3), SPRAY_SOCKETS, now) && !gate.admit(ip(3), WINDOW_SOCKETS, now));
+    assert!(gate.admit(ip(3), 0, now), "a scan opens none");
+    gate.ended();
+    assert!(!gate.admit(ip(4), SPRAY_SOCKETS, now), "its sockets are still open");
+    gate.closed(SPRAY_SOCKETS);
+    assert!(gate.admit(ip(4), SPRAY_SOCKETS, now));
 }
 
 #[test]

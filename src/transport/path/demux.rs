@@ -23,7 +23,7 @@ pub(super) enum Kind<F> {
 /// Whether the first byte of a datagram says that it is a probe.
 ///
 /// RFC 9443 §2 leaves 4 to 15 to nobody: STUN is 0 to 3, ZRTP 16 to 19, DTLS 20 to 63, TURN channels 64 to 79, and QUIC
-/// has its fixed bit (0x40) set as long as nobody greases it.
+/// that comes in has its fixed bit (0x40) set, as no endpoint of ours announces grease_quic_bit (RFC 9287 §3).
 pub(super) fn is_probe(datagram: &[u8]) -> bool {
     matches!(datagram.first(), Some(4..=15))
 }

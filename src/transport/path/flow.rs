@@ -182,8 +182,13 @@ impl Flow {
         self.original_dcid.as_ref()
     }
 
-    pub(super) fn admit(&self, target: FlowTarget) -> Result<bool, super::paths::Full> {
+    pub(super) fn admit(&self, target: FlowTarget) -> Result<(), super::paths::Full> {
         lock(&self.state).paths.admit(target)
+    }
+
+    /// No longer takes packets from a path; what may be sent there stays.
+    pub(super) fn dismiss(&self, path: &Path) {
+        lock(&self.state).paths.dismiss(path);
     }
 
     pub(super) fn admitted(&self) -> Vec<Path> {
@@ -239,7 +244,7 @@ impl Flow {
         let again = {
             let mut state = lock(&self.state);
             self.has_path.store(true, Relaxed);
-            let Some(again) = state.paths.select(target.clone(), self.heard.load(Relaxed)) else { return };
+            let again = state.paths.select(target.clone(), self.heard.load(Relaxed));
             self.unblock(&mut state);
             again
         };

@@ -65,7 +65,7 @@ use self::{
     flow::{BoundSocket, Flow, send_one},
     shared::Shared,
     stats::count,
-    table::OpenError,
+    table::{Claim, OpenError},
 };
 use crate::{
     core::{
@@ -239,13 +239,16 @@ impl PathLayer {
             Command::Accept { flow, peer, first_flight, rtt } => {
                 self.start(flow, Attempt::Accept { peer, first_flight, rtt })
             }
-            Command::Admit { flow, path } => shared.admit(flow, path),
+            Command::Admit { flow, path, heard } => {
+                shared.admit(flow, path, if heard { Claim::Heard } else { Claim::Announced })
+            }
             Command::Permit { flow, path, budget } => shared.with_target(flow, path, |flow, target| {
                 if flow.permit(target, budget, &shared.counters).is_err() {
                     count(&shared.counters.paths_refused, 1);
                 }
             }),
             Command::Select { flow, path } => {
+                shared.admit(flow, path, Claim::Selected);
                 shared.with_target(flow, path, |flow, target| flow.select(target, &shared.counters))
             }
             Command::Forget { flow, path } => shared.forget(flow, path),

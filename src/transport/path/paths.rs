@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use crate::core::Path;
+use crate::core::{Path, checklist::MAX_PAIRS};
 
-/// Paths that one flow may have.
-pub(super) const MAX_PATHS: usize = 64;
+/// Paths that one flow may have: as many as its session has pairs.
+pub(super) const MAX_PATHS: usize = MAX_PAIRS;
 /// Datagrams kept until the peer is heard on a selected path. A ClientHello takes up to two, a server flight up to three,
 /// and what QUIC sends after that is better sent afresh.
 pub(super) const MAX_STASH: usize = 4;
@@ -87,10 +87,18 @@ impl<S: Clone> Paths<S> {
         self.entries.iter().filter(|entry| entry.admitted).map(|entry| entry.target.path)
     }
 
-    /// Takes packets from a path; whether it did not before.
-    pub(super) fn admit(&mut self, target: Target<S>) -> Result<bool, Full> {
-        let entry = self.entry(target)?;
-        Ok(!std::mem::replace(&mut entry.admitted, true))
+    /// Takes packets from a path.
+    pub(super) fn admit(&mut self, target: Target<S>) -> Result<(), Full> {
+        self.entry(target)?.admitted = true;
+        Ok(())
+    }
+
+    /// No longer takes packets from a path.
+    pub(super) fn dismiss(&mut self, path: &Path) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.target.path == *path) {
+            entry.admitted = false;
+        }
+        self.entries.retain(|entry| entry.admitted || entry.permitted > 0);
     }
 
     /// The first datagrams that quinn sent, which from now on count as sent.
@@ -202,10 +210,11 @@ impl<S: Clone> Paths<S> {
     }
 
     /// Makes a path the selected one, and returns what is to be sent on it now: everything that is kept if nothing was
-    /// `heard`, else what was kept and never sent, and the last datagram. `None` if it was selected already.
-    pub(super) fn select(&mut self, target: Target<S>, heard: bool) -> Option<Vec<Bytes>> {
+    /// `heard`, else what was kept and never sent, and the last datagram. For one that was selected already, and works again,
+    /// that is the last datagram.
+    pub(super) fn select(&mut self, target: Target<S>, heard: bool) -> Vec<Bytes> {
         if self.selected.as_ref().is_some_and(|selected| selected.path == target.path) {
-            return None;
+            return self.last().filter(|_| self.settled).into_iter().collect();
         }
         for entry in &mut self.entries {
             (entry.budget, entry.permitted) = (0, 0);
@@ -223,13 +232,13 @@ impl<S: Clone> Paths<S> {
         if heard && !self.answered {
             self.settle();
         }
-        if (heard || self.settled)
-            && !self.last.is_empty()
-            && !again.iter().any(|datagram| *datagram == self.last)
-        {
-            again.push(Bytes::copy_from_slice(&self.last));
-        }
-        Some(again)
+        let last = self.last().filter(|last| (heard || self.settled) && !again.contains(last));
+        again.extend(last);
+        again
+    }
+
+    fn last(&self) -> Option<Bytes> {
+        (!self.last.is_empty()).then(|| Bytes::copy_from_slice(&self.last))
     }
 
     /// Forgets a path; whether it was admitted.

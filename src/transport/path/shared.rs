@@ -22,7 +22,7 @@ use super::{
     pool::Sockets,
     queue::ReceiveQueue,
     stats::{Counters, count},
-    table::{OpenError, Table, Whose},
+    table::{Claim, OpenError, Table, Whose},
 };
 use crate::core::{FlowId, Path, SocketId, command::Pool};
 
@@ -163,18 +163,17 @@ impl Shared {
         Some(())
     }
 
-    pub(super) fn admit(&self, id: FlowId, path: Path) -> Option<()> {
+    /// Takes packets of a flow from a path, in the place of a flow with a lesser claim if there is no other.
+    pub(super) fn admit(&self, id: FlowId, path: Path, claim: Claim) -> Option<()> {
         let mut table = self.write();
         let (flow, target) = (table.flow(id)?, target(&table, path)?);
         let path = target.path;
-        let admitted = match flow.admit(target) {
-            Ok(true) => table.route(path, flow.clone()),
-            Ok(false) => true,
-            Err(_) => false,
+        let out = match flow.admit(target) {
+            Ok(()) => table.route(path, flow, claim),
+            Err(_) => Some(flow),
         };
-        drop(table);
-        if !admitted {
-            flow.forget(&path);
+        if let Some(out) = out {
+            out.dismiss(&path);
             count(&self.counters.paths_refused, 1);
         }
         Some(())

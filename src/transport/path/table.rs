@@ -17,8 +17,27 @@ use crate::core::{FlowId, Path, SocketId};
 /// Flows at once, those that linger included. Above the 10,000 sessions that one process is made for.
 pub(super) const MAX_FLOWS: usize = 16_384;
 /// Flows that take packets from one path: the attempts of a session that are not over, and some room. A packet that could
-/// be anyone's is copied to each, so this bounds the work that it makes.
+/// be anyone's is copied to each, so this bounds the work that it makes. Whoever signs a candidate can have a flow at any
+/// address, so that the places go to those with the better claim.
 pub(super) const MAX_FLOWS_PER_PATH: usize = 8;
+
+/// What entitles a flow to take packets from a path.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Claim {
+    /// Somebody said that the peer is there.
+    Announced,
+    /// An authentic probe came from there, whose source may have been forged.
+    Heard,
+    /// The path is validated: the peer answered from there.
+    Selected,
+}
+
+/// The flows of one path, and the claim of each.
+#[derive(Debug, Default)]
+struct Places {
+    flows: Vec<Arc<Flow>>,
+    claims: Vec<Claim>,
+}
 
 /// Why a flow could not be opened.
 #[derive(Debug, PartialEq, Eq)]
@@ -41,7 +60,7 @@ pub(super) enum Whose {
 #[derive(Debug, Default)]
 pub(super) struct Table {
     flows: HashMap<FlowId, Arc<Flow>>,
-    routes: HashMap<Path, Vec<Arc<Flow>>>,
+    routes: HashMap<Path, Places>,
     /// By the destination connection ID of the peer's first flight.
     originals: HashMap<Bytes, FlowId>,
     sockets: HashMap<SocketId, Arc<BoundSocket>>,
@@ -88,20 +107,36 @@ impl Table {
         Some(flow)
     }
 
-    /// Takes packets of `flow` from `path`; `false` if too many flows do.
-    pub(super) fn route(&mut self, path: Path, flow: Arc<Flow>) -> bool {
-        let flows = self.routes.entry(path).or_default();
-        let room = flows.len() < MAX_FLOWS_PER_PATH;
-        if room {
-            flows.push(flow);
+    /// Takes packets of `flow` from `path`. Returns the flow that has no place there then: this one, or one with a lesser claim.
+    pub(super) fn route(&mut self, path: Path, flow: Arc<Flow>, claim: Claim) -> Option<Arc<Flow>> {
+        let Places { flows, claims } = self.routes.entry(path).or_default();
+        let own = flows.iter().position(|other| other.id == flow.id);
+        if let Some(known) = own.and_then(|at| claims.get_mut(at)) {
+            *known = claim.max(*known);
+            return None;
         }
-        room
+        if flows.len() < MAX_FLOWS_PER_PATH {
+            flows.push(flow);
+            claims.push(claim);
+            return None;
+        }
+        let least = claims.iter_mut().zip(flows).min_by_key(|(other, _)| **other);
+        match least {
+            Some((other, place)) if *other < claim => {
+                *other = claim;
+                Some(std::mem::replace(place, flow))
+            }
+            _ => Some(flow),
+        }
     }
 
     /// No longer takes packets of a flow from `path`.
     pub(super) fn unroute(&mut self, path: &Path, id: FlowId) {
-        if let Some(flows) = self.routes.get_mut(path) {
-            flows.retain(|flow| flow.id != id);
+        if let Some(Places { flows, claims }) = self.routes.get_mut(path) {
+            if let Some(at) = flows.iter().position(|flow| flow.id == id) {
+                flows.remove(at);
+                claims.remove(at);
+            }
             if flows.is_empty() {
                 self.routes.remove(path);
             }
@@ -110,7 +145,7 @@ impl Table {
 
     /// The flows that take packets from `path`.
     pub(super) fn flows_on(&self, path: &Path) -> &[Arc<Flow>] {
-        self.routes.get(path).map(Vec::as_slice).unwrap_or_default()
+        self.routes.get(path).map(|places| places.flows.as_slice()).unwrap_or_default()
     }
 
     /// A socket that the transport or a path still uses.
@@ -188,15 +223,39 @@ mod tests {
     }
 
     #[test]
-    fn flows_of_a_path_are_bounded() {
+    fn the_document_gives_the_number_of_places() {
+        let row =
+            format!("| flows that take QUIC packets from one address at one socket | {MAX_FLOWS_PER_PATH} |");
+        assert!(include_str!("../../../docs/protocol.md").contains(&row));
+    }
+
+    #[test]
+    fn flows_of_a_path_are_bounded_and_the_better_claim_gets_the_place() {
         let mut table = Table::default();
+        let mut route = |to: u16, n: u64, claim| {
+            let out = table.route(path(to), flow(n), claim).map(|flow| flow.id.0);
+            assert!(table.flows_on(&path(to)).len() <= MAX_FLOWS_PER_PATH);
+            out
+        };
         for n in 0..MAX_FLOWS_PER_PATH as u64 {
-            assert!(table.route(path(1), flow(n)));
+            assert_eq!(route(1, n, Claim::Announced), None);
         }
-        assert!(!table.route(path(1), flow(99)));
-        assert!(table.route(path(2), flow(99)));
-        table.unroute(&path(1), FlowId(0));
-        assert!(table.route(path(1), flow(99)));
+        assert_eq!(route(1, 0, Claim::Announced), None, "it has a place");
+        assert_eq!(route(1, 99, Claim::Announced), Some(99));
+        assert_eq!(route(2, 99, Claim::Announced), None, "another path");
+        assert_eq!(route(1, 99, Claim::Heard), Some(0), "the first of those that proved nothing");
+        for n in 1..MAX_FLOWS_PER_PATH as u64 {
+            assert_eq!(route(1, n, Claim::Heard), None);
+        }
+        assert_eq!(route(1, 50, Claim::Heard), Some(50));
+        assert_eq!(route(1, 50, Claim::Selected), Some(99));
+        assert_eq!(route(1, 50, Claim::Announced), None, "a claim never gets worse");
+        for n in 1..MAX_FLOWS_PER_PATH as u64 {
+            assert_eq!(route(1, n, Claim::Selected), None);
+        }
+        assert_eq!(route(1, 99, Claim::Selected), Some(99));
+        table.unroute(&path(1), FlowId(50));
+        assert!(table.route(path(1), flow(99), Claim::Announced).is_none());
     }
 
     #[test]

@@ -43,7 +43,7 @@ fn what_follows_an_answer_takes_the_place_and_the_budget_of_what_was_answered() 
     assert_eq!(wire.take(), []);
     assert_eq!(paths.hold(&datagrams(&[2, 3, 4], 100), 100, wire.send()), 0);
     assert_eq!(wire.take(), [(0, 2), (0, 3)]);
-    assert_eq!(firsts(paths.select(target(0), true)), Some(vec![4]), "what found no budget");
+    assert_eq!(firsts(Some(paths.select(target(0), true))), Some(vec![4]), "what found no budget");
 }
 
 #[test]
@@ -98,10 +98,10 @@ fn selection_sends_everything_again_while_nothing_was_heard() {
     let (mut paths, mut wire) = (Paths::default(), Wire::default());
     paths.permit(target(0), 1000, wire.send()).unwrap();
     paths.hold(&datagrams(&[1, 2], 100), 100, wire.send());
-    assert_eq!(firsts(paths.select(target(0), false)), Some(vec![1, 2]));
-    assert_eq!(firsts(paths.select(target(0), false)), None, "selected already");
+    assert_eq!(firsts(Some(paths.select(target(0), false))), Some(vec![1, 2]));
+    assert_eq!(firsts(Some(paths.select(target(0), false))), Some(vec![]), "selected already");
     paths.sent_on_selected(&datagrams(&[3], 100), 100, false);
-    assert_eq!(firsts(paths.select(target(1), false)), Some(vec![1, 2, 3]));
+    assert_eq!(firsts(Some(paths.select(target(1), false))), Some(vec![1, 2, 3]));
 }
 
 #[test]
@@ -113,9 +113,9 @@ fn selection_sends_what_was_held_back_and_the_last_datagram_once_the_peer_was_he
     let reply = datagrams(&[3], 100);
     paths.remember(&reply, 100);
     paths.hold(&reply, 100, wire.send());
-    assert_eq!(firsts(paths.select(target(0), true)), Some(vec![3]), "the last one goes once");
+    assert_eq!(firsts(Some(paths.select(target(0), true))), Some(vec![3]), "the last one goes once");
     paths.remember(&datagrams(&[4, 5], 100), 100);
-    assert_eq!(firsts(paths.select(target(1), true)), Some(vec![5]));
+    assert_eq!(firsts(Some(paths.select(target(1), true))), Some(vec![5]));
 }
 
 #[test]
@@ -133,16 +133,28 @@ fn after_selection_no_budget_is_left() {
 fn paths_are_bounded_and_selection_always_works() {
     let mut paths = Paths::default();
     for n in 0..MAX_PATHS as u32 {
-        assert_eq!(paths.admit(target(n)), Ok(true));
+        assert_eq!(paths.admit(target(n)), Ok(()));
     }
-    assert_eq!(paths.admit(target(0)), Ok(false));
+    assert_eq!(paths.admit(target(0)), Ok(()), "again");
     assert_eq!(paths.admit(target(999)), Err(Full));
     assert_eq!(paths.permit(target(999), 1, |_, _| true), Err(Full));
-    assert!(paths.select(target(999), false).is_some());
+    let _ = paths.select(target(999), false);
     assert_eq!(paths.best(), Some(&target(999)));
     assert!(paths.forget(&target(0).path));
     assert!(!paths.forget(&target(0).path));
-    assert_eq!(paths.admit(target(998)), Ok(true));
+    assert_eq!(paths.admit(target(998)), Ok(()));
+}
+
+#[test]
+fn who_no_longer_listens_on_a_path_may_still_send_there() {
+    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    paths.admit(target(0)).unwrap();
+    paths.admit(target(1)).unwrap();
+    paths.permit(target(0), 1000, wire.send()).unwrap();
+    (0..2).for_each(|n| paths.dismiss(&target(n).path));
+    assert_eq!(paths.admitted().count(), 0);
+    paths.hold(&datagrams(&[1], 100), 100, wire.send());
+    assert_eq!(wire.take().len(), 1);
 }
 
 #[derive(Debug, Clone)]

@@ -37,7 +37,7 @@ impl Side {
 
     fn use_path_to(&self, remote: SocketAddr) {
         let path = Path { socket: SOCKET, remote };
-        self.layer.execute(Command::Admit { flow: FLOW, path });
+        self.layer.execute(Command::Admit { flow: FLOW, path, heard: true });
         self.layer.execute(Command::Select { flow: FLOW, path });
     }
 

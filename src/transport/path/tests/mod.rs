@@ -4,5 +4,6 @@ mod flights;
 mod loopback;
 mod net;
 mod node;
+mod places;
 mod pool;
 mod session;

@@ -181,7 +181,7 @@ impl Node {
     }
 
     pub(super) fn admit(&self, flow: FlowId, path: Path) {
-        self.layer.execute(Command::Admit { flow, path });
+        self.layer.execute(Command::Admit { flow, path, heard: false });
     }
 
     pub(super) fn select(&self, flow: FlowId, path: Path) {

@@ -1,0 +1,67 @@
+//! The behaviour without a swarm.
+
+use std::task::Waker;
+
+use libp2p_core::ConnectedPoint;
+use libp2p_swarm::behaviour::ConnectionEstablished;
+use quinn::TokioRuntime;
+
+use super::*;
+
+fn behaviour() -> Behaviour {
+    let (driver, _) = mpsc::channel(16);
+    let (_, events) = mpsc::channel(16);
+    let (counters, runtime) = (Arc::default(), Arc::new(TokioRuntime));
+    let ends = Ends { driver, events, counters, runtime };
+    Behaviour::new(PeerId::random(), &Config::default(), ends).unwrap()
+}
+
+fn connect(behaviour: &mut Behaviour, peer: PeerId, n: usize) -> ConnectionId {
+    let connection = ConnectionId::new_unchecked(n);
+    let remote: Multiaddr = "/ip4/192.0.2.1/udp/1/quic-v1".parse().unwrap();
+    behaviour.handle_established_inbound_connection(connection, peer, &Multiaddr::empty(), &remote).unwrap();
+    let endpoint = ConnectedPoint::Listener { local_addr: Multiaddr::empty(), send_back_addr: remote };
+    behaviour.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+        peer_id: peer,
+        connection_id: connection,
+        endpoint: &endpoint,
+        failed_addresses: &[],
+        other_established: n,
+    }));
+    connection
+}
+
+/// Handlers that are told, with what, and whether there is a dial.
+fn poll(behaviour: &mut Behaviour) -> (Vec<(ConnectionId, FromBehaviour)>, bool) {
+    let (mut told, mut dials) = (Vec::new(), false);
+    let mut cx = Context::from_waker(Waker::noop());
+    while let Poll::Ready(action) = behaviour.poll(&mut cx) {
+        match action {
+            ToSwarm::NotifyHandler { handler: NotifyHandler::One(id), event, .. } => told.push((id, event)),
+            ToSwarm::Dial { .. } => dials = true,
+            other => panic!("{other:?}"),
+        }
+    }
+    (told, dials)
+}
+
+#[tokio::test]
+async fn every_connection_to_a_coordinator_learns_that_it_is_one_and_that_it_is_none_any_more() {
+    let (mut behaviour, peer) = (behaviour(), PeerId::random());
+    let both = [1, 2].map(|n| connect(&mut behaviour, peer, n));
+    connect(&mut behaviour, PeerId::random(), 3);
+    let address: Multiaddr = format!("/ip4/192.0.2.1/udp/1/quic-v1/p2p/{peer}").parse().unwrap();
+    behaviour.add_coordinator(address).unwrap();
+    let all = |is| both.map(|id| (id, FromBehaviour::Coordinator(is))).to_vec();
+    assert_eq!(poll(&mut behaviour), (all(true), false), "and it is not dialed");
+    assert!(behaviour.remove_coordinator(&peer));
+    assert_eq!(poll(&mut behaviour), (all(false), false));
+}
+
+#[tokio::test]
+async fn a_coordinator_that_is_not_connected_is_dialed() {
+    let (mut behaviour, peer) = (behaviour(), PeerId::random());
+    let address: Multiaddr = format!("/ip4/192.0.2.1/udp/1/quic-v1/p2p/{peer}").parse().unwrap();
+    behaviour.add_coordinator(address).unwrap();
+    assert_eq!(poll(&mut behaviour), (vec![], true));
+}

@@ -1,0 +1,165 @@
+//! What the driver tells the behaviour.
+
+use std::{
+    collections::VecDeque,
+    task::{Context, Poll},
+};
+
+use futures::{SinkExt, channel::mpsc};
+use libp2p_identity::PeerId;
+
+use crate::{behaviour::link::FromDriver, core::event::Event};
+
+/// News that may be owed to a swarm that is busy before the driver takes no more input. Sessions that are under way still
+/// end, so that there may be as many more as there are sessions.
+const MAX_OWED: usize = 4096;
+
+/// News for the behaviour. What tells of a change that lasts is never lost: the swarm would wait for it.
+#[derive(Debug)]
+pub(super) struct Reports {
+    sender: mpsc::Sender<FromDriver>,
+    /// What the channel had no room for.
+    owed: VecDeque<FromDriver>,
+    dropped: u64,
+}
+
+impl Reports {
+    pub(super) fn new(sender: mpsc::Sender<FromDriver>) -> Self {
+        Self { sender, owed: VecDeque::new(), dropped: 0 }
+    }
+
+    /// Reports an event; one that only tells of the course of a session is dropped if the swarm is too busy.
+    pub(super) fn event(&mut self, event: Event) {
+        let may_drop = is_informational(&event);
+        self.tell(FromDriver::Event(event), may_drop);
+    }
+
+    /// A connection to `peer` is to be collected.
+    pub(super) fn collect(&mut self, peer: PeerId) {
+        self.tell(FromDriver::Collect(peer), false);
+    }
+
+    fn tell(&mut self, news: FromDriver, may_drop: bool) {
+        let unsent = match self.owed.is_empty() {
+            true => match self.sender.try_send(news) {
+                Ok(()) => return,
+                Err(error) if error.is_full() => error.into_inner(),
+                // The behaviour is gone, and the driver about to learn of it.
+                Err(_) => return,
+            },
+            false => news,
+        };
+        if may_drop {
+            self.dropped += 1;
+        } else {
+            self.owed.push_back(unsent);
+        }
+    }
+
+    /// Hands over what is owed, as far as there is room; wakes the task when there is more.
+    pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
+        while !self.owed.is_empty() {
+            match self.sender.poll_ready_unpin(cx) {
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(_)) => return self.owed.clear(),
+                Poll::Pending => return,
+            }
+            if let Some(news) = self.owed.pop_front() {
+                let _ = self.sender.start_send_unpin(news);
+            }
+        }
+    }
+
+    /// Whether so much is owed that nothing more should be begun.
+    pub(super) fn is_full(&self) -> bool {
+        self.owed.len() >= MAX_OWED
+    }
+
+    /// Events that were dropped so far.
+    pub(super) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+}
+
+/// Whether an event tells only of the course of a session, and nothing that anybody has to act on.
+fn is_informational(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Phase { .. }
+            | Event::Candidates { .. }
+            | Event::PathValidated { .. }
+            | Event::PathSelected { .. }
+            | Event::Search { .. }
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use futures::{StreamExt, task::noop_waker};
+
+    use super::*;
+    use crate::core::event::{FailureReason, SessionRole};
+
+    fn failed(peer: PeerId) -> Event {
+        let (role, reason) = (SessionRole::Initiator, FailureReason::NoCoordinator);
+        Event::Failed { peer, role, reason, elapsed: Duration::ZERO }
+    }
+
+    fn search(peer: PeerId) -> Event {
+        Event::Search { peer, sockets: 0 }
+    }
+
+    #[test]
+    fn what_lasts_is_owed_in_order_and_the_rest_is_dropped_and_counted() {
+        let mut cx = Context::from_waker(futures::task::noop_waker_ref());
+        let (sender, mut receiver) = mpsc::channel(1);
+        let mut reports = Reports::new(sender);
+        let peers: Vec<_> = (0..10).map(|_| PeerId::random()).collect();
+        for peer in &peers {
+            reports.event(failed(*peer));
+            reports.event(search(*peer));
+            reports.collect(*peer);
+        }
+        let mut told = Vec::new();
+        loop {
+            reports.poll(&mut cx);
+            let Poll::Ready(Some(news)) = receiver.poll_next_unpin(&mut cx) else { break };
+            told.push(news);
+        }
+        let searches = told.iter().filter(|n| matches!(n, FromDriver::Event(Event::Search { .. }))).count();
+        assert_eq!(searches as u64 + reports.dropped(), 10);
+        assert!(reports.dropped() >= 9);
+        let lasting: Vec<_> = told
+            .iter()
+            .filter_map(|news| match news {
+                FromDriver::Event(Event::Failed { peer, .. }) => Some((false, *peer)),
+                FromDriver::Collect(peer) => Some((true, *peer)),
+                FromDriver::Event(_) => None,
+            })
+            .collect();
+        let expected: Vec<_> = peers.iter().flat_map(|peer| [(false, *peer), (true, *peer)]).collect();
+        assert_eq!(lasting, expected);
+    }
+
+    #[test]
+    fn it_is_full_until_the_swarm_takes_news_or_is_gone() {
+        let waker = noop_waker();
+        let mut cx = Context::from_waker(&waker);
+        let (sender, mut receiver) = mpsc::channel(1);
+        let mut reports = Reports::new(sender);
+        while !reports.is_full() {
+            reports.collect(PeerId::random());
+        }
+        assert_eq!(reports.owed.len(), MAX_OWED);
+        reports.poll(&mut cx);
+        assert!(reports.is_full());
+        assert!(receiver.poll_next_unpin(&mut cx).is_ready());
+        reports.poll(&mut cx);
+        assert!(!reports.is_full());
+        drop(receiver);
+        reports.poll(&mut cx);
+        assert!(reports.owed.is_empty());
+    }
+}
