@@ -9,6 +9,7 @@ use libp2p_punch::core::{
     SessionId,
     candidate::{Candidate, CandidateKind},
     event::SessionRole,
+    filtering::datagram,
     frame::{
         Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest, PunchWindow, Registration,
         RejectReason, decode, encode,
@@ -172,6 +173,12 @@ impl Vector {
                 candidates: self.candidates(),
                 authenticator: self.array("authenticator"),
             })),
+            "FILTER_TEST" => Frame::FilterTest { data: self.array("data"), key: self.array("key") },
+            "FILTER_TESTED" => {
+                let sources = self.all("source").iter().map(|text| text.parse().expect("an address"));
+                let (data, rounds) = (self.array("data"), self.parsed("rounds"));
+                Frame::FilterTested { data, rounds, sources: sources.collect() }
+            }
             other => panic!("unknown frame {other}"),
         }
     }
@@ -252,6 +259,8 @@ fn every_frame_encodes_to_and_decodes_from_the_bytes_of_the_document() {
     }
     let expected = [
         ("ADD_ADDRESS", 2),
+        ("FILTER_TEST", 1),
+        ("FILTER_TESTED", 2),
         ("OBSERVED_ADDRESS", 2),
         ("OBSERVER", 1),
         ("PROBE_OBSERVED", 2),
@@ -360,5 +369,19 @@ fn every_probe_encodes_to_and_decodes_from_the_bytes_of_the_document() {
         let mac =
             Hmac::<Sha256>::new_from_slice(&mac_key).expect("a well-formed vector").chain_update(covered);
         assert!(mac.verify_truncated_left(authenticator).is_ok(), "{vector:?}");
+    }
+}
+
+#[test]
+fn the_datagram_of_a_filtering_test_is_that_of_the_document() {
+    let vectors = vectors("filter-probe");
+    assert_eq!(vectors.len(), 1);
+    for vector in vectors {
+        let (data, key) = (vector.array("data"), vector.array::<32>("key"));
+        let made = datagram(data, &key, vector.parsed("filter-probe"));
+        assert_eq!(made.to_vec(), vector.bytes("bytes"));
+        let (covered, authenticator) = made.split_at(made.len() - 16);
+        let mac = Hmac::<Sha256>::new_from_slice(&key).expect("a well-formed vector").chain_update(covered);
+        assert!(mac.verify_truncated_left(authenticator).is_ok());
     }
 }

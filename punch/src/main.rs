@@ -14,6 +14,7 @@ mod exit;
 mod key;
 mod lab;
 mod listen;
+mod nat;
 mod node;
 mod reason;
 mod report;

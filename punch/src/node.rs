@@ -27,7 +27,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 use crate::{
     args::Common,
     exit::Failure,
-    key, reason,
+    key, nat, reason,
     report::{self, Line, Report, short},
     swarm::{self, Behaviour, BehaviourEvent},
 };
@@ -76,6 +76,8 @@ pub(crate) struct Node {
     incoming: HashMap<ConnectionId, Instant>,
     /// Connections whose path has not been told yet, and how long they took.
     unnamed: HashMap<PeerId, Duration>,
+    /// What was last said of our NAT.
+    nat: String,
     /// The peer that we want to reach.
     asked: Option<Asked>,
 }
@@ -106,6 +108,7 @@ impl Node {
             sessions: HashMap::new(),
             incoming: HashMap::new(),
             unnamed: HashMap::new(),
+            nat: String::new(),
             asked: None,
         }
     }
@@ -285,6 +288,17 @@ impl Node {
             }
             Event::Registration(RegistrationStatus::None { configured }) => {
                 tracing::error!(configured, "no coordinator knows us");
+            }
+            // Whoever has no coordinator of its own, but clients, learns little of itself.
+            Event::Nat(report) => {
+                let is_blocked = report.udp_blocked.as_ref().is_some_and(|finding| finding.value);
+                let words = nat::words(&report);
+                // New evidence for the same is no news to a person.
+                let is_news = self.report.is_json() || words != self.nat;
+                self.nat = words;
+                if is_news && (report.socket.is_some() || is_blocked) {
+                    self.report.line(&Line::Nat(&report))?;
+                }
             }
             Event::Phase { peer, from, to, .. } => self.report.line(&Line::Phase { peer, from, to })?,
             Event::PathSelected { peer, path } => {

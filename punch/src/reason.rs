@@ -5,7 +5,6 @@ use libp2p_punch::core::{
     candidate::{Candidate, CandidateKind},
     event::{Event, FailureReason},
     frame::RejectReason,
-    nat::MappingBehaviour,
 };
 
 use crate::report::{milliseconds, short};
@@ -82,14 +81,6 @@ pub(crate) fn describe(event: &Event) -> Option<(&'static str, String)> {
         Event::Observed { observer, address, .. } => {
             ("observed", format!("{} sees us at {address}", short(observer)))
         }
-        Event::Mapping { mapping: Some(mapping), port_preserved, .. } => {
-            let port = match port_preserved {
-                Some(true) => ", our port is kept",
-                Some(false) => ", our port is not kept",
-                None => "",
-            };
-            ("mapping", format!("{}{port}", mapping_words(*mapping)))
-        }
         Event::Relayed { peer, relay } => {
             let relay = relay.as_ref().map(|relay| format!(" over {}", short(relay)));
             ("relayed", format!("{} is connected{}", short(peer), relay.unwrap_or_default()))
@@ -120,14 +111,5 @@ pub(crate) fn kind(kind: CandidateKind) -> &'static str {
         CandidateKind::Predicted => "predicted",
         CandidateKind::PortMapped => "mapped",
         CandidateKind::Relayed => "relayed",
-    }
-}
-
-fn mapping_words(mapping: MappingBehaviour) -> &'static str {
-    match mapping {
-        MappingBehaviour::EndpointIndependent => "the NAT maps alike for every destination",
-        MappingBehaviour::EndpointDependent => "the NAT does not map alike for every destination",
-        MappingBehaviour::AddressDependent => "the NAT maps anew for every address",
-        MappingBehaviour::AddressAndPortDependent => "the NAT maps anew for every address and port",
     }
 }

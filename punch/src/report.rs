@@ -8,11 +8,11 @@ use std::{
 };
 
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
-use libp2p_punch::core::event::Phase;
+use libp2p_punch::core::{event::Phase, nat::Report as NatReport};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use crate::{demo::Story, exit::Failure};
+use crate::{demo::Story, exit::Failure, nat};
 
 /// Something that both kinds of reader are told.
 #[derive(Debug, Clone)]
@@ -25,6 +25,8 @@ pub(crate) enum Line<'a> {
     Phase { peer: PeerId, from: Option<Phase>, to: Phase },
     /// There is a connection to a peer.
     Connected { peer: PeerId, relayed: bool, remote: &'a Multiaddr, elapsed: Duration },
+    /// Something else is known of our NAT.
+    Nat(&'a NatReport),
     /// A peer sent back what we sent to it.
     Echo { bytes: usize, rtt: Duration },
     /// There is no connection to a peer, and this is why.
@@ -51,6 +53,7 @@ impl Line<'_> {
                 "remote": remote,
                 "elapsed_ms": milliseconds(*elapsed),
             }),
+            Line::Nat(report) => nat::json(report, Instant::now().into_std()),
             Line::Echo { bytes, rtt } => {
                 json!({ "event": "echo", "bytes": bytes, "rtt_ms": milliseconds(*rtt) })
             }
@@ -75,6 +78,7 @@ impl Line<'_> {
                 let (path, elapsed) = (path_word(*relayed), milliseconds(*elapsed));
                 ("connected", format!("{path}, {remote}, {elapsed} ms, with {peer}"))
             }
+            Line::Nat(report) => ("nat", nat::words(report)),
             Line::Echo { bytes, rtt } => {
                 ("echo", format!("{bytes} bytes there and back in {} ms", milliseconds(*rtt)))
             }
@@ -107,6 +111,11 @@ impl Report {
     /// Into a story, in which the peer is called `name`.
     pub(crate) fn story(name: &'static str, story: Arc<Story>) -> Self {
         Self(Sink::Story(name, story))
+    }
+
+    /// Whether the reader is a program.
+    pub(crate) fn is_json(&self) -> bool {
+        matches!(self.0, Sink::Json)
     }
 
     /// Tells the reader.

@@ -38,7 +38,7 @@ use self::{
 };
 use crate::{
     config::{Config, ConfigError, peer_of},
-    core::{LinkId, counters::Counters, event::Event},
+    core::{LinkId, counters::Counters, event::Event, nat::Report},
 };
 
 /// The control protocol.
@@ -74,6 +74,7 @@ pub struct Behaviour {
     reported: BTreeMap<PeerId, Multiaddr>,
     links: BTreeMap<ConnectionId, Link>,
     next_link: u64,
+    nat: Report,
     timer: Option<Pin<Box<dyn AsyncTimer>>>,
 }
 
@@ -95,6 +96,7 @@ impl Behaviour {
             reported: BTreeMap::new(),
             links: BTreeMap::new(),
             next_link: 0,
+            nat: Report::default(),
             timer: None,
         };
         for address in &config.coordinators {
@@ -135,6 +137,11 @@ impl Behaviour {
     /// What has been counted so far.
     pub fn counters(&self) -> Counters {
         *self.ends.counters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What is known of the NAT in front of us, as the last [`Event::Nat`] has told it. Nothing but the default before.
+    pub fn nat_report(&self) -> &Report {
+        &self.nat
     }
 
     fn notify(&mut self, peer: PeerId, is_coordinator: bool) {
@@ -338,6 +345,9 @@ impl NetworkBehaviour for Behaviour {
             match news {
                 FromDriver::Event(event) => {
                     self.report_candidate(&event);
+                    if let Event::Nat(report) = &event {
+                        self.nat = (**report).clone();
+                    }
                     self.relaying.handle_event(&event, self.ends.runtime.now());
                     return Poll::Ready(ToSwarm::GenerateEvent(event));
                 }

@@ -14,6 +14,9 @@ pub enum Pool {
     Session(FlowId),
     /// Those at which a coordinator observes.
     Observers,
+    /// The one from which a coordinator tests how its clients' NATs filter, by its local address. No client may ever be told
+    /// of its port.
+    Filtering(IpAddr),
 }
 
 /// One request to the path layer. Commands of a flow are carried out in order.
@@ -95,6 +98,11 @@ pub enum Command {
         pool: Pool,
         /// Those that stay.
         keep: Vec<SocketId>,
+    },
+    /// Hand probes on that come to the transport's sockets, even while there is no flow.
+    ExpectProbes {
+        /// `false` once none is expected any more.
+        expected: bool,
     },
     /// End the QUIC connection attempt or the connection of `flow`.
     Close {

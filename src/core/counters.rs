@@ -35,6 +35,8 @@ pub struct Counters {
     pub requests_forwarded: u64,
     /// Requests that we, as a coordinator, turned down.
     pub requests_rejected: u64,
+    /// Datagrams that we, as a coordinator, sent to test how NATs of our clients filter.
+    pub filter_probes_sent: u64,
     /// Frames of a remote that were ignored, because they broke a rule or a cap.
     pub frames_refused: u64,
     /// Times that something a remote wanted to grow met its cap.

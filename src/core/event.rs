@@ -4,7 +4,12 @@ use std::{fmt, net::SocketAddr, time::Duration};
 
 use libp2p_identity::PeerId;
 
-use super::{Path, SocketId, candidate::Candidate, frame::RejectReason, nat::MappingBehaviour};
+use super::{
+    Path, SocketId,
+    candidate::Candidate,
+    frame::RejectReason,
+    nat::{MappingBehaviour, Report},
+};
 
 /// The phases of a session. A retry goes from `Punching` or `Validation` back to `Coordination`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -202,6 +207,8 @@ pub enum Event {
         /// The constant distance between the ports of consecutive mappings; `None` if there is none, or not known.
         allocation_step: Option<u16>,
     },
+    /// What is known of our NAT has changed. The whole of it, with its evidence.
+    Nat(Box<Report>),
     /// A coordinator accepted our registration.
     Registered {
         /// The coordinator.

@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    time::{Duration, Instant},
 };
 
 use libp2p_identity::PeerId;
@@ -20,11 +21,22 @@ pub(crate) struct Link {
     pub(crate) next_observation: u64,
     /// Sequence number of the last `OBSERVED_ADDRESS` received.
     pub(crate) last_observation: Option<u64>,
+    /// When an end of it changed last.
+    pub(crate) moved: Option<Instant>,
     /// `OBSERVER` was sent.
     pub(crate) told_observers: bool,
 }
 
+/// After this time an address to which a connection has moved has proved itself: QUIC follows a client at once, and goes
+/// back after three probe time-outs if nobody answers there (RFC 9000 §8.2.4, §9.3).
+const PROOF: Duration = Duration::from_secs(4);
+
 impl Link {
+    /// From when on the peer is known to be where it seems to be; `None` if it has always been there.
+    pub(crate) fn proven_at(&self) -> Option<Instant> {
+        self.moved.map(|at| at + PROOF)
+    }
+
     pub(crate) fn is_loopback(&self) -> bool {
         self.remote.is_some_and(|remote| remote.ip().is_loopback())
     }
@@ -55,6 +67,10 @@ impl Links {
 
     pub(crate) fn get_mut(&mut self, id: LinkId) -> Option<&mut Link> {
         self.by_id.get_mut(&id)
+    }
+
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (LinkId, &Link)> {
+        self.by_id.iter().map(|(id, link)| (*id, link))
     }
 
     /// All links, as they are now.

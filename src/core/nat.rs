@@ -4,6 +4,8 @@
 //! several differ tells how it maps (RFC 4787 §4.1, in the manner of RFC 5780 §4.3 but with whoever is connected
 //! instead of one server with two addresses).
 
+mod report;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
@@ -11,6 +13,9 @@ use std::{
 };
 
 use libp2p_identity::PeerId;
+
+pub(crate) use report::is_in_shared_space;
+pub use report::{Confidence, Evidence, Finding, Report, Sharing};
 
 use super::{
     LinkId, SocketId,
@@ -28,6 +33,19 @@ pub enum MappingBehaviour {
     AddressAndPortDependent,
     /// One of the two dependent behaviours (EDM), not known which: no two observers shared an IP address.
     EndpointDependent,
+}
+
+/// How a NAT filters (RFC 4787 §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FilteringBehaviour {
+    /// Lets everybody in who sends to a mapping (EIF). Also: no NAT and no firewall at all.
+    EndpointIndependent,
+    /// Lets in every port of the addresses to which was sent (ADF).
+    AddressDependent,
+    /// Lets in only the addresses and ports to which was sent (APDF).
+    AddressAndPortDependent,
+    /// One of the first two, not known which: no observer could send from another address.
+    PortIndependent,
 }
 
 /// What is known of the NAT in front of a socket; `None` is not known.
@@ -176,13 +194,18 @@ impl Observations {
         all.into_iter().collect()
     }
 
-    /// What follows about the NAT in front of `socket`, which has `port` and may be reached at `local`.
-    pub(crate) fn view(&self, socket: SocketId, port: u16, local: &[SocketAddr]) -> NatView {
+    /// The observations that tell of the NAT in front of `socket`.
+    fn used(&self, socket: SocketId) -> Vec<&Observation> {
         let all: Vec<&Observation> = self.by_socket.get(&socket).into_iter().flatten().collect();
         // An observer in private space may sit on our side of the NAT; the others know better.
         let global: Vec<&Observation> =
             all.iter().copied().filter(|o| scope(o.from.ip()) == Scope::Global).collect();
-        let mut used = if global.is_empty() { all } else { global };
+        if global.is_empty() { all } else { global }
+    }
+
+    /// What follows about the NAT in front of `socket`, which has `port` and may be reached at `local`.
+    pub(crate) fn view(&self, socket: SocketId, port: u16, local: &[SocketAddr]) -> NatView {
+        let mut used = self.used(socket);
         if used.is_empty() {
             return NatView::default();
         }

@@ -98,6 +98,11 @@ impl Network {
         self.sockets.values().flat_map(|socket| self.addresses_of(socket)).collect()
     }
 
+    /// Every address at which this host itself could reach a socket.
+    pub(crate) fn addresses_of_socket(&self, id: SocketId) -> Vec<SocketAddr> {
+        self.sockets.get(&id).map(|socket| self.addresses_of(socket)).unwrap_or_default()
+    }
+
     fn addresses_of(&self, socket: &Socket) -> Vec<SocketAddr> {
         if !socket.local.ip().is_unspecified() {
             return vec![socket.local];

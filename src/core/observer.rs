@@ -236,6 +236,13 @@ impl Observing {
         Some(observed)
     }
 
+    /// Whether this is one of the ports that are asked.
+    pub(crate) fn asks(&self, address: SocketAddr) -> bool {
+        self.services
+            .values()
+            .any(|service| service.ip == address.ip() && service.offer.ports.contains(&address.port()))
+    }
+
     /// How the NAT in front of `socket`, which has this port, allocates.
     pub(crate) fn allocation(&self, socket: SocketId, local: u16) -> Option<Allocation> {
         self.services.values().filter(|service| service.socket == socket).find_map(|service| {

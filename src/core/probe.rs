@@ -32,6 +32,8 @@ const CHALLENGE: u8 = VERSION << 4 | 1;
 const RESPONSE: u8 = VERSION << 4 | 2;
 /// Version and kind of a request to an observer, see [`observer`](super::observer).
 pub(super) const OBSERVE: u8 = VERSION << 4 | 3;
+/// Version and kind of a datagram of a filtering test, see [`filtering`](super::filtering).
+pub(super) const FILTER: u8 = VERSION << 4 | 4;
 const NOMINATE: u8 = 1;
 
 /// Whether a datagram that begins with `first` is one of ours and not QUIC.

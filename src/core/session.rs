@@ -303,6 +303,12 @@ impl Table {
         }
     }
 
+    /// Whether some session has formed a pair with a remote address like this.
+    pub(crate) fn has_probed(&self, is_it: impl Fn(SocketAddr) -> bool) -> bool {
+        let checklists = self.all.values().filter_map(|session| session.checklist.as_ref());
+        checklists.flat_map(|checklist| checklist.pairs()).any(|pair| is_it(pair.path.remote))
+    }
+
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
     }

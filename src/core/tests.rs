@@ -4,10 +4,11 @@ use super::{
     agent::{COORDINATOR_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, MAX_SESSIONS, NEWCOMERS},
     checklist::{ANSWERS, MAX_FORMED, MAX_PAIRS},
     coordinator::{MAX_LIFETIME, MAX_REGISTRATIONS, OBSERVED_RATE, PUNCH_RATE, REGISTER_RATE},
+    filtering::{FILTER_RATE, MAX_SOURCES, MAX_TESTS, ROUNDS},
     frame::{
-        MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES, MAX_FRAME_LEN,
-        MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PEER_ID_LEN, MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME,
-        MAX_REGISTRATION_LIFETIME, MAX_SIGNATURE_LEN,
+        MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES,
+        MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PEER_ID_LEN, MAX_PUBLIC_KEY_LEN,
+        MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_SIGNATURE_LEN,
     },
     limits::{PAIR_RATE, Rate},
     observer::OBSERVE_RATE,
@@ -33,6 +34,7 @@ fn rate(rate: Rate) -> String {
 fn caps() -> Vec<(&'static str, String)> {
     let a_second = (1.0 / INTERVAL.as_secs_f64()).round();
     let towards = format!("{} and one in {} s", TARGET_RATE.burst, TARGET_RATE.interval.as_secs());
+    let tests = format!("{} at once and one in {} s", FILTER_RATE.burst, FILTER_RATE.interval.as_secs());
     vec![
         ("type and payload of a frame", format!("{} bytes", number(MAX_FRAME_LEN))),
         ("candidates in a frame", number(MAX_FRAME_CANDIDATES)),
@@ -45,6 +47,7 @@ fn caps() -> Vec<(&'static str, String)> {
         ("lifetime of a request", format!("{} ms", number(MAX_PUNCH_LIFETIME.as_millis()))),
         ("NAT report", format!("1 to {MAX_NAT_REPORT_LEN} bytes")),
         ("ports in OBSERVER", format!("1 to {MAX_OBSERVER_PORTS}")),
+        ("addresses in FILTER_TESTED", number(MAX_FILTER_SOURCES)),
         ("sockets of a search", number(SPRAY_SOCKETS)),
         ("probes of a search", format!("{}, {a_second} a second", number(MAX_SHOTS))),
         ("searches at once; towards one IP address", format!("{MAX_SEARCHES}; {towards}")),
@@ -74,6 +77,8 @@ fn caps() -> Vec<(&'static str, String)> {
         ("requests through one coordinator, at a responder", rate(COORDINATOR_RATE)),
         ("requests of one initiator, at a responder", rate(PAIR_RATE)),
         ("requests of a peer to observers", rate(OBSERVE_RATE)),
+        ("datagrams of a filtering test", number(ROUNDS * (1 + MAX_SOURCES))),
+        ("filtering tests of a peer; of all at once", format!("{tests}; {}", number(MAX_TESTS))),
         ("OBSERVED_ADDRESS of a peer", rate(OBSERVED_RATE)),
     ]
 }

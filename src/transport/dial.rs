@@ -72,7 +72,13 @@ impl Transport {
             };
             let config = env.quic.client_config(&expected);
             let connecting = wire.endpoint().connect_with(config, remote, SERVER_NAME)?;
-            handshake::finish(env, connecting, expected, wire, ConnectedThrough::Dial, driver).await
+            let through = ConnectedThrough::Dial;
+            let dialed = handshake::finish(env, connecting, expected, wire, through, driver.clone()).await;
+            if let (true, Some(peer)) = (dialed.as_ref().is_err_and(Error::is_silence), peer) {
+                // The dial has failed, driver or not.
+                let _ = notice::tell(driver, Notice::Unanswered { peer }).await;
+            }
+            dialed
         }
         .boxed())
     }

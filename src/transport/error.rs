@@ -63,6 +63,11 @@ pub enum Error {
 }
 
 impl Error {
+    /// Whether a handshake waited in vain. Who refuses, or shows another key, was heard.
+    pub(crate) fn is_silence(&self) -> bool {
+        matches!(self, Self::HandshakeTimedOut | Self::Connection(quinn::ConnectionError::TimedOut))
+    }
+
     /// Explains why a handshake failed in which `expected` was pinned and, perhaps, `got` was met.
     pub(crate) fn handshake(
         error: quinn::ConnectionError,

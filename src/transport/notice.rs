@@ -27,6 +27,11 @@ pub(crate) enum Notice {
         /// Whether it also accepts plain connections.
         accepts: bool,
     },
+    /// A peer was dialed at an address of its own, and did not answer.
+    Unanswered {
+        /// Whom the address belongs to.
+        peer: PeerId,
+    },
     /// A socket is no longer to be used for new sessions.
     SocketDown {
         /// Its name.

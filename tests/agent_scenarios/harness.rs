@@ -1,5 +1,5 @@
 //! A world of agents: a virtual clock, control streams with latency, and for each peer an optional NAT that maps
-//! independently of the endpoint and filters by address and port. QUIC is four packets: the first flight inside
+//! independently of the endpoint and, unless a test says otherwise, filters by address and port. QUIC is four packets: the first flight inside
 //! `PUNCH_ME_NOW`, the server's flight, and the client's finish.
 
 use std::{
@@ -15,9 +15,10 @@ use libp2p_punch::{
     core::{
         FlowId, LinkId, Path, SocketId,
         agent::Agent,
-        command::Command,
+        command::{Command, Pool},
         event::{Event, FailureReason},
         frame::Frame,
+        nat::FilteringBehaviour,
     },
 };
 
@@ -54,7 +55,12 @@ pub(crate) struct Node {
     pub(crate) peer: PeerId,
     local: SocketAddr,
     /// The outer address, and whom its mapping has contacted.
-    nat: Option<(IpAddr, BTreeSet<SocketAddr>)>,
+    pub(crate) nat: Option<(IpAddr, BTreeSet<SocketAddr>)>,
+    pub(crate) filtering: FilteringBehaviour,
+    /// Whether sockets for filtering tests can be opened, and those that are.
+    pub(crate) opens: bool,
+    pub(crate) pool: BTreeMap<SocketId, SocketAddr>,
+    pub(crate) opened: Vec<(Pool, SocketId, u16)>,
     pub(crate) links: BTreeMap<LinkId, (usize, LinkId)>,
     flows: BTreeMap<FlowId, Flow>,
     pub(crate) events: Vec<(Duration, Event)>,
@@ -80,7 +86,11 @@ pub(crate) struct World {
     pub(crate) blackhole: bool,
     /// Datagrams of this peer arrive as from another address.
     pub(crate) divert: Option<(usize, SocketAddr)>,
+    /// Whether a datagram from an address to a peer is lost.
+    pub(crate) lose: Option<Lose>,
 }
+
+pub(crate) type Lose = Box<dyn FnMut(SocketAddr, usize) -> bool>;
 
 pub(crate) fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
@@ -116,6 +126,7 @@ impl World {
             tamper: None,
             blackhole: false,
             divert: None,
+            lose: None,
         }
     }
 
@@ -140,6 +151,10 @@ impl World {
             commands: Vec::new(),
             probes: Vec::new(),
             quic_works: true,
+            filtering: FilteringBehaviour::AddressAndPortDependent,
+            opens: false,
+            pool: BTreeMap::new(),
+            opened: Vec::new(),
         });
         self.nodes.len() - 1
     }
@@ -295,7 +310,10 @@ impl World {
     }
 
     fn send(&mut self, from: usize, to: SocketAddr, packet: Packet) {
-        let source = self.outer(from);
+        self.send_from(from, self.outer(from), to, packet);
+    }
+
+    fn send_from(&mut self, from: usize, source: SocketAddr, to: SocketAddr, packet: Packet) {
         let inside = self.nodes[from].nat.as_ref().map(|(outer, _)| *outer);
         // On the same network, behind the same outer address, nothing is translated.
         let neighbour = |n: &Node| n.local == to && n.nat.as_ref().map(|(outer, _)| *outer) == inside;
@@ -311,7 +329,8 @@ impl World {
     }
 
     fn arrive(&mut self, from: usize, to: usize, source: SocketAddr, packet: Packet) {
-        if self.blackhole {
+        let is_lost = self.lose.as_mut().is_some_and(|lose| lose(source, to));
+        if self.blackhole || is_lost {
             return;
         }
         let source = self.divert.filter(|(node, _)| *node == from).map_or(source, |(_, address)| address);
@@ -321,7 +340,17 @@ impl World {
     fn is_filtered(&self, to: usize, source: SocketAddr) -> bool {
         let same_network = self.nodes.iter().any(|n| n.local == source && n.nat.is_some());
         let filter = self.nodes[to].nat.as_ref();
-        filter.is_some_and(|(_, contacted)| !same_network && !contacted.contains(&source))
+        let filtering = self.nodes[to].filtering;
+        filter.is_some_and(|(_, contacted)| {
+            !same_network
+                && match filtering {
+                    FilteringBehaviour::EndpointIndependent => false,
+                    FilteringBehaviour::AddressDependent => {
+                        !contacted.iter().any(|to| to.ip() == source.ip())
+                    }
+                    _ => !contacted.contains(&source),
+                }
+        })
     }
 
     fn drain(&mut self, node: usize) {
@@ -329,7 +358,8 @@ impl World {
         while let Some(transmit) = self.nodes[node].agent.poll_transmit() {
             self.nodes[node].probes.push((elapsed, transmit.path));
             let packet = Packet::Probe(Bytes::copy_from_slice(&transmit.payload));
-            self.send(node, transmit.path.remote, packet);
+            let source = self.nodes[node].pool.get(&transmit.path.socket).copied();
+            self.send_from(node, source.unwrap_or(self.outer(node)), transmit.path.remote, packet);
         }
         let mut flights = VecDeque::new();
         while let Some(command) = self.nodes[node].agent.poll_command() {
@@ -341,6 +371,9 @@ impl World {
         }
         while let Some(event) = self.nodes[node].agent.poll_event() {
             self.nodes[node].events.push((elapsed, event));
+        }
+        for (pool, socket, port) in std::mem::take(&mut self.nodes[node].opened) {
+            self.input(node, |agent, now| agent.handle_sockets_opened(pool, &[(socket, port)], now));
         }
         while let Some((flow, datagrams)) = flights.pop_front() {
             self.input(node, |agent, now| agent.handle_first_flight(flow, datagrams, now));
@@ -380,8 +413,14 @@ impl World {
                 flows.get_mut(&flow)?.admitted.remove(&path);
                 return None;
             }
-            // Nobody here has sockets beside the one.
-            Command::OpenSockets { .. } | Command::CloseSockets { .. } => return None,
+            Command::OpenSockets { pool: pool @ Pool::Filtering(_), local, .. } => {
+                self.open(node, pool, local);
+                return None;
+            }
+            // Nobody here has other sockets beside the one.
+            Command::OpenSockets { .. } | Command::CloseSockets { .. } | Command::ExpectProbes { .. } => {
+                return None;
+            }
             Command::Close { flow } => {
                 flows.remove(&flow);
                 return None;

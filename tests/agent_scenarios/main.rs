@@ -7,6 +7,8 @@ mod coordination;
 #[cfg(test)]
 mod failures;
 #[cfg(test)]
+mod filtering;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod inputs;

@@ -158,7 +158,7 @@ fn a_coordinator_opens_observers_once_and_offers_them_once_to_each_client() {
         .commands
         .iter()
         .filter_map(|(_, command)| match command {
-            Command::OpenSockets { pool, count, .. } => Some((*pool, *count)),
+            Command::OpenSockets { pool: pool @ Pool::Observers, count, .. } => Some((*pool, *count)),
             _ => None,
         })
         .collect();

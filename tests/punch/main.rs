@@ -3,6 +3,7 @@
 mod crowd;
 mod dcutr;
 mod dropped;
+mod filtering;
 mod hard;
 mod hostile;
 mod matrix;

@@ -46,21 +46,34 @@ impl Agent {
             known.remote = remote;
             known.socket = socket;
             if moved {
+                known.moved = Some(now);
                 self.tell_observed(link);
+                self.report_nat();
             }
             return;
         }
         self.handle_link_down(link, now);
-        let state =
-            Link { peer, remote, socket, next_observation: 0, last_observation: None, told_observers: false };
+        let state = Link {
+            peer,
+            remote,
+            socket,
+            next_observation: 0,
+            last_observation: None,
+            moved: None,
+            told_observers: false,
+        };
         self.links.insert(link, state);
         self.coordinator.link_up(peer, now);
+        if remote.is_some() {
+            self.reached(&peer);
+        }
         self.tell_observed(link);
         if self.registrar.contains(&peer) {
             self.registrar.link_up(&peer, link, &self.links, now);
             self.run_registrar(now);
             self.coordinator_arrived(now);
         }
+        self.report_nat();
     }
 
     fn tell_observed(&mut self, id: LinkId) {
@@ -79,11 +92,15 @@ impl Agent {
         self.coordinator.link_down(link, &peer, now);
         self.network.observations.link_down(link, now);
         self.observing.link_down(link);
+        self.filters.link_down(link);
+        self.filter_tests.link_down(link);
+        self.expect_probes();
         if self.registrar.contains(&peer) {
             self.registrar.link_down(&peer, link, self.links.best_of(&peer), now);
             self.run_registrar(now);
             self.coordinator_lost(link, now);
         }
+        self.report_nat();
     }
 
     /// A frame arrived.
@@ -103,6 +120,9 @@ impl Agent {
                 let answer = (generation, lifetime);
                 let known = self.registrar.accepted(&link.peer, answer, now, &mut self.out);
                 self.registration_answered(known, now);
+                if known {
+                    self.test_filtering(id, false, now);
+                }
             }
             Frame::RegisterRejected { generation, reason } => {
                 let answer = (generation, reason);
@@ -123,6 +143,10 @@ impl Agent {
                 if !self.peer_moved(&link, &moved, now) {
                     self.coordinator.moved(&link, moved, now, &mut self.out);
                 }
+            }
+            Frame::FilterTest { data, key } => self.filter_test(id, &link, (data, key), now),
+            Frame::FilterTested { data, rounds, sources } => {
+                self.filter_tested(id, (data, rounds, sources), now)
             }
             Frame::PunchRejected { session, round, reason } => {
                 let request = (session, round);
@@ -175,6 +199,7 @@ impl Agent {
                 self.refresh_candidates(now);
                 self.report_views();
                 self.tell_moved();
+                self.test_filtering(id, true, now);
             }
         }
     }

@@ -10,6 +10,7 @@
 //! is left of it here; after `Connected` it stays until [`handle_closed`](Agent::handle_closed) of its flow.
 
 mod control;
+mod filtering;
 mod initiator;
 mod lifecycle;
 mod moving;
@@ -30,11 +31,13 @@ pub use super::outbox::Transmit;
 use super::{
     FlowId, LinkId, SocketId,
     checklist::MAX_FORMED,
-    command::Command,
+    command::{Command, Pool},
     coordinator::Coordinator,
     counters::Counters,
     event::{Event, FailureReason, Phase, SessionRole},
+    filtering::{FilterTests, Filters},
     frame::Frame,
+    hairpin::Hairpins,
     keys::ProbeSecret,
     links::Links,
     network::Network,
@@ -46,6 +49,7 @@ use super::{
     targets::{Scope, scope},
 };
 use crate::config::{Config, PhaseTimeouts, Role};
+use filtering::Reporting;
 use responder::Gate;
 #[cfg(test)]
 pub(crate) use responder::{COORDINATOR_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, NEWCOMERS};
@@ -71,6 +75,12 @@ pub struct Agent {
     observers: Observers,
     /// What we ask of our coordinators' observers.
     observing: Observing,
+    /// How our clients' NATs filter.
+    filters: Filters,
+    /// How ours does.
+    filter_tests: FilterTests,
+    hairpins: Hairpins,
+    reporting: Reporting,
     searches: SearchGate,
     sessions: Table,
     next_flow: u64,
@@ -111,6 +121,10 @@ impl Agent {
             probe_secret: ProbeSecret::new(rng.random()),
             observers: Observers::new(rng.random()),
             observing: Observing::default(),
+            filters: Filters::new(),
+            filter_tests: FilterTests::default(),
+            hairpins: Hairpins::default(),
+            reporting: Reporting::default(),
             searches: SearchGate::new(),
             rng,
             network: Network::new(settings.max_candidates),
@@ -135,8 +149,12 @@ impl Agent {
     /// A UDP socket is gone, and every path of it.
     pub fn handle_socket_down(&mut self, socket: SocketId, now: Instant) {
         if self.network.socket_down(socket) {
+            self.filter_tests.socket_down(socket);
+            self.hairpins.socket_down(socket);
+            self.expect_probes();
             self.refresh_candidates(now);
             self.shrink_checklists(socket, now);
+            self.report_nat();
         }
     }
 
@@ -151,6 +169,9 @@ impl Agent {
     /// An interface has lost an address.
     pub fn handle_interface_down(&mut self, address: IpAddr, now: Instant) {
         if self.network.interface_down(address) {
+            if self.filters.address_down(address) {
+                self.out.command(Command::CloseSockets { pool: Pool::Filtering(address), keep: Vec::new() });
+            }
             self.refresh_candidates(now);
             self.network_changed(address, now);
         }
@@ -184,6 +205,13 @@ impl Agent {
         if self.observing.next_deadline().is_some_and(|at| at <= now) {
             self.observe(now);
         }
+        let test = [self.filter_tests.next_deadline(), self.hairpins.next_deadline()];
+        if test.into_iter().flatten().any(|at| at <= now) {
+            self.run_filter_tests(now);
+        }
+        if self.filters.next_deadline().is_some_and(|at| at <= now) {
+            self.run_filters(now);
+        }
         for key in self.sessions.due(now) {
             self.session_timeout(key, now);
         }
@@ -200,6 +228,9 @@ impl Agent {
             self.coordinator.next_deadline(),
             self.network.observations.next_expiry(),
             self.observing.next_deadline(),
+            self.filter_tests.next_deadline(),
+            self.hairpins.next_deadline(),
+            self.filters.next_deadline(),
         ]
         .into_iter()
         .flatten()
@@ -264,6 +295,7 @@ impl Agent {
                 allocation_step: view.allocation_step,
             });
         }
+        self.report_nat();
     }
 
     fn run_registrar(&mut self, now: Instant) {

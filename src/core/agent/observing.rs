@@ -43,6 +43,10 @@ impl Agent {
                     self.offer_observers(id, &link);
                 }
             }
+            Pool::Filtering(ip) => {
+                self.filters.opened(ip, sockets, now);
+                self.run_filters(now);
+            }
             Pool::Session(flow) => self.search_opened(flow, sockets, now),
         }
     }
@@ -106,16 +110,26 @@ impl Agent {
         }
     }
 
+    /// The socket that our coordinators know.
+    pub(super) fn coordinated_socket(&self) -> Option<SocketId> {
+        let links = self.registrar.connected();
+        let socket = links.into_iter().find_map(|(_, link)| self.links.get(link)?.socket)?;
+        self.network.socket(socket).map(|_| socket)
+    }
+
+    /// How the NAT in front of a socket allocates.
+    pub(super) fn allocation(&self, id: SocketId) -> Option<Allocation> {
+        self.observing.allocation(id, self.network.socket(id)?.local.port())
+    }
+
     /// What we tell others of our NAT.
     pub(super) fn traits(&self) -> Traits {
-        let socket =
-            self.registrar.connected().into_iter().find_map(|(_, link)| self.links.get(link)?.socket);
         let declines_search = !self.settings.birthday_search;
-        let known = socket.and_then(|id| Some((id, self.network.socket(id)?)));
-        let Some((id, socket)) = known else { return Traits { declines_search, ..Traits::default() } };
+        let Some(id) = self.coordinated_socket() else {
+            return Traits { declines_search, ..Traits::default() };
+        };
         let view = self.network.current_view(id);
-        let allocation = self.observing.allocation(id, socket.local.port());
-        let allocation = match allocation {
+        let allocation = match self.allocation(id) {
             Some(Allocation::Sequential { .. }) if !self.settings.prediction => Some(Allocation::Random),
             other => other,
         };

@@ -15,6 +15,7 @@ use crate::core::{
     checklist::{ANSWERS, Checklist},
     command::Command,
     event::{Event, Phase, SessionRole},
+    filtering::is_filter_probe,
     links::Link,
     pair::{Origin, State},
     probe::{PROBE_LEN, Probe, tag_of},
@@ -31,6 +32,12 @@ impl Agent {
     pub fn handle_datagram(&mut self, path: Path, datagram: &[u8], now: Instant) {
         if self.observers.has(path.socket) {
             return self.observe_request(path, datagram, now);
+        }
+        if is_filter_probe(datagram) {
+            if !self.filter_probe(path, datagram) {
+                self.out.counters.probes_refused += 1;
+            }
+            return;
         }
         let key = tag_of(datagram).and_then(|tag| self.sessions.of_tag(tag));
         let probe = key.and_then(|key| {

@@ -27,6 +27,8 @@ pub const MAX_PUBLIC_KEY_LEN: usize = 1200;
 pub const MAX_NAT_REPORT_LEN: usize = 64;
 /// Ports of an offer to observe; it has at least one.
 pub const MAX_OBSERVER_PORTS: usize = 4;
+/// Addresses from which a filtering test may say that it has sent.
+pub const MAX_FILTER_SOURCES: usize = 4;
 /// The longest lifetime of a registration, one day.
 pub const MAX_REGISTRATION_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest lifetime of a request, five minutes.
@@ -55,6 +57,8 @@ pub(super) const PROBE_OBSERVED_V4: u64 = 0x3d7e9e;
 pub(super) const PROBE_OBSERVED_V6: u64 = 0x3d7e9f;
 pub(super) const PUNCH_WINDOW: u64 = 0x3d7ea0;
 pub(super) const PUNCH_MOVED: u64 = 0x3d7ea8;
+pub(super) const FILTER_TEST: u64 = 0x3d7ea1;
+pub(super) const FILTER_TESTED: u64 = 0x3d7ea2;
 
 pub(super) const FAMILY_V4: u64 = 4;
 pub(super) const FAMILY_V6: u64 = 6;
@@ -158,6 +162,12 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
         }
         Frame::PunchWindow(window) => put_window(out, window),
         Frame::PunchMoved(moved) => put_moved(out, moved),
+        Frame::FilterTest { data, key } => {
+            put_varint(out, FILTER_TEST);
+            out.put_slice(data);
+            out.put_slice(key);
+        }
+        Frame::FilterTested { data, rounds, sources } => put_tested(out, data, *rounds, sources),
     }
 }
 
@@ -186,6 +196,19 @@ fn put_moved(out: &mut BytesMut, moved: &PunchMoved) {
     out.put_slice(&moved.session.0);
     put_candidates(out, moved.candidates.iter());
     out.put_slice(&moved.authenticator);
+}
+
+/// What a filtering test has sent, and from where.
+fn put_tested(out: &mut BytesMut, data: &[u8; 8], rounds: u8, sources: &[SocketAddr]) {
+    put_varint(out, FILTER_TESTED);
+    out.put_slice(data);
+    out.put_u8(rounds);
+    let sources = sources.get(..MAX_FILTER_SOURCES).unwrap_or(sources);
+    put_varint(out, sources.len() as u64);
+    for source in sources {
+        put_varint(out, if is_v6(*source) { FAMILY_V6 } else { FAMILY_V4 });
+        put_address(out, *source);
+    }
 }
 
 /// The NAT report that ends a frame; nothing if there is none.

@@ -72,6 +72,12 @@ pub(super) fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
         },
         PUNCH_WINDOW => Frame::PunchWindow(Box::new(window(r)?)),
         PUNCH_MOVED => Frame::PunchMoved(Box::new(moved(r)?)),
+        FILTER_TEST => Frame::FilterTest { data: r.array("data")?, key: r.array("filtering key")? },
+        FILTER_TESTED => Frame::FilterTested {
+            data: r.array("data")?,
+            rounds: u8::from_be_bytes(r.array("rounds")?),
+            sources: sources(r)?,
+        },
         _ => return Ok(None),
     };
     match r.remaining() {
@@ -104,12 +110,19 @@ fn candidate(r: &mut Reader<'_>, v6: bool) -> Result<Candidate, DecodeError> {
 fn candidates(r: &mut Reader<'_>) -> Result<Vec<Candidate>, DecodeError> {
     let count = r.varint_up_to("candidate count", MAX_FRAME_CANDIDATES as u64)?;
     (0..count)
-        .map(|_| match r.varint("candidate family")? {
-            FAMILY_V4 => candidate(r, false),
-            FAMILY_V6 => candidate(r, true),
-            _ => Err(DecodeError::Invalid { field: "candidate family", cause: "neither 4 nor 6" }),
+        .map(|_| {
+            let v6 = is_family_v6(r, "candidate family")?;
+            candidate(r, v6)
         })
         .collect()
+}
+
+fn is_family_v6(r: &mut Reader<'_>, field: &'static str) -> Result<bool, DecodeError> {
+    match r.varint(field)? {
+        FAMILY_V4 => Ok(false),
+        FAMILY_V6 => Ok(true),
+        _ => Err(DecodeError::Invalid { field, cause: "neither 4 nor 6" }),
+    }
 }
 
 fn request(r: &mut Reader<'_>) -> Result<PunchRequest, DecodeError> {
@@ -215,6 +228,16 @@ fn reason(r: &mut Reader<'_>) -> Result<RejectReason, DecodeError> {
         8 => RejectReason::Superseded,
         _ => return Err(DecodeError::Invalid { field: "reason", cause: "unknown" }),
     })
+}
+
+fn sources(r: &mut Reader<'_>) -> Result<Vec<SocketAddr>, DecodeError> {
+    let count = r.varint_up_to("source count", MAX_FILTER_SOURCES as u64)?;
+    (0..count)
+        .map(|_| {
+            let v6 = is_family_v6(r, "source family")?;
+            r.address("source", v6)
+        })
+        .collect()
 }
 
 fn nat(r: &mut Reader<'_>) -> Result<Bytes, DecodeError> {

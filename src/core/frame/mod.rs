@@ -12,8 +12,8 @@ pub(in crate::core) mod wire;
 #[cfg(test)]
 pub(crate) use codec::MAX_PEER_ID_LEN;
 pub use codec::{
-    MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES, MAX_FRAME_LEN,
-    MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME,
+    MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES,
+    MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME,
     MAX_REGISTRATION_LIFETIME, MAX_SIGNATURE_LEN, decode, encode,
 };
 pub use signed::{SignError, VerifyError};
@@ -85,6 +85,23 @@ pub enum Frame {
     PunchWindow(Box<PunchWindow>),
     /// One peer of a connected session to the other, through a coordinator: I am here now.
     PunchMoved(Box<PunchMoved>),
+    /// Client to coordinator: send a few small datagrams to the address of this connection, so that I see which of them
+    /// my NAT lets in.
+    FilterTest {
+        /// Names the test, in the datagrams too.
+        data: [u8; 8],
+        /// Authenticates the datagrams.
+        key: [u8; 32],
+    },
+    /// Coordinator to client: all datagrams of a filtering test have been sent.
+    FilterTested {
+        /// That of the request.
+        data: [u8; 8],
+        /// How many were sent from each source, and from the address of the connection; 0 if there was no test.
+        rounds: u8,
+        /// The sender's own addresses from which they were sent, beside the address of the connection.
+        sources: Vec<SocketAddr>,
+    },
 }
 
 /// Further ports of a coordinator that tell a client its address.

@@ -191,9 +191,9 @@ impl PathLayer {
         Ok(Arc::new_cyclic(|this| Self { shared, network, endpoint, this: this.clone() }))
     }
 
-    /// Whether there is any flow. Without one, [`intercept`](Self::intercept) does nothing.
+    /// Whether there is any flow, or probes are expected without one. Otherwise [`intercept`](Self::intercept) does nothing.
     pub(crate) fn is_active(&self) -> bool {
-        self.shared.active.load(Relaxed) > 0
+        self.shared.active.load(Relaxed) > 0 || self.shared.expects.load(Relaxed)
     }
 
     /// Takes probes and packets of flows out of what a binding's socket received: the first `n` of `bufs` and `meta`, as
@@ -254,6 +254,10 @@ impl PathLayer {
             Command::Forget { flow, path } => shared.forget(flow, path),
             Command::OpenSockets { pool, local, count } => self.open_sockets(pool, local, count),
             Command::CloseSockets { pool, keep } => shared.close_sockets(pool, &keep),
+            Command::ExpectProbes { expected } => {
+                shared.expects.store(expected, Relaxed);
+                Some(())
+            }
             Command::Close { flow } => shared.flow(flow).map(|flow| {
                 flow.settle();
                 flow.close.notify_one();

@@ -5,7 +5,7 @@ use std::{
     io::IoSliceMut,
     sync::{
         Arc, Mutex, OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard,
-        atomic::{AtomicU32, AtomicUsize, Ordering::Relaxed},
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering::Relaxed},
     },
 };
 
@@ -41,6 +41,8 @@ pub(super) struct Shared {
     pub(super) table: RwLock<Table>,
     /// How many flows the table has.
     pub(super) active: AtomicUsize,
+    /// Probes may come though there is no flow.
+    pub(super) expects: AtomicBool,
     pools: Mutex<HashMap<Pool, Arc<Sockets>>>,
     next_socket: AtomicU32,
     pub(super) queue: ReceiveQueue,
@@ -63,6 +65,7 @@ impl Shared {
             notices,
             table: RwLock::default(),
             active: AtomicUsize::new(0),
+            expects: AtomicBool::new(false),
             pools: Mutex::default(),
             next_socket: AtomicU32::new(FIRST_SOCKET),
             queue: ReceiveQueue::default(),

@@ -150,6 +150,23 @@ async fn intercepting_moves_what_is_left_to_the_front() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_a_flow_probes_are_taken_out_only_while_they_are_expected() {
+    let net = Net::new();
+    let mut node = Node::new(&net, &["192.0.2.1:10"]);
+    let remote = "203.0.113.9:9".parse().unwrap();
+    for (expected, left) in [(None, 1), (Some(true), 0), (Some(false), 1)] {
+        if let Some(expected) = expected {
+            node.layer.execute(Command::ExpectProbes { expected });
+        }
+        let mut data = [10u8; 53];
+        let mut meta = [RecvMeta { addr: remote, len: 53, stride: 53, ecn: None, dst_ip: None }];
+        let mut bufs = [IoSliceMut::new(&mut data)];
+        assert_eq!(node.layer.intercept(SocketId(0), &mut bufs, &mut meta, 1), left, "{expected:?}");
+        assert_eq!(node.notices.try_recv().is_ok(), left == 0, "{expected:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn mapped_addresses_are_those_that_they_map() {
     let net = Net::new();
     let mut session = Session::start(&net).await;

@@ -1,0 +1,237 @@
+//! What is known of the NAT, with its evidence, for an application to read.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use libp2p_identity::PeerId;
+
+use super::{FilteringBehaviour, MappingBehaviour, NatView, Observation, Observations};
+use crate::core::{
+    SocketId,
+    strategy::Allocation,
+    targets::{Scope, scope},
+};
+
+/// What is known of the NAT in front of the socket that our coordinators know. `None` is not known: nothing here is
+/// guessed, nor inferred from which connections succeed.
+///
+/// The lifetime of a mapping is not among it: nothing measures that, since it would take to be silent for minutes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Report {
+    /// The socket that the rest is about, once it was seen by anybody.
+    pub socket: Option<SocketId>,
+    /// Where most observers see it.
+    pub public_address: Option<Finding<SocketAddr>>,
+    /// Whether a NAT is in the way at all: observers see another address than those of this host.
+    pub translated: Option<Finding<bool>>,
+    /// How the NAT maps.
+    pub mapping: Option<Finding<MappingBehaviour>>,
+    /// How the NAT, or a firewall, filters. Measured by datagrams from where we have not sent to.
+    pub filtering: Option<Finding<FilteringBehaviour>>,
+    /// Whether every mapping keeps the socket's port.
+    pub port_preserved: Option<Finding<bool>>,
+    /// How the NAT picks the ports of new mappings.
+    pub allocation: Option<Finding<Allocation>>,
+    /// Whether what we send to our own public address comes back to us (RFC 4787 §6).
+    pub hairpin: Option<Finding<bool>>,
+    /// Who else is seen at our public IP address, as far as known.
+    pub sharing: Option<Finding<Sharing>>,
+    /// `true` if there is evidence of a carrier-grade NAT: an address of its shared space (RFC 6598), our only one or one
+    /// at which an observer sees us. Never `false`: a carrier may use any other addresses.
+    pub carrier_nat: Option<Finding<bool>>,
+    /// Whether UDP is blocked: `true` if coordinators were dialed over UDP and none answered, `false` if one did.
+    pub udp_blocked: Option<Finding<bool>>,
+}
+
+/// Something that is known, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Finding<T> {
+    /// What is known.
+    pub value: T,
+    /// How sure that is.
+    pub confidence: Confidence,
+    /// Who says so.
+    pub evidence: Evidence,
+}
+
+/// How sure a finding is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Confidence {
+    /// The word of one observer, or observers that disagree.
+    Low,
+    /// Two observers agree, or one showed it by datagrams that arrived. Where some were lost, one more.
+    Medium,
+    /// Three observers agree, or two showed it by datagrams that arrived. Where some were lost, one more.
+    High,
+}
+
+/// What a finding rests on.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// The peers that contributed, each once, in the order of their IDs.
+    pub observers: Vec<PeerId>,
+    /// How many observations there were, or datagrams.
+    pub observations: usize,
+    /// When the latest was made.
+    pub at: Instant,
+}
+
+/// Who is seen at one public IP address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Sharing {
+    /// The address.
+    pub address: IpAddr,
+    /// Sockets of ours that observers see there.
+    pub sockets: usize,
+    /// Peers that are connected to us from there, hosts behind the same NAT or on this host.
+    pub peers: Vec<PeerId>,
+}
+
+impl fmt::Display for Confidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Confidence::Low => "low",
+            Confidence::Medium => "medium",
+            Confidence::High => "high",
+        })
+    }
+}
+
+impl Confidence {
+    /// What this many independent observers are worth.
+    pub(crate) fn of_observers(count: usize) -> Self {
+        match count {
+            0 | 1 => Self::Low,
+            2 => Self::Medium,
+            _ => Self::High,
+        }
+    }
+}
+
+impl Evidence {
+    /// `None` if there is none.
+    pub(crate) fn new(all: impl IntoIterator<Item = (PeerId, Instant)>) -> Option<Self> {
+        let (mut observers, mut observations, mut at) = (BTreeSet::new(), 0, None);
+        for (peer, when) in all {
+            observers.insert(peer);
+            observations += 1;
+            at = at.max(Some(when));
+        }
+        Some(Self { observers: observers.into_iter().collect(), observations, at: at? })
+    }
+}
+
+impl<T> Finding<T> {
+    /// What observers agree on.
+    pub(crate) fn agreed(value: T, evidence: Evidence) -> Self {
+        let confidence = Confidence::of_observers(evidence.observers.len());
+        Self { value, confidence, evidence }
+    }
+}
+
+/// The values and confidences of a report.
+type Said<'a> = (
+    [Option<(bool, Confidence)>; 5],
+    Option<(SocketAddr, Confidence)>,
+    Option<(MappingBehaviour, Confidence)>,
+    Option<(FilteringBehaviour, Confidence)>,
+    Option<(Allocation, Confidence)>,
+    Option<(&'a Sharing, Confidence)>,
+);
+
+impl Report {
+    /// Whether the findings are the same, whatever new evidence there is for them.
+    pub fn says_the_same(&self, other: &Self) -> bool {
+        self.socket == other.socket && self.said() == other.said()
+    }
+
+    fn said(&self) -> Said<'_> {
+        fn of<T: Copy>(finding: &Option<Finding<T>>) -> Option<(T, Confidence)> {
+            finding.as_ref().map(|finding| (finding.value, finding.confidence))
+        }
+        let flags =
+            [&self.translated, &self.port_preserved, &self.hairpin, &self.carrier_nat, &self.udp_blocked];
+        (
+            flags.map(of),
+            of(&self.public_address),
+            of(&self.mapping),
+            of(&self.filtering),
+            of(&self.allocation),
+            self.sharing.as_ref().map(|finding| (&finding.value, finding.confidence)),
+        )
+    }
+}
+
+fn evidence<'a>(used: impl IntoIterator<Item = &'a Observation>) -> Option<Evidence> {
+    Evidence::new(used.into_iter().map(|o| (o.observer, o.at)))
+}
+
+impl Observations {
+    /// The part of a report that follows from what observers saw of `socket`.
+    pub(crate) fn report(&self, socket: SocketId, view: &NatView, local: &[SocketAddr]) -> Report {
+        let used = self.used(socket);
+        let all = || evidence(used.iter().copied());
+        let public = self.reflexive(socket).into_iter().find(|address| {
+            let seen = |o: &&Observation| o.seen == *address;
+            used.iter().any(seen)
+        });
+        let at = |address: SocketAddr| evidence(used.iter().copied().filter(|o| o.seen == address));
+        let public_address = public.and_then(|address| Some(Finding::agreed(address, at(address)?)));
+        let is_translated = !used.iter().all(|o| local.contains(&o.seen));
+        Report {
+            socket: (!used.is_empty()).then_some(socket),
+            public_address,
+            translated: all().map(|evidence| Finding::agreed(is_translated, evidence)),
+            mapping: view.mapping.zip(all()).map(|(mapping, evidence)| Finding::agreed(mapping, evidence)),
+            port_preserved: view
+                .port_preserved
+                .zip(all())
+                .map(|(kept, evidence)| Finding::agreed(kept, evidence)),
+            ..Report::default()
+        }
+    }
+
+    /// How often and by whom a socket's NAT was sampled at coordinators' further ports.
+    pub(crate) fn sampled(&self, socket: SocketId) -> Option<Evidence> {
+        evidence(self.used(socket).into_iter().filter(|o| o.is_probe))
+    }
+
+    /// Everybody who has seen any socket of ours.
+    pub(crate) fn seen_at_all(&self) -> Option<Evidence> {
+        evidence(self.by_socket.values().flatten())
+    }
+
+    /// How many sockets are seen at `ip`, and by whom.
+    pub(crate) fn sockets_at(&self, ip: IpAddr) -> Option<(usize, Evidence)> {
+        let at = |o: &&Observation| o.seen.ip() == ip && !o.is_probe;
+        let sockets = self.by_socket.values().filter(|all| all.iter().any(|o| at(&o))).count();
+        Some((sockets, evidence(self.by_socket.values().flatten().filter(at))?))
+    }
+
+    /// Who sees `socket` in the shared address space of carriers (RFC 6598), though none of its own addresses is there.
+    pub(crate) fn seen_in_shared_space(&self, socket: SocketId, local: &[SocketAddr]) -> Option<Evidence> {
+        let all = self.by_socket.get(&socket).into_iter().flatten();
+        evidence(
+            all.filter(|o| is_shared_space(o.seen.ip()) && !local.iter().any(|own| own.ip() == o.seen.ip())),
+        )
+    }
+}
+
+/// Whether all of a socket's addresses that could lead out are in the shared space of carriers.
+pub(crate) fn is_in_shared_space(local: &[SocketAddr]) -> bool {
+    let mut outward = local.iter().map(SocketAddr::ip).filter(|ip| match ip {
+        IpAddr::V4(v4) => scope(*ip) != Scope::Loopback && !v4.is_link_local(),
+        IpAddr::V6(_) => true,
+    });
+    // Overlay networks use this space, too: beside another address it means nothing.
+    outward.next().is_some_and(is_shared_space) && outward.all(is_shared_space)
+}
+
+fn is_shared_space(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V4(v4) if v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64)
+}

@@ -1,0 +1,144 @@
+//! How NATs filter, measured by coordinators with one address and with two.
+
+use std::time::Duration;
+
+use futures::StreamExt;
+use libp2p::swarm::SwarmEvent;
+use libp2p_punch::{
+    Config, Event, Role,
+    core::nat::{Confidence, FilteringBehaviour as Filtering, MappingBehaviour as Mapping, Report},
+};
+use libp2p_punch_sim::{Link, World};
+
+use crate::network::{PORT, Site, client, on_paused_time, swarm};
+
+/// How long a client may take to know its NAT.
+const ENOUGH: Duration = Duration::from_secs(6);
+
+/// What a client at `site` knows in the end, by one coordinator with as many addresses.
+fn measure(site: Site, addresses: u8, loss: f64, seed: u64) -> Report {
+    on_paused_time(async move {
+        let world = World::new(seed);
+        let host = world.public_host([203, 0, 113, 254]);
+        for last in 1..addresses {
+            world.attach(&host, [203, 0, 113, 254 - last]);
+        }
+        world.set_link(&host, Link::with_latency(Duration::from_millis(20)));
+        let server = Config { role: Role::Server, ..Config::default() };
+        let mut coordinator = swarm(&host, 254, server, |punch, _| punch);
+        let address = format!("/ip4/203.0.113.254/udp/{PORT}/quic-v1/p2p/{}", coordinator.local_peer_id());
+        tokio::spawn(async move {
+            loop {
+                coordinator.select_next_some().await;
+            }
+        });
+        let config = client(&address.parse().expect("valid"));
+        let mut swarm = swarm(&site.host(&world, 1, loss), 1, config, |punch, _| punch);
+        let end = tokio::time::sleep(ENOUGH);
+        tokio::pin!(end);
+        let mut told = Report::default();
+        loop {
+            tokio::select! {
+                () = &mut end => break,
+                event = swarm.select_next_some() => {
+                    if let SwarmEvent::Behaviour(Event::Nat(report)) = event {
+                        assert_eq!(swarm.behaviour().nat_report(), &*report, "the event is what can be read");
+                        told = *report;
+                    }
+                }
+            }
+        }
+        told
+    })
+}
+
+fn filtering(report: &Report) -> Option<(Filtering, Confidence)> {
+    report.filtering.as_ref().map(|finding| (finding.value, finding.confidence))
+}
+
+/// How sure one coordinator makes it: silence is its word.
+fn sure(filtering: Filtering) -> Confidence {
+    match filtering {
+        Filtering::EndpointIndependent | Filtering::PortIndependent => Confidence::Medium,
+        _ => Confidence::Low,
+    }
+}
+
+#[test]
+fn a_coordinator_with_two_addresses_tells_all_three_kinds_apart() {
+    for (site, expected) in [
+        (Site::EIM_EIF, Filtering::EndpointIndependent),
+        (Site::EIM_ADF, Filtering::AddressDependent),
+        (Site::EIM_APDF, Filtering::AddressAndPortDependent),
+        (Site::EIM_APDF_PORT_NOT_KEPT, Filtering::AddressAndPortDependent),
+        (Site::APDM_RANDOM, Filtering::AddressAndPortDependent),
+        (Site::NatBehindNat, Filtering::AddressAndPortDependent),
+        (Site::Public, Filtering::EndpointIndependent),
+    ] {
+        let report = measure(site, 2, 0.0, 1);
+        assert_eq!(filtering(&report), Some((expected, sure(expected))), "{site:?}");
+        let evidence = &report.filtering.as_ref().expect("it is there").evidence;
+        assert_eq!((evidence.observers.len(), evidence.observations), (1, 3), "{site:?}");
+    }
+}
+
+#[test]
+fn a_coordinator_with_one_address_does_not_pretend_to_know_more() {
+    for (site, expected) in [
+        (Site::EIM_EIF, Filtering::PortIndependent),
+        (Site::EIM_ADF, Filtering::PortIndependent),
+        (Site::EIM_APDF, Filtering::AddressAndPortDependent),
+    ] {
+        let report = measure(site, 1, 0.0, 2);
+        assert_eq!(filtering(&report), Some((expected, sure(expected))), "{site:?}");
+    }
+}
+
+#[test]
+fn loss_makes_a_report_less_sure_or_silent_but_hardly_ever_wrong() {
+    let (mut known, mut wrong) = (0, 0);
+    for seed in 0..20 {
+        let report = measure(Site::EIM_EIF, 2, 0.2, seed);
+        let Some((found, confidence)) = filtering(&report) else { continue };
+        known += 1;
+        if found != Filtering::EndpointIndependent {
+            wrong += 1;
+            assert_eq!(confidence, Confidence::Low, "seed {seed}: {found:?}");
+        }
+    }
+    // All three datagrams of a source are lost once in 125 times, and five times of twenty once in millions.
+    assert!(known >= 10 && wrong <= 4, "{known} known, {wrong} wrong");
+}
+
+#[test]
+fn the_rest_of_the_report_is_measured_too() {
+    let report = measure(Site::EIM_APDF_PORT_NOT_KEPT, 2, 0.0, 3);
+    assert_eq!(report.translated.map(|finding| finding.value), Some(true));
+    assert_eq!(report.port_preserved.map(|finding| finding.value), Some(false));
+    assert_eq!(report.mapping, None, "one address tells nothing of others");
+    assert_eq!(report.udp_blocked.map(|finding| finding.value), Some(false));
+    assert_eq!(report.carrier_nat, None);
+    assert_eq!(report.sharing.map(|finding| finding.value.sockets), Some(1));
+    let random = measure(Site::APDM_RANDOM, 2, 0.0, 4);
+    assert_eq!(random.mapping.map(|finding| finding.value), Some(Mapping::AddressAndPortDependent));
+}
+
+#[test]
+fn a_coordinator_that_does_not_answer_is_evidence_of_blocked_udp() {
+    let report = on_paused_time(async {
+        let world = World::new(5);
+        let peer = libp2p::PeerId::random();
+        let address = format!("/ip4/203.0.113.254/udp/{PORT}/quic-v1/p2p/{peer}");
+        let config = client(&address.parse().expect("valid"));
+        let host = Site::EIM_APDF.host(&world, 1, 0.0);
+        let mut swarm = swarm(&host, 1, config, |punch, _| punch);
+        loop {
+            if let SwarmEvent::Behaviour(Event::Nat(report)) = swarm.select_next_some().await {
+                return report;
+            }
+        }
+    });
+    let blocked = report.udp_blocked.expect("it was tried");
+    assert_eq!((blocked.value, blocked.confidence), (true, Confidence::Low));
+    assert_eq!(report.filtering, None);
+}
