@@ -64,6 +64,7 @@ pub use crate::{
 ///     .with_tokio()
 ///     .with_other_transport(|_| transport)?
 ///     .with_behaviour(|_| punch)?
+///     .with_swarm_config(|config| config)
 ///     // The default, 10 s, would cut retries off.
 ///     .with_connection_timeout(std::time::Duration::from_secs(60))
 ///     .build();
