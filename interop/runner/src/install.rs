@@ -41,12 +41,17 @@ impl Layout {
     }
 }
 
-/// Installs what is missing of these peers. The workspace's own programs are built by the launcher.
-pub(crate) fn all(layout: &Layout, peers: &[&'static Peer]) -> anyhow::Result<()> {
+/// Installs what is missing of these peers, and returns those that could not be installed, having said why. The
+/// workspace's own programs are built by the launcher.
+pub(crate) fn all(layout: &Layout, peers: &[&'static Peer]) -> Vec<&'static Peer> {
+    let mut missing = Vec::new();
     for peer in peers {
-        one(layout, peer).with_context(|| format!("installing {}", peer.name))?;
+        if let Err(error) = one(layout, peer) {
+            eprintln!("{} cannot be installed: {error:#}", peer.title);
+            missing.push(*peer);
+        }
     }
-    Ok(())
+    missing
 }
 
 fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
