@@ -53,6 +53,14 @@ const EXPECTED: &[Expected] = &[
         whose: "py-libp2p",
         what: "at times it reports a connection that was closed as gone after 10 s or never, to stock rust-libp2p as well",
     },
+    Expected {
+        peer: "js",
+        direction: None,
+        check: Check::OurKey(KeyType::Ecdsa),
+        sometimes: false,
+        whose: "js-libp2p",
+        what: "its QUIC refuses ECDSA identities in certificates, those of stock rust-libp2p as well",
+    },
 ];
 
 /// The known failure of a check, if there is one.

@@ -109,7 +109,9 @@ fn from_registry(peer: &Peer, sources: &Path, target: &Path) -> anyhow::Result<(
             for file in ["package.json", "package-lock.json"] {
                 fs::copy(sources.join(file), target.join(file))?;
             }
-            run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(target))
+            run(Command::new("npm")
+                .args(["ci", "--loglevel", "error", "--no-audit", "--no-fund"])
+                .current_dir(target))
         }
         Source::Workspace => Ok(()),
     }

@@ -76,7 +76,8 @@ pub(crate) const PEERS: &[Peer] = &[
         title: "js-libp2p 3.3 (@chainsafe/libp2p-quic 2.1)",
         source: Source::Node,
         in_gate: false,
-        keys: &KeyType::ALL,
+        // It cannot have an ECDSA identity itself.
+        keys: &[KeyType::Ed25519, KeyType::Secp256k1, KeyType::Rsa],
         may_be_greased: true,
         has_contract_programs: false,
     },
