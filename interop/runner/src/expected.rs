@@ -61,6 +61,30 @@ const EXPECTED: &[Expected] = &[
         whose: "js-libp2p",
         what: "its QUIC refuses ECDSA identities in certificates, those of stock rust-libp2p as well",
     },
+    Expected {
+        peer: "litep2p",
+        direction: None,
+        check: Check::OurKey(KeyType::Secp256k1),
+        sometimes: false,
+        whose: "litep2p",
+        what: "it does not know identities of this type in certificates",
+    },
+    Expected {
+        peer: "litep2p",
+        direction: None,
+        check: Check::OurKey(KeyType::Ecdsa),
+        sometimes: false,
+        whose: "litep2p",
+        what: "it does not know identities of this type in certificates",
+    },
+    Expected {
+        peer: "litep2p",
+        direction: Some(Direction::WeDial),
+        check: Check::Feature(Feature::CloseByListener),
+        sometimes: false,
+        whose: "litep2p",
+        what: "it takes a connection that it closes for closed without telling the other side within 5 s, stock rust-libp2p neither",
+    },
 ];
 
 /// The known failure of a check, if there is one.
