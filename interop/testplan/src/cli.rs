@@ -54,6 +54,9 @@ pub struct Dial {
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a dialer stays when it is done. A connection that it has closed is gone for itself at once, and no transport
+/// tells when the packet that says so to the other side is on its way: a process that ends before takes it along.
+const LINGER: Duration = Duration::from_millis(250);
 
 /// Does what was asked, on a transport that `transport` makes.
 ///
@@ -82,6 +85,7 @@ pub async fn run(
             let peer = tokio::time::timeout(CONNECT_TIMEOUT, node.dial(address)).await??;
             Line::Connected { peer: peer.to_string() }.print();
             attempt_all(&mut Connected { node: &mut node, peer }, features).await;
+            tokio::time::sleep(LINGER).await;
         }
     }
     Ok(())
