@@ -85,13 +85,12 @@ pub async fn run(
             let peer = tokio::time::timeout(CONNECT_TIMEOUT, node.dial(address)).await??;
             Line::Connected { peer: peer.to_string() }.print();
             attempt_all(&mut Connected { node: &mut node, peer }, features).await;
-            tokio::time::sleep(LINGER).await;
         }
     }
     Ok(())
 }
 
-/// Tries every feature and prints how it went.
+/// Tries every feature and prints how it went, and then stays for a moment.
 pub async fn attempt_all(remote: &mut impl Remote, features: Vec<Feature>) {
     for feature in features {
         let (ok, detail) = match features::attempt(remote, feature).await {
@@ -100,4 +99,5 @@ pub async fn attempt_all(remote: &mut impl Remote, features: Vec<Feature>) {
         };
         Line::Feature { feature, ok, detail }.print();
     }
+    tokio::time::sleep(LINGER).await;
 }
