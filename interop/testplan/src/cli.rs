@@ -54,6 +54,9 @@ pub struct Dial {
 
 /// How long a connection may take to be made.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
+/// How long a dialer stays when it is done. A connection that it has closed is gone for itself at once, and no transport
+/// tells when the packet that says so to the other side is on its way: a process that ends before takes it along.
+const LINGER: Duration = Duration::from_millis(250);
 
 /// Does what was asked, on a transport that `transport` makes.
 ///
@@ -87,7 +90,7 @@ pub async fn run(
     Ok(())
 }
 
-/// Tries every feature and prints how it went.
+/// Tries every feature and prints how it went, and then stays for a moment.
 pub async fn attempt_all(remote: &mut impl Remote, features: Vec<Feature>) {
     for feature in features {
         let (ok, detail) = match features::attempt(remote, feature).await {
@@ -96,4 +99,5 @@ pub async fn attempt_all(remote: &mut impl Remote, features: Vec<Feature>) {
         };
         Line::Feature { feature, ok, detail }.print();
     }
+    tokio::time::sleep(LINGER).await;
 }

@@ -25,6 +25,8 @@ pub struct Exchange {
     pub program: PathBuf,
     /// How long the dial may take.
     pub timeout: Duration,
+    /// More arguments for the dialer and for the listener.
+    pub arguments: [Vec<String>; 2],
 }
 
 /// Starts coordinator and listener, dials once, and ends all three. Ends early if `stop` is set.
@@ -34,7 +36,8 @@ pub fn exchange(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<Out
     let [dialer, listener] = &lab.sites;
     let (_coordinator, coordinator) = coordinator(lab, exchange, stop)?;
 
-    let arguments = ["listen", "--coordinator", &coordinator].map(str::to_owned);
+    let [dialing, listening] = &exchange.arguments;
+    let arguments = [&["listen", "--coordinator", &coordinator].map(str::to_owned)[..], listening].concat();
     let patience = exchange.timeout + GRACE + START * 2;
     let mut listen = Program::start(&listener.host, &exchange.program, &arguments, patience)?;
     let mut peer = None;
@@ -52,6 +55,7 @@ pub fn exchange(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<Out
 
     let seconds = exchange.timeout.as_secs_f64().to_string();
     let arguments = ["dial", &peer, "--coordinator", &coordinator, "--timeout", &seconds].map(str::to_owned);
+    let arguments = [&arguments[..], dialing].concat();
     dial(Program::start(&dialer.host, &exchange.program, &arguments, exchange.timeout + GRACE)?, stop)
 }
 

@@ -8,7 +8,7 @@ use serde_json::json;
 use tokio::time::{Instant, timeout_at};
 
 use crate::{
-    Failure,
+    Failure, Quic,
     peer::{self, BehaviourEvent},
     print,
 };
@@ -19,8 +19,13 @@ const FAILED: u8 = 11;
 const AGAIN: Duration = Duration::from_secs(5);
 
 /// Ends with the direct connection; without one, when DCUtR has given up or the time is over.
-pub(crate) async fn run(peer: PeerId, relay: Multiaddr, patience: Duration) -> Result<ExitCode, Failure> {
-    let mut swarm = match peer::start(&relay).await {
+pub(crate) async fn run(
+    peer: PeerId,
+    relay: Multiaddr,
+    patience: Duration,
+    quic: Quic,
+) -> Result<ExitCode, Failure> {
+    let mut swarm = match peer::start(&relay, quic).await {
         Ok(swarm) => swarm,
         Err(error) => return failed(peer, "no_coordinator", &error.to_string()),
     };

@@ -1,5 +1,6 @@
 //! Stock rust-libp2p in the NAT lab, for comparison: `coordinator`, `listen` and `dial` as `punch` has them, but with
-//! a Circuit Relay v2 relay and DCUtR instead of a coordinator and this project's traversal.
+//! a Circuit Relay v2 relay and DCUtR instead of a coordinator and this project's traversal. With `--quic punch`, a
+//! peer has this project's transport in the place of libp2p-quic, and nothing else of it: a drop-in.
 //!
 //! Prints the JSON lines that the lab reads. Exit code of `dial`: 0 direct, 10 relayed, 11 failed.
 
@@ -16,7 +17,7 @@ use std::{
     time::Duration,
 };
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use libp2p::{Multiaddr, PeerId};
 use serde_json::Value;
 
@@ -32,6 +33,18 @@ struct Arguments {
     /// Accepted for the sake of the lab: the output is always JSON lines.
     #[arg(long, global = true)]
     json: bool,
+    /// The QUIC of a peer; the relay's is always the stock one.
+    #[arg(long, global = true, value_enum, default_value = "stock")]
+    quic: Quic,
+}
+
+/// A QUIC transport.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum Quic {
+    /// libp2p-quic.
+    Stock,
+    /// libp2p-punch.
+    Punch,
 }
 
 #[derive(Debug, Subcommand)]
@@ -66,9 +79,9 @@ async fn main() -> ExitCode {
     let arguments = Arguments::parse();
     let result = match arguments.command {
         Command::Coordinator { listen } => relay::run(listen).await,
-        Command::Listen { coordinator } => peer::listen(coordinator).await,
+        Command::Listen { coordinator } => peer::listen(coordinator, arguments.quic).await,
         Command::Dial { peer, coordinator, timeout } => match Duration::try_from_secs_f64(timeout) {
-            Ok(timeout) => dial::run(peer, coordinator, timeout).await,
+            Ok(timeout) => dial::run(peer, coordinator, timeout, arguments.quic).await,
             Err(error) => Err(error.into()),
         },
     };

@@ -1,19 +1,22 @@
-//! A peer behind a NAT: quic, relay client, identify and DCUtR, all as they come.
+//! A peer behind a NAT: relay client, identify and DCUtR, all as they come, on libp2p-quic or on our transport.
 
 use std::{process::ExitCode, time::Duration};
 
 use futures::StreamExt;
 use libp2p::{
-    Multiaddr, PeerId, Swarm, SwarmBuilder, dcutr, identify,
+    Multiaddr, PeerId, Swarm, SwarmBuilder, Transport as _,
+    core::{muxing::StreamMuxerBox, transport::Boxed},
+    dcutr, identify,
+    identity::Keypair,
     multiaddr::Protocol,
-    noise, relay,
+    noise, quic, relay,
     swarm::{NetworkBehaviour, SwarmEvent},
     yamux,
 };
 use serde_json::json;
 use tokio::time::timeout;
 
-use crate::{Failure, print};
+use crate::{Failure, Quic, print};
 
 /// How long a connection that nobody uses stays open.
 const IDLE: Duration = Duration::from_secs(60);
@@ -29,10 +32,12 @@ pub(crate) struct Behaviour {
 }
 
 /// A peer that listens on a free port and has exchanged addresses with the relay, as DCUtR needs it.
-pub(crate) async fn start(relay: &Multiaddr) -> Result<Swarm<Behaviour>, Failure> {
-    let mut swarm = SwarmBuilder::with_new_identity()
+pub(crate) async fn start(relay: &Multiaddr, quic: Quic) -> Result<Swarm<Behaviour>, Failure> {
+    let key = Keypair::generate_ed25519();
+    let transport = transport(&key, quic)?;
+    let mut swarm = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
-        .with_quic()
+        .with_other_transport(|_| transport)?
         .with_relay_client(noise::Config::new, yamux::Config::default)?
         .with_behaviour(|key, relay| Behaviour {
             relay,
@@ -77,9 +82,20 @@ pub(crate) async fn start(relay: &Multiaddr) -> Result<Swarm<Behaviour>, Failure
     Ok(swarm)
 }
 
+fn transport(key: &Keypair, quic: Quic) -> Result<Boxed<(PeerId, StreamMuxerBox)>, Failure> {
+    Ok(match quic {
+        Quic::Stock => quic::tokio::Transport::new(quic::Config::new(key))
+            .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+            .boxed(),
+        Quic::Punch => libp2p_punch::Transport::new(key, libp2p_punch::Config::default())?
+            .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
+            .boxed(),
+    })
+}
+
 /// Waits for peers until it is killed.
-pub(crate) async fn listen(relay: Multiaddr) -> Result<ExitCode, Failure> {
-    let mut swarm = start(&relay).await?;
+pub(crate) async fn listen(relay: Multiaddr, quic: Quic) -> Result<ExitCode, Failure> {
+    let mut swarm = start(&relay, quic).await?;
     let own: PeerId = *swarm.local_peer_id();
     swarm.listen_on(relay.clone().with(Protocol::P2pCircuit))?;
     loop {

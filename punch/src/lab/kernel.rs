@@ -39,7 +39,7 @@ pub(super) fn run(arguments: &Arguments, crew: &mut Crew) -> Result<Study, Failu
     let mode = Mode::Kernel { release: release(), measured: verify(&kinds, crew)? };
     let mut matrices = Vec::new();
     for (implementation, program) in programs {
-        let exchange = Exchange { program, timeout: arguments.timeout };
+        let exchange = Exchange { program, timeout: arguments.timeout, arguments: Default::default() };
         let dials = dials(&kinds, arguments.runs);
         let mut progress = Progress::new(implementation.word(), dials.len());
         let outcomes = crew.all(&mut progress, &dials, |(dialer, listener, _), stop| {

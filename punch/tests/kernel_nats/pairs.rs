@@ -12,7 +12,7 @@ use super::{lab_is_possible, say};
 /// One `punch dial` in this lab.
 fn dial(lab: &Lab) -> Result<Outcome, String> {
     let program = PathBuf::from(env!("CARGO_BIN_EXE_punch"));
-    let exchange = Exchange { program, timeout: Duration::from_secs(30) };
+    let exchange = Exchange { program, timeout: Duration::from_secs(30), arguments: Default::default() };
     kernel::exchange(lab, &exchange, &AtomicBool::new(false)).map_err(|error| error.to_string())
 }
 
