@@ -90,6 +90,8 @@ struct Observation {
 pub(crate) struct Observations {
     by_socket: BTreeMap<SocketId, Vec<Observation>>,
     next_expiry: Option<Instant>,
+    /// When our own network changed last.
+    network_changed: Option<Instant>,
 }
 
 /// What became of an observation.
@@ -97,6 +99,9 @@ pub(crate) struct Observations {
 pub(crate) enum Recorded {
     /// It says something new.
     New,
+    /// It says that the change of our network gave us another mapping. What was seen before it is dropped: compared with what
+    /// is seen now it would look like a NAT that maps anew for every destination.
+    Moved,
     /// It was known.
     Known,
     /// There are too many of this socket.
@@ -118,7 +123,15 @@ impl Observations {
             let changed = known.seen != seen;
             let at = if changed { now } else { known.at };
             *known = Observation { link, observer, from, seen, at, is_probe: false, expires: None };
-            return if changed { Recorded::New } else { Recorded::Known };
+            let before = all.len();
+            if changed && let Some(network_changed) = self.network_changed {
+                all.retain(|o| o.at >= network_changed);
+            }
+            return match changed {
+                true if all.len() < before => Recorded::Moved,
+                true => Recorded::New,
+                false => Recorded::Known,
+            };
         }
         if all.len() >= MAX_OBSERVATIONS {
             // One whose connection is gone makes room.
@@ -127,6 +140,11 @@ impl Observations {
         }
         all.push(Observation { link, observer, from, seen, at: now, is_probe: false, expires: None });
         Recorded::New
+    }
+
+    /// An address of ours came or went.
+    pub(crate) fn network_changed(&mut self, now: Instant) {
+        self.network_changed = Some(now);
     }
 
     /// As [`record`](Self::record), for a request to an observer.
@@ -268,6 +286,30 @@ mod tests {
 
     fn at(s: &str) -> SocketAddr {
         s.parse().unwrap()
+    }
+
+    #[test]
+    fn what_was_seen_before_our_network_changed_is_not_compared_with_what_is_seen_after() {
+        let (mut observations, start) = (Observations::default(), Instant::now());
+        let observers = [1u16, 2, 3].map(|n| (PeerId::random(), SocketAddr::from(([192, 0, 2, 1], n))));
+        let say = |observations: &mut Observations, n: usize, seen: &str, after: u64| {
+            let now = start + Duration::from_secs(after);
+            observations.record(SOCKET, LinkId(0), observers[n], at(seen), now)
+        };
+        for n in 0..3 {
+            assert_eq!(say(&mut observations, n, "198.51.100.1:4001", 0), Recorded::New);
+        }
+        observations.network_changed(start + Duration::from_secs(1));
+        assert_eq!(say(&mut observations, 0, "198.51.100.1:4001", 2), Recorded::Known, "the same mapping");
+        assert_eq!(say(&mut observations, 0, "198.51.100.7:50000", 3), Recorded::Moved);
+        assert_eq!(observations.reflexive(SOCKET), [at("198.51.100.7:50000")]);
+        assert_eq!(say(&mut observations, 1, "198.51.100.7:50000", 4), Recorded::New);
+        assert_eq!(
+            say(&mut observations, 0, "198.51.100.7:50001", 5),
+            Recorded::New,
+            "no change of ours explains it"
+        );
+        assert_eq!(observations.reflexive(SOCKET).len(), 2);
     }
 
     fn observe(seen: &[(&str, &str)]) -> Observations {

@@ -156,6 +156,14 @@ impl Observing {
         self.services.insert(link, Service { offer, ip, socket, seen, sent: 0, due: Some(now) });
     }
 
+    /// The coordinator of this link sees us elsewhere: its other ports are asked anew.
+    pub(crate) fn again(&mut self, link: LinkId, now: Instant) {
+        if let Some(service) = self.services.get_mut(&link) {
+            service.seen = vec![None; service.offer.ports.len()];
+            (service.sent, service.due) = (0, Some(now));
+        }
+    }
+
     pub(crate) fn link_down(&mut self, link: LinkId) {
         self.services.remove(&link);
         self.outstanding.retain(|_, outstanding| outstanding.link != link);

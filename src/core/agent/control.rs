@@ -191,10 +191,15 @@ impl Agent {
         if !self.network.is_plausible(socket, remote, address) {
             return self.out.refuse_frame();
         }
-        match self.network.observations.record(socket, id, (observer, remote), address, now) {
+        let recorded = self.network.observations.record(socket, id, (observer, remote), address, now);
+        if recorded == Recorded::Moved {
+            self.observing.again(id, now);
+            self.observe(now);
+        }
+        match recorded {
             Recorded::Known => {}
             Recorded::Full => self.out.cap_hit(),
-            Recorded::New => {
+            Recorded::New | Recorded::Moved => {
                 self.out.event(Event::Observed { observer, socket, address });
                 self.refresh_candidates(now);
                 self.report_views();

@@ -180,6 +180,7 @@ impl Agent {
     /// Sessions probe anew if the address that came or went may have carried them.
     fn network_changed(&mut self, address: IpAddr, now: Instant) {
         if matches!(scope(address), Scope::Private | Scope::Global) {
+            self.network.observations.network_changed(now);
             self.restart_checklists(now);
         }
     }
