@@ -3,6 +3,7 @@
 mod crowd;
 mod dcutr;
 mod dropped;
+mod families;
 mod filtering;
 mod hard;
 mod hostile;

@@ -1,0 +1,157 @@
+//! Peers that share a network or a public address, and IPv6 beside IPv4.
+
+use std::{net::Ipv6Addr, sync::Arc, time::Duration};
+
+use libp2p::{Multiaddr, Swarm, SwarmBuilder, swarm::SwarmEvent};
+use libp2p_punch::{Behaviour, Config, Event, Role};
+use libp2p_punch_sim::{Filtering, Hairpin, Host, Mapping, Nat, Ports, World};
+use tokio::time::timeout;
+
+use crate::network::{IDLE, on_paused_time, parts, registered, run, until};
+
+const V4: &str = "/ip4/0.0.0.0/udp/4001/quic-v1";
+const V6: &str = "/ip6/::/udp/4001/quic-v1";
+/// Only what never happens takes so long.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn v6(last: u16) -> Ipv6Addr {
+    Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, last)
+}
+
+/// A swarm that listens on these addresses.
+fn peer(host: &Arc<Host>, seed: u8, config: Config, listen: &[&str]) -> Swarm<Behaviour> {
+    let (keypair, transport, punch) = parts(host, seed, config);
+    let mut swarm = SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_other_transport(|_| transport)
+        .expect("it is a transport")
+        .with_behaviour(|_| punch)
+        .expect("it is a behaviour")
+        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
+        .with_connection_timeout(PATIENCE)
+        .build();
+    for address in listen {
+        swarm.listen_on(address.parse().expect("valid")).expect("port is free");
+    }
+    swarm
+}
+
+/// A coordinator with an address of each family; both.
+fn coordinator(world: &World) -> [Multiaddr; 2] {
+    let host = world.public_host([203, 0, 113, 254]);
+    world.attach(&host, v6(0xfe));
+    let swarm = peer(&host, 254, Config { role: Role::Server, ..Config::default() }, &[V4, V6]);
+    let id = run(swarm);
+    [
+        format!("/ip4/203.0.113.254/udp/4001/quic-v1/p2p/{id}"),
+        format!("/ip6/{}/udp/4001/quic-v1/p2p/{id}", v6(0xfe)),
+    ]
+    .map(|address| address.parse().expect("valid"))
+}
+
+/// Two peers with these hosts and this coordinator: where the dialer reaches the listener, or why it does not.
+fn dial(
+    world: impl FnOnce(&World) -> [Arc<Host>; 2],
+    family: usize,
+    listen: &[&str],
+) -> Result<String, String> {
+    on_paused_time(async {
+        let all = World::new(1);
+        let hosts = world(&all);
+        let coordinator = coordinator(&all)[family].clone();
+        let config = || Config { coordinators: vec![coordinator.clone()], ..Config::default() };
+        let mut listener = peer(&hosts[1], 2, config(), listen);
+        registered(&mut listener).await;
+        let id = run(listener);
+        let mut dialer = peer(&hosts[0], 1, config(), listen);
+        registered(&mut dialer).await;
+        dialer.dial(id).expect("not dialed yet");
+        let mut selected = None;
+        let mut note = |event: &SwarmEvent<Event>| {
+            if let SwarmEvent::Behaviour(Event::PathSelected { peer, path }) = event
+                && *peer == id
+            {
+                selected = Some(path.remote.to_string());
+            }
+        };
+        let connected = until(&mut dialer, |event| {
+            note(&event);
+            match event {
+                SwarmEvent::ConnectionEstablished { peer_id, .. } if peer_id == id => Some(Ok(())),
+                SwarmEvent::OutgoingConnectionError { peer_id: Some(who), error, .. } if who == id => {
+                    Some(Err(error.to_string()))
+                }
+                _ => None,
+            }
+        });
+        connected.await?;
+        // Probing goes on for a while, in search of a better path.
+        let later = until(&mut dialer, |event| {
+            note(&event);
+            None::<()>
+        });
+        let _ = timeout(Duration::from_secs(10), later).await;
+        Ok(selected.expect("a path was selected"))
+    })
+}
+
+fn random() -> Nat {
+    Nat {
+        ports: Ports::Random,
+        ..Nat::new(Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent)
+    }
+}
+
+#[test]
+fn two_peers_behind_one_nat_are_connected_inside_it_whether_it_hairpins_or_not() {
+    for nat in [Nat::default(), Nat { hairpin: Hairpin::Off, ..Nat::default() }, random()] {
+        let reached = dial(
+            |world| {
+                let gateway = world.nat(nat.clone(), [198, 51, 100, 1]);
+                [gateway.host([192, 168, 1, 2]), gateway.host([192, 168, 1, 3])]
+            },
+            0,
+            &[V4],
+        );
+        assert_eq!(reached.as_deref(), Ok("192.168.1.3:4001"), "{nat:?}");
+    }
+}
+
+#[test]
+fn two_homes_behind_one_carriers_nat_are_connected_if_that_hairpins() {
+    let homes = |hairpin| {
+        move |world: &World| {
+            let carrier = world.nat(Nat { hairpin, ..Nat::default() }, [198, 51, 100, 1]);
+            [2u8, 3].map(|n| carrier.nat(Nat::default(), [100, 64, 0, n]).host([192, 168, n, 2]))
+        }
+    };
+    let reached = dial(homes(Hairpin::ExternalSource), 0, &[V4]).expect("direct");
+    assert!(reached.starts_with("198.51.100.1:"), "{reached}");
+    let why = dial(homes(Hairpin::Off), 0, &[V4]).expect_err("nothing gets through");
+    assert!(why.contains("no probe was answered"), "{why}");
+}
+
+#[test]
+fn two_peers_behind_ipv6_firewalls_are_connected() {
+    let reached = dial(|world| [1, 2].map(|n| world.firewall(Nat::default()).host(v6(n))), 1, &[V6]);
+    assert_eq!(reached, Ok(format!("[{}]:4001", v6(2))));
+}
+
+#[test]
+fn ipv6_gets_through_where_both_ipv4_nats_are_hopeless() {
+    for family in [0, 1] {
+        let reached = dial(
+            |world| {
+                [1u8, 2].map(|n| {
+                    let gateway = world.nat(random(), [198, 51, 100, n]);
+                    let host = gateway.host([192, 168, n, 2]);
+                    gateway.attach(&host, v6(n.into()));
+                    host
+                })
+            },
+            family,
+            &[V4, V6],
+        );
+        assert_eq!(reached, Ok(format!("[{}]:4001", v6(2))), "coordinator over family {family}");
+    }
+}
