@@ -7,7 +7,10 @@ use libp2p_punch::{Behaviour, Config, Event, Role};
 use libp2p_punch_sim::{Filtering, Hairpin, Host, Mapping, Nat, Ports, World};
 use tokio::time::timeout;
 
-use crate::network::{IDLE, on_paused_time, parts, registered, run, until};
+use crate::{
+    network::{IDLE, Site, client, on_paused_time, parts, registered, run, until},
+    relaying::{Seen, peer, peer_at, relay, reserved, serve, watch},
+};
 
 const V4: &str = "/ip4/0.0.0.0/udp/4001/quic-v1";
 const V6: &str = "/ip6/::/udp/4001/quic-v1";
@@ -19,7 +22,7 @@ fn v6(last: u16) -> Ipv6Addr {
 }
 
 /// A swarm that listens on these addresses.
-fn peer(host: &Arc<Host>, seed: u8, config: Config, listen: &[&str]) -> Swarm<Behaviour> {
+fn direct_peer(host: &Arc<Host>, seed: u8, config: Config, listen: &[&str]) -> Swarm<Behaviour> {
     let (keypair, transport, punch) = parts(host, seed, config);
     let mut swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
@@ -40,7 +43,7 @@ fn peer(host: &Arc<Host>, seed: u8, config: Config, listen: &[&str]) -> Swarm<Be
 fn coordinator(world: &World) -> [Multiaddr; 2] {
     let host = world.public_host([203, 0, 113, 254]);
     world.attach(&host, v6(0xfe));
-    let swarm = peer(&host, 254, Config { role: Role::Server, ..Config::default() }, &[V4, V6]);
+    let swarm = direct_peer(&host, 254, Config { role: Role::Server, ..Config::default() }, &[V4, V6]);
     let id = run(swarm);
     [
         format!("/ip4/203.0.113.254/udp/4001/quic-v1/p2p/{id}"),
@@ -60,10 +63,10 @@ fn dial(
         let hosts = world(&all);
         let coordinator = coordinator(&all)[family].clone();
         let config = || Config { coordinators: vec![coordinator.clone()], ..Config::default() };
-        let mut listener = peer(&hosts[1], 2, config(), listen);
+        let mut listener = direct_peer(&hosts[1], 2, config(), listen);
         registered(&mut listener).await;
         let id = run(listener);
-        let mut dialer = peer(&hosts[0], 1, config(), listen);
+        let mut dialer = direct_peer(&hosts[0], 1, config(), listen);
         registered(&mut dialer).await;
         dialer.dial(id).expect("not dialed yet");
         let mut selected = None;
@@ -154,4 +157,29 @@ fn ipv6_gets_through_where_both_ipv4_nats_are_hopeless() {
         );
         assert_eq!(reached, Ok(format!("[{}]:4001", v6(2))), "coordinator over family {family}");
     }
+}
+
+#[test]
+fn a_peer_with_ipv4_only_and_one_with_ipv6_only_are_connected_over_a_relay_that_has_both() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (host, relay4, _) = relay(&world, 254);
+        world.attach(&host, v6(0xfe));
+        let id = relay4.iter().last().expect("it has parts");
+        let relay6 =
+            format!("/ip6/{}/udp/4001/quic-v1", v6(0xfe)).parse::<Multiaddr>().expect("valid").with(id);
+        let listener = world.firewall(Nat::default()).host(v6(2));
+        let mut listener = peer_at(&listener, 2, client(&relay6));
+        listener.listen_on(V6.parse().expect("valid")).expect("port is free");
+        reserved(&mut listener).await;
+        let listener = serve(listener, Duration::ZERO);
+        let mut dialer = peer(&world, Site::EIM_APDF, 1, client(&relay4));
+        reserved(&mut dialer).await;
+        dialer.dial(listener).expect("not dialed yet");
+        dialer.behaviour_mut().echo.send_request(&listener, "hello".to_owned());
+        let seen = watch(&mut dialer, listener, PATIENCE).await;
+        assert!(seen.iter().any(|seen| matches!(seen, Seen::Connected { relayed: true, .. })), "{seen:#?}");
+        assert!(!seen.iter().any(|seen| matches!(seen, Seen::Connected { relayed: false, .. })), "{seen:#?}");
+        assert!(seen.contains(&Seen::Echoed(Ok("hello".to_owned()))), "{seen:#?}");
+    });
 }

@@ -58,6 +58,8 @@ pub(crate) fn relay(world: &World, number: u8) -> (Arc<Host>, Multiaddr, JoinHan
     });
     let address: Multiaddr = format!("/ip4/203.0.113.{number}/udp/{PORT}/quic-v1").parse().expect("valid");
     swarm.add_external_address(address.clone());
+    // It has IPv6 as soon as a test gives it an address.
+    swarm.listen_on(format!("/ip6/::/udp/{PORT}/quic-v1").parse().expect("valid")).expect("port is free");
     let address = address.with_p2p(*swarm.local_peer_id()).expect("no peer yet");
     let task = tokio::spawn(async move {
         loop {
@@ -89,8 +91,12 @@ where
 
 /// A peer with a relay client.
 pub(crate) fn peer(world: &World, site: Site, number: u8, config: Config) -> Swarm<Peer> {
-    let host = site.host(world, number, 0.0);
-    relayed_swarm(&host, number, config, |punch, relay, _| {
+    peer_at(&site.host(world, number, 0.0), number, config)
+}
+
+/// As [`peer`], on this host.
+pub(crate) fn peer_at(host: &Arc<Host>, number: u8, config: Config) -> Swarm<Peer> {
+    relayed_swarm(host, number, config, |punch, relay, _| {
         let protocols = [(StreamProtocol::new("/echo/1"), ProtocolSupport::Full)];
         Peer { punch, relay, echo: json::Behaviour::new(protocols, request_response::Config::default()) }
     })
