@@ -60,7 +60,11 @@ pub(super) fn sort<F: Copy + PartialEq>(
 ) {
     let len = meta.len.min(buffer.len());
     let Some(data) = buffer.get_mut(..len) else { return };
-    let stride = if meta.stride == 0 { len.max(1) } else { meta.stride };
+    if meta.stride == 0 {
+        // Of a buffer with something in it that can only mean one datagram; quinn would cut it for ever.
+        meta.stride = len;
+    }
+    let stride = meta.stride.max(1);
     let (mut at, mut kept) = (0usize, 0usize);
     let mut run: Option<(Kind<F>, usize)> = None;
     while let Some(datagram) = data.get(at..len.min(at.saturating_add(stride))).filter(|d| !d.is_empty()) {
@@ -194,6 +198,14 @@ mod tests {
         let mut meta = meta(100, 30);
         assert!(run(&mut buffer, &mut meta).is_empty());
         assert_eq!((meta.len, meta.stride), (100, 30));
+    }
+
+    #[test]
+    fn a_stride_of_nothing_is_that_of_one_datagram() {
+        let mut buffer = [200; 24];
+        let mut meta = meta(24, 0);
+        assert!(run(&mut buffer, &mut meta).is_empty());
+        assert_eq!((meta.len, meta.stride), (24, 24));
     }
 
     #[test]
