@@ -15,6 +15,8 @@ pub const MAX_CANDIDATES: RangeInclusive<usize> = 1..=256;
 pub const MAX_CONCURRENT_ATTEMPTS: RangeInclusive<usize> = 1..=16;
 /// Bounds of [`Config::coordination_timeout`] and of every time-out in [`PhaseTimeouts`].
 pub const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(300);
+/// The bound of [`Config::relay_drain`]: longer than any relay lets a connection be.
+pub const MAX_RELAY_DRAIN: Duration = Duration::from_secs(86_400);
 /// Bounds of [`Config::max_attempts`].
 pub const MAX_ATTEMPTS: RangeInclusive<u32> = 1..=16;
 
@@ -89,7 +91,7 @@ pub struct Config {
     pub relay_fallback: bool,
     /// How long the streams on a relayed connection may go on once a direct one stands; then it is closed. Default 2 min,
     /// which is what Circuit Relay v2 gives a connection anyway. A connection that nobody uses is closed by the swarm's
-    /// own idle time-out before that.
+    /// own idle time-out before that. At most a day.
     pub relay_drain: Duration,
     /// The QUIC transport.
     pub quic: QuicConfig,
@@ -118,6 +120,12 @@ impl Default for Config {
 /// A rule of [`Config`] that was violated: the field, its value and the bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ConfigError {
+    /// [`Config::relay_drain`] is out of bounds.
+    #[error("relay_drain is {value:?}, it must be at most a day")]
+    RelayDrain {
+        /// The value found.
+        value: Duration,
+    },
     /// [`Config::max_candidates`] is out of bounds.
     #[error("max_candidates is {value}, it must be within 1..=256")]
     MaxCandidates {
@@ -210,6 +218,9 @@ impl Config {
             return Err(ConfigError::MaxAttempts { value: self.max_attempts });
         }
         self.validate_timeouts()?;
+        if self.relay_drain > MAX_RELAY_DRAIN {
+            return Err(ConfigError::RelayDrain { value: self.relay_drain });
+        }
         if self.role == Role::Bootstrap && self.relay_fallback {
             return Err(ConfigError::BootstrapWithRelayFallback);
         }
@@ -282,6 +293,7 @@ mod tests {
                 Box::new(|c| c.coordination_timeout = Duration::from_secs(301)),
                 &["coordination_timeout", "301s", "300 s"],
             ),
+            (Box::new(|c| c.relay_drain = Duration::from_secs(86_401)), &["relay_drain", "86401s", "a day"]),
             (
                 Box::new(|c| c.phase_timeouts.punching = Duration::ZERO),
                 &["phase_timeouts.punching", "0ns", "100 ms"],

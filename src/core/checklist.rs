@@ -18,6 +18,8 @@ use super::{
 
 /// The least time between two probes of a session that were not asked for (RFC 8445 §14.2).
 pub(crate) const PACE: Duration = Duration::from_millis(5);
+/// Unanswered probes, the last of them 67 ms after the first, before a peer that may have seen us move is told.
+const UNHEARD: u8 = 3;
 /// Pairs that the peer's own probes may add.
 const MAX_PEER_REFLEXIVE: usize = 8;
 /// Pairs of one session, and so paths of its flow. 28 candidates with two sockets, and what the peer's probes add.
@@ -48,6 +50,10 @@ pub(crate) struct Checklist {
     /// Nominated by the peer before it was validated here.
     nominated: Option<Path>,
     nomination: Option<Nomination>,
+    /// Our NAT gave up the mapping of the selected path, and it is not known yet whether the peer hears us over another one.
+    remapped: bool,
+    /// A socket of ours to which the session is to move as soon as a path from it works.
+    destination: Option<SocketId>,
 }
 
 /// What an idle session remembers of its checklist.
@@ -93,6 +99,8 @@ impl Checklist {
             selected: None,
             nominated: None,
             nomination: None,
+            remapped: false,
+            destination: None,
         }
     }
 
@@ -167,6 +175,32 @@ impl Checklist {
         {
             pair.restart(now);
         }
+    }
+
+    /// Probes the selected path anew, whose other end sees us at another address now, or not at all.
+    pub(crate) fn remapped(&mut self, now: Instant) {
+        self.remapped = true;
+        self.nomination = self.selected.map(|_| Nomination { sent: 0, started: now });
+        self.recheck_selected(now);
+    }
+
+    /// Moves the session to a path from `socket` once one works.
+    pub(crate) fn move_to(&mut self, socket: SocketId) {
+        self.destination = Some(socket);
+    }
+
+    /// Whether the peer has to be told that we were [`remapped`](Self::remapped): it does not answer. Says so once.
+    pub(crate) fn takes_unheard(&mut self) -> bool {
+        let selected = self.selected.and_then(|path| self.get(path));
+        let unanswered = selected.filter(|pair| pair.state != State::Succeeded).map_or(0, |pair| pair.sent);
+        let unheard = self.remapped && unanswered >= UNHEARD;
+        self.remapped &= self.is_in_doubt() && !unheard;
+        unheard
+    }
+
+    /// Whether probes are to show first if the peer must be told where we are.
+    pub(crate) fn is_remapped(&self) -> bool {
+        self.remapped
     }
 
     /// Whether a path is selected of which it is not known whether it still works.
@@ -345,13 +379,17 @@ impl Checklist {
     ///
     /// The first that is validated is selected by both sides at once. Later the initiator moves to a clearly better one.
     /// Both follow nominations, which the responder makes only if its address changed, and both leave a path that died.
+    /// A session that is on its way to another socket of ours goes there whatever else works.
     pub(crate) fn reconsider(&mut self, now: Instant) -> Option<Path> {
         let current = self.selected.and_then(|path| self.get(path));
         let stays = current.is_some_and(|pair| !pair.is_dead());
         let nominated =
             self.nominated.filter(|path| self.get(*path).is_some_and(|pair| pair.state == State::Succeeded));
-        let best = self.pairs.iter().filter(|pair| pair.state == State::Succeeded).min_by_key(|p| p.rank());
-        let next = match (self.role, nominated) {
+        let working = || self.pairs.iter().filter(|pair| pair.state == State::Succeeded);
+        let destination = working().find(|pair| Some(pair.path.socket) == self.destination);
+        let moves_to = destination.map(|pair| pair.path);
+        let best = working().min_by_key(|p| p.rank());
+        let next = match (self.role, moves_to.or(nominated)) {
             (_, Some(path)) => Some(path),
             (SessionRole::Responder, None) => best.map(|pair| pair.path).filter(|_| !stays),
             (SessionRole::Initiator, None) => best
@@ -361,9 +399,12 @@ impl Checklist {
         if nominated.is_some() {
             self.nominated = None;
         }
+        if moves_to.is_some() {
+            self.destination = None;
+        }
         let next = next.filter(|path| self.selected != Some(*path))?;
         self.selected = Some(next);
-        if self.role == SessionRole::Initiator {
+        if self.role == SessionRole::Initiator || moves_to.is_some() {
             self.nomination = Some(Nomination { sent: 0, started: now });
         }
         Some(next)

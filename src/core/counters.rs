@@ -31,6 +31,8 @@ pub struct Counters {
     pub searches: u64,
     /// Probes sent by searches; `probes_sent` counts them, too.
     pub search_probes_sent: u64,
+    /// Moves of a connected session to another socket that were begun, before our NAT forgot the mapping in use.
+    pub renewals: u64,
     /// Requests that we, as a coordinator, passed on.
     pub requests_forwarded: u64,
     /// Requests that we, as a coordinator, turned down.

@@ -25,6 +25,7 @@ mod outbox;
 mod pair;
 pub mod probe;
 mod registration;
+mod renewal;
 mod search;
 mod session;
 pub mod strategy;

@@ -4,6 +4,7 @@
 //! several differ tells how it maps (RFC 4787 §4.1, in the manner of RFC 5780 §4.3 but with whoever is connected
 //! instead of one server with two addresses).
 
+mod lifetime;
 mod report;
 
 use std::{
@@ -14,6 +15,7 @@ use std::{
 
 use libp2p_identity::PeerId;
 
+use lifetime::Lifetimes;
 pub(crate) use report::is_in_shared_space;
 pub use report::{Confidence, Evidence, Finding, Report, Sharing};
 
@@ -64,6 +66,10 @@ pub struct NatView {
 /// two minutes without traffic.
 const LINGER: Duration = Duration::from_secs(120);
 
+/// How long an observer may take to see that another mapping has taken the place of one which others know to be gone: the
+/// next packet of ours shows it, and connections that idle send one every few seconds.
+const DOUBT: Duration = Duration::from_secs(10);
+
 /// Observations kept for each socket. Further observers are ignored until one of them goes.
 const MAX_OBSERVATIONS: usize = 32;
 
@@ -83,6 +89,20 @@ struct Observation {
     is_probe: bool,
     /// Set when the connection is gone.
     expires: Option<Instant>,
+    /// Another observer has seen this mapping gone: until this one says otherwise, or this long, it does not count.
+    doubted: Option<Instant>,
+}
+
+impl Observation {
+    fn new(link: LinkId, (observer, from): (PeerId, SocketAddr), seen: SocketAddr, at: Instant) -> Self {
+        Self { link, observer, from, seen, at, is_probe: false, expires: None, doubted: None }
+    }
+
+    /// Whether it takes the place of an older one: of the same address, or over the same connection whose other end has moved.
+    fn replaces(&self, older: &Self) -> bool {
+        let is_same_link = self.link == older.link && !self.is_probe && !older.is_probe;
+        self.observer == older.observer && (self.from == older.from || is_same_link)
+    }
 }
 
 /// What observers said, by socket.
@@ -92,6 +112,9 @@ pub(crate) struct Observations {
     next_expiry: Option<Instant>,
     /// When our own network changed last.
     network_changed: Option<Instant>,
+    pub(crate) lifetimes: Lifetimes,
+    /// How the NAT mapped before it gave a mapping up: it still does, though few observers have seen the new one.
+    mapped: BTreeMap<SocketId, MappingBehaviour>,
 }
 
 /// What became of an observation.
@@ -102,6 +125,8 @@ pub(crate) enum Recorded {
     /// It says that the change of our network gave us another mapping. What was seen before it is dropped: compared with what
     /// is seen now it would look like a NAT that maps anew for every destination.
     Moved,
+    /// It says that the NAT has given up a mapping that was in use.
+    Remapped,
     /// It was known.
     Known,
     /// There are too many of this socket.
@@ -118,33 +143,74 @@ impl Observations {
         seen: SocketAddr,
         now: Instant,
     ) -> Recorded {
+        let said = Observation::new(link, (observer, from), seen, now);
+        self.take(socket, said)
+    }
+
+    fn take(&mut self, socket: SocketId, mut said: Observation) -> Recorded {
         let all = self.by_socket.entry(socket).or_default();
-        if let Some(known) = all.iter_mut().find(|o| o.observer == observer && o.from == from) {
-            let changed = known.seen != seen;
-            let at = if changed { now } else { known.at };
-            *known = Observation { link, observer, from, seen, at, is_probe: false, expires: None };
-            let before = all.len();
-            if changed && let Some(network_changed) = self.network_changed {
-                all.retain(|o| o.at >= network_changed);
+        let Some(index) = all.iter().position(|o| said.replaces(o)) else {
+            if all.len() >= MAX_OBSERVATIONS {
+                // One whose connection is gone makes room.
+                let Some(stale) = all.iter().position(|o| o.expires.is_some()) else { return Recorded::Full };
+                all.swap_remove(stale);
             }
-            return match changed {
-                true if all.len() < before => Recorded::Moved,
-                true => Recorded::New,
-                false => Recorded::Known,
-            };
+            all.push(said);
+            return Recorded::New;
+        };
+        let before = all.swap_remove(index);
+        let (seen, now) = (said.seen, said.at);
+        if before.seen == seen {
+            said.at = before.at;
+            all.push(said);
+            return Recorded::Known;
         }
-        if all.len() >= MAX_OBSERVATIONS {
-            // One whose connection is gone makes room.
-            let Some(stale) = all.iter().position(|o| o.expires.is_some()) else { return Recorded::Full };
-            all.swap_remove(stale);
+        let count = all.len();
+        if let Some(network_changed) = self.network_changed {
+            all.retain(|o| o.at >= network_changed);
         }
-        all.push(Observation { link, observer, from, seen, at: now, is_probe: false, expires: None });
+        let moved = all.len() < count || self.network_changed.is_some_and(|at| before.at < at);
+        let confirms = all.iter().any(|o| o.seen == seen && !o.is_probe);
+        // Between two connections there was time to forget a mapping that nobody used, and another address of the
+        // observer may see another mapping.
+        let was_in_use = before.link == said.link && before.from == said.from && !before.is_probe;
+        let observer = said.observer;
+        all.push(said);
+        if moved {
+            return Recorded::Moved;
+        }
+        if was_in_use && !confirms {
+            self.remapped(socket, &before, seen, now);
+            return Recorded::Remapped;
+        }
+        if was_in_use {
+            self.lifetimes.confirm(seen, observer, now);
+        }
         Recorded::New
+    }
+
+    /// The mapping of `before` is gone, and `seen` has taken its place.
+    fn remapped(&mut self, socket: SocketId, before: &Observation, seen: SocketAddr, now: Instant) {
+        let Some(all) = self.by_socket.get_mut(&socket) else { return };
+        let others = || all.iter().filter(|o| o.seen == before.seen);
+        let born = others().map(|o| o.at).min().map_or(before.at, |at| at.min(before.at));
+        let others_and_before = all.iter().filter(|o| o.observer != before.observer).chain([before]);
+        if let Some(mapping) = mapping(&others_and_before.collect::<Vec<_>>()) {
+            self.mapped.insert(socket, mapping);
+        }
+        let until = now + DOUBT;
+        for stale in all.iter_mut().filter(|o| o.seen == before.seen) {
+            stale.doubted = Some(until);
+            self.next_expiry = Some(self.next_expiry.map_or(until, |at| at.min(until)));
+        }
+        self.lifetimes.ended((before.seen, born), (seen, before.observer), now);
     }
 
     /// An address of ours came or went.
     pub(crate) fn network_changed(&mut self, now: Instant) {
         self.network_changed = Some(now);
+        self.lifetimes = Lifetimes::default();
+        self.mapped.clear();
     }
 
     /// As [`record`](Self::record), for a request to an observer.
@@ -156,11 +222,8 @@ impl Observations {
         seen: SocketAddr,
         now: Instant,
     ) {
-        self.record(socket, link, (observer, from), seen, now);
-        let mut all = self.by_socket.get_mut(&socket).into_iter().flatten();
-        if let Some(observation) = all.find(|o| o.observer == observer && o.from == from) {
-            observation.is_probe = true;
-        }
+        let said = Observation { is_probe: true, ..Observation::new(link, (observer, from), seen, now) };
+        self.take(socket, said);
     }
 
     /// The connection is gone; what came over it lingers.
@@ -175,6 +238,17 @@ impl Observations {
     /// The socket is gone, and with it every mapping.
     pub(crate) fn socket_down(&mut self, socket: SocketId) {
         self.by_socket.remove(&socket);
+        self.mapped.remove(&socket);
+    }
+
+    /// A peer no longer sees `socket`, since our connections with it use another; what it has shown of the NAT stays.
+    pub(crate) fn leaves(&mut self, observer: &PeerId, socket: SocketId) {
+        if let Some(mapping) = mapping(&self.used(socket)) {
+            self.mapped.insert(socket, mapping);
+        }
+        if let Some(all) = self.by_socket.get_mut(&socket) {
+            all.retain(|o| o.observer != *observer);
+        }
     }
 
     /// Drops what has expired; `true` if there was any.
@@ -184,8 +258,12 @@ impl Observations {
             let before = all.len();
             all.retain(|o| o.expires.is_none_or(|at| at > now));
             any |= all.len() != before;
+            for observation in all {
+                any |= observation.doubted.take_if(|until| *until <= now).is_some();
+            }
         }
-        self.next_expiry = self.by_socket.values().flatten().filter_map(|o| o.expires).min();
+        let deadlines = |o: &Observation| [o.expires, o.doubted];
+        self.next_expiry = self.by_socket.values().flatten().flat_map(deadlines).flatten().min();
         any
     }
 
@@ -196,14 +274,20 @@ impl Observations {
 
     /// The addresses at which `socket` is seen: what most observers agree on first, then the latest.
     pub(crate) fn reflexive(&self, socket: SocketId) -> Vec<SocketAddr> {
-        let mut seen: BTreeMap<SocketAddr, (usize, Instant)> = BTreeMap::new();
+        let mut seen: BTreeMap<SocketAddr, (bool, usize, Instant)> = BTreeMap::new();
         for o in self.by_socket.get(&socket).into_iter().flatten().filter(|o| !o.is_probe) {
-            let entry = seen.entry(o.seen).or_insert((0, o.at));
-            *entry = (entry.0 + 1, entry.1.max(o.at));
+            let entry = seen.entry(o.seen).or_insert((false, 0, o.at));
+            *entry = (entry.0 || o.doubted.is_none(), entry.1 + 1, entry.2.max(o.at));
         }
         let mut ranked: Vec<_> = seen.into_iter().map(|(address, rank)| (rank, address)).collect();
         ranked.sort_by(|a, b| b.cmp(a));
         ranked.into_iter().map(|(_, address)| address).collect()
+    }
+
+    /// Since when the mapping at which `socket` is seen is known to stand.
+    pub(crate) fn mapped_since(&self, socket: SocketId) -> Option<Instant> {
+        let address = self.reflexive(socket).into_iter().next()?;
+        self.by_socket.get(&socket)?.iter().filter(|o| o.seen == address).map(|o| o.at).min()
     }
 
     /// The IP addresses at which any socket is seen.
@@ -214,7 +298,8 @@ impl Observations {
 
     /// The observations that tell of the NAT in front of `socket`.
     fn used(&self, socket: SocketId) -> Vec<&Observation> {
-        let all: Vec<&Observation> = self.by_socket.get(&socket).into_iter().flatten().collect();
+        let all = self.by_socket.get(&socket).into_iter().flatten();
+        let all: Vec<&Observation> = all.filter(|o| o.doubted.is_none()).collect();
         // An observer in private space may sit on our side of the NAT; the others know better.
         let global: Vec<&Observation> =
             all.iter().copied().filter(|o| scope(o.from.ip()) == Scope::Global).collect();
@@ -232,7 +317,7 @@ impl Observations {
             return NatView { mapping, port_preserved: Some(true), allocation_step: None };
         }
         used.sort_by_key(|o| o.at);
-        let mapping = mapping(&used);
+        let mapping = mapping(&used).or(self.mapped.get(&socket).copied());
         let allocation_step = match mapping {
             Some(MappingBehaviour::EndpointIndependent) | None => None,
             _ => allocation_step(&used),
@@ -278,162 +363,4 @@ fn allocation_step(in_order: &[&Observation]) -> Option<u16> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const SOCKET: SocketId = SocketId(1);
-    const LOCAL: &str = "192.168.1.2:4001";
-
-    fn at(s: &str) -> SocketAddr {
-        s.parse().unwrap()
-    }
-
-    #[test]
-    fn what_was_seen_before_our_network_changed_is_not_compared_with_what_is_seen_after() {
-        let (mut observations, start) = (Observations::default(), Instant::now());
-        let observers = [1u16, 2, 3].map(|n| (PeerId::random(), SocketAddr::from(([192, 0, 2, 1], n))));
-        let say = |observations: &mut Observations, n: usize, seen: &str, after: u64| {
-            let now = start + Duration::from_secs(after);
-            observations.record(SOCKET, LinkId(0), observers[n], at(seen), now)
-        };
-        for n in 0..3 {
-            assert_eq!(say(&mut observations, n, "198.51.100.1:4001", 0), Recorded::New);
-        }
-        observations.network_changed(start + Duration::from_secs(1));
-        assert_eq!(say(&mut observations, 0, "198.51.100.1:4001", 2), Recorded::Known, "the same mapping");
-        assert_eq!(say(&mut observations, 0, "198.51.100.7:50000", 3), Recorded::Moved);
-        assert_eq!(observations.reflexive(SOCKET), [at("198.51.100.7:50000")]);
-        assert_eq!(say(&mut observations, 1, "198.51.100.7:50000", 4), Recorded::New);
-        assert_eq!(
-            say(&mut observations, 0, "198.51.100.7:50001", 5),
-            Recorded::New,
-            "no change of ours explains it"
-        );
-        assert_eq!(observations.reflexive(SOCKET).len(), 2);
-    }
-
-    fn observe(seen: &[(&str, &str)]) -> Observations {
-        let mut observations = Observations::default();
-        let start = Instant::now();
-        for (i, (from, seen)) in seen.iter().enumerate() {
-            let now = start + Duration::from_millis(i as u64);
-            let observer = (PeerId::random(), at(from));
-            assert_eq!(observations.record(SOCKET, LinkId(i as u64), observer, at(seen), now), Recorded::New);
-        }
-        observations
-    }
-
-    fn view(seen: &[(&str, &str)]) -> NatView {
-        observe(seen).view(SOCKET, 4001, &[at(LOCAL)])
-    }
-
-    #[test]
-    fn nothing_is_known_without_observers_and_little_from_one() {
-        assert_eq!(view(&[]), NatView::default());
-        let one = view(&[("192.0.2.1:1", "203.0.113.1:4001")]);
-        assert_eq!((one.mapping, one.port_preserved), (None, Some(true)));
-    }
-
-    #[test]
-    fn the_same_address_at_two_ips_is_endpoint_independent() {
-        let view = view(&[("192.0.2.1:1", "203.0.113.1:5000"), ("192.0.2.2:1", "203.0.113.1:5000")]);
-        assert_eq!(view.mapping, Some(MappingBehaviour::EndpointIndependent));
-        assert_eq!((view.port_preserved, view.allocation_step), (Some(false), None));
-    }
-
-    #[test]
-    fn the_same_address_at_two_ports_of_one_ip_decides_nothing() {
-        let view = view(&[("192.0.2.1:1", "203.0.113.1:5000"), ("192.0.2.1:2", "203.0.113.1:5000")]);
-        assert_eq!(view.mapping, None);
-    }
-
-    #[test]
-    fn different_addresses_at_two_ips_are_endpoint_dependent_of_an_unknown_kind() {
-        let view = view(&[("192.0.2.1:1", "203.0.113.1:5000"), ("192.0.2.2:1", "203.0.113.1:6000")]);
-        assert_eq!(view.mapping, Some(MappingBehaviour::EndpointDependent));
-    }
-
-    #[test]
-    fn two_ports_of_one_ip_tell_address_dependent_from_port_dependent() {
-        let same = [
-            ("192.0.2.1:1", "203.0.113.1:5000"),
-            ("192.0.2.1:2", "203.0.113.1:5000"),
-            ("192.0.2.2:1", "203.0.113.1:6000"),
-        ];
-        assert_eq!(view(&same).mapping, Some(MappingBehaviour::AddressDependent));
-        let differ = [("192.0.2.1:1", "203.0.113.1:5000"), ("192.0.2.1:2", "203.0.113.1:5007")];
-        assert_eq!(view(&differ).mapping, Some(MappingBehaviour::AddressAndPortDependent));
-    }
-
-    #[test]
-    fn seen_at_our_own_address_there_is_no_nat() {
-        let view = view(&[("192.0.2.1:1", LOCAL)]);
-        assert_eq!(view.mapping, Some(MappingBehaviour::EndpointIndependent));
-        assert_eq!(view.port_preserved, Some(true));
-    }
-
-    #[test]
-    fn an_observer_on_our_side_of_the_nat_does_not_count() {
-        let seen = [
-            ("192.168.1.9:1", LOCAL),
-            ("192.0.2.1:1", "203.0.113.1:5000"),
-            ("192.0.2.2:1", "203.0.113.1:5000"),
-        ];
-        assert_eq!(view(&seen).mapping, Some(MappingBehaviour::EndpointIndependent));
-        assert_eq!(view(&seen).port_preserved, Some(false));
-    }
-
-    #[test]
-    fn ports_at_a_constant_small_distance_are_allocation_in_sequence() {
-        let steps = |ports: [u16; 4]| {
-            let seen: Vec<_> = (1..)
-                .zip(ports)
-                .map(|(i, port)| (format!("192.0.2.{i}:1"), format!("203.0.113.1:{port}")))
-                .collect();
-            let seen: Vec<_> = seen.iter().map(|(a, b)| (a.as_str(), b.as_str())).collect();
-            view(&seen).allocation_step
-        };
-        assert_eq!(steps([5000, 5001, 5002, 5003]), Some(1));
-        assert_eq!(steps([5000, 5002, 5004, 5006]), Some(2));
-        assert_eq!(steps([5000, 5001, 5003, 5004]), None);
-        assert_eq!(steps([5003, 5002, 5001, 5000]), None);
-        assert_eq!(steps([5000, 5100, 5200, 5300]), None);
-    }
-
-    #[test]
-    fn observations_linger_after_their_connection_and_then_expire() {
-        let mut observations = observe(&[("192.0.2.1:1", "203.0.113.1:5000")]);
-        let now = Instant::now() + Duration::from_secs(1);
-        assert_eq!(observations.next_expiry(), None, "the connection keeps the mapping");
-        observations.link_down(LinkId(0), now);
-        assert_eq!(observations.next_expiry(), Some(now + LINGER));
-        assert!(!observations.expire(now + LINGER - Duration::from_millis(1)));
-        assert_eq!(observations.reflexive(SOCKET), [at("203.0.113.1:5000")]);
-        assert!(observations.expire(now + LINGER));
-        assert!(observations.reflexive(SOCKET).is_empty());
-    }
-
-    #[test]
-    fn what_more_observers_agree_on_comes_first() {
-        let observations = observe(&[
-            ("192.0.2.1:1", "203.0.113.1:5000"),
-            ("192.0.2.2:1", "203.0.113.1:5000"),
-            ("192.0.2.3:1", "198.51.100.66:1"),
-        ]);
-        assert_eq!(observations.reflexive(SOCKET), [at("203.0.113.1:5000"), at("198.51.100.66:1")]);
-    }
-
-    #[test]
-    fn observers_are_bounded_and_one_whose_connection_is_gone_makes_room() {
-        let mut observations = Observations::default();
-        let now = Instant::now();
-        let say = |observations: &mut Observations, i: u64| {
-            let observer = (PeerId::random(), at("192.0.2.1:1"));
-            observations.record(SOCKET, LinkId(i), observer, at("203.0.113.1:5000"), now)
-        };
-        assert!((0..MAX_OBSERVATIONS).all(|i| say(&mut observations, i as u64) == Recorded::New));
-        assert_eq!(say(&mut observations, 99), Recorded::Full);
-        observations.link_down(LinkId(3), now);
-        assert_eq!(say(&mut observations, 99), Recorded::New);
-    }
-}
+mod tests;

@@ -108,6 +108,8 @@ pub(crate) enum Purpose {
     Link(usize),
     /// A session samples its NAT.
     Session(super::session::Key),
+    /// To know where the socket is seen to which sessions are to move.
+    Renewal,
 }
 
 /// An answer.
@@ -200,12 +202,12 @@ impl Observing {
     pub(crate) fn sample(
         &mut self,
         link: LinkId,
-        (key, socket): (super::session::Key, SocketId),
+        (purpose, socket): (Purpose, SocketId),
         data: [u8; 8],
         now: Instant,
     ) -> Option<(Path, [u8; PROBE_LEN])> {
         let port = *self.services.get(&link)?.offer.ports.first()?;
-        self.ask(link, Purpose::Session(key), (socket, port), data, now)
+        self.ask(link, purpose, (socket, port), data, now)
     }
 
     fn ask(
@@ -249,6 +251,11 @@ impl Observing {
         self.services
             .values()
             .any(|service| service.ip == address.ip() && service.offer.ports.contains(&address.port()))
+    }
+
+    /// Whether the coordinator of this link offers to observe, over IPv4 or over IPv6.
+    pub(crate) fn serves(&self, link: LinkId, v4: bool) -> bool {
+        self.services.get(&link).is_some_and(|service| service.ip.is_ipv4() == v4)
     }
 
     /// How the NAT in front of `socket`, which has this port, allocates.

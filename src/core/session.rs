@@ -11,7 +11,7 @@ use bytes::Bytes;
 use libp2p_identity::PeerId;
 
 use super::{
-    FlowId, LinkId, SessionId, SocketId,
+    FlowId, LinkId, Path, SessionId, SocketId,
     checklist::{Checklist, Known},
     event::{Phase, SessionRole},
     frame::RejectReason,
@@ -145,6 +145,12 @@ impl Session {
 
     pub(crate) fn is_connected(&self) -> bool {
         self.phase == Phase::Connected
+    }
+
+    /// The path that carries the connection.
+    pub(crate) fn selected(&self) -> Option<Path> {
+        let selected = self.checklist.as_ref().and_then(|checklist| checklist.selected);
+        selected.or(self.known.as_ref().map(|known| known.path))
     }
 
     /// Whether it waits between two attempts.

@@ -133,7 +133,7 @@ impl StreamMuxer for Connection {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {
         let Some(session) = &mut self.session else {
-            // quinn wakes nobody when a client moves, but a client that moved has something to say, which does.
+            self.live.wake_when_moved(cx.waker());
             let moved = self.live.moved().map(addr::from_socket);
             return moved.map_or(Poll::Pending, |to| Poll::Ready(Ok(StreamMuxerEvent::AddressChange(to))));
         };

@@ -18,6 +18,7 @@ use libp2p_identity::PeerId;
 use super::{
     Connection, Error,
     binding::{Env, Wire},
+    clients,
     live::Beneath,
     notice::{self, Notice},
     stats::ConnectedThrough,
@@ -72,6 +73,9 @@ pub(crate) async fn finish(
     };
     let live = env.connections.add(connection, through, Beneath::Wire(wire), source)?;
     let peer = live.peer();
+    if through != ConnectedThrough::Dial {
+        clients::follow(&env);
+    }
     // The connection is as good without a driver.
     let _ = notice::tell(notices, Notice::ConnectionUp { peer, remote, socket }).await;
     Ok((peer, Connection::new(live, None)))

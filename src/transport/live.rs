@@ -7,9 +7,10 @@ use std::{
         Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicU64, Ordering::Relaxed},
     },
+    task::Waker,
 };
 
-use futures::channel::mpsc;
+use futures::{channel::mpsc, task::AtomicWaker};
 use libp2p_identity::PeerId;
 
 use super::{
@@ -41,6 +42,8 @@ pub(crate) struct Live {
     pub(super) connection: quinn::Connection,
     registry: Arc<Registry>,
     place: Mutex<Place>,
+    /// Whoever tells the swarm that the peer has moved.
+    mover: AtomicWaker,
 }
 
 /// Where the two ends are.
@@ -96,6 +99,18 @@ impl Live {
             self.registry.tell(|| StatsEvent::Moved(self.stats()));
         }
         Some(remote)
+    }
+
+    /// Whether the peer made the connection and may move: a QUIC client may (RFC 9000 §9).
+    fn is_of_client(&self) -> bool {
+        matches!(self.through, ConnectedThrough::Listener | ConnectedThrough::PunchAsListener)
+    }
+
+    /// Has `waker` called once a client has moved, a little later than it did.
+    pub(super) fn wake_when_moved(&self, waker: &Waker) {
+        if self.is_of_client() {
+            self.mover.register(waker);
+        }
     }
 
     /// The address that we send from, as far as it is known.
@@ -164,6 +179,7 @@ pub(crate) struct Registry {
 #[derive(Debug, Default)]
 struct Inner {
     live: BTreeMap<ConnectionNumber, Weak<Live>>,
+    follows_clients: bool,
     subscribers: Vec<Subscriber>,
 }
 
@@ -203,6 +219,7 @@ impl Registry {
             connection,
             registry: self.clone(),
             place: Mutex::new(Place { remote, source }),
+            mover: AtomicWaker::new(),
         });
         self.lock().live.insert(number, Arc::downgrade(&live));
         self.tell(|| StatsEvent::Opened(live.stats()));
@@ -221,6 +238,29 @@ impl Registry {
 
     pub(crate) fn get(&self, number: ConnectionNumber) -> Option<Arc<Live>> {
         self.lock().live.get(&number)?.upgrade()
+    }
+
+    /// Whether clients are to be followed that nobody follows yet.
+    pub(super) fn begins_to_follow(&self) -> bool {
+        !std::mem::replace(&mut self.lock().follows_clients, true)
+    }
+
+    /// Wakes those who tell of clients that have moved. If there are no clients, nobody follows them any more.
+    pub(super) fn follow_clients(&self) -> bool {
+        let all = self.live();
+        let mut clients = all.iter().filter(|live| live.is_of_client()).peekable();
+        if clients.peek().is_none() {
+            self.lock().follows_clients = false;
+            // One may have come meanwhile, and have been told that it is followed.
+            return self.live().iter().any(|live| live.is_of_client()) && self.begins_to_follow();
+        }
+        for live in clients {
+            let remote = live.remote();
+            if remote != live.place().remote {
+                live.mover.wake();
+            }
+        }
+        true
     }
 
     /// Serves one more stream of events; what it counts is the events that this one missed.

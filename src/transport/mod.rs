@@ -17,6 +17,7 @@
 
 pub(crate) mod addr;
 mod binding;
+mod clients;
 mod connection;
 mod dial;
 mod error;

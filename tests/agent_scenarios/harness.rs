@@ -66,6 +66,8 @@ pub(crate) struct Node {
     pub(crate) events: Vec<(Duration, Event)>,
     pub(crate) commands: Vec<(Duration, Command)>,
     pub(crate) probes: Vec<(Duration, Path)>,
+    /// The last of them.
+    pub(crate) probe: Bytes,
     /// Whether `Command::Connect` and `Command::Accept` lead to packets.
     pub(crate) quic_works: bool,
 }
@@ -150,6 +152,7 @@ impl World {
             events: Vec::new(),
             commands: Vec::new(),
             probes: Vec::new(),
+            probe: Bytes::new(),
             quic_works: true,
             filtering: FilteringBehaviour::AddressAndPortDependent,
             opens: false,
@@ -357,7 +360,9 @@ impl World {
         let elapsed = self.elapsed();
         while let Some(transmit) = self.nodes[node].agent.poll_transmit() {
             self.nodes[node].probes.push((elapsed, transmit.path));
-            let packet = Packet::Probe(Bytes::copy_from_slice(&transmit.payload));
+            let payload = Bytes::copy_from_slice(&transmit.payload);
+            self.nodes[node].probe = payload.clone();
+            let packet = Packet::Probe(payload);
             let source = self.nodes[node].pool.get(&transmit.path.socket).copied();
             self.send_from(node, source.unwrap_or(self.outer(node)), transmit.path.remote, packet);
         }

@@ -15,6 +15,8 @@ mod inputs;
 #[cfg(test)]
 mod moving;
 #[cfg(test)]
+mod renewing;
+#[cfg(test)]
 mod report;
 #[cfg(test)]
 mod searching;

@@ -182,6 +182,8 @@ fn two_sprays_run_at_once_and_the_next_when_their_attempts_are_over() {
     world.run_for(ms(500));
     let elsewhere = Frame::ObservedAddress { sequence: 9, address: at("198.51.100.2:5001") };
     world.input(b, |agent, now| agent.handle_frame(observer, elsewhere, now));
+    // The coordinator, which does not say so, has had time to see it, if all destinations saw the same.
+    world.run_for(ms(11_000));
     let sprays = |world: &World| {
         let commands = world.nodes[b].commands.iter();
         commands.filter(|(_, c)| matches!(c, Command::OpenSockets { count: 256, .. })).count()

@@ -5,6 +5,7 @@ mod dcutr;
 mod dropped;
 mod families;
 mod filtering;
+mod forgetting;
 mod hard;
 mod hostile;
 mod matrix;

@@ -83,8 +83,15 @@ pub(crate) async fn exchange(swarm: &mut Swarm<Application>, peer: PeerId, numbe
 
 /// Two peers at these sites, both registered; the second answers every message. Their hosts, and the coordinator's.
 pub(crate) async fn two(world: &World, sites: [Site; 2]) -> (Swarm<Application>, PeerId, [Arc<Host>; 3]) {
+    two_on(world, [1, 2].map(|number| sites[usize::from(number) - 1].host(world, number, 0.0))).await
+}
+
+/// As [`two`], on these hosts.
+pub(crate) async fn two_on(
+    world: &World,
+    [a, b]: [Arc<Host>; 2],
+) -> (Swarm<Application>, PeerId, [Arc<Host>; 3]) {
     let (c, address) = coordinator(world);
-    let [a, b] = [1, 2].map(|number| sites[usize::from(number) - 1].host(world, number, 0.0));
     for (x, y) in [(&a, &c), (&b, &c), (&a, &b)] {
         world.set_path(x, y, RTT / 2);
     }

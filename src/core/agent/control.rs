@@ -191,15 +191,22 @@ impl Agent {
         if !self.network.is_plausible(socket, remote, address) {
             return self.out.refuse_frame();
         }
+        if self.sees_another_socket(&observer) {
+            return;
+        }
         let recorded = self.network.observations.record(socket, id, (observer, remote), address, now);
-        if recorded == Recorded::Moved {
+        if matches!(recorded, Recorded::Moved | Recorded::Remapped) {
             self.observing.again(id, now);
             self.observe(now);
+        }
+        if recorded == Recorded::Remapped {
+            self.remapped(socket, now);
+            self.look_for_old_mappings(now);
         }
         match recorded {
             Recorded::Known => {}
             Recorded::Full => self.out.cap_hit(),
-            Recorded::New | Recorded::Moved => {
+            Recorded::New | Recorded::Moved | Recorded::Remapped => {
                 self.out.event(Event::Observed { observer, socket, address });
                 self.refresh_candidates(now);
                 self.report_views();
@@ -207,5 +214,15 @@ impl Agent {
                 self.test_filtering(id, true, now);
             }
         }
+    }
+
+    /// Whether a session with a peer uses a socket that was opened for sessions only: what the peer sees is the mapping of
+    /// that one.
+    fn sees_another_socket(&self, peer: &PeerId) -> bool {
+        self.sessions.of_peer(peer).any(|key| {
+            let session = self.sessions.get(key).filter(|session| session.is_connected());
+            let path = session.and_then(|session| session.selected());
+            path.is_some_and(|path| self.network.socket(path.socket).is_none())
+        })
     }
 }

@@ -35,6 +35,7 @@ impl Agent {
         self.release_sockets(key);
         self.out.event(Event::Connected { peer, role, path, elapsed });
         self.settle(key);
+        self.look_for_old_mappings(now);
     }
 
     /// The handshake of `flow` failed, or its connection ended.

@@ -16,6 +16,7 @@ mod lifecycle;
 mod moving;
 mod observing;
 mod probing;
+mod renewing;
 mod responder;
 mod search;
 
@@ -44,6 +45,7 @@ use super::{
     observer::{Observers, Observing},
     outbox::Outbox,
     registration::{Identity, Registrar},
+    renewal::Renewals,
     search::Gate as SearchGate,
     session::Table,
     targets::{Scope, scope},
@@ -81,6 +83,8 @@ pub struct Agent {
     filter_tests: FilterTests,
     hairpins: Hairpins,
     reporting: Reporting,
+    /// Sockets to which sessions move before our NAT forgets them.
+    renewals: Renewals,
     searches: SearchGate,
     sessions: Table,
     next_flow: u64,
@@ -125,6 +129,7 @@ impl Agent {
             filter_tests: FilterTests::default(),
             hairpins: Hairpins::default(),
             reporting: Reporting::default(),
+            renewals: Renewals::default(),
             searches: SearchGate::new(),
             rng,
             network: Network::new(settings.max_candidates),
@@ -213,6 +218,9 @@ impl Agent {
         if self.filters.next_deadline().is_some_and(|at| at <= now) {
             self.run_filters(now);
         }
+        if self.renewals.next_deadline().is_some_and(|at| at <= now) {
+            self.run_renewals(now);
+        }
         for key in self.sessions.due(now) {
             self.session_timeout(key, now);
         }
@@ -232,6 +240,7 @@ impl Agent {
             self.filter_tests.next_deadline(),
             self.hairpins.next_deadline(),
             self.filters.next_deadline(),
+            self.renewals.next_deadline(),
         ]
         .into_iter()
         .flatten()

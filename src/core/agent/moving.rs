@@ -7,13 +7,14 @@ use std::time::{Duration, Instant};
 
 use super::{Agent, initiator::MAX_ASKED};
 use crate::core::{
+    SocketId,
     candidate::{Candidate, keep_best},
     frame::{Frame, PunchMoved},
     keys::MAC_LEN,
     limits::Rate,
     links::Link,
     pair::Origin,
-    session::{Session, Target},
+    session::{Key, Session, Target},
     targets::Policy,
 };
 
@@ -25,24 +26,53 @@ impl Agent {
     /// sides may have in common.
     pub(super) fn tell_moved(&mut self) {
         let in_doubt = |session: &Session| {
-            session.is_connected() && session.checklist.as_ref().is_some_and(|list| list.is_in_doubt())
+            let checklist = session.checklist.as_ref().filter(|_| session.is_connected());
+            checklist.is_some_and(|list| list.is_in_doubt() && !list.is_remapped())
         };
-        let coordinators = self.registrar.connected();
-        let candidates = self.network.candidates_for(false);
         for key in self.sessions.keys() {
-            let Some(session) = self.sessions.get(key).filter(|session| in_doubt(session)) else { continue };
-            let Some(keys) = session.keys() else { continue };
-            let (peer, name) = (session.peer, session.id);
-            let mut moved = PunchMoved {
-                peer,
-                session: name,
-                candidates: candidates.clone(),
-                authenticator: [0; MAC_LEN],
-            };
-            moved.authenticator = keys.authenticate(&moved.covered());
-            for (_, link) in coordinators.iter().filter(|(id, _)| *id != peer).take(MAX_ASKED) {
-                self.out.frame(*link, Frame::PunchMoved(Box::new(moved.clone())));
+            if self.sessions.get(key).is_some_and(in_doubt) {
+                self.tell_where(key, self.network.candidates_for(false));
             }
+        }
+    }
+
+    /// Tells the peer of a session at which addresses it finds us now.
+    pub(super) fn tell_where(&mut self, key: Key, candidates: Vec<Candidate>) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(keys) = session.keys() else { return };
+        let (peer, name) = (session.peer, session.id);
+        let mut moved = PunchMoved { peer, session: name, candidates, authenticator: [0; MAC_LEN] };
+        moved.authenticator = keys.authenticate(&moved.covered());
+        let coordinators = self.registrar.connected();
+        for (_, link) in coordinators.iter().filter(|(id, _)| *id != peer).take(MAX_ASKED) {
+            self.out.frame(*link, Frame::PunchMoved(Box::new(moved.clone())));
+        }
+    }
+
+    /// Our NAT has given up the mapping of `socket`: the peers of sessions that use it see another address of ours now, or
+    /// nothing any more.
+    pub(super) fn remapped(&mut self, socket: SocketId, now: Instant) {
+        let is_hit = |session: &Session| {
+            session.is_connected() && session.selected().is_some_and(|path| path.socket == socket)
+        };
+        for key in self.sessions.keys() {
+            if !self.sessions.get(key).is_some_and(is_hit) {
+                continue;
+            }
+            self.wake(key, now);
+            if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut())
+            {
+                checklist.remapped(now);
+            }
+            self.pump(key, now);
+        }
+    }
+
+    /// Tells the peer of a session that lost its mapping, if it cannot hear us where we are now.
+    pub(super) fn tell_if_unheard(&mut self, key: Key) {
+        let checklist = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut());
+        if checklist.is_some_and(|checklist| checklist.takes_unheard()) {
+            self.tell_where(key, self.network.candidates_for(false));
         }
     }
 

@@ -48,6 +48,7 @@ impl Agent {
                 self.run_filters(now);
             }
             Pool::Session(flow) => self.search_opened(flow, sockets, now),
+            Pool::Renewal(number) => self.renewal_opened(number, sockets, now),
         }
     }
 
@@ -107,6 +108,7 @@ impl Agent {
                 }
             }
             Purpose::Session(key) => self.search_sampled(key, observed.socket, address.port(), now),
+            Purpose::Renewal => self.renewal_sampled(observed.socket, address, now),
         }
     }
 

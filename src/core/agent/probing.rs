@@ -57,7 +57,9 @@ impl Agent {
     }
 
     fn is_usable(&self, key: Key, path: Path) -> bool {
-        (self.network.socket(path.socket).is_some() || self.owns_socket(key, path.socket))
+        (self.network.socket(path.socket).is_some()
+            || self.owns_socket(key, path.socket)
+            || self.renewals.owns(path.socket))
             && path.remote.port() != 0
             && scope(path.remote.ip()) != Scope::Never
     }
@@ -159,12 +161,15 @@ impl Agent {
 
     fn select(&mut self, key: Key, now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let (peer, flow) = (session.peer, session.flow);
+        let (peer, flow, before) = (session.peer, session.flow, session.selected());
         if let Some(path) = session.checklist.as_mut().and_then(|checklist| checklist.reconsider(now))
             && let Some(flow) = flow
         {
             self.out.command(Command::Select { flow, path });
             self.out.event(Event::PathSelected { peer, path });
+            if let Some(before) = before.filter(|before| before.socket != path.socket) {
+                self.network.observations.leaves(&peer, before.socket);
+            }
         }
     }
 
@@ -187,6 +192,7 @@ impl Agent {
         }
         // A probe that goes unanswered may be the one by which the selected path proves dead.
         self.select(key, now);
+        self.tell_if_unheard(key);
         self.settle(key);
     }
 
@@ -276,11 +282,15 @@ impl Agent {
     pub(super) fn extend_checklist(&mut self, key: Key, first: Option<SocketId>, now: Instant) {
         let max_pairs = self.settings.max_pairs();
         let Some(session) = self.sessions.get_mut(key) else { return };
-        let (flow, role) = (session.flow, session.role);
+        let (flow, role, selected) = (session.flow, session.role, session.selected());
         let (Some(checklist), Some(flow)) = (&mut session.checklist, flow) else { return };
         for target in &session.targets {
             let mut sockets = self.network.sockets_for(target.remote);
-            sockets.sort_by_key(|socket| Some(*socket) != first);
+            // The one that the peer knows may have been opened for sessions only.
+            let current =
+                selected.filter(|path| path.remote.is_ipv4() == target.remote.is_ipv4()).map(|p| p.socket);
+            sockets.extend(current.filter(|socket| !sockets.contains(socket)));
+            sockets.sort_by_key(|socket| (Some(*socket) != current, Some(*socket) != first));
             for socket in sockets {
                 let path = Path { socket, remote: target.remote };
                 if checklist.pairs().len() >= max_pairs {
@@ -362,7 +372,7 @@ impl Agent {
 
 /// The priority of a pair whose other end has `remote_priority`. Ours is that of a host candidate: what we send from is
 /// always a socket of this host.
-fn pair_priority_of(role: SessionRole, remote: IpAddr, remote_priority: u32) -> u64 {
+pub(super) fn pair_priority_of(role: SessionRole, remote: IpAddr, remote_priority: u32) -> u64 {
     let local = candidate::priority(CandidateKind::Host, remote);
     match role {
         SessionRole::Initiator => pair_priority(local, remote_priority),

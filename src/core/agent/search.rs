@@ -12,6 +12,7 @@ use crate::core::{
     frame::{Frame, PunchWindow},
     keys::MAC_LEN,
     links::Link,
+    observer::Purpose,
     pair::Origin,
     probe::Probe,
     search::{Action, DURATION, SILENCE, Search, Window},
@@ -60,7 +61,9 @@ impl Agent {
                 Some(Action::Silence) => self.silence(key, now),
                 Some(Action::Sample(socket)) => {
                     let link = search.link;
-                    if let Some((path, payload)) = self.observing.sample(link, (key, socket), data, now) {
+                    if let Some((path, payload)) =
+                        self.observing.sample(link, (Purpose::Session(key), socket), data, now)
+                    {
                         self.out.transmits.push_back(crate::core::outbox::Transmit { path, payload });
                     }
                 }

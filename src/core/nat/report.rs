@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fmt,
     net::{IpAddr, SocketAddr},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use libp2p_identity::PeerId;
@@ -18,8 +18,6 @@ use crate::core::{
 
 /// What is known of the NAT in front of the socket that our coordinators know. `None` is not known: nothing here is
 /// guessed, nor inferred from which connections succeed.
-///
-/// The lifetime of a mapping is not among it: nothing measures that, since it would take to be silent for minutes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
@@ -37,6 +35,10 @@ pub struct Report {
     pub port_preserved: Option<Finding<bool>>,
     /// How the NAT picks the ports of new mappings.
     pub allocation: Option<Finding<Allocation>>,
+    /// The shortest time that a mapping stood which was in use, if the NAT ends such ones, as some carriers' do every minute.
+    /// Connected sessions move to another socket before that. How long one stands that nobody uses is not measured:
+    /// QUIC sends something every few seconds (`keep_alive_interval`).
+    pub mapping_lifetime: Option<Finding<Duration>>,
     /// Whether what we send to our own public address comes back to us (RFC 4787 §6).
     pub hairpin: Option<Finding<bool>>,
     /// Who else is seen at our public IP address, as far as known.
@@ -141,6 +143,7 @@ type Said<'a> = (
     Option<(MappingBehaviour, Confidence)>,
     Option<(FilteringBehaviour, Confidence)>,
     Option<(Allocation, Confidence)>,
+    Option<(Duration, Confidence)>,
     Option<(&'a Sharing, Confidence)>,
 );
 
@@ -162,6 +165,7 @@ impl Report {
             of(&self.mapping),
             of(&self.filtering),
             of(&self.allocation),
+            of(&self.mapping_lifetime),
             self.sharing.as_ref().map(|finding| (&finding.value, finding.confidence)),
         )
     }
@@ -192,6 +196,7 @@ impl Observations {
                 .port_preserved
                 .zip(all())
                 .map(|(kept, evidence)| Finding::agreed(kept, evidence)),
+            mapping_lifetime: self.lifetimes.finding(),
             ..Report::default()
         }
     }

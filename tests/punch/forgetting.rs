@@ -1,0 +1,81 @@
+//! NATs that give up mappings which are in use, as some carriers' do every minute.
+
+use std::{sync::Arc, time::Duration};
+
+use libp2p::swarm::SwarmEvent;
+use libp2p_punch::Event;
+use libp2p_punch_sim::{Host, Nat, Ports, World};
+use tokio::time::{Instant, timeout_at};
+
+use crate::{
+    moving::{exchange, two_on},
+    network::{client, coordinator, on_paused_time, registered, swarm, until},
+};
+
+/// How long one message may take beyond the usual 66 ms, once it is known how long mappings stand.
+const PATIENCE: Duration = Duration::from_millis(40);
+/// The same while that is not known: an idle connection to a coordinator sends something every 5 s, which shows it our new
+/// address; it looks once a second; it tells us, and we tell the peer.
+const FIRST_PATIENCE: Duration = Duration::from_millis(6_500);
+/// By then every side has seen one mapping go.
+const LEARNED: u64 = 100;
+
+fn site(world: &World, number: u8, lifetime: u64) -> Arc<Host> {
+    let absolute_lifetime = Some(Duration::from_secs(lifetime));
+    let nat = Nat { ports: Ports::Random, absolute_lifetime, ..Nat::default() };
+    world.nat(nat, [198, 51, 100, number]).host([192, 168, number, 2])
+}
+
+#[test]
+fn a_session_outlives_the_mappings_of_both_sides_and_soon_without_a_stall() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (mut dialer, peer, _) = two_on(&world, [site(&world, 1, 60), site(&world, 2, 73)]).await;
+        let start = Instant::now();
+        let (mut first, mut later) = (Duration::ZERO, Vec::new());
+        for second in 0..600 {
+            let next = start + Duration::from_secs(second);
+            // Swarms want to be driven, also when nothing is to be done.
+            let nothing = timeout_at(next, until(&mut dialer, |_| None::<()>)).await;
+            assert!(nothing.is_err());
+            // It ends the test if the connection does.
+            let took = exchange(&mut dialer, peer, 0).await;
+            match start.elapsed().as_secs() {
+                ..LEARNED => first = first.max(took),
+                _ => later.push(took),
+            }
+        }
+        later.sort();
+        let (usual, slowest) = (later[later.len() / 2], later[later.len() - 1]);
+        assert!(slowest - usual <= PATIENCE, "{usual:?}, {slowest:?}");
+        assert!(first <= FIRST_PATIENCE, "{first:?}");
+        // Each side moves before each of its mappings ends.
+        assert!(dialer.behaviour().punch.counters().renewals >= 500 / 60);
+        let lifetime = dialer.behaviour().punch.nat_report().mapping_lifetime.as_ref().unwrap().value;
+        assert!((54..=66).contains(&lifetime.as_secs()), "{lifetime:?}");
+    });
+}
+
+#[test]
+fn a_client_that_only_idles_learns_its_new_address_within_seconds() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address) = coordinator(&world);
+        let mut client = swarm(&site(&world, 1, 60), 1, client(&address), |punch, _| punch);
+        registered(&mut client).await;
+        let mut seen = Vec::new();
+        let begin = Instant::now();
+        while seen.len() < 4 {
+            let at = until(&mut client, |event| match event {
+                SwarmEvent::Behaviour(Event::Observed { address, .. }) => Some(address),
+                _ => None,
+            });
+            seen.push((at.await, begin.elapsed()));
+        }
+        for pair in seen.windows(2) {
+            assert_ne!(pair[0].0, pair[1].0);
+            let stood = pair[1].1 - pair[0].1;
+            assert!(stood < Duration::from_secs(60) + FIRST_PATIENCE, "{seen:?}");
+        }
+    });
+}
