@@ -15,6 +15,9 @@ pub enum Kind {
     EimApdf,
     /// The same with another port.
     EimApdfOtherPort,
+    /// As `EimApdf`, without a firewall: a packet that comes before its flow goes out takes the port of that flow, which then
+    /// gets another one.
+    EimApdfBare,
     /// Two boxes of kind EIM+APDF, one behind the other.
     Double,
     /// Address-dependent mapping, address- and port-dependent filtering.
@@ -60,12 +63,13 @@ pub struct Behaviour {
 
 impl Kind {
     /// All kinds.
-    pub const ALL: [Kind; 9] = [
+    pub const ALL: [Kind; 10] = [
         Kind::Public,
         Kind::EimEif,
         Kind::EimAdf,
         Kind::EimApdf,
         Kind::EimApdfOtherPort,
+        Kind::EimApdfBare,
         Kind::AdmApdf,
         Kind::ApdmRandom,
         Kind::ApdmSequential,
@@ -99,6 +103,7 @@ impl Kind {
             Kind::EimAdf => "eim+adf",
             Kind::EimApdf => "eim+apdf",
             Kind::EimApdfOtherPort => "eim+apdf+hashed",
+            Kind::EimApdfBare => "eim+apdf+bare",
             Kind::Double => "double+eim+apdf",
             Kind::AdmApdf => "adm+apdf",
             Kind::ApdmRandom => "apdm+apdf+random",
@@ -114,6 +119,7 @@ impl Kind {
             Kind::EimAdf => ("EIM+ADF", ""),
             Kind::EimApdf => ("EIM+APDF", "port kept"),
             Kind::EimApdfOtherPort => ("EIM+APDF", "port not kept"),
+            Kind::EimApdfBare => ("EIM+APDF", "no firewall"),
             Kind::Double => ("EIM+APDF", "behind another"),
             Kind::AdmApdf => ("ADM+APDF", ""),
             Kind::ApdmRandom => ("APDM+APDF", "random ports"),
@@ -127,7 +133,7 @@ impl Kind {
         let (mapping, filtering, ports) = match self {
             Kind::Public | Kind::EimEif => (Nothing, Nothing, Ports::Kept),
             Kind::EimAdf => (Nothing, Address, Ports::Kept),
-            Kind::EimApdf | Kind::Double => (Nothing, AddressAndPort, Ports::Kept),
+            Kind::EimApdf | Kind::EimApdfBare | Kind::Double => (Nothing, AddressAndPort, Ports::Kept),
             Kind::EimApdfOtherPort => (Nothing, AddressAndPort, Ports::Scattered),
             Kind::AdmApdf => (Address, AddressAndPort, Ports::Scattered),
             Kind::ApdmRandom => (AddressAndPort, AddressAndPort, Ports::Scattered),

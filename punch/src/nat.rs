@@ -20,6 +20,7 @@ pub(crate) fn json(report: &Report, now: Instant) -> Value {
         "filtering": finding(&report.filtering, now, |filtering| json!(filtering_word(*filtering))),
         "port_preserved": finding(&report.port_preserved, now, |value| json!(value)),
         "allocation": finding(&report.allocation, now, allocation_json),
+        "early_packets_harm": finding(&report.early_packets_harm, now, |value| json!(value)),
         "mapping_lifetime_ms": finding(&report.mapping_lifetime, now, |value| json!(milliseconds(*value))),
         "hairpin": finding(&report.hairpin, now, |value| json!(value)),
         "sharing": finding(&report.sharing, now, |sharing| json!({
@@ -91,6 +92,9 @@ pub(crate) fn words(report: &Report) -> String {
     }
     if let Some(filtering) = &report.filtering {
         parts.push(format!("{} ({} confidence)", filtering_words(filtering.value), filtering.confidence));
+    }
+    if value(&report.early_packets_harm) == Some(true) {
+        parts.push("it has no firewall: what comes before we send takes our port".into());
     }
     if let Some(lifetime) = value(&report.mapping_lifetime) {
         parts.push(format!("it gives mappings up after {} s, though they are in use", lifetime.as_secs()));

@@ -24,8 +24,13 @@ use super::{
     strategy::{Allocation, allocation},
 };
 
-/// Ports that a coordinator opens: with three the distances between mappings made in one go can be compared.
-pub(crate) const PORTS: usize = 3;
+/// Ports that a coordinator opens: with three the distances between mappings made in one go can be compared. From the
+/// fourth it sends first, so that what the client sends there shows whether its NAT gave the port away for that.
+pub(crate) const PORTS: usize = 4;
+/// The place of the fourth in an offer.
+pub(crate) const EARLY: usize = 3;
+/// Datagrams from there: one may get lost.
+pub(crate) const EARLY_DATAGRAMS: usize = 2;
 /// Requests of one client: three and their repetitions for each link, and four for each session that samples its NAT.
 pub(crate) const OBSERVE_RATE: Rate = Rate { interval: Duration::from_millis(50), burst: 60 };
 /// When requests that were not answered are sent again, after the first.
@@ -76,9 +81,15 @@ impl Observers {
         self.ports.contains_key(&socket)
     }
 
-    /// What is offered on `link`; `None` as long as there are no ports.
-    pub(crate) fn offer(&self, link: LinkId) -> Option<ObserverOffer> {
-        let ports: Vec<u16> = self.ports.values().copied().take(MAX_OBSERVER_PORTS).collect();
+    /// The socket that sends first, if all could be opened.
+    pub(crate) fn early(&self) -> Option<SocketId> {
+        self.ports.keys().copied().nth(EARLY)
+    }
+
+    /// What is offered on `link`, with or without the port that sends first; `None` as long as there are no ports.
+    pub(crate) fn offer(&self, link: LinkId, early: bool) -> Option<ObserverOffer> {
+        let count = if early { MAX_OBSERVER_PORTS } else { EARLY };
+        let ports: Vec<u16> = self.ports.values().copied().take(count).collect();
         let token = link.0.to_be_bytes();
         (!ports.is_empty()).then(|| ObserverOffer { ports, token, key: self.key(token) })
     }
@@ -189,7 +200,9 @@ impl Observing {
             service.due = AGAIN.get(service.sent).map(|after| now + *after);
             service.sent += 1;
             for (place, port) in service.offer.ports.iter().enumerate() {
-                if service.seen.get(place).copied().flatten().is_none() {
+                // What was sent from the fourth has arrived by the second round, though the offer may have been faster.
+                let is_time = place != EARLY || service.sent > 1;
+                if is_time && service.seen.get(place).copied().flatten().is_none() {
                     requests.push((*link, Purpose::Link(place), service.socket, *port));
                 }
             }
@@ -261,9 +274,23 @@ impl Observing {
     /// How the NAT in front of `socket`, which has this port, allocates.
     pub(crate) fn allocation(&self, socket: SocketId, local: u16) -> Option<Allocation> {
         self.services.values().filter(|service| service.socket == socket).find_map(|service| {
-            let ports: Vec<u16> = service.seen.iter().copied().collect::<Option<_>>()?;
+            let ports: Vec<u16> = service.seen.iter().take(EARLY).copied().collect::<Option<_>>()?;
             allocation(&ports, local)
         })
+    }
+
+    /// Whether the NAT in front of `socket` gives a flow another port if a packet of the other end came before it. Only
+    /// where it otherwise gives all flows the same.
+    pub(crate) fn early_packets_harm(&self, socket: SocketId) -> Option<bool> {
+        let all = self.services.values().filter(|service| service.socket == socket);
+        let judge = |service: &Service| {
+            let usual: Vec<u16> = service.seen.iter().take(EARLY).copied().collect::<Option<_>>()?;
+            let early = service.seen.get(EARLY).copied().flatten()?;
+            let first = *usual.first()?;
+            usual.iter().all(|port| *port == first).then_some(early != first)
+        };
+        // One that got lost harmed nobody.
+        all.filter_map(judge).max()
     }
 }
 
@@ -273,7 +300,7 @@ mod tests {
 
     fn observers() -> Observers {
         let mut observers = Observers::new([7; 32]);
-        assert!(observers.offer(LinkId(1)).is_none());
+        assert!(observers.offer(LinkId(1), false).is_none());
         observers.opened(&[(SocketId(5), 1005), (SocketId(6), 1006), (SocketId(7), 1007)]);
         observers
     }
@@ -281,7 +308,7 @@ mod tests {
     #[test]
     fn a_request_is_authentic_under_its_own_token_only() {
         let observers = observers();
-        let offer = observers.offer(LinkId(3)).unwrap();
+        let offer = observers.offer(LinkId(3), false).unwrap();
         let datagram = request(&offer, [9; 8]);
         assert_eq!(observers.judge(&datagram), Some((LinkId(3), [9; 8])));
         for at in 0..PROBE_LEN {
@@ -295,7 +322,7 @@ mod tests {
 
     #[test]
     fn every_port_is_asked_until_it_answers_and_never_more_than_four_times() {
-        let offer = observers().offer(LinkId(3)).unwrap();
+        let offer = observers().offer(LinkId(3), false).unwrap();
         let start = Instant::now();
         let (mut observing, mut next) = (Observing::default(), 0u64);
         observing.offered(LinkId(8), offer, ([192, 0, 2, 1].into(), SocketId(1)), start);
@@ -321,7 +348,7 @@ mod tests {
 
     #[test]
     fn three_answers_tell_the_allocation() {
-        let offer = observers().offer(LinkId(3)).unwrap();
+        let offer = observers().offer(LinkId(3), false).unwrap();
         let now = Instant::now();
         let (mut observing, mut next) = (Observing::default(), 0u64);
         observing.offered(LinkId(8), offer, ([192, 0, 2, 1].into(), SocketId(1)), now);
@@ -337,5 +364,36 @@ mod tests {
         assert_eq!(observing.next_deadline(), None);
         observing.link_down(LinkId(8));
         assert_eq!(observing.allocation(SocketId(1), 1), None);
+    }
+
+    /// What follows from these ports of the four.
+    fn judged(seen: [u16; 4]) -> Option<bool> {
+        let mut observers = observers();
+        observers.opened(&[(SocketId(8), 1008)]);
+        assert_eq!(observers.early(), Some(SocketId(8)));
+        let (mut observing, mut next, now) = (Observing::default(), 0u64, Instant::now());
+        let offer = observers.offer(LinkId(3), true).unwrap();
+        observing.offered(LinkId(8), offer, ([192, 0, 2, 1].into(), SocketId(1)), now);
+        let mut asked = Vec::new();
+        while let Some(at) = observing.next_deadline() {
+            let requests = observing.poll(at, || {
+                next += 1;
+                next.to_be_bytes()
+            });
+            asked.push(requests.len());
+            for (path, datagram) in requests {
+                let port = seen[usize::from(path.remote.port() - 1005)];
+                observing.answered(LinkId(8), datagram[11..19].try_into().unwrap(), port);
+            }
+        }
+        assert_eq!(asked, [3, 1], "the fourth comes later");
+        observing.early_packets_harm(SocketId(1))
+    }
+
+    #[test]
+    fn a_port_that_was_given_away_shows_where_the_observer_sent_first() {
+        assert_eq!(judged([7000, 7000, 7000, 7000]), Some(false));
+        assert_eq!(judged([7000, 7000, 7000, 9000]), Some(true));
+        assert_eq!(judged([7000, 7001, 7002, 7003]), None, "every destination has another port there");
     }
 }

@@ -5,7 +5,8 @@
 //! | Spray | 256 sockets of its own | the address at which the coordinator saw the peer | 2 a socket |
 //! | Scan | the session's socket | distinct ports of that IP address, in random order | 1,500 |
 //! | Open | 32 sockets of its own | the address at which the coordinator saw the peer | 2 a socket |
-//! | Follow | the session's socket | the 48 ports after the one that the peer sampled | 2 a port |
+//! | Follow | the session's socket | the 48 ports after the one that the peer sampled; that one itself if the peer is Afresh | 2 a port; 12 |
+//! | Afresh | one socket of its own | the address at which the coordinator saw the peer | 12 |
 //! | Align | 32 sockets of its own | the 20th port after the one that the peer sampled, then the 58th | 1 a socket each |
 //!
 //! A shot is one challenge, 300 of them leave in a second, and none to another IP address than the one that the
@@ -42,6 +43,8 @@ const WINDOW: u32 = 48;
 /// unless another host took it, or more than 19 before; the second run, in which every socket sends to another port and so
 /// gets another mapping, has the second.
 const AIMS: [u32; 2] = [20, 58];
+/// Shots from one socket to another: more than a lossy path loses in a row.
+const SINGLE: u32 = 12;
 /// How long a sample may take before another one is made, from another socket.
 const SAMPLE_AGAIN: Duration = Duration::from_millis(250);
 const MAX_SAMPLES: usize = 4;
@@ -196,6 +199,7 @@ impl Search {
         match self.strategy {
             Strategy::Spray => SPRAY_SOCKETS,
             Strategy::Open { .. } | Strategy::Align { .. } => WINDOW_SOCKETS,
+            Strategy::Afresh => 1,
             Strategy::Plain | Strategy::Scan | Strategy::Follow | Strategy::Hopeless => 0,
         }
     }
@@ -205,10 +209,11 @@ impl Search {
         self.from
     }
 
-    /// The step of our NAT, if the peer is to be told where it is.
+    /// The step of our NAT, if the peer is to be told where it is; 0 for a single socket.
     pub(crate) fn step(&self) -> Option<u16> {
         match self.strategy {
             Strategy::Open { step } | Strategy::Align { step } => Some(step),
+            Strategy::Afresh => Some(0),
             _ => None,
         }
     }
@@ -231,12 +236,11 @@ impl Search {
                 self.stage = Stage::Preparing;
                 Some(Action::Silence)
             }
-            Stage::Sampling(_) => match self.sockets.get(self.samples).filter(|_| self.samples < MAX_SAMPLES)
-            {
+            Stage::Sampling(_) => match self.to_sample() {
                 Some(socket) => {
                     self.samples += 1;
                     self.stage = Stage::Sampling(now + SAMPLE_AGAIN);
-                    Some(Action::Sample(*socket))
+                    Some(Action::Sample(socket))
                 }
                 None => {
                     self.stage = Stage::Over;
@@ -250,6 +254,12 @@ impl Search {
             }
             Stage::Preparing | Stage::Over => None,
         }
+    }
+
+    /// The socket from which the observer is asked next: in a sequence each has made one mapping.
+    fn to_sample(&self) -> Option<SocketId> {
+        let place = if self.strategy == Strategy::Afresh { 0 } else { self.samples };
+        self.sockets.get(place).copied().filter(|_| self.samples < MAX_SAMPLES)
     }
 
     /// The search was admitted.
@@ -270,7 +280,7 @@ impl Search {
         self.stage = match self.strategy {
             _ if sockets.is_empty() => Stage::Over,
             Strategy::Spray => Stage::Shooting(now),
-            Strategy::Open { .. } | Strategy::Align { .. } => Stage::Sampling(now),
+            Strategy::Open { .. } | Strategy::Align { .. } | Strategy::Afresh => Stage::Sampling(now),
             _ => self.stage,
         };
     }
@@ -286,12 +296,19 @@ impl Search {
         first
     }
 
-    /// The peer's NAT was sampled. Only the first word counts.
-    pub(crate) fn follow(&mut self, window: Window, now: Instant) {
-        if self.window.is_none() {
-            self.window = Some(window);
-            self.ready(now);
+    /// The peer's NAT was sampled. Only the first word counts. Whether plain probes have met silence and a search is to begin
+    /// for that: the peer has a socket of which we did not expect to hear.
+    pub(crate) fn follow(&mut self, window: Window, now: Instant) -> bool {
+        if self.window.is_some() {
+            return false;
         }
+        self.window = Some(window);
+        if self.strategy == Strategy::Plain && window.step == 0 {
+            self.strategy = Strategy::Follow;
+            return self.stage == Stage::Preparing;
+        }
+        self.ready(now);
+        false
     }
 
     /// Begins to shoot as soon as everything for it is there.
@@ -299,7 +316,7 @@ impl Search {
         let ready = match self.strategy {
             Strategy::Follow => self.window.is_some(),
             Strategy::Align { .. } => self.sampled && self.window.is_some(),
-            Strategy::Open { .. } => self.sampled,
+            Strategy::Open { .. } | Strategy::Afresh => self.sampled,
             _ => false,
         };
         if ready && self.running && self.stage == Stage::Preparing {
@@ -311,7 +328,9 @@ impl Search {
         let twice = |count: usize| 2 * u32::try_from(count).unwrap_or(0);
         match self.strategy {
             Strategy::Scan => MAX_SHOTS,
+            Strategy::Follow if self.window.is_some_and(|window| window.step == 0) => SINGLE,
             Strategy::Follow => 2 * WINDOW,
+            Strategy::Afresh => SINGLE,
             Strategy::Spray | Strategy::Open { .. } | Strategy::Align { .. } => {
                 twice(self.sockets.len()).min(MAX_SHOTS)
             }
@@ -329,7 +348,7 @@ impl Search {
                 (self.from, at(u16::try_from(u64::from(FIRST_PORT) + place).ok()?))
             }
             Strategy::Follow => (self.from, at(self.window?.after(1 + n % WINDOW))),
-            Strategy::Spray | Strategy::Open { .. } => (own()?, self.target),
+            Strategy::Spray | Strategy::Open { .. } | Strategy::Afresh => (own()?, self.target),
             Strategy::Align { .. } => {
                 let run = usize::try_from(n).ok()? / self.sockets.len().max(1);
                 (own()?, at(self.window?.after(*AIMS.get(run)?)))

@@ -97,7 +97,7 @@ pub(crate) struct Session {
     /// The shortest that was measured in an earlier attempt.
     pub(crate) rtt: Option<Duration>,
     /// What the sides said of their NATs in the last round, ours first.
-    pub(crate) traits: Option<(Traits, Traits)>,
+    pub(crate) traits: Option<Box<(Traits, Traits)>>,
     /// What follows if plain probes meet silence.
     pub(crate) search: Option<Box<Search>>,
     /// Sockets that were opened for the search and are still open.

@@ -27,9 +27,12 @@ pub struct Traits {
     pub allocation: Option<Allocation>,
     /// The peer takes no part in birthday searches.
     pub declines_search: bool,
+    /// A packet from outside that comes before the first one of a flow takes that flow's port: a box without a firewall.
+    pub early_packets_harm: bool,
 }
 
 const DECLINES_SEARCH: u8 = 1;
+const EARLY_PACKETS_HARM: u8 = 2;
 
 impl Traits {
     /// The content of a NAT report; empty if nothing is known.
@@ -53,7 +56,10 @@ impl Traits {
         let mut out = BytesMut::with_capacity(5);
         out.put_slice(&[mapping, allocation]);
         out.put_u16(step);
-        out.put_u8(if self.declines_search { DECLINES_SEARCH } else { 0 });
+        let flag = |is_set, bit| if is_set { bit } else { 0 };
+        out.put_u8(
+            flag(self.declines_search, DECLINES_SEARCH) | flag(self.early_packets_harm, EARLY_PACKETS_HARM),
+        );
         out.freeze()
     }
 
@@ -74,7 +80,12 @@ impl Traits {
             (3, _) => Some(Allocation::Random),
             _ => None,
         };
-        Self { mapping, allocation, declines_search: byte(4) & DECLINES_SEARCH != 0 }
+        Self {
+            mapping,
+            allocation,
+            declines_search: byte(4) & DECLINES_SEARCH != 0,
+            early_packets_harm: byte(4) & EARLY_PACKETS_HARM != 0,
+        }
     }
 
     /// Whether every strategy is the same for both.
@@ -85,6 +96,9 @@ impl Traits {
     /// Which row or column of the table this is.
     fn kind(&self) -> Kind {
         match (self.mapping, self.allocation) {
+            (None | Some(MappingBehaviour::EndpointIndependent), _) if self.early_packets_harm => {
+                Kind::Fragile
+            }
             (None | Some(MappingBehaviour::EndpointIndependent), _) => Kind::Easy,
             (Some(_), Some(Allocation::Sequential { step })) => Kind::Sequential { step },
             // What preserves ports and yet depends on the endpoint does so only as long as the port is free.
@@ -97,6 +111,8 @@ impl Traits {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Easy,
+    /// Easy for those whose packets do not come too early.
+    Fragile,
     Sequential {
         step: u16,
     },
@@ -119,13 +135,15 @@ pub(crate) enum Strategy {
         /// From one of our ports to the next.
         step: u16,
     },
-    /// Waits to be told where the peer's NAT is in its sequence, and looks there.
+    /// Waits to be told where the peer's NAT is in its sequence, or where its fresh socket is, and looks there.
     Follow,
     /// As `Open`, but towards one port of the sequence in which the peer's NAT is.
     Align {
         /// From one of our ports to the next.
         step: u16,
     },
+    /// Opens one socket, towards the one address at which the peer is known, and tells the peer where that is.
+    Afresh,
     /// Gives up, so that a relay can take over.
     Hopeless,
 }
@@ -134,7 +152,14 @@ pub(crate) enum Strategy {
 /// §7.5.
 pub(crate) fn strategy(ours: &Traits, theirs: &Traits, first: bool) -> Strategy {
     let declined = ours.declines_search || theirs.declines_search;
+    let is_easy = |kind| if kind == Kind::Fragile { Kind::Easy } else { kind };
     match (ours.kind(), theirs.kind()) {
+        // What came too early has spoilt the port that the peer knows, and whoever is not harmed by that goes second.
+        (Kind::Fragile, Kind::Easy) => return Strategy::Afresh,
+        (Kind::Easy, Kind::Fragile) => return Strategy::Follow,
+        _ => {}
+    }
+    match (is_easy(ours.kind()), is_easy(theirs.kind())) {
         (Kind::Easy, Kind::Easy) => Strategy::Plain,
         (Kind::Sequential { step }, Kind::Easy) if first || declined => Strategy::Open { step },
         (Kind::Easy, Kind::Sequential { .. }) if first || declined => Strategy::Follow,
@@ -182,7 +207,7 @@ mod tests {
     use MappingBehaviour::{AddressAndPortDependent, EndpointIndependent};
 
     fn traits(mapping: Option<MappingBehaviour>, allocation: Option<Allocation>) -> Traits {
-        Traits { mapping, allocation, declines_search: false }
+        Traits { mapping, allocation, ..Traits::default() }
     }
 
     const SEQUENTIAL: Option<Allocation> = Some(Allocation::Sequential { step: 2 });
@@ -199,8 +224,8 @@ mod tests {
         let allocations = [None, Some(Allocation::Preserving), SEQUENTIAL, Some(Allocation::Random)];
         for mapping in mappings {
             for allocation in allocations {
-                for declines_search in [false, true] {
-                    let traits = Traits { mapping, allocation, declines_search };
+                for (declines_search, early_packets_harm) in [(false, false), (false, true), (true, false)] {
+                    let traits = Traits { mapping, allocation, declines_search, early_packets_harm };
                     assert_eq!(Traits::parse(&traits.encode()), traits);
                 }
             }
@@ -211,7 +236,7 @@ mod tests {
     #[test]
     fn a_report_of_a_later_version_is_read_as_far_as_it_is_known() {
         assert_eq!(
-            Traits::parse(&[3, 2, 0, 2, 0xfe, 9, 9]),
+            Traits::parse(&[3, 2, 0, 2, 0xfc, 9, 9]),
             traits(Some(AddressAndPortDependent), SEQUENTIAL)
         );
         assert_eq!(Traits::parse(&[77, 2, 0, 0]), Traits::default(), "a step of 0 is none");
@@ -225,10 +250,15 @@ mod tests {
         let sequential = traits(Some(AddressAndPortDependent), SEQUENTIAL);
         let random = traits(Some(AddressAndPortDependent), Some(Allocation::Random));
         let unmeasured = traits(Some(AddressAndPortDependent), None);
+        let fragile = Traits { early_packets_harm: true, ..easy };
         use Strategy::*;
         for (a, b, first, second, retry_first, retry_second) in [
             (easy, easy, Plain, Plain, Plain, Plain),
             (easy, unknown, Plain, Plain, Plain, Plain),
+            (fragile, easy, Afresh, Follow, Afresh, Follow),
+            (fragile, unknown, Afresh, Follow, Afresh, Follow),
+            (fragile, fragile, Plain, Plain, Plain, Plain),
+            (fragile, random, Scan, Spray, Scan, Spray),
             (random, easy, Spray, Scan, Spray, Scan),
             (random, unknown, Spray, Scan, Spray, Scan),
             (sequential, easy, Open { step: 2 }, Follow, Spray, Scan),

@@ -22,7 +22,7 @@ const VICTIM: &str = "192.0.2.66:6";
 
 fn random() -> Traits {
     let (mapping, allocation) = (Some(AddressAndPortDependent), Some(Allocation::Random));
-    Traits { mapping, allocation, declines_search: false }
+    Traits { mapping, allocation, ..Traits::default() }
 }
 
 fn sequential() -> Traits {
@@ -162,7 +162,7 @@ fn a_coordinator_opens_observers_once_and_offers_them_once_to_each_client() {
             _ => None,
         })
         .collect();
-    assert_eq!(opened, [(Pool::Observers, 3)]);
+    assert_eq!(opened, [(Pool::Observers, 4)]);
     let before = world.nodes[1].agent.counters().frames_refused;
     let sockets = [(SocketId(900), 7001), (SocketId(901), 7002), (SocketId(902), 7003)];
     world.input(c, |agent, now| agent.handle_sockets_opened(Pool::Observers, &sockets, now));

@@ -5,7 +5,7 @@ use std::time::Duration;
 use libp2p_punch::Config;
 
 use crate::{
-    matrix::{Dial, EVEN},
+    matrix::{Dial, EVEN, Geometry},
     nats::{ALL, is_hopeful, sequential},
     network::Site,
 };
@@ -95,4 +95,35 @@ fn every_pair_of_the_lab_is_direct_or_hopeless_as_it_must_be() {
             }
         }
     }
+}
+
+/// What one side sends reaches the other one's NAT before that side has heard of it: the coordinator is far from whoever is
+/// late, and the peers are near each other.
+fn early_at(late: usize) -> Geometry {
+    let ms = Duration::from_millis;
+    match late {
+        0 => Geometry { a: ms(200), b: ms(20), d: ms(40) },
+        _ => Geometry { a: ms(20), b: ms(200), d: ms(40) },
+    }
+}
+
+#[test]
+fn where_an_early_packet_does_harm_the_one_that_it_harms_begins_afresh() {
+    for (late, hasty) in [(0, false), (0, true), (1, false), (1, true)] {
+        let mut sites = [Site::EIM_APDF; 2];
+        sites[late] = Site::Bare;
+        let dial = Dial { hasty, ..Dial::new(sites[0], sites[1], early_at(late), 1) };
+        let took = dial.run().expect("direct");
+        // Silence for 400 ms, once more if the first attempt came before the NAT was measured; then a sample, and the word
+        // to the other side.
+        let most = if hasty && late == 0 { 2_000 } else { 1_200 };
+        println!("{sites:?}, hasty: {hasty}: {took:?}");
+        assert!(took < Duration::from_millis(most), "{sites:?}: {took:?}");
+    }
+}
+
+#[test]
+fn two_nats_that_early_packets_harm_are_passed_where_the_packets_cross() {
+    let took = Dial::new(Site::Bare, Site::Bare, EVEN, 1).run().expect("direct");
+    assert_eq!(took, Duration::from_millis(75));
 }

@@ -22,6 +22,8 @@ pub(crate) enum Site {
     Public,
     Nat(Mapping, Filtering, Ports),
     NatBehindNat,
+    /// EIM+APDF without a firewall: what comes too early does harm.
+    Bare,
 }
 
 impl Site {
@@ -53,6 +55,11 @@ impl Site {
             }
             Self::Nat(mapping, filtering, ports) => {
                 let gateway = world.nat(Nat { ports, ..Nat::new(mapping, filtering) }, outer);
+                world.set_link(&gateway, link);
+                gateway.host([192, 168, number, 2])
+            }
+            Self::Bare => {
+                let gateway = world.nat(Nat { early_packets_harm: true, ..Nat::default() }, outer);
                 world.set_link(&gateway, link);
                 gateway.host([192, 168, number, 2])
             }

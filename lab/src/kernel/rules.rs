@@ -24,12 +24,15 @@ pub(super) fn rules(kind: Kind) -> String {
         _ => "",
     };
     let to_wan = match kind {
-        Kind::Public | Kind::EimEif | Kind::EimAdf | Kind::EimApdf | Kind::Double => "masquerade".to_owned(),
+        Kind::Public | Kind::EimEif | Kind::EimAdf | Kind::EimApdf | Kind::EimApdfBare | Kind::Double => {
+            "masquerade".to_owned()
+        }
         Kind::EimApdfOtherPort => to_ports("jhash ip saddr . udp sport mod", "seed 0x70756e63"),
         Kind::AdmApdf => to_ports("jhash ip saddr . udp sport . ip daddr mod", "seed 0x70756e63"),
         Kind::ApdmRandom => "masquerade fully-random".to_owned(),
         Kind::ApdmSequential => to_ports("numgen inc mod", ""),
     };
+    let unasked = if kind == Kind::EimApdfBare { "accept" } else { "drop" };
     let remember = match kind {
         Kind::EimEif => REMEMBER_MAPPING.to_owned(),
         Kind::EimAdf => {
@@ -56,7 +59,7 @@ pub(super) fn rules(kind: Kind) -> String {
   {remember}
  }}
  chain input {{
-  type filter hook input priority filter; policy drop;
+  type filter hook input priority filter; policy {unasked};
   iifname != wan accept
   ct state established,related accept
   meta l4proto icmp accept

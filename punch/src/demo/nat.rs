@@ -6,14 +6,15 @@ use libp2p_punch_sim::{Filtering, Mapping, Nat, Ports};
 
 /// What the words mean.
 pub(super) const HELP: &str = "\
-A NAT is 'public' for none, or MAPPING+FILTERING[+PORTS], 'double+' before it for two of a kind in a row:
+A NAT is 'public' for none, or MAPPING+FILTERING[+PORTS][+bare], 'double+' before it for two of a kind in a row:
   MAPPING    eim   the same external port for every destination
              adm   one for each destination address
              apdm  one for each destination address and port
   FILTERING  eif   lets everybody in
              adf   lets in the addresses that were sent to
              apdf  lets in the addresses and ports that were sent to
-  PORTS      kept, hashed, sequential or random; default: kept for eim, random for the others";
+  PORTS      kept, hashed, sequential or random; default: kept for eim, random for the others
+  bare       no firewall: what comes before a flow takes the port of that flow";
 
 /// What a peer is behind.
 #[derive(Debug, Clone, PartialEq)]
@@ -49,17 +50,20 @@ fn nat(text: &str) -> Result<Nat, String> {
         Some("apdf") => Filtering::AddressAndPortDependent,
         _ => return Err("the mapping is followed by +eif, +adf or +apdf".into()),
     };
+    let early_packets_harm = text.ends_with("+bare");
     let ports = match words.next() {
-        None if mapping == Mapping::EndpointIndependent => Ports::Preserving,
-        None | Some("random") => Ports::Random,
+        None | Some("bare") if mapping == Mapping::EndpointIndependent => Ports::Preserving,
+        None | Some("bare" | "random") => Ports::Random,
         Some("kept") => Ports::Preserving,
         Some("hashed") => Ports::Hashed,
         Some("sequential") => Ports::Sequential { step: 1 },
         Some(_) => return Err("ports are kept, hashed, sequential or random".into()),
     };
     match words.next() {
-        None => Ok(Nat { ports, ..Nat::new(mapping, filtering) }),
-        Some(_) => Err("there is too much behind the ports".into()),
+        None | Some("bare") if words.next().is_none() => {
+            Ok(Nat { ports, early_packets_harm, ..Nat::new(mapping, filtering) })
+        }
+        _ => Err("there is too much behind the ports".into()),
     }
 }
 
@@ -86,7 +90,8 @@ impl fmt::Display for Behind {
             Ports::Sequential { .. } => "sequential",
             Ports::Random => "random",
         };
-        write!(f, "{before}{mapping}+{filtering}, ports {ports}")
+        let bare = if nat.early_packets_harm { ", no firewall" } else { "" };
+        write!(f, "{before}{mapping}+{filtering}, ports {ports}{bare}")
     }
 }
 
@@ -101,12 +106,26 @@ mod tests {
         assert_eq!(shown("eim+apdf"), Ok("EIM+APDF, ports kept".into()));
         assert_eq!(shown("apdm+apdf"), Ok("APDM+APDF, ports random".into()));
         assert_eq!(shown("adm+adf+sequential"), Ok("ADM+ADF, ports sequential".into()));
+        assert_eq!(shown("eim+apdf+bare"), Ok("EIM+APDF, ports kept, no firewall".into()));
+        assert_eq!(shown("eim+apdf+random+bare"), Ok("EIM+APDF, ports random, no firewall".into()));
         assert_eq!(shown("double+eim+eif+hashed"), Ok("two of EIM+EIF, ports hashed".into()));
     }
 
     #[test]
     fn other_words_are_refused() {
-        for text in ["", "cone", "eim", "eim+x", "eim+eif+x", "eim+eif+kept+x", "double+public", "EIM+EIF"] {
+        for text in [
+            "",
+            "cone",
+            "eim",
+            "eim+x",
+            "eim+eif+x",
+            "eim+eif+kept+x",
+            "eim+eif+bare+kept",
+            "eim+eif+kept+bare+x",
+            "eim+bare",
+            "double+public",
+            "EIM+EIF",
+        ] {
             assert!(parse(text).is_err(), "{text}");
         }
     }

@@ -65,6 +65,7 @@ mod tests {
                     Kind::EimAdf => "EIM+ADF, ports kept",
                     Kind::EimApdf => "EIM+APDF, ports kept",
                     Kind::EimApdfOtherPort => "EIM+APDF, ports hashed",
+                    Kind::EimApdfBare => "EIM+APDF, ports kept, no firewall",
                     Kind::Double => "two of EIM+APDF, ports kept",
                     Kind::AdmApdf => "ADM+APDF, ports random",
                     Kind::ApdmRandom => "APDM+APDF, ports random",

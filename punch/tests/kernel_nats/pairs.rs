@@ -91,6 +91,15 @@ fn a_dialer_behind_two_nats_connects_directly_to_every_eim_listener() {
     eim_dialer_connects_directly_to_every_eim_listener(Kind::Double);
 }
 
+#[test]
+fn a_peer_behind_a_nat_without_a_firewall_connects_directly_whoever_comes_too_early() {
+    let bare = Kind::EimApdfBare;
+    let others = [Kind::EimApdf, Kind::EimApdfOtherPort, Kind::Double];
+    // Who is first is a matter of luck here.
+    let pairs = others.map(|other| [(bare, other), (other, bare)]).concat();
+    all_connect_directly([pairs.clone(), pairs].concat());
+}
+
 /// What even a peer with endpoint-dependent mapping can reach without prediction or search.
 const OPEN: [Kind; 3] = [Kind::Public, Kind::EimEif, Kind::EimAdf];
 

@@ -48,6 +48,9 @@ pub struct Nat {
     pub refresh_inbound: bool,
     /// How long a mapping lives at most, however busy. `None`: for ever.
     pub absolute_lifetime: Option<Duration>,
+    /// Whether the box has no firewall and treats what comes unasked as a flow of its own, as bare Linux masquerade does: a
+    /// flow from inside that would use the same endpoints gets another port then, as long as such packets come and half a minute longer.
+    pub early_packets_harm: bool,
     /// How many mappings there may be at once; beyond, new flows are dropped. `None`: as many as there are ports.
     pub capacity: Option<usize>,
     /// One-way time between two hosts of the network behind the NAT, and of turning a datagram around.
@@ -66,6 +69,7 @@ impl Default for Nat {
             lifetime: Duration::from_secs(120),
             refresh_inbound: false,
             absolute_lifetime: None,
+            early_packets_harm: false,
             capacity: None,
             lan_latency: Duration::from_millis(1),
         }
@@ -83,6 +87,9 @@ impl Nat {
         Self { mapping: Mapping::AddressAndPortDependent, ports: Ports::Random, ..Self::default() }
     }
 }
+
+/// How long a box without a firewall remembers what came unasked: `nf_conntrack_udp_timeout` of Linux.
+const UNASKED_LIFETIME: Duration = Duration::from_secs(30);
 
 /// A live mapping, as [`Gateway::mappings`](crate::Gateway::mappings) shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -111,13 +118,22 @@ pub(crate) struct Table {
     allocator: Allocator,
     outward: BTreeMap<(SocketAddr, Scope), SocketAddr>,
     entries: BTreeMap<SocketAddr, Entry>,
+    /// What came unasked, by the external endpoint and the remote, and when last.
+    unasked: BTreeMap<(SocketAddr, SocketAddr), Instant>,
     swept: Option<Instant>,
 }
 
 impl Table {
     pub(crate) fn new(nat: Nat, rng: &mut StdRng) -> Self {
         let allocator = Allocator::new(nat.port_range.clone(), rng);
-        Self { nat, allocator, outward: BTreeMap::new(), entries: BTreeMap::new(), swept: None }
+        Self {
+            nat,
+            allocator,
+            outward: BTreeMap::new(),
+            entries: BTreeMap::new(),
+            unasked: BTreeMap::new(),
+            swept: None,
+        }
     }
 
     pub(crate) fn nat(&self) -> &Nat {
@@ -135,11 +151,15 @@ impl Table {
         rng: &mut StdRng,
     ) -> Result<SocketAddr, Verdict> {
         let scope = if outer.is_some() { self.nat.mapping.scope(remote) } else { Scope::Everywhere };
-        let live =
-            self.outward.get(&(internal, scope)).copied().filter(|external| self.is_live(external, now));
-        let external = match live {
+        let diverted = self.mapped(internal, Scope::Endpoint(remote), now);
+        let external = match diverted.or_else(|| self.mapped(internal, scope, now)) {
             Some(external) => external,
             None => self.create(internal, scope, outer, now, rng)?,
+        };
+        let external = if diverted.is_none() && self.is_taken(external, remote, now) {
+            self.create(internal, Scope::Endpoint(remote), outer, now, rng)?
+        } else {
+            external
         };
         let lifetime = self.nat.lifetime;
         if let Some(entry) = self.entries.get_mut(&external) {
@@ -149,8 +169,36 @@ impl Table {
         Ok(external)
     }
 
+    /// The live mapping of an internal endpoint.
+    fn mapped(&self, internal: SocketAddr, scope: Scope, now: Instant) -> Option<SocketAddr> {
+        self.outward.get(&(internal, scope)).copied().filter(|external| self.is_live(external, now))
+    }
+
+    /// Whether what came unasked has taken these endpoints from a flow that has yet to begin.
+    fn is_taken(&self, external: SocketAddr, remote: SocketAddr, now: Instant) -> bool {
+        let begun = |entry: &Entry| {
+            entry.contacts.admits(Filtering::AddressAndPortDependent, remote, now, self.nat.lifetime)
+        };
+        self.unasked.get(&(external, remote)).is_some_and(|at| now - *at < UNASKED_LIFETIME)
+            && !self.entries.get(&external).is_some_and(begun)
+    }
+
     /// The internal endpoint behind `external`, if `remote` may reach it.
     pub(crate) fn inbound(
+        &mut self,
+        external: SocketAddr,
+        remote: SocketAddr,
+        now: Instant,
+    ) -> Result<SocketAddr, Verdict> {
+        let found = self.admit(external, remote, now);
+        if found.is_err() && self.nat.early_packets_harm {
+            self.unasked.retain(|_, at| now - *at < UNASKED_LIFETIME);
+            self.unasked.insert((external, remote), now);
+        }
+        found
+    }
+
+    fn admit(
         &mut self,
         external: SocketAddr,
         remote: SocketAddr,

@@ -202,6 +202,27 @@ async fn an_absolute_lifetime_ends_even_a_busy_mapping_and_its_successor_lives_a
 }
 
 #[tokio::test(start_paused = true)]
+async fn without_a_firewall_what_comes_before_a_flow_takes_its_port_for_half_a_minute() {
+    for early_packets_harm in [false, true] {
+        let (_world, observers, client) = behind(Nat { early_packets_harm, ..Nat::default() });
+        let external = observers.sees(&client, 0, 0).await;
+        observers.0[1][0].1.send_to(external, b"early");
+        assert_eq!(within_a_second(&client).await, [], "filtered all the same");
+        let other = observers.sees(&client, 1, 0).await;
+        assert_eq!(other == external, !early_packets_harm);
+        assert_eq!(observers.sees(&client, 1, 0).await, other, "it stays");
+        assert_eq!(observers.sees(&client, 1, 1).await, external, "nothing came from there");
+        observers.0[0][0].1.send_to(external, b"in time");
+        assert_eq!(within_a_second(&client).await.len(), 1);
+    }
+    let (_world, observers, client) = behind(Nat { early_packets_harm: true, ..Nat::default() });
+    let external = observers.sees(&client, 0, 0).await;
+    observers.0[1][0].1.send_to(external, b"early");
+    tokio::time::sleep(ms(31_000)).await;
+    assert_eq!(observers.sees(&client, 1, 0).await, external, "forgotten");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_reboot_forgets_mappings_but_not_forwarded_ports() {
     let world = World::new(1);
     let observers = Observers::new(&world);

@@ -28,6 +28,7 @@ impl Agent {
         self.end_attempt(key, true);
         if let Some(session) = self.sessions.get_mut(key) {
             session.opening = None;
+            session.traits = None;
             session.targets.shrink_to_fit();
         }
         self.end_search(key);

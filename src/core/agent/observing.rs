@@ -10,7 +10,7 @@ use crate::core::{
     command::{Command, Pool},
     frame::{Frame, ObserverOffer},
     links::Link,
-    observer::{PORTS, Purpose},
+    observer::{EARLY, EARLY_DATAGRAMS, PORTS, Purpose, request},
     outbox::Transmit,
     strategy::{Allocation, Traits},
 };
@@ -21,8 +21,17 @@ impl Agent {
         if link.told_observers || !self.coordinator.serves(&link.peer, id) {
             return;
         }
-        if let Some(offer) = self.observers.offer(id) {
-            if link.remote.is_some() && self.links.told_observers(id) {
+        // An address to which the connection has moved lately may be anybody's.
+        let proven = link.moved.is_none();
+        if let Some(offer) = self.observers.offer(id, proven) {
+            if let Some(remote) = link.remote
+                && self.links.told_observers(id)
+            {
+                if let Some(socket) = self.observers.early().filter(|_| proven) {
+                    let payload = request(&offer, [0; 8]);
+                    let path = Path { socket, remote };
+                    self.out.transmits.extend([Transmit { path, payload }; EARLY_DATAGRAMS]);
+                }
                 self.out.frame(id, Frame::Observer(offer));
             }
         } else if !self.observers.asked
@@ -96,19 +105,25 @@ impl Agent {
             return self.out.refuse_frame();
         };
         match observed.purpose {
+            Purpose::Link(EARLY) => self.nat_measured(before, now),
             Purpose::Link(_) => {
                 if !self.network.is_plausible(observed.socket, observed.from, address) {
                     return self.out.refuse_frame();
                 }
                 let observer = (link.peer, observed.from);
                 self.network.observations.record_probe(observed.socket, id, observer, address, now);
-                self.report_views();
-                if self.traits() != before {
-                    self.registrar.nat_measured(now);
-                }
+                self.nat_measured(before, now);
             }
             Purpose::Session(key) => self.search_sampled(key, observed.socket, address.port(), now),
             Purpose::Renewal => self.renewal_sampled(observed.socket, address, now),
+        }
+    }
+
+    /// Something of our NAT is known that may not have been known before.
+    fn nat_measured(&mut self, before: Traits, now: Instant) {
+        self.report_views();
+        if self.traits() != before {
+            self.registrar.nat_measured(now);
         }
     }
 
@@ -135,6 +150,7 @@ impl Agent {
             Some(Allocation::Sequential { .. }) if !self.settings.prediction => Some(Allocation::Random),
             other => other,
         };
-        Traits { mapping: view.mapping, allocation, declines_search }
+        let early_packets_harm = self.observing.early_packets_harm(id) == Some(true);
+        Traits { mapping: view.mapping, allocation, declines_search, early_packets_harm }
     }
 }

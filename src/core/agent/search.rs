@@ -36,9 +36,9 @@ impl Agent {
         let (ours, theirs) = (self.traits(), Traits::parse(theirs));
         let Some(session) = self.sessions.get_mut(key) else { return };
         let ours = session.opening.as_ref().map_or(ours, |opening| opening.told);
-        let before = session.traits.replace((ours, theirs));
-        let is_news = |(o, t): (Traits, Traits)| !(o.acts_like(&ours) && t.acts_like(&theirs));
-        let first = session.attempt == 0 || before.is_some_and(is_news);
+        let before = session.traits.replace(Box::new((ours, theirs)));
+        let is_news = |(o, t): &(Traits, Traits)| !(o.acts_like(&ours) && t.acts_like(&theirs));
+        let first = session.attempt == 0 || before.is_some_and(|before| is_news(&before));
         let plan = (strategy(&ours, &theirs, first), theirs);
         let Some(checklist) = session.checklist.as_ref() else { return };
         let observed = || checklist.pairs().iter().filter(|pair| pair.origin == Origin::Observed);
@@ -85,8 +85,16 @@ impl Agent {
         let Some(search) = &session.search else { return };
         let told = session.opening.as_ref().map(|opening| opening.told);
         let outdated = told.is_some_and(|told| !ours.acts_like(&told));
-        let plan = if outdated { strategy(&ours, &search.theirs, true) } else { search.strategy };
+        let anew = strategy(&ours, &search.theirs, true);
+        let plan = if outdated { anew } else { search.strategy };
         match plan {
+            // The other side has only to be told where; that it does not expect it does not matter.
+            Strategy::Plain | Strategy::Afresh if anew == Strategy::Afresh => {
+                if let Some(search) = self.sessions.get_mut(key).and_then(|session| session.search.as_mut()) {
+                    search.strategy = Strategy::Afresh;
+                }
+                self.begin_search(key, now);
+            }
             Strategy::Hopeless => self.fail(key, FailureReason::Hopeless, now),
             _ if outdated => self.fail(key, FailureReason::NatMeasured, now),
             Strategy::Plain => {}
@@ -159,7 +167,9 @@ impl Agent {
             session.keys().is_some_and(|keys| keys.verify(&window.covered(), &window.authenticator));
         match &mut session.search {
             Some(search) if authentic => {
-                search.follow(Window { port: window.port, step: window.step }, now);
+                if search.follow(Window { port: window.port, step: window.step }, now) {
+                    self.begin_search(key, now);
+                }
                 self.pump(key, now);
             }
             _ if !authentic => self.out.refuse_frame(),

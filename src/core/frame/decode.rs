@@ -147,7 +147,7 @@ fn window(r: &mut Reader<'_>) -> Result<PunchWindow, DecodeError> {
         session: SessionId(r.array("session")?),
         round: r.u32("round")?,
         port: nonzero(r, "port")?,
-        step: nonzero(r, "step")?,
+        step: u16::from_be_bytes(r.array("step")?),
         authenticator: r.array("authenticator")?,
     })
 }

@@ -35,6 +35,9 @@ pub struct Report {
     pub port_preserved: Option<Finding<bool>>,
     /// How the NAT picks the ports of new mappings.
     pub allocation: Option<Finding<Allocation>>,
+    /// Whether a packet from outside that comes before the first one of a flow takes the port which that flow would have
+    /// had: a box that translates and has no firewall. Both sides of a connection cannot be the one that sends first.
+    pub early_packets_harm: Option<Finding<bool>>,
     /// The shortest time that a mapping stood which was in use, if the NAT ends such ones, as some carriers' do every minute.
     /// Connected sessions move to another socket before that. How long one stands that nobody uses is not measured:
     /// QUIC sends something every few seconds (`keep_alive_interval`).
@@ -138,7 +141,7 @@ impl<T> Finding<T> {
 
 /// The values and confidences of a report.
 type Said<'a> = (
-    [Option<(bool, Confidence)>; 5],
+    [Option<(bool, Confidence)>; 6],
     Option<(SocketAddr, Confidence)>,
     Option<(MappingBehaviour, Confidence)>,
     Option<(FilteringBehaviour, Confidence)>,
@@ -157,8 +160,14 @@ impl Report {
         fn of<T: Copy>(finding: &Option<Finding<T>>) -> Option<(T, Confidence)> {
             finding.as_ref().map(|finding| (finding.value, finding.confidence))
         }
-        let flags =
-            [&self.translated, &self.port_preserved, &self.hairpin, &self.carrier_nat, &self.udp_blocked];
+        let flags = [
+            &self.translated,
+            &self.port_preserved,
+            &self.early_packets_harm,
+            &self.hairpin,
+            &self.carrier_nat,
+            &self.udp_blocked,
+        ];
         (
             flags.map(of),
             of(&self.public_address),

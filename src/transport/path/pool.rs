@@ -149,8 +149,9 @@ pub(super) async fn run(
         if !sockets.add(id, io.clone()) {
             break;
         }
-        drop(shared.write().add_socket(BoundSocket { id, io, _keep_alive: None }));
+        drop(shared.write().add_socket(BoundSocket { id, io: io.clone(), _keep_alive: None }));
         opened.push((id, address.port()));
+        writable(io).await;
     }
     if lock(&sockets.state).closed {
         // Closed while they were being opened: nobody needs them any more.
@@ -165,6 +166,14 @@ pub(super) async fn run(
     };
     let mut buffer = vec![0; BUFFER];
     poll_fn(|cx| read(cx, &shared, &sockets, &mut buffer)).await;
+}
+
+/// Waits until the runtime knows that a new socket can be written to: until then it says of every datagram that it would
+/// block, and probes are sent at once or not at all.
+async fn writable(io: Arc<dyn AsyncUdpSocket>) {
+    let mut poller = io.create_io_poller();
+    // A socket that has failed says so when it is written to.
+    let _ = poll_fn(|cx| poller.as_mut().poll_writable(cx)).await;
 }
 
 /// Reads what there is; ready once nothing can come any more.
