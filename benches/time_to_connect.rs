@@ -88,7 +88,7 @@ fn main() {
     println!("|---|---|---|");
     let endpoint_dependent = [Site::EIM_EIF, Site::EIM_ADF].map(|open| [Site::APDM_RANDOM, open]);
     for [dialer, listener] in
-        Site::EIM.map(|site| [site, Site::EIM_APDF]).into_iter().chain(endpoint_dependent)
+        Site::EIM.into_iter().chain([Site::Bare]).map(|site| [site, Site::EIM_APDF]).chain(endpoint_dependent)
     {
         let took = figures([dialer, listener], EVEN, 0.0, 1).at(1.0);
         println!("| {dialer:?} | {listener:?} | {took:.1} |");

@@ -38,14 +38,19 @@ impl Agent {
         let ours = session.opening.as_ref().map_or(ours, |opening| opening.told);
         let before = session.traits.replace(Box::new((ours, theirs)));
         let is_news = |(o, t): &(Traits, Traits)| !(o.acts_like(&ours) && t.acts_like(&theirs));
-        let first = session.attempt == 0 || before.is_some_and(|before| is_news(&before));
+        let news = before.is_some_and(|before| is_news(&before));
+        let first = session.attempt == 0 || news;
         let plan = (strategy(&ours, &theirs, first), theirs);
         let Some(checklist) = session.checklist.as_ref() else { return };
         let observed = || checklist.pairs().iter().filter(|pair| pair.origin == Origin::Observed);
         let known =
             observed().find(|pair| Some(pair.path.socket) == link.socket).or_else(|| observed().next());
         let Some(path) = known.map(|pair| pair.path) else { return };
-        let silence = SILENCE.max(2 * coordination.unwrap_or_default()).min(MAX_SILENCE);
+        let silence = match news {
+            // The round before ended because plain probes had met silence and a NAT had been measured meanwhile.
+            true => Duration::ZERO,
+            false => SILENCE.max(2 * coordination.unwrap_or_default()).min(MAX_SILENCE),
+        };
         let search = Search::new(plan, id, path.socket, path.remote, now + silence, &mut self.rng);
         session.search = Some(Box::new(search));
     }
