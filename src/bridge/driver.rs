@@ -160,6 +160,7 @@ impl Driver {
                 tracing::debug!(?flow, %error, "handshake of a session failed");
                 self.agent.handle_closed(flow, now);
             }
+            PathNotice::Silent { flow } => self.agent.handle_silent(flow, now),
             PathNotice::Sockets { pool, sockets } => self.agent.handle_sockets_opened(pool, &sockets, now),
             PathNotice::Closed { flow } => self.agent.handle_closed(flow, now),
         }

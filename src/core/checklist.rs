@@ -52,8 +52,8 @@ pub(crate) struct Checklist {
     nomination: Option<Nomination>,
     /// Our NAT gave up the mapping of the selected path, and it is not known yet whether the peer hears us over another one.
     remapped: bool,
-    /// A socket of ours to which the session is to move as soon as a path from it works.
-    destination: Option<SocketId>,
+    /// The path to which the session is to move as soon as it works.
+    destination: Option<Path>,
 }
 
 /// What an idle session remembers of its checklist.
@@ -184,9 +184,9 @@ impl Checklist {
         self.recheck_selected(now);
     }
 
-    /// Moves the session to a path from `socket` once one works.
-    pub(crate) fn move_to(&mut self, socket: SocketId) {
-        self.destination = Some(socket);
+    /// Moves the session to `path` once that works. Of several paths from a fresh socket the peer may forget others sooner.
+    pub(crate) fn move_to(&mut self, path: Path) {
+        self.destination = Some(path);
     }
 
     /// Whether the peer has to be told that we were [`remapped`](Self::remapped): it does not answer. Says so once.
@@ -379,15 +379,14 @@ impl Checklist {
     ///
     /// The first that is validated is selected by both sides at once. Later the initiator moves to a clearly better one.
     /// Both follow nominations, which the responder makes only if its address changed, and both leave a path that died.
-    /// A session that is on its way to another socket of ours goes there whatever else works.
+    /// A session that is on its way to another path goes there whatever else works.
     pub(crate) fn reconsider(&mut self, now: Instant) -> Option<Path> {
         let current = self.selected.and_then(|path| self.get(path));
         let stays = current.is_some_and(|pair| !pair.is_dead());
         let nominated =
             self.nominated.filter(|path| self.get(*path).is_some_and(|pair| pair.state == State::Succeeded));
         let working = || self.pairs.iter().filter(|pair| pair.state == State::Succeeded);
-        let destination = working().find(|pair| Some(pair.path.socket) == self.destination);
-        let moves_to = destination.map(|pair| pair.path);
+        let moves_to = self.destination.filter(|path| working().any(|pair| pair.path == *path));
         let best = working().min_by_key(|p| p.rank());
         let next = match (self.role, moves_to.or(nominated)) {
             (_, Some(path)) => Some(path),

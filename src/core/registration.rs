@@ -148,8 +148,8 @@ impl Registrar {
         self.renew_by(now + COALESCE);
     }
 
-    /// Our NAT was measured: peers that ask for us must know at once.
-    pub(crate) fn nat_measured(&mut self, now: Instant) {
+    /// Our NAT was measured, and peers that ask for us must know at once; or coordinators must see where we are now.
+    pub(crate) fn renew_now(&mut self, now: Instant) {
         self.renew_by(now);
     }
 

@@ -3,7 +3,7 @@
 use std::{net::SocketAddr, time::Duration};
 
 use libp2p_punch::core::{
-    LinkId,
+    FlowId, LinkId,
     command::Command,
     event::Phase,
     frame::{Frame, PunchMoved},
@@ -128,4 +128,44 @@ fn saying_it_again_and_again_costs_no_more_probes_than_the_rate_allows() {
     let sent = world.nodes[a].probes[before..].len();
     let most = 4 * 9 * moved.candidates.len();
     assert!((1..=most).contains(&sent), "{sent} probes, {most} at most");
+}
+
+/// The flow of A's session.
+fn flow(world: &World, a: usize) -> FlowId {
+    let connect = |(_, command): &(Duration, Command)| match command {
+        Command::Connect { flow, .. } => Some(*flow),
+        _ => None,
+    };
+    world.nodes[a].commands.iter().find_map(connect).unwrap()
+}
+
+#[test]
+fn a_session_that_hears_nothing_probes_its_path_and_shows_its_coordinator_where_it_is() {
+    let (mut world, a, b, c) = connected();
+    let (flow, before) = (flow(&world, a), world.nodes[a].probes.len());
+    let registered = std::rc::Rc::new(std::cell::Cell::new(0));
+    let (seen, told) = (registered.clone(), std::rc::Rc::new(std::cell::Cell::new(0)));
+    let moved = told.clone();
+    world.tamper = Some(Box::new(move |from, to, frame| {
+        match &frame {
+            Frame::Register(_) if (from, to) == (a, c) => seen.set(seen.get() + 1),
+            Frame::PunchMoved(_) if (from, to) == (a, c) => moved.set(moved.get() + 1),
+            _ => {}
+        }
+        vec![(Duration::ZERO, frame)]
+    }));
+    world.input(a, |agent, now| agent.handle_silent(flow, now));
+    world.run_for(ms(1_000));
+    let probed: Vec<_> = world.nodes[a].probes[before..].iter().map(|(_, path)| path.remote).collect();
+    assert!(probed.contains(&at(BEFORE)) && probed.len() <= 18, "{probed:?}");
+    assert_eq!((registered.get(), told.get()), (1, 0), "the peer answered, and need not be told");
+    world.blackhole = true;
+    world.input(a, |agent, now| agent.handle_silent(flow, now));
+    world.run_for(ms(1_000));
+    assert_eq!((registered.get(), told.get()), (2, 1));
+    assert_eq!(world.nodes[b].agent.phase(&world.nodes[a].peer), Some(Phase::Connected));
+    let nobody = FlowId(77);
+    let before = world.nodes[a].probes.len();
+    world.input(a, |agent, now| agent.handle_silent(nobody, now));
+    assert_eq!(world.nodes[a].probes.len(), before);
 }

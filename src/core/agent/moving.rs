@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Agent, initiator::MAX_ASKED};
 use crate::core::{
-    SocketId,
+    FlowId, SocketId,
     candidate::{Candidate, keep_best},
     frame::{Frame, PunchMoved},
     keys::MAC_LEN,
@@ -68,6 +68,23 @@ impl Agent {
         }
     }
 
+    /// QUIC sends to the peer of `flow` and hears nothing: a NAT may have forgotten us, or the path is gone. All paths are probed
+    /// anew, and coordinators hear from us, so that they can tell where we are now.
+    pub fn handle_silent(&mut self, flow: FlowId, now: Instant) {
+        let Some(key) = self.sessions.of_flow(flow) else { return };
+        if !self.sessions.get(key).is_some_and(Session::is_connected) {
+            return;
+        }
+        self.wake(key, now);
+        self.extend_checklist(key, None, now);
+        if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
+            checklist.restart(now);
+            checklist.remapped(now);
+        }
+        self.pump(key, now);
+        self.registrar.renew_now(now);
+    }
+
     /// Tells the peer of a session that lost its mapping, if it cannot hear us where we are now.
     pub(super) fn tell_if_unheard(&mut self, key: Key) {
         let checklist = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut());
@@ -99,6 +116,9 @@ impl Agent {
             coordinator: link.remote,
             observed: None,
         };
+        // A peer that says it is where it was does not hear us.
+        let path = session.selected();
+        let is_unheard = path.is_some_and(|path| moved.candidates.iter().any(|c| c.address == path.remote));
         let mut candidates = moved.candidates.clone();
         candidates.retain(|candidate| policy.allows(candidate.address));
         if keep_best(&mut candidates, self.settings.max_candidates) > 0 {
@@ -111,6 +131,10 @@ impl Agent {
         self.extend_checklist(key, None, now);
         if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
             candidates.iter().for_each(|candidate| checklist.revive(candidate.address, now));
+            if is_unheard && !checklist.is_in_doubt() {
+                checklist.remapped(now);
+                self.registrar.renew_now(now);
+            }
         }
         self.pump(key, now);
         true

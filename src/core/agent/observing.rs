@@ -123,7 +123,7 @@ impl Agent {
     fn nat_measured(&mut self, before: Traits, now: Instant) {
         self.report_views();
         if self.traits() != before {
-            self.registrar.nat_measured(now);
+            self.registrar.renew_now(now);
         }
     }
 

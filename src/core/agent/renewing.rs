@@ -61,6 +61,11 @@ impl Agent {
     /// Begins to move the sessions whose mapping may be forgotten soon, and closes sockets that no session uses any more.
     fn renew_old_mappings(&mut self, now: Instant) {
         self.close_unused();
+        let known =
+            self.coordinated_socket().and_then(|socket| self.network.observations.mapped_since(socket));
+        if let Some(since) = known {
+            self.network.observations.lifetimes.outlived(now.saturating_duration_since(since));
+        }
         let lifetime = self.network.observations.lifetimes.shortest();
         let any = self.sessions.keys().iter().any(|key| self.is_connected(*key));
         if !self.renewals.sockets.is_empty() || lifetime.is_some() && any {
@@ -197,7 +202,7 @@ impl Agent {
         } else {
             return self.out.cap_hit();
         }
-        checklist.move_to(socket);
+        checklist.move_to(path);
         self.out.counters.renewals += 1;
         let kind = CandidateKind::ServerReflexive;
         let priority = candidate::priority(kind, address.ip());

@@ -58,6 +58,12 @@ impl Lifetimes {
         }
     }
 
+    /// A mapping in use is this old and still stands: what ended much sooner ended for another reason, as when a box is
+    /// switched off and on.
+    pub(crate) fn outlived(&mut self, age: Duration) {
+        self.ends.retain(|end| end.lived * 2 >= age);
+    }
+
     /// The ends that tell most.
     fn used(&self) -> impl Iterator<Item = &End> {
         let any_whole = self.ends.iter().any(|end| end.whole);
@@ -97,6 +103,17 @@ mod tests {
         assert_eq!(lifetimes.shortest(), Some(Duration::from_secs(55)));
         let finding = lifetimes.finding().unwrap();
         assert_eq!((finding.confidence, finding.evidence.observations), (Confidence::Low, 2));
+    }
+
+    #[test]
+    fn a_mapping_that_stands_twice_as_long_shows_that_an_end_was_an_accident() {
+        let (mut lifetimes, start) = (Lifetimes::default(), Instant::now());
+        let end = start + Duration::from_secs(20);
+        lifetimes.ended((at(1), start), (at(2), PeerId::random()), end);
+        lifetimes.outlived(Duration::from_secs(40));
+        assert_eq!(lifetimes.shortest(), Some(Duration::from_secs(20)));
+        lifetimes.outlived(Duration::from_secs(41));
+        assert_eq!(lifetimes.shortest(), None);
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The session endpoint, and the task that looks after each of its connections.
 
 use std::{
+    convert::Infallible,
     future::Future,
     io,
     net::SocketAddr,
@@ -22,6 +23,7 @@ use super::{
     PathError, PathLayer, PathNotice,
     cid::{CidKey, SessionCids, while_opening},
     flow::{Flow, flow_at, virtual_address},
+    pulse::Pulse,
     shared::Shared,
     socket::SessionSocket,
 };
@@ -37,6 +39,8 @@ const REPEATS: [Duration; 4] = [
     Duration::from_millis(1_000),
     Duration::from_millis(2_000),
 ];
+/// How often it is looked at whether a connection still hears its peer.
+const LOOK: Duration = Duration::from_millis(500);
 /// quinn wants a name; the sessions' TLS pins the key instead.
 const SERVER_NAME: &str = "l";
 
@@ -175,9 +179,13 @@ impl Supervisor {
         let notice = PathNotice::Established { flow: self.flow.id, connection: connection.clone(), guard };
         self.notify(notice).await;
         let released = pin!(self.unless_closed(self.flow.released.notified()));
-        let released = match select(released, pin!(self.repeat())).await {
+        let care = pin!(async {
+            self.repeat().await;
+            self.listen(&connection).await
+        });
+        let released = match select(released, care).await {
             Either::Left((released, _)) => released,
-            Either::Right(((), released)) => released.await,
+            Either::Right((never, _)) => match never {},
         };
         if released.is_err() {
             connection.close(0u32.into(), b"");
@@ -196,6 +204,21 @@ impl Supervisor {
             }
         }
         self.flow.settle();
+    }
+
+    /// Tells when the connection sends and hears nothing. quinn would wait for its idle time-out; meanwhile another path may be
+    /// found, or the same one again behind another mapping of a NAT.
+    async fn listen(&self, connection: &Connection) -> Infallible {
+        let runtime = &self.shared.runtime;
+        let mut pulse = Pulse::new(runtime.now());
+        loop {
+            Delay::new(&**runtime, LOOK).await;
+            let stats = connection.stats();
+            let counts = (stats.udp_tx.datagrams, stats.udp_rx.datagrams);
+            if pulse.is_lost(counts, stats.path.rtt, runtime.now()) {
+                self.notify(PathNotice::Silent { flow: self.flow.id }).await;
+            }
+        }
     }
 
     async fn unless_closed<F: Future>(&self, future: F) -> Result<F::Output, PathError> {

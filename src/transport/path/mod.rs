@@ -37,6 +37,7 @@ mod flow;
 pub(crate) mod fuzz;
 mod paths;
 mod pool;
+mod pulse;
 mod queue;
 mod shared;
 mod socket;
@@ -128,6 +129,11 @@ pub(crate) enum PathNotice {
         flow: FlowId,
         /// Why.
         error: PathError,
+    },
+    /// The connection sends, and hears nothing: its path is likely dead.
+    Silent {
+        /// The flow.
+        flow: FlowId,
     },
     /// What `OpenSockets` led to.
     Sockets {
