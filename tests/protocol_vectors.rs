@@ -14,6 +14,7 @@ use libp2p_punch::core::{
         Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest, PunchWindow, Registration,
         RejectReason, decode, encode,
     },
+    idling,
     keys::{ProbeKeys, ProbeSecret},
     probe::{Probe, tag_of},
 };
@@ -383,5 +384,22 @@ fn the_datagram_of_a_filtering_test_is_that_of_the_document() {
         let (covered, authenticator) = made.split_at(made.len() - 16);
         let mac = Hmac::<Sha256>::new_from_slice(&key).expect("a well-formed vector").chain_update(covered);
         assert!(mac.verify_truncated_left(authenticator).is_ok());
+    }
+}
+
+#[test]
+fn requests_for_a_later_answer_and_the_answers_are_those_of_the_document() {
+    let vectors = vectors("hold");
+    assert_eq!(vectors.len(), 2);
+    for vector in vectors {
+        let (data, key) = (vector.array("data"), vector.array::<32>("key"));
+        let made = match vector.text("hold") {
+            "request" => {
+                let offer = ObserverOffer { ports: Vec::new(), token: vector.array("token"), key };
+                idling::request(&offer, data, vector.parsed("delay-s"))
+            }
+            _ => idling::answer(&key, data, vector.text("late") == "yes"),
+        };
+        assert_eq!(made.to_vec(), vector.bytes("bytes"));
     }
 }

@@ -21,6 +21,10 @@ pub(crate) fn json(report: &Report, now: Instant) -> Value {
         "port_preserved": finding(&report.port_preserved, now, |value| json!(value)),
         "allocation": finding(&report.allocation, now, allocation_json),
         "early_packets_harm": finding(&report.early_packets_harm, now, |value| json!(value)),
+        "idle_lifetime": finding(&report.idle_lifetime, now, |lifetime| json!({
+            "at_least_ms": milliseconds(lifetime.at_least),
+            "less_than_ms": lifetime.less_than.map(milliseconds),
+        })),
         "mapping_lifetime_ms": finding(&report.mapping_lifetime, now, |value| json!(milliseconds(*value))),
         "hairpin": finding(&report.hairpin, now, |value| json!(value)),
         "sharing": finding(&report.sharing, now, |sharing| json!({
@@ -95,6 +99,13 @@ pub(crate) fn words(report: &Report) -> String {
     }
     if value(&report.early_packets_harm) == Some(true) {
         parts.push("it has no firewall: what comes before we send takes our port".into());
+    }
+    if let Some(idle) = value(&report.idle_lifetime) {
+        let least = idle.at_least.as_secs();
+        parts.push(match idle.less_than {
+            Some(most) => format!("it forgets who is silent for {least} to {} s", most.as_secs()),
+            None => format!("it remembers who is silent for {least} s"),
+        });
     }
     if let Some(lifetime) = value(&report.mapping_lifetime) {
         parts.push(format!("it gives mappings up after {} s, though they are in use", lifetime.as_secs()));

@@ -14,6 +14,8 @@ pub enum Pool {
     Session(FlowId),
     /// Those at which a coordinator observes.
     Observers,
+    /// Those with which it is measured how long a mapping stands that nobody uses.
+    Idling,
     /// The one to which connected sessions move before our NAT forgets the mapping that they use, by a number of its own.
     Renewal(u32),
     /// The one from which a coordinator tests how its clients' NATs filter, by its local address. No client may ever be told

@@ -15,6 +15,7 @@ pub mod event;
 pub mod filtering;
 pub mod frame;
 mod hairpin;
+pub mod idling;
 pub mod keys;
 mod limits;
 mod links;

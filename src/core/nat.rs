@@ -17,7 +17,7 @@ use libp2p_identity::PeerId;
 
 use lifetime::Lifetimes;
 pub(crate) use report::is_in_shared_space;
-pub use report::{Confidence, Evidence, Finding, Report, Sharing};
+pub use report::{Confidence, Evidence, Finding, IdleLifetime, Report, Sharing};
 
 use super::{
     LinkId, SocketId,

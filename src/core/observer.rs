@@ -18,9 +18,10 @@ use sha2::Sha256;
 use super::{
     LinkId, Path, SocketId,
     frame::{MAX_OBSERVER_PORTS, ObserverOffer},
+    idling::delay_of,
     keys::MAC_LEN,
     limits::Rate,
-    probe::{COVERED_LEN, OBSERVE, PROBE_FIRST_BYTE, PROBE_LEN},
+    probe::{COVERED_LEN, HOLD, OBSERVE, PROBE_FIRST_BYTE, PROBE_LEN},
     strategy::{Allocation, allocation},
 };
 
@@ -59,6 +60,23 @@ fn mac(key: &[u8; 32]) -> Hmac<Sha256> {
     <Hmac<Sha256> as KeyInit>::new(&block.into())
 }
 
+/// What an observer is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// Where this comes from.
+    Where {
+        /// Of the request.
+        data: [u8; 8],
+    },
+    /// To answer now, and once more after some seconds.
+    Hold {
+        /// Of the request.
+        data: [u8; 8],
+        /// In seconds.
+        delay: u16,
+    },
+}
+
 /// What a coordinator has for its clients.
 #[derive(Debug)]
 pub(crate) struct Observers {
@@ -94,21 +112,31 @@ impl Observers {
         (!ports.is_empty()).then(|| ObserverOffer { ports, token, key: self.key(token) })
     }
 
+    /// The key of the offer on `link`.
+    pub(crate) fn key_of(&self, link: LinkId) -> [u8; 32] {
+        self.key(link.0.to_be_bytes())
+    }
+
     fn key(&self, token: [u8; 8]) -> [u8; 32] {
         mac(&self.secret).chain_update(token).finalize().into_bytes().into()
     }
 
-    /// The link whose peer made this request, and the request's data, if it is authentic.
-    pub(crate) fn judge(&self, datagram: &[u8]) -> Option<(LinkId, [u8; 8])> {
+    /// What is asked, and over which link who asks is known, if it is authentic.
+    pub(crate) fn judge(&self, datagram: &[u8]) -> Option<(LinkId, Request)> {
         let datagram: &[u8; PROBE_LEN] = datagram.try_into().ok()?;
         let (covered, authenticator) = datagram.split_at(COVERED_LEN);
         let (head, rest) = covered.split_first_chunk::<3>()?;
         let (token, rest) = rest.split_first_chunk::<8>()?;
         let (data, address) = rest.split_first_chunk::<8>()?;
-        let well_formed = *head == [PROBE_FIRST_BYTE, OBSERVE, 0] && address.iter().all(|byte| *byte == 0);
-        let authentic =
-            || mac(&self.key(*token)).chain_update(covered).verify_truncated_left(authenticator).is_ok();
-        (well_formed && authentic()).then(|| (LinkId(u64::from_be_bytes(*token)), *data))
+        let request = match *head {
+            [PROBE_FIRST_BYTE, OBSERVE, 0] if address.iter().all(|byte| *byte == 0) => {
+                Request::Where { data: *data }
+            }
+            [PROBE_FIRST_BYTE, HOLD, 0] => Request::Hold { data: *data, delay: delay_of(address)? },
+            _ => return None,
+        };
+        let authentic = mac(&self.key(*token)).chain_update(covered).verify_truncated_left(authenticator);
+        authentic.is_ok().then(|| (LinkId(u64::from_be_bytes(*token)), request))
     }
 }
 
@@ -310,7 +338,7 @@ mod tests {
         let observers = observers();
         let offer = observers.offer(LinkId(3), false).unwrap();
         let datagram = request(&offer, [9; 8]);
-        assert_eq!(observers.judge(&datagram), Some((LinkId(3), [9; 8])));
+        assert_eq!(observers.judge(&datagram), Some((LinkId(3), Request::Where { data: [9; 8] })));
         for at in 0..PROBE_LEN {
             let mut forged = datagram;
             forged[at] ^= 1;

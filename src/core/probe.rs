@@ -34,6 +34,9 @@ const RESPONSE: u8 = VERSION << 4 | 2;
 pub(super) const OBSERVE: u8 = VERSION << 4 | 3;
 /// Version and kind of a datagram of a filtering test, see [`filtering`](super::filtering).
 pub(super) const FILTER: u8 = VERSION << 4 | 4;
+/// Version and kind of a request to an observer to answer later, and of the answer, see [`idling`](super::idling).
+pub(super) const HOLD: u8 = VERSION << 4 | 5;
+pub(super) const HELD: u8 = VERSION << 4 | 6;
 const NOMINATE: u8 = 1;
 
 /// Whether a datagram that begins with `first` is one of ours and not QUIC.

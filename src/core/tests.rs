@@ -10,6 +10,7 @@ use super::{
         MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PEER_ID_LEN, MAX_PUBLIC_KEY_LEN,
         MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_SIGNATURE_LEN,
     },
+    idling::{HOLD_RATE, MAX_HOLDS},
     limits::{PAIR_RATE, Rate},
     observer::OBSERVE_RATE,
     pair::{MAX_TRIGGERED, SCHEDULE},
@@ -34,7 +35,8 @@ fn rate(rate: Rate) -> String {
 fn caps() -> Vec<(&'static str, String)> {
     let a_second = (1.0 / INTERVAL.as_secs_f64()).round();
     let towards = format!("{} and one in {} s", TARGET_RATE.burst, TARGET_RATE.interval.as_secs());
-    let tests = format!("{} at once and one in {} s", FILTER_RATE.burst, FILTER_RATE.interval.as_secs());
+    let one_in = |rate: Rate| format!("{} at once and one in {} s", rate.burst, rate.interval.as_secs());
+    let (tests, holds) = (one_in(FILTER_RATE), one_in(HOLD_RATE));
     vec![
         ("type and payload of a frame", format!("{} bytes", number(MAX_FRAME_LEN))),
         ("candidates in a frame", number(MAX_FRAME_CANDIDATES)),
@@ -77,6 +79,7 @@ fn caps() -> Vec<(&'static str, String)> {
         ("requests through one coordinator, at a responder", rate(COORDINATOR_RATE)),
         ("requests of one initiator, at a responder", rate(PAIR_RATE)),
         ("requests of a peer to observers", rate(OBSERVE_RATE)),
+        ("requests for a later answer, of a peer; of all at once", format!("{holds}; {}", number(MAX_HOLDS))),
         ("datagrams of a filtering test", number(ROUNDS * (1 + MAX_SOURCES))),
         ("filtering tests of a peer; of all at once", format!("{tests}; {}", number(MAX_TESTS))),
         ("OBSERVED_ADDRESS of a peer", rate(OBSERVED_RATE)),

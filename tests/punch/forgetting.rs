@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use libp2p::swarm::SwarmEvent;
-use libp2p_punch::Event;
+use libp2p_punch::{Event, core::nat::IdleLifetime};
 use libp2p_punch_sim::{Host, Nat, Ports, World};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
     moving::{exchange, two_on},
@@ -110,5 +110,27 @@ fn a_session_outlives_a_reboot_of_either_nat_by_noticing_that_nobody_answers() {
         let stall = reboot(which);
         println!("{which}: {stall:?}");
         assert!(stall <= SILENCE, "{which}: {stall:?}");
+    }
+}
+
+/// What the report of a client behind a NAT with this lifetime says after six minutes.
+fn idle_lifetime(lifetime: u64) -> IdleLifetime {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address) = coordinator(&world);
+        let nat = Nat { lifetime: Duration::from_secs(lifetime), ..Nat::default() };
+        let host = world.nat(nat, [198, 51, 100, 1]).host([192, 168, 1, 2]);
+        let mut client = swarm(&host, 1, client(&address), |punch, _| punch);
+        let _ = timeout(Duration::from_secs(360), until(&mut client, |_| None::<()>)).await;
+        client.behaviour().nat_report().idle_lifetime.as_ref().expect("measured").value
+    })
+}
+
+#[test]
+fn how_long_a_nat_remembers_who_is_silent_is_measured() {
+    for (lifetime, at_least, less_than) in [(30, 20, Some(40)), (120, 100, Some(150)), (600, 290, None)] {
+        let secs = Duration::from_secs;
+        let expected = IdleLifetime { at_least: secs(at_least), less_than: less_than.map(secs) };
+        assert_eq!(idle_lifetime(lifetime), expected, "{lifetime} s");
     }
 }

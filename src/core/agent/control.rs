@@ -92,6 +92,10 @@ impl Agent {
         self.coordinator.link_down(link, &peer, now);
         self.network.observations.link_down(link, now);
         self.observing.link_down(link);
+        self.holds.link_down(link);
+        if self.idling.link_down(link) {
+            self.close_idling();
+        }
         self.filters.link_down(link);
         self.filter_tests.link_down(link);
         self.expect_probes();

@@ -50,6 +50,7 @@ impl Agent {
             .allocation(socket)
             .zip(observations.sampled(socket))
             .map(|(value, evidence)| Finding::agreed(value, evidence));
+        report.idle_lifetime = self.idling.result();
         report.early_packets_harm = self
             .observing
             .early_packets_harm(socket)

@@ -11,6 +11,7 @@
 
 mod control;
 mod filtering;
+mod idling;
 mod initiator;
 mod lifecycle;
 mod moving;
@@ -39,6 +40,7 @@ use super::{
     filtering::{FilterTests, Filters},
     frame::Frame,
     hairpin::Hairpins,
+    idling::{Holds, Idling},
     keys::ProbeSecret,
     links::Links,
     network::Network,
@@ -82,6 +84,10 @@ pub struct Agent {
     /// How ours does.
     filter_tests: FilterTests,
     hairpins: Hairpins,
+    /// What our observers are to answer later.
+    holds: Holds,
+    /// How long our NAT keeps mappings that nobody uses.
+    idling: Idling,
     reporting: Reporting,
     /// Sockets to which sessions move before our NAT forgets them.
     renewals: Renewals,
@@ -128,6 +134,8 @@ impl Agent {
             filters: Filters::new(),
             filter_tests: FilterTests::default(),
             hairpins: Hairpins::default(),
+            holds: Holds::new(),
+            idling: Idling::default(),
             reporting: Reporting::default(),
             renewals: Renewals::default(),
             searches: SearchGate::new(),
@@ -186,6 +194,9 @@ impl Agent {
     fn network_changed(&mut self, address: IpAddr, now: Instant) {
         if matches!(scope(address), Scope::Private | Scope::Global) {
             self.network.observations.network_changed(now);
+            if self.idling.network_changed(now) {
+                self.close_idling();
+            }
             self.restart_checklists(now);
         }
     }
@@ -221,6 +232,12 @@ impl Agent {
         if self.renewals.next_deadline().is_some_and(|at| at <= now) {
             self.run_renewals(now);
         }
+        if self.holds.next_deadline().is_some_and(|at| at <= now) {
+            self.answer_holds(now);
+        }
+        if self.idling.next_deadline().is_some_and(|at| at <= now) {
+            self.run_idling(now);
+        }
         for key in self.sessions.due(now) {
             self.session_timeout(key, now);
         }
@@ -241,6 +258,8 @@ impl Agent {
             self.hairpins.next_deadline(),
             self.filters.next_deadline(),
             self.renewals.next_deadline(),
+            self.holds.next_deadline(),
+            self.idling.next_deadline(),
         ]
         .into_iter()
         .flatten()

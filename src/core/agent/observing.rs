@@ -10,7 +10,7 @@ use crate::core::{
     command::{Command, Pool},
     frame::{Frame, ObserverOffer},
     links::Link,
-    observer::{EARLY, EARLY_DATAGRAMS, PORTS, Purpose, request},
+    observer::{EARLY, EARLY_DATAGRAMS, PORTS, Purpose, Request, request},
     outbox::Transmit,
     strategy::{Allocation, Traits},
 };
@@ -57,6 +57,7 @@ impl Agent {
                 self.run_filters(now);
             }
             Pool::Session(flow) => self.search_opened(flow, sockets, now),
+            Pool::Idling => self.idling_opened(sockets, now),
             Pool::Renewal(number) => self.renewal_opened(number, sockets, now),
         }
     }
@@ -65,6 +66,7 @@ impl Agent {
     pub(super) fn observer_offered(&mut self, id: LinkId, link: &Link, offer: ObserverOffer, now: Instant) {
         let (Some(remote), Some(socket)) = (link.remote, link.socket) else { return };
         if self.registrar.contains(&link.peer) {
+            self.idling.offered((id, link.peer), (remote.ip(), &offer), now);
             self.observing.offered(id, offer, (remote.ip(), socket), now);
             self.observe(now);
         } else {
@@ -82,12 +84,15 @@ impl Agent {
 
     /// A datagram came to one of our observers.
     pub(super) fn observe_request(&mut self, path: Path, datagram: &[u8], now: Instant) {
-        let request = self.observers.judge(datagram);
-        let client = request.and_then(|(link, data)| Some((link, data, self.links.get(link)?.peer)));
+        let asked = self.observers.judge(datagram);
+        let client = asked.and_then(|(id, request)| Some((id, request, self.links.get(id)?.clone())));
         match client {
-            Some((link, data, peer)) if self.coordinator.may_observe(&peer, now) => {
-                self.out.frame(link, Frame::ProbeObserved { data, address: path.remote });
-            }
+            Some((id, request, link)) if self.coordinator.may_observe(&link.peer, now) => match request {
+                Request::Where { data } => {
+                    self.out.frame(id, Frame::ProbeObserved { data, address: path.remote });
+                }
+                Request::Hold { data, delay } => self.hold((id, &link), path, (data, delay), now),
+            },
             _ => self.out.counters.probes_refused += 1,
         }
     }

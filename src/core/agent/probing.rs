@@ -33,6 +33,12 @@ impl Agent {
         if self.observers.has(path.socket) {
             return self.observe_request(path, datagram, now);
         }
+        if self.idling.owns(path.socket) {
+            if !self.idling.answered(path.socket, datagram, now) {
+                self.out.counters.probes_refused += 1;
+            }
+            return self.run_idling(now);
+        }
         if is_filter_probe(datagram) {
             if !self.filter_probe(path, datagram) {
                 self.out.counters.probes_refused += 1;

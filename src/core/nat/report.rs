@@ -38,9 +38,10 @@ pub struct Report {
     /// Whether a packet from outside that comes before the first one of a flow takes the port which that flow would have
     /// had: a box that translates and has no firewall. Both sides of a connection cannot be the one that sends first.
     pub early_packets_harm: Option<Finding<bool>>,
+    /// How long a mapping stands that nobody uses (RFC 4787 §4.3), measured once for each network with sockets of its own.
+    pub idle_lifetime: Option<Finding<IdleLifetime>>,
     /// The shortest time that a mapping stood which was in use, if the NAT ends such ones, as some carriers' do every minute.
-    /// Connected sessions move to another socket before that. How long one stands that nobody uses is not measured:
-    /// QUIC sends something every few seconds (`keep_alive_interval`).
+    /// Connected sessions move to another socket before that.
     pub mapping_lifetime: Option<Finding<Duration>>,
     /// Whether what we send to our own public address comes back to us (RFC 4787 §6).
     pub hairpin: Option<Finding<bool>>,
@@ -84,6 +85,15 @@ pub struct Evidence {
     pub observations: usize,
     /// When the latest was made.
     pub at: Instant,
+}
+
+/// How long a mapping stands that nobody uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IdleLifetime {
+    /// It was still there after so long; zero if it never was.
+    pub at_least: Duration,
+    /// It was gone after so long, if ever.
+    pub less_than: Option<Duration>,
 }
 
 /// Who is seen at one public IP address.
@@ -147,6 +157,7 @@ type Said<'a> = (
     Option<(FilteringBehaviour, Confidence)>,
     Option<(Allocation, Confidence)>,
     Option<(Duration, Confidence)>,
+    Option<(IdleLifetime, Confidence)>,
     Option<(&'a Sharing, Confidence)>,
 );
 
@@ -175,6 +186,7 @@ impl Report {
             of(&self.filtering),
             of(&self.allocation),
             of(&self.mapping_lifetime),
+            of(&self.idle_lifetime),
             self.sharing.as_ref().map(|finding| (&finding.value, finding.confidence)),
         )
     }
