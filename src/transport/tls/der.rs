@@ -28,9 +28,10 @@ pub(super) struct Certificate<'a> {
     pub(super) host_key: PublicKey,
 }
 
-/// Reads a certificate (RFC 5280 §4.1) that was checked before. `None` if it cannot be read.
+/// Reads a certificate (RFC 5280 §4.1) that was checked before. `None` if it cannot be read, or something follows it, which
+/// the check does not mind.
 pub(super) fn certificate(der: &[u8]) -> Option<Certificate<'_>> {
-    let (certificate, _) = expect(der, SEQUENCE)?;
+    let (certificate, _) = expect(der, SEQUENCE).filter(|(_, rest)| rest.is_empty())?;
     let (mut tbs, _) = expect(certificate.content, SEQUENCE)?;
     let mut spki: &[u8] = &[];
     // Serial number, signature algorithm, issuer, validity, subject, key; the version before them is optional.

@@ -231,6 +231,14 @@ mod tests {
         assert!(refused + 8 > der.len(), "{refused} of {}", der.len());
     }
 
+    #[test]
+    fn bytes_behind_a_certificate_are_refused() {
+        let mut bytes = certificate_of(&Keypair::generate_ed25519()).to_vec();
+        assert!(check(&bytes.clone().into(), Accept::BOTH).is_ok());
+        bytes.push(0);
+        assert!(check(&bytes.into(), Accept::BOTH).is_err());
+    }
+
     proptest::proptest! {
         #[test]
         fn garbage_never_panics_and_is_never_accepted(bytes in proptest::collection::vec(proptest::num::u8::ANY, 0..512)) {
