@@ -133,8 +133,10 @@ impl StreamMuxer for Connection {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {
         let Some(session) = &mut self.session else {
-            self.live.wake_when_moved(cx.waker());
-            let moved = self.live.moved().map(addr::from_socket);
+            let moved = match self.live.wake_when_moved(cx.waker()) {
+                true => self.live.moved().map(addr::from_socket),
+                false => None,
+            };
             return moved.map_or(Poll::Pending, |to| Poll::Ready(Ok(StreamMuxerEvent::AddressChange(to))));
         };
         let remote = ready!(session.poll_remote(cx));

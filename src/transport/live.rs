@@ -106,11 +106,14 @@ impl Live {
         matches!(self.through, ConnectedThrough::Listener | ConnectedThrough::PunchAsListener)
     }
 
-    /// Has `waker` called once a client has moved, a little later than it did.
-    pub(super) fn wake_when_moved(&self, waker: &Waker) {
-        if self.is_of_client() {
+    /// Has `waker` called once a client has moved, a little later than it did; `false` if this is no client, which stays
+    /// where it is.
+    pub(super) fn wake_when_moved(&self, waker: &Waker) -> bool {
+        let may_move = self.is_of_client();
+        if may_move {
             self.mover.register(waker);
         }
+        may_move
     }
 
     /// The address that we send from, as far as it is known.
