@@ -16,3 +16,4 @@ mod others;
 mod relay;
 mod relaying;
 mod stock;
+mod wrapped;

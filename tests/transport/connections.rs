@@ -1,5 +1,7 @@
 //! Listening, dialing and who may.
 
+use libp2p_identity::KeyType;
+
 use super::support::*;
 
 #[tokio::test]
@@ -18,28 +20,63 @@ async fn two_peers_connect_with_raw_keys_over_ipv4_and_ipv6() {
 }
 
 #[tokio::test]
-async fn stock_peers_connect_in_both_directions_with_every_kind_of_key() {
-    for keypair in [Keypair::generate_ed25519(), Keypair::generate_secp256k1(), Keypair::generate_ecdsa()] {
-        let other = Keypair::generate_ed25519();
-        for (mut listener, mut dialer) in [(boxed(&keypair), stock(&other)), (stock(&keypair), boxed(&other))]
-        {
-            let address = listen(&mut listener, V4).await.with(Protocol::P2p(keypair.public().to_peer_id()));
-            let connected = connect(&mut listener, &mut dialer, address, PLAIN).await;
-            assert_eq!(connected.at_dialer.0, keypair.public().to_peer_id());
-            assert_eq!(connected.at_listener.0, other.public().to_peer_id());
+async fn stock_peers_connect_in_both_directions_with_every_pair_of_kinds_of_keys() {
+    for keypair in kinds(0) {
+        for other in kinds(1) {
+            for (mut listener, mut dialer) in
+                [(boxed(&keypair), stock(&other)), (stock(&keypair), boxed(&other))]
+            {
+                let id = keypair.public().to_peer_id();
+                let address = listen(&mut listener, V4).await.with(Protocol::P2p(id));
+                let connected = connect(&mut listener, &mut dialer, address, PLAIN).await;
+                assert_eq!(
+                    (connected.at_dialer.0, connected.at_listener.0),
+                    (id, other.public().to_peer_id())
+                );
+            }
         }
     }
 }
 
 #[tokio::test]
-async fn keys_that_are_not_ed25519_connect_with_certificates() {
-    for keypair in [Keypair::generate_secp256k1(), Keypair::generate_ecdsa()] {
-        let (mut a, (b_id, mut b)) = (ours(&keypair), new());
-        let address = listen(&mut a, V4).await;
-        let connected = connect(&mut a, &mut b, address, PLAIN).await;
-        assert_eq!((connected.at_dialer.0, connected.at_listener.0), (keypair.public().to_peer_id(), b_id));
-        assert_eq!(connected.at_dialer.1.handshake_mode(), HandshakeMode::X509);
-        assert_eq!(connected.at_listener.1.handshake_mode(), HandshakeMode::X509);
+async fn peers_of_ours_connect_with_every_pair_of_kinds_of_keys() {
+    for keypair in kinds(0) {
+        for other in kinds(1) {
+            let (mut a, mut b) = (ours(&keypair), ours(&other));
+            let id = keypair.public().to_peer_id();
+            let address = listen(&mut a, V4).await.with(Protocol::P2p(id));
+            let mut connected = connect(&mut a, &mut b, address, PLAIN).await;
+            assert_eq!((connected.at_dialer.0, connected.at_listener.0), (id, other.public().to_peer_id()));
+            // A key that is not Ed25519 has no raw form, and takes a certificate on both sides.
+            let is_raw = [&keypair, &other].iter().all(|key| key.key_type() == KeyType::Ed25519);
+            let mode = if is_raw { HandshakeMode::RawPublicKey } else { HandshakeMode::X509 };
+            for connection in [&connected.at_dialer.1, &connected.at_listener.1] {
+                assert_eq!(connection.handshake_mode(), mode);
+            }
+            echo(&mut connected.at_dialer.1, &mut connected.at_listener.1).await;
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_wrong_peer_with_an_rsa_key_is_refused() {
+    let [.., rsa] = kinds(0);
+    let [.., other] = kinds(1);
+    let (mut a, (_, mut b)) = (ours(&rsa), new());
+    let expected = other.public().to_peer_id();
+    let address = listen(&mut a, V4).await.with(Protocol::P2p(expected));
+    let dial = b.dial(address, PLAIN).unwrap();
+    let accepted = async {
+        let (upgrade, _) = next(&mut a).await.into_incoming().unwrap();
+        upgrade.await.map(|_| ())
+    };
+    let (dialed, accepted) = future::join(dial, accepted).await;
+    accepted.unwrap_err();
+    match dialed {
+        Err(Error::WrongPeerId { expected: wanted, got }) => {
+            assert_eq!((wanted, got), (expected, Some(Box::new(rsa.public().to_peer_id()))));
+        }
+        dialed => panic!("{dialed:?}"),
     }
 }
 

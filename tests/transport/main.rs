@@ -11,8 +11,12 @@ mod parity;
 #[cfg(test)]
 mod punch;
 #[cfg(test)]
+mod routes;
+#[cfg(test)]
 mod stats;
 #[cfg(test)]
 mod streams;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod wrapped;
