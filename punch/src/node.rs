@@ -21,6 +21,7 @@ use libp2p_punch::{
         Path,
         event::{Event, RegistrationStatus},
     },
+    transport::{ConnectedThrough, Stats},
 };
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -29,7 +30,7 @@ use crate::{
     exit::Failure,
     key, nat, reason,
     report::{self, Line, Report, short},
-    swarm::{self, Behaviour, BehaviourEvent},
+    swarm::{self, Behaviour, BehaviourEvent, Peer},
 };
 
 /// How long connections may take to close at the end.
@@ -65,6 +66,7 @@ pub(crate) enum Happening {
 /// A swarm with its output.
 pub(crate) struct Node {
     pub(crate) swarm: Swarm<Behaviour>,
+    stats: Stats,
     pub(crate) report: Report,
     /// Each coordinator and, once it is settled, what became of our registration.
     coordinators: BTreeMap<PeerId, Option<Result<(), String>>>,
@@ -99,9 +101,10 @@ impl Node {
     }
 
     /// A peer that runs this swarm.
-    pub(crate) fn with_swarm(swarm: Swarm<Behaviour>, coordinators: &[Multiaddr], report: Report) -> Self {
+    pub(crate) fn with_swarm((swarm, stats): Peer, coordinators: &[Multiaddr], report: Report) -> Self {
         Self {
             swarm,
+            stats,
             report,
             coordinators: coordinators.iter().filter_map(peer_of).map(|peer| (peer, None)).collect(),
             paths: HashMap::new(),
@@ -259,7 +262,8 @@ impl Node {
         };
         match path.or_else(|| report::udp_part(relay)) {
             Some(remote) => {
-                self.report.line(&Line::Connected { peer, relayed, remote: &remote, elapsed })?;
+                let through = self.through(peer).filter(|_| !relayed);
+                self.report.line(&Line::Connected { peer, relayed, through, remote: &remote, elapsed })?;
                 Ok(Happening::Connected { peer, relayed })
             }
             None => {
@@ -332,8 +336,14 @@ impl Node {
         self.paths.insert(peer, path.remote);
         let Some(elapsed) = self.unnamed.remove(&peer) else { return Ok(Happening::Nothing) };
         let remote = report::udp_address(path.remote);
-        self.report.line(&Line::Connected { peer, relayed: false, remote: &remote, elapsed })?;
+        let through = self.through(peer);
+        self.report.line(&Line::Connected { peer, relayed: false, through, remote: &remote, elapsed })?;
         Ok(Happening::Connected { peer, relayed: false })
+    }
+
+    /// How the last direct connection to a peer came about.
+    fn through(&self, peer: PeerId) -> Option<ConnectedThrough> {
+        self.stats.of_peer(&peer).last().map(|stats| stats.through)
     }
 
     fn echo_event(&mut self, event: EchoEvent<Vec<u8>, Vec<u8>>) -> Happening {

@@ -8,7 +8,10 @@ use std::{
 };
 
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
-use libp2p_punch::core::{event::Phase, nat::Report as NatReport};
+use libp2p_punch::{
+    core::{event::Phase, nat::Report as NatReport},
+    transport::ConnectedThrough,
+};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -24,7 +27,13 @@ pub(crate) enum Line<'a> {
     /// A session went from one phase to another; a new session comes from none.
     Phase { peer: PeerId, from: Option<Phase>, to: Phase },
     /// There is a connection to a peer.
-    Connected { peer: PeerId, relayed: bool, remote: &'a Multiaddr, elapsed: Duration },
+    Connected {
+        peer: PeerId,
+        relayed: bool,
+        through: Option<ConnectedThrough>,
+        remote: &'a Multiaddr,
+        elapsed: Duration,
+    },
     /// Something else is known of our NAT.
     Nat(&'a NatReport),
     /// A peer sent back what we sent to it.
@@ -46,10 +55,11 @@ impl Line<'_> {
                 "from": from.map_or_else(|| "idle".to_owned(), |phase| phase.to_string()),
                 "to": to.to_string(),
             }),
-            Line::Connected { peer, relayed, remote, elapsed } => json!({
+            Line::Connected { peer, relayed, through, remote, elapsed } => json!({
                 "event": "connected",
                 "peer": peer.to_string(),
                 "path": path_word(*relayed),
+                "through": through_word(*relayed, *through),
                 "remote": remote,
                 "elapsed_ms": milliseconds(*elapsed),
             }),
@@ -74,9 +84,10 @@ impl Line<'_> {
                 let from = from.map(|phase| format!("after {phase}, "));
                 ("phase", format!("{to:<15} {}with {}", from.unwrap_or_default(), short(peer)))
             }
-            Line::Connected { peer, relayed, remote, elapsed } => {
+            Line::Connected { peer, relayed, through, remote, elapsed } => {
                 let (path, elapsed) = (path_word(*relayed), milliseconds(*elapsed));
-                ("connected", format!("{path}, {remote}, {elapsed} ms, with {peer}"))
+                let through = through.map(|through| format!(" ({through})")).unwrap_or_default();
+                ("connected", format!("{path}{through}, {remote}, {elapsed} ms, with {peer}"))
             }
             Line::Nat(report) => ("nat", nat::words(report)),
             Line::Echo { bytes, rtt } => {
@@ -182,8 +193,16 @@ fn path_word(relayed: bool) -> &'static str {
     if relayed { "relayed" } else { "direct" }
 }
 
+/// How a connection came about: a word of [`ConnectedThrough`], or `relay`; `None` if it is gone already.
+fn through_word(relayed: bool, through: Option<ConnectedThrough>) -> Option<String> {
+    let relay = relayed.then(|| "relay".to_owned());
+    relay.or_else(|| through.map(|through| through.to_string()))
+}
+
 #[cfg(test)]
 mod tests {
+    use libp2p_punch::core::event::PathKind;
+
     use super::*;
 
     #[test]
@@ -211,9 +230,21 @@ mod tests {
                 format!(r#"{{"event":"phase","peer":"{id}","from":"idle","to":"discovery"}}"#),
             ),
             (
-                Line::Connected { peer, relayed: false, remote: &remote, elapsed },
+                Line::Connected {
+                    peer,
+                    relayed: false,
+                    through: Some(ConnectedThrough::Session(PathKind::ServerReflexive)),
+                    remote: &remote,
+                    elapsed,
+                },
                 format!(
-                    r#"{{"event":"connected","peer":"{id}","path":"direct","remote":"/ip4/192.0.2.7/udp/4001","elapsed_ms":12.345}}"#
+                    r#"{{"event":"connected","peer":"{id}","path":"direct","through":"server-reflexive","remote":"/ip4/192.0.2.7/udp/4001","elapsed_ms":12.345}}"#
+                ),
+            ),
+            (
+                Line::Connected { peer, relayed: true, through: None, remote: &remote, elapsed },
+                format!(
+                    r#"{{"event":"connected","peer":"{id}","path":"relayed","through":"relay","remote":"/ip4/192.0.2.7/udp/4001","elapsed_ms":12.345}}"#
                 ),
             ),
             (Line::Echo { bytes: 64, rtt: elapsed }, r#"{"event":"echo","bytes":64,"rtt_ms":12.345}"#.into()),

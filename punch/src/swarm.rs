@@ -11,7 +11,7 @@ use libp2p::{
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
     yamux,
 };
-use libp2p_punch::{Config, Role, io::Network};
+use libp2p_punch::{Config, Role, io::Network, transport::Stats};
 
 use crate::{echo, exit::Failure};
 
@@ -33,8 +33,11 @@ pub(crate) struct Behaviour {
     pub(crate) echo: echo::Behaviour,
 }
 
+/// A swarm, and what its transport tells of connections.
+pub(crate) type Peer = (Swarm<Behaviour>, Stats);
+
 /// A swarm over real UDP.
-pub(crate) fn new(key: Keypair, config: Config) -> Result<Swarm<Behaviour>, Failure> {
+pub(crate) fn new(key: Keypair, config: Config) -> Result<Peer, Failure> {
     let relay = relay_of(&key, &config);
     let (transport, punch) = libp2p_punch::new(&key, config).map_err(refused)?;
     assemble(key, transport, punch, relay)
@@ -46,7 +49,7 @@ pub(crate) fn with_io(
     config: Config,
     network: Arc<dyn Network>,
     runtime: Arc<dyn quinn::Runtime>,
-) -> Result<Swarm<Behaviour>, Failure> {
+) -> Result<Peer, Failure> {
     let relay = relay_of(&key, &config);
     let (transport, punch) = libp2p_punch::with_io(&key, config, network, runtime).map_err(refused)?;
     assemble(key, transport, punch, relay)
@@ -57,7 +60,8 @@ fn assemble(
     transport: libp2p_punch::Transport,
     punch: libp2p_punch::Behaviour,
     relay: Option<relay::Behaviour>,
-) -> Result<Swarm<Behaviour>, Failure> {
+) -> Result<Peer, Failure> {
+    let stats = transport.stats();
     let identify = identify::Config::new("/punch/1.0.0".to_owned(), key.public());
     let behaviour = |relay_client| Behaviour {
         punch,
@@ -83,7 +87,7 @@ fn assemble(
         })
         .with_connection_timeout(DIAL)
         .build();
-    Ok(swarm)
+    Ok((swarm, stats))
 }
 
 /// A coordinator is a relay, too, for those who cannot be introduced to each other in any other way. The limits are for

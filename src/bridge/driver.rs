@@ -136,14 +136,14 @@ impl Driver {
                 self.agent.handle_first_flight(flow, datagrams, now)
             }
             PathNotice::Established { flow, connection, guard } => {
-                let session = self.agent.session_of(flow);
-                let (Some((peer, role)), Some(path)) = (session, guard.path()) else {
+                let (session, path) = (self.agent.session_of(flow), guard.path());
+                let kind = path.and_then(|path| self.agent.kind_of(flow, path));
+                let (Some((peer, role)), Some(path), Some(kind)) = (session, path, kind) else {
                     // The session was given up meanwhile. Dropping the guard closes the connection.
                     return self.agent.handle_closed(flow, now);
                 };
-                let Ok(connection) = Connection::of_session(&self.connections, connection, guard) else {
-                    return self.agent.handle_closed(flow, now);
-                };
+                let connection = Connection::of_session(&self.connections, connection, guard, kind);
+                let Ok(connection) = connection else { return self.agent.handle_closed(flow, now) };
                 self.agent.handle_established(flow, now);
                 self.routes.add(peer, path);
                 let Err(connection) = self.dials.succeed(peer, connection) else { return };

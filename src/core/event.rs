@@ -53,6 +53,38 @@ pub enum SessionRole {
     Responder,
 }
 
+/// How the address of the peer was found to which a session's path leads, as seen from this side.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum PathKind {
+    /// The peer has it on an interface of its own: no NAT stands before the peer, or both are in one network.
+    Host,
+    /// A gateway granted it to the peer.
+    PortMapped,
+    /// The coordinator, or another observer, sees the peer there: the holes in the NATs were punched.
+    ServerReflexive,
+    /// An authentic probe came from there, and nobody had named it before: the holes were punched, and the peer's NAT showed
+    /// us another address than it shows others.
+    PeerReflexive,
+    /// On one of the sides it is in the sequence in which a NAT gives ports, which was sampled and aimed at.
+    Predicted,
+    /// A birthday search hit upon it.
+    Searched,
+}
+
+impl fmt::Display for PathKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            PathKind::Host => "host",
+            PathKind::PortMapped => "port-mapped",
+            PathKind::ServerReflexive => "server-reflexive",
+            PathKind::PeerReflexive => "peer-reflexive",
+            PathKind::Predicted => "predicted",
+            PathKind::Searched => "searched",
+        })
+    }
+}
+
 /// Why an attempt or a session failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum FailureReason {
@@ -173,6 +205,8 @@ pub enum Event {
         role: SessionRole,
         /// The path that carries it.
         path: Path,
+        /// How the other end of that path was found.
+        kind: PathKind,
         /// Since the session began.
         elapsed: Duration,
     },

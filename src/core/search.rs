@@ -21,8 +21,9 @@ use rand::{Rng, rngs::StdRng};
 
 use super::{
     LinkId, Path, SocketId,
+    event::PathKind,
     limits::{Rate, Recent, TokenBucket},
-    strategy::{Strategy, Traits, gcd},
+    strategy::{Allocation, Strategy, Traits, gcd},
 };
 
 /// How long plain probes are met with silence before a search begins.
@@ -201,6 +202,20 @@ impl Search {
             Strategy::Open { .. } | Strategy::Align { .. } => WINDOW_SOCKETS,
             Strategy::Afresh => 1,
             Strategy::Plain | Strategy::Scan | Strategy::Follow | Strategy::Hopeless => 0,
+        }
+    }
+
+    /// What a path is that it finds.
+    pub(crate) fn finds(&self) -> Option<PathKind> {
+        match self.strategy {
+            Strategy::Spray | Strategy::Scan => Some(PathKind::Searched),
+            Strategy::Open { .. } | Strategy::Align { .. } => Some(PathKind::Predicted),
+            Strategy::Follow if matches!(self.theirs.allocation, Some(Allocation::Sequential { .. })) => {
+                Some(PathKind::Predicted)
+            }
+            // Towards, or from, a fresh socket that the coordinator has seen.
+            Strategy::Afresh | Strategy::Follow => Some(PathKind::ServerReflexive),
+            Strategy::Plain | Strategy::Hopeless => None,
         }
     }
 

@@ -12,8 +12,9 @@ use libp2p_identity::PeerId;
 
 use super::{
     FlowId, LinkId, Path, SessionId, SocketId,
+    candidate::{Candidate, CandidateKind},
     checklist::{Checklist, Known},
-    event::{Phase, SessionRole},
+    event::{PathKind, Phase, SessionRole},
     frame::RejectReason,
     keys::{ProbeKeys, ProbeSecret, TAG_LEN},
     limits::TokenBucket,
@@ -64,6 +65,22 @@ pub(crate) struct Target {
     /// RFC 8445 §5.1.2.
     pub(crate) priority: u32,
     pub(crate) origin: Origin,
+    pub(crate) kind: PathKind,
+}
+
+impl Target {
+    /// What the peer itself announced.
+    pub(crate) fn announced(candidate: &Candidate) -> Self {
+        let kind = match candidate.kind {
+            CandidateKind::Host => PathKind::Host,
+            CandidateKind::PortMapped => PathKind::PortMapped,
+            CandidateKind::PeerReflexive => PathKind::PeerReflexive,
+            CandidateKind::Predicted => PathKind::Predicted,
+            CandidateKind::ServerReflexive | CandidateKind::Relayed => PathKind::ServerReflexive,
+        };
+        let Candidate { address: remote, priority, .. } = *candidate;
+        Self { remote, priority, origin: Origin::Announced, kind }
+    }
 }
 
 #[derive(Debug)]
@@ -100,10 +117,12 @@ pub(crate) struct Session {
     pub(crate) traits: Option<Box<(Traits, Traits)>>,
     /// What follows if plain probes meet silence.
     pub(crate) search: Option<Box<Search>>,
+    /// What a path is that the search of this attempt found.
+    pub(crate) sought: Option<PathKind>,
     /// Sockets that were opened for the search and are still open.
     pub(crate) sockets: Vec<SocketId>,
-    /// Sockets that the attempt under way may open, out of those of all searches.
-    pub(crate) reserved: usize,
+    /// Sockets that the attempt under way may open, out of those of all searches: at most 256.
+    pub(crate) reserved: u16,
     keys: Option<Box<ProbeKeys>>,
     scheduled: Option<Instant>,
 }
@@ -132,6 +151,7 @@ impl Session {
             rtt: None,
             traits: None,
             search: None,
+            sought: None,
             sockets: Vec::new(),
             reserved: 0,
             keys: None,
@@ -161,6 +181,15 @@ impl Session {
     /// Whether it has paths to probe.
     pub(crate) fn is_probing(&self) -> bool {
         self.checklist.is_some() || self.known.is_some()
+    }
+
+    /// How the other end of a path of this session was found. What nobody named is the work of the search, if there was one.
+    pub(crate) fn kind_of(&self, path: Path) -> PathKind {
+        let named = self.targets.iter().find(|target| target.remote == path.remote);
+        match named.filter(|_| !self.sockets.contains(&path.socket)) {
+            Some(target) => target.kind,
+            None => self.sought.unwrap_or(PathKind::PeerReflexive),
+        }
     }
 
     /// Whether a coordinator has our request.

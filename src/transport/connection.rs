@@ -23,7 +23,7 @@ use super::{
     tls::HandshakeMode,
     window::SendWindow,
 };
-use crate::io::Network;
+use crate::{core::event::PathKind, io::Network};
 
 type Pair = Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>;
 
@@ -59,14 +59,15 @@ impl Connection {
         Self { live, session, inbound: None, outbound: None, closing: None, growth }
     }
 
-    /// A connection that a traversal session ended in.
+    /// A connection that a traversal session ended in, over a path of this kind.
     pub(crate) fn of_session(
         connections: &Arc<Registry>,
         connection: quinn::Connection,
         guard: FlowGuard,
+        kind: PathKind,
     ) -> Result<Self, Error> {
         let beneath = Beneath::Flow(guard.view());
-        let live = connections.add(connection, ConnectedThrough::Session, beneath, None)?;
+        let live = connections.add(connection, ConnectedThrough::Session(kind), beneath, None)?;
         Ok(Self::new(live, Some(guard)))
     }
 

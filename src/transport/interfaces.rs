@@ -123,10 +123,10 @@ impl Transport {
                     }
                     self.watch_over(&live, PATIENCE);
                 }
-                ConnectedThrough::Session if self.has_moved(&live) => {
+                ConnectedThrough::Session(_) if self.has_moved(&live) => {
                     self.watch_over(&live, SESSION_PATIENCE)
                 }
-                ConnectedThrough::Dial | ConnectedThrough::Session => {}
+                ConnectedThrough::Dial | ConnectedThrough::Session(_) => {}
                 ConnectedThrough::Listener | ConnectedThrough::PunchAsListener => {
                     if is_gone {
                         tracing::debug!(peer = %live.peer(), "our address is gone, and the connection with it");

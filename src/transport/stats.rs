@@ -4,6 +4,7 @@
 //! connection's lock, and events come with the opening, the moving and the closing of connections only.
 
 use std::{
+    fmt,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -18,6 +19,7 @@ use super::{
     live::Registry,
     tls::{Cipher, HandshakeMode},
 };
+use crate::core::event::PathKind;
 
 /// Names one connection of a transport. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -32,9 +34,20 @@ pub enum ConnectedThrough {
     Listener,
     /// The peer dialed while we opened our NAT for it, in the role of the listener, as `libp2p-dcutr` wants it.
     PunchAsListener,
-    /// A traversal session. What kind of address it ended at, and when, are in
-    /// [`Event`](crate::core::event::Event).
-    Session,
+    /// A traversal session, which either side began, and how it found the address of the peer at which it connected.
+    /// Where the session went and when is in [`Event`](crate::core::event::Event).
+    Session(PathKind),
+}
+
+impl fmt::Display for ConnectedThrough {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Dial => f.write_str("dial"),
+            Self::Listener => f.write_str("listener"),
+            Self::PunchAsListener => f.write_str("punch-as-listener"),
+            Self::Session(kind) => kind.fmt(f),
+        }
+    }
 }
 
 /// A connection at one moment.

@@ -8,6 +8,7 @@ mod filtering;
 mod forgetting;
 mod hard;
 mod hostile;
+mod kinds;
 mod matrix;
 mod moving;
 mod nats;

@@ -8,7 +8,7 @@ use libp2p::{
     identity::Keypair,
     swarm::{NetworkBehaviour, SwarmEvent},
 };
-use libp2p_punch::{Behaviour, Config, Event, Role, Transport};
+use libp2p_punch::{Behaviour, Config, Event, Role, Transport, transport::Stats};
 use libp2p_punch_sim::{Filtering, Host, Link, Mapping, Nat, Ports, World};
 
 /// The port of every listener.
@@ -82,7 +82,22 @@ where
     B: NetworkBehaviour,
     F: FnOnce(Behaviour, &Keypair) -> B,
 {
+    swarm_and_stats(host, seed, config, behaviour).0
+}
+
+/// As [`swarm`], and what its transport can tell.
+pub(crate) fn swarm_and_stats<B, F>(
+    host: &Arc<Host>,
+    seed: u8,
+    config: Config,
+    behaviour: F,
+) -> (Swarm<B>, Stats)
+where
+    B: NetworkBehaviour,
+    F: FnOnce(Behaviour, &Keypair) -> B,
+{
     let (keypair, transport, punch) = parts(host, seed, config);
+    let stats = transport.stats();
     let swarm = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
         .with_other_transport(|_| transport)
@@ -91,7 +106,7 @@ where
         .expect("it is a behaviour")
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
         .build();
-    listening(swarm)
+    (listening(swarm), stats)
 }
 
 /// What a swarm at `host` is made from.

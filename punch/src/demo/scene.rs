@@ -161,8 +161,8 @@ fn node(
     (name, story): (&'static str, &Arc<Story>),
 ) -> Result<Node, Failure> {
     let coordinators = config.coordinators.clone();
-    let swarm = swarm::with_io(key, config, host, Arc::new(quinn::TokioRuntime))?;
-    Ok(Node::with_swarm(swarm, &coordinators, Report::story(name, story.clone())))
+    let peer = swarm::with_io(key, config, host, Arc::new(quinn::TokioRuntime))?;
+    Ok(Node::with_swarm(peer, &coordinators, Report::story(name, story.clone())))
 }
 
 fn anywhere() -> Multiaddr {

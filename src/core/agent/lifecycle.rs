@@ -24,6 +24,7 @@ impl Agent {
             // No packet can have come through without a path; what the shell says cannot be.
             return self.fail(key, FailureReason::Handshake, now);
         };
+        let kind = session.kind_of(path);
         self.enter(key, Phase::Connected, now);
         self.end_attempt(key, true);
         if let Some(session) = self.sessions.get_mut(key) {
@@ -34,7 +35,7 @@ impl Agent {
         self.end_search(key);
         self.close_sockets(key);
         self.release_sockets(key);
-        self.out.event(Event::Connected { peer, role, path, elapsed });
+        self.out.event(Event::Connected { peer, role, path, kind, elapsed });
         self.settle(key);
         self.look_for_old_mappings(now);
     }
@@ -135,6 +136,7 @@ impl Agent {
             let measured = session.checklist.take().and_then(|checklist| checklist.best_rtt());
             session.rtt = measured.or(session.rtt);
             session.opening = None;
+            session.sought = None;
             session.targets = Vec::new();
             session.sockets = Vec::new();
         }

@@ -31,12 +31,12 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 
 pub use super::outbox::Transmit;
 use super::{
-    FlowId, LinkId, SocketId,
+    FlowId, LinkId, Path, SocketId,
     checklist::MAX_FORMED,
     command::{Command, Pool},
     coordinator::Coordinator,
     counters::Counters,
-    event::{Event, FailureReason, Phase, SessionRole},
+    event::{Event, FailureReason, PathKind, Phase, SessionRole},
     filtering::{FilterTests, Filters},
     frame::Frame,
     hairpin::Hairpins,
@@ -295,6 +295,11 @@ impl Agent {
     pub fn session_of(&self, flow: FlowId) -> Option<(PeerId, SessionRole)> {
         let session = self.sessions.get(self.sessions.of_flow(flow)?)?;
         Some((session.peer, session.role))
+    }
+
+    /// How the other end of a path of the session of `flow` was found. A flow that was closed has no session.
+    pub fn kind_of(&self, flow: FlowId, path: Path) -> Option<PathKind> {
+        Some(self.sessions.get(self.sessions.of_flow(flow)?)?.kind_of(path))
     }
 
     /// The phase of the session with `peer`; of several, that of the one that has no connection yet.

@@ -13,7 +13,6 @@ use crate::core::{
     keys::MAC_LEN,
     limits::Rate,
     links::Link,
-    pair::Origin,
     session::{Key, Session, Target},
     targets::Policy,
 };
@@ -124,9 +123,7 @@ impl Agent {
         if keep_best(&mut candidates, self.settings.max_candidates) > 0 {
             self.out.cap_hit();
         }
-        let target =
-            |c: &Candidate| Target { remote: c.address, priority: c.priority, origin: Origin::Announced };
-        session.targets = candidates.iter().map(target).collect();
+        session.targets = candidates.iter().map(Target::announced).collect();
         self.wake(key, now);
         self.extend_checklist(key, None, now);
         if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {

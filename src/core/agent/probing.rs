@@ -14,7 +14,7 @@ use crate::core::{
     candidate::{self, Candidate, CandidateKind, keep_best, pair_priority},
     checklist::{ANSWERS, Checklist},
     command::Command,
-    event::{Event, Phase, SessionRole},
+    event::{Event, PathKind, Phase, SessionRole},
     filtering::is_filter_probe,
     links::Link,
     pair::{Origin, State},
@@ -256,6 +256,9 @@ impl Agent {
             coordinator: link.remote,
             observed,
         };
+        // Without a NAT in between, the coordinator sees the peer at one of its own addresses.
+        let announced = candidates.iter().find(|candidate| Some(candidate.address) == observed);
+        let kind = announced.map_or(PathKind::ServerReflexive, |candidate| Target::announced(candidate).kind);
         candidates.retain(|candidate| policy.allows(candidate.address));
         if keep_best(&mut candidates, self.settings.max_candidates) > 0 {
             self.out.cap_hit();
@@ -266,15 +269,13 @@ impl Agent {
                 remote,
                 priority: candidate::priority(CandidateKind::PeerReflexive, remote.ip()),
                 origin: Origin::Observed,
+                kind,
             })
             .into_iter()
             .collect();
         let mut known: BTreeSet<SocketAddr> = observed.into_iter().collect();
-        for Candidate { address: remote, priority, .. } in candidates.iter().copied() {
-            if known.insert(remote) {
-                targets.push(Target { remote, priority, origin: Origin::Announced });
-            }
-        }
+        let new = candidates.iter().filter(|candidate| known.insert(candidate.address));
+        targets.extend(new.map(Target::announced));
         let (burst, max_pairs) = (self.settings.max_concurrent_attempts, self.settings.max_pairs());
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.targets = targets;

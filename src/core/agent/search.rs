@@ -120,7 +120,8 @@ impl Agent {
         self.out.counters.searches += 1;
         session.deadline = Some(now + DURATION);
         let peer = session.peer;
-        session.reserved = sockets;
+        session.reserved = u16::try_from(sockets).unwrap_or(u16::MAX);
+        session.sought = search.finds();
         if sockets > 0 {
             let local = from.local.ip();
             self.out.command(Command::OpenSockets { pool: Pool::Session(flow), local, count: sockets });
@@ -195,7 +196,7 @@ impl Agent {
     /// Lets other searches open the sockets that this attempt no longer needs.
     pub(super) fn release_sockets(&mut self, key: Key) {
         if let Some(session) = self.sessions.get_mut(key) {
-            self.searches.closed(std::mem::take(&mut session.reserved));
+            self.searches.closed(usize::from(std::mem::take(&mut session.reserved)));
         }
     }
 
