@@ -2,7 +2,7 @@
 
 mod quic;
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
@@ -187,6 +187,17 @@ pub enum ConfigError {
         /// The bound.
         max_idle_timeout: Duration,
     },
+    /// [`QuicConfig::qlog`] is a folder to which no files can be written.
+    #[error("quic.qlog is {value:?}, it must be a folder that can be written to: {reason}")]
+    QlogFolder {
+        /// The value found.
+        value: PathBuf,
+        /// What the operating system says.
+        reason: String,
+    },
+    /// [`QuicConfig::qlog`] is set in a build that cannot write traces.
+    #[error("quic.qlog is set, it must not be without the cargo feature qlog")]
+    QlogNotBuilt,
     /// A number is out of bounds.
     #[error("{field} is {value}, it must be {bound}")]
     OutOfBounds {
@@ -343,6 +354,14 @@ mod tests {
                 assert!(message.contains(word), "{message:?} does not name {word:?}");
             }
         }
+    }
+
+    #[cfg(not(feature = "qlog"))]
+    #[test]
+    fn a_folder_for_traces_needs_the_feature() {
+        let mut config = Config::default();
+        config.quic.qlog = Some("traces".into());
+        assert_eq!(config.validate(), Err(ConfigError::QlogNotBuilt));
     }
 
     #[test]

@@ -18,6 +18,10 @@
 //! Dependencies point one way: `core <- {transport, behaviour}`; the two meet in a private
 //! `bridge`, whose task drives `core` apart from the swarm, so that probing never waits for the
 //! application.
+//!
+//! # Features
+//!
+//! `qlog`, off by default: traces of connections in files, [`QuicConfig::qlog`](config::QuicConfig::qlog).
 
 #![forbid(unsafe_code)]
 

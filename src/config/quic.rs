@@ -1,6 +1,6 @@
 //! What a QUIC user tunes, and the bounds of it.
 
-use std::{fmt::Display, ops::RangeInclusive, time::Duration};
+use std::{fmt::Display, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use super::{ConfigError, TIMEOUT};
 
@@ -79,6 +79,10 @@ pub struct QuicConfig {
     pub post_quantum: bool,
     /// The cipher. Default [`CipherPreference::ByCpu`].
     pub cipher: CipherPreference,
+    /// A folder, made if there is none, for a trace of every connection: one file of JSON text sequences (RFC 7464) each,
+    /// `TIME-NUMBER-SIDE.sqlog`, up to 10,000 files. Needs the cargo feature `qlog`. Packets are written down as
+    /// they come and go, by whoever sends and receives them, which costs time: for looking into things. Default none.
+    pub qlog: Option<PathBuf>,
 }
 
 impl Default for QuicConfig {
@@ -101,6 +105,7 @@ impl Default for QuicConfig {
             max_connections: None,
             post_quantum: false,
             cipher: CipherPreference::default(),
+            qlog: None,
         }
     }
 }
@@ -133,6 +138,9 @@ impl QuicConfig {
             if value == Some(0) {
                 return Err(out_of_bounds(field, 0, "at least 1"));
             }
+        }
+        if self.qlog.is_some() && cfg!(not(feature = "qlog")) {
+            return Err(ConfigError::QlogNotBuilt);
         }
         if !MTU.contains(&self.initial_mtu) {
             return Err(out_of_bounds("quic.initial_mtu", self.initial_mtu, "within 1200..=65527"));

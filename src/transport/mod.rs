@@ -28,6 +28,7 @@ pub(crate) mod live;
 pub(crate) mod notice;
 pub(crate) mod path;
 mod punch;
+mod qlog;
 pub(crate) mod quic;
 mod stats;
 mod stream;
@@ -281,8 +282,8 @@ impl Transport {
         let local_ip = incoming.local_ip().unwrap_or_else(|| listener.binding.local.ip());
         let local_addr = listener.address_at(local_ip);
         let expected = Expected::new(punch.as_ref().map(|punch| punch.peer));
-        let connecting = match &punch {
-            Some(_) => incoming.accept_with(self.env.quic.pinned_server_config(&expected)),
+        let connecting = match self.env.quic.own_server_config(punch.is_some().then_some(&expected)) {
+            Some(config) => incoming.accept_with(config),
             None => incoming.accept(),
         };
         let connecting = match connecting {

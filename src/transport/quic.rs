@@ -15,6 +15,7 @@ use super::{
     Error,
     live::Limits,
     path::SessionConfigs,
+    qlog::{Qlog, Side},
     tls::{Expected, Tls},
     window::FIRST_SEND_WINDOW,
 };
@@ -43,6 +44,8 @@ pub(crate) struct Quic {
     transport: Arc<TransportConfig>,
     server: Arc<quinn::ServerConfig>,
     config: QuicConfig,
+    /// If every connection is to write a trace.
+    qlog: Option<Arc<Qlog>>,
 }
 
 impl Quic {
@@ -59,6 +62,7 @@ impl Quic {
             transport,
             server: Arc::new(server),
             config: config.clone(),
+            qlog: config.qlog.as_deref().map(Qlog::open).transpose()?.map(Arc::new),
         })
     }
 
@@ -105,7 +109,7 @@ impl Quic {
 
     /// For a plain dial.
     pub(crate) fn client_config(&self, expected: &Expected) -> quinn::ClientConfig {
-        client(self.tls.client_config(expected.clone()), self.transport.clone())
+        client(self.tls.client_config(expected.clone()), self.transport(Side::Client))
     }
 
     /// For plain connections from anyone.
@@ -113,18 +117,40 @@ impl Quic {
         self.server.clone()
     }
 
-    /// For a plain connection that must come from the expected peer.
-    pub(crate) fn pinned_server_config(&self, expected: &Expected) -> Arc<quinn::ServerConfig> {
+    /// For a plain connection that needs something of its own: that it come from the expected peer, or that it be traced.
+    /// `None` if the configuration for all of them will do.
+    pub(crate) fn own_server_config(&self, expected: Option<&Expected>) -> Option<Arc<quinn::ServerConfig>> {
+        if expected.is_none() && self.qlog.is_none() {
+            return None;
+        }
         let mut server = (*self.server).clone();
-        server.crypto = self.tls.server_config(expected.clone());
-        Arc::new(server)
+        if let Some(expected) = expected {
+            server.crypto = self.tls.server_config(expected.clone());
+        }
+        server.transport_config(self.transport(Side::Server));
+        Some(Arc::new(server))
     }
 
-    fn session_transport(&self, rtt: Option<Duration>) -> TransportConfig {
+    /// For one plain connection.
+    fn transport(&self, side: Side) -> Arc<TransportConfig> {
+        match &self.qlog {
+            None => self.transport.clone(),
+            Some(qlog) => {
+                let mut transport = transport(&self.config);
+                qlog.attach(&mut transport, side);
+                Arc::new(transport)
+            }
+        }
+    }
+
+    fn session_transport(&self, rtt: Option<Duration>, side: Side) -> TransportConfig {
         let mut transport = transport(&self.config);
         let (low, high) = SESSION_RTT;
         transport.initial_rtt(rtt.map_or(INITIAL_RTT, |rtt| rtt.clamp(low, high)));
         transport.mtu_discovery_config(mtu_discovery(&self.config, SESSION_MTU));
+        if let Some(qlog) = &self.qlog {
+            qlog.attach(&mut transport, side);
+        }
         transport
     }
 }
@@ -132,13 +158,13 @@ impl Quic {
 impl SessionConfigs for Quic {
     fn client(&self, peer: PeerId, rtt: Option<Duration>) -> quinn::ClientConfig {
         let crypto = self.tls.client_config(Expected::new(Some(peer)));
-        client(crypto, Arc::new(self.session_transport(rtt)))
+        client(crypto, Arc::new(self.session_transport(rtt, Side::Client)))
     }
 
     fn server(&self, peer: PeerId, rtt: Option<Duration>) -> Arc<quinn::ServerConfig> {
         let mut server = (*self.server).clone();
         server.crypto = self.tls.server_config(Expected::new(Some(peer)));
-        server.transport_config(Arc::new(self.session_transport(rtt)));
+        server.transport_config(Arc::new(self.session_transport(rtt, Side::Server)));
         // A session's address is virtual, and the path layer is what moves.
         server.migration(false);
         Arc::new(server)

@@ -81,9 +81,9 @@ fn a_link_on_which_the_coordinator_sees_our_address_is_preferred_for_the_registr
         registers.map(|(link, _)| link.0).collect::<Vec<_>>()
     };
     assert_eq!(registered_on(10, None), [10]);
-    assert_eq!(registered_on(11, None), []);
+    assert!(registered_on(11, None).is_empty());
     assert_eq!(registered_on(12, Some("198.51.100.1:1")), [12]);
-    assert_eq!(registered_on(13, Some("198.51.100.1:2")), []);
+    assert!(registered_on(13, Some("198.51.100.1:2")).is_empty());
 }
 
 #[test]
