@@ -4,7 +4,7 @@
 //! tests here replay `fuzz/corpus`. Not part of the crate's interface: behind the feature `fuzzing`, which promises nothing.
 
 use bytes::BytesMut;
-use libp2p_core::Multiaddr;
+use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
 pub use crate::transport::{fuzz_certificate as certificates, fuzz_datagrams as datagrams};
@@ -68,7 +68,16 @@ pub fn addresses(bytes: &[u8]) {
             assert_eq!(crate::config::peer_of(&address), peer);
             assert_eq!(addr::to_bare_peer(&address), None);
             let can_be_dialed = socket.port() != 0 && !socket.ip().is_unspecified();
-            assert_eq!(addr::to_remote(&address).is_some(), can_be_dialed);
+            assert_eq!(addr::is_remote(socket), can_be_dialed);
+            assert_eq!(addr::to_zoned(&address), None);
+        }
+        if let Some((zone, socket, peer)) = addr::to_zoned(&address) {
+            let rest = addr::from_socket(socket.into());
+            let again: Multiaddr =
+                std::iter::once(Protocol::Ip6zone(zone.into())).chain(rest.iter()).collect();
+            assert_eq!(addr::to_zoned(&again).map(|(_, socket, _)| socket), Some(socket));
+            assert_eq!(crate::config::peer_of(&address), peer);
+            assert_eq!(Route::of(&address), Route::Other);
         }
         if let Some(peer) = addr::to_bare_peer(&address) {
             assert_eq!(crate::config::peer_of(&address), Some(peer));

@@ -6,7 +6,7 @@
 
 use std::{
     fmt, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
     sync::Arc,
 };
 
@@ -30,7 +30,15 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
 
     /// The local address from which the routing table would send to `destination`.
     fn source_for(&self, destination: IpAddr) -> io::Result<IpAddr>;
+
+    /// The number of the zone of link-local addresses (RFC 4007 §6) that this name stands for: that of an interface.
+    fn zone(&self, _name: &str) -> io::Result<u32> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this network has no zones"))
+    }
 }
+
+/// Bytes of an interface's name; Linux has 15, and Windows counts its interfaces.
+const MAX_ZONE: usize = 64;
 
 /// The operating system's network.
 #[derive(Debug, Clone, Copy, Default)]
@@ -108,6 +116,23 @@ impl Network for OsNetwork {
         socket.connect((destination, 9))?;
         Ok(socket.local_addr()?.ip())
     }
+
+    fn zone(&self, name: &str) -> io::Result<u32> {
+        let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.:".contains(&byte);
+        if name.is_empty() || name.len() > MAX_ZONE || !name.bytes().all(is_plain) {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "no name of an interface"));
+        }
+        if let Ok(number @ 1..) = name.parse() {
+            return Ok(number);
+        }
+        // The names of interfaces are read as parts of addresses (RFC 4007 §11), and an address that is spelled out is looked up
+        // nowhere.
+        let mut addresses = (format!("fe80::1%{name}").as_str(), 0).to_socket_addrs()?;
+        match addresses.next() {
+            Some(SocketAddr::V6(address)) if address.scope_id() != 0 => Ok(address.scope_id()),
+            _ => Err(io::Error::new(io::ErrorKind::NotFound, "no such interface")),
+        }
+    }
 }
 
 #[cfg(test)]
@@ -127,6 +152,17 @@ mod tests {
         let (little, much) = (granted(8_192), granted(4 << 20));
         assert!((8_192..=65_536).contains(&little.receive), "{little:?}");
         assert!(much.receive > little.receive && much.send > little.send, "{much:?}");
+    }
+
+    #[test]
+    fn zones_are_interfaces_by_number_or_name() {
+        let network = OsNetwork::default();
+        assert_eq!(network.zone("7").unwrap(), 7);
+        #[cfg(target_os = "linux")]
+        assert!(network.zone("lo").unwrap() > 0);
+        for name in ["", "0", "no-such-one", "lo%lo", "lo\0", "../lo", &"a".repeat(65)] {
+            network.zone(name).unwrap_err();
+        }
     }
 
     #[tokio::test]

@@ -24,6 +24,9 @@ use crate::{
 /// Ports that a bind to port 0 may get (RFC 6335 §6).
 const EPHEMERAL: std::ops::RangeInclusive<u16> = 49152..=65535;
 
+/// The name of the one zone of link-local addresses that there is.
+const ZONE: &str = "eth0";
+
 /// A simulated machine: the [`Network`] of one swarm.
 ///
 /// It may have addresses in several networks, of both families, and they may come and go. To a destination that
@@ -112,6 +115,11 @@ impl Network for Host {
     fn source_for(&self, destination: IpAddr) -> io::Result<IpAddr> {
         let source = self.world.with(|state| state.host(self.id).source_for(destination));
         source.ok_or_else(|| io::Error::from(io::ErrorKind::NetworkUnreachable))
+    }
+
+    fn zone(&self, name: &str) -> io::Result<u32> {
+        // Link-local addresses are unique here: all of them are in the default zone (RFC 4007 §6).
+        if name == ZONE { Ok(0) } else { Err(io::ErrorKind::NotFound.into()) }
     }
 }
 

@@ -79,6 +79,10 @@ pub struct QuicConfig {
     pub post_quantum: bool,
     /// The cipher. Default [`CipherPreference::ByCpu`].
     pub cipher: CipherPreference,
+    /// Let listeners on the IPv6 wildcard announce the link-local addresses (fe80::/10) of the interfaces, too. Default off: no
+    /// address of that kind can be dialed without the zone that it is meant in (RFC 4007), which is another one on each host. Whoever
+    /// wants one listens on it, `/ip6zone/ZONE/ip6/fe80::…`, which needs no permission.
+    pub link_local: bool,
     /// A folder, made if there is none, for a trace of every connection: one file of JSON text sequences (RFC 7464) each,
     /// `TIME-NUMBER-SIDE.sqlog`, up to 10,000 files. Needs the cargo feature `qlog`. Packets are written down as
     /// they come and go, by whoever sends and receives them, which costs time: for looking into things. Default none.
@@ -105,6 +109,7 @@ impl Default for QuicConfig {
             max_connections: None,
             post_quantum: false,
             cipher: CipherPreference::default(),
+            link_local: false,
             qlog: None,
         }
     }

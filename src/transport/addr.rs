@@ -1,6 +1,6 @@
 //! `/ip4|ip6/ADDRESS/udp/PORT/quic-v1` to socket addresses and back.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
@@ -24,9 +24,27 @@ pub(crate) fn to_socket(address: &Multiaddr) -> Option<(SocketAddr, Option<PeerI
     parts.next().is_none().then_some((SocketAddr::new(ip, port), peer))
 }
 
-/// As [`to_socket`], for an address to send to: the port and the address must be given.
-pub(crate) fn to_remote(address: &Multiaddr) -> Option<(SocketAddr, Option<PeerId>)> {
-    to_socket(address).filter(|(socket, _)| socket.port() != 0 && !socket.ip().is_unspecified())
+/// Reads `/ip6zone/ZONE/ip6/fe80::…/udp/…/quic-v1`, with an optional `/p2p/PEER` at the end: a link-local address, and the zone
+/// that it is meant in (RFC 4007 §11).
+pub(crate) fn to_zoned(address: &Multiaddr) -> Option<(String, SocketAddrV6, Option<PeerId>)> {
+    let mut parts = address.iter();
+    let Protocol::Ip6zone(zone) = parts.next()? else { return None };
+    match to_socket(&parts.collect())? {
+        (SocketAddr::V6(socket), peer) if socket.ip().is_unicast_link_local() => {
+            Some((zone.into_owned(), socket, peer))
+        }
+        _ => None,
+    }
+}
+
+/// Whether datagrams can be sent to `socket`: the port and the address must be given.
+pub(crate) fn is_remote(socket: SocketAddr) -> bool {
+    socket.port() != 0 && !socket.ip().is_unspecified()
+}
+
+/// Whether an address has a meaning in its zone only.
+pub(crate) fn is_zoned(ip: IpAddr) -> bool {
+    matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
 /// The peer of an address that says nothing but `/p2p/PEER`.
@@ -90,8 +108,29 @@ mod tests {
     #[test]
     fn port_zero_and_unspecified_addresses_are_no_destinations() {
         for text in ["/ip4/127.0.0.1/udp/0/quic-v1", "/ip4/0.0.0.0/udp/1/quic-v1", "/ip6/::/udp/1/quic-v1"] {
-            assert_eq!(to_remote(&text.parse().unwrap()), None, "{text}");
+            assert!(!is_remote(parse(text).unwrap().0), "{text}");
         }
+    }
+
+    #[test]
+    fn a_link_local_address_has_a_zone() {
+        let read = |text: &str| to_zoned(&text.parse().unwrap());
+        let peer = PeerId::random();
+        let socket = "[fe80::1]:9".parse().unwrap();
+        let address = "/ip6zone/eth0/ip6/fe80::1/udp/9/quic-v1";
+        assert_eq!(read(address), Some(("eth0".to_owned(), socket, None)));
+        assert_eq!(read(&format!("{address}/p2p/{peer}")), Some(("eth0".to_owned(), socket, Some(peer))));
+        for text in [
+            "/ip6/fe80::1/udp/9/quic-v1",
+            "/ip6zone/eth0/ip6/2001:db8::1/udp/9/quic-v1",
+            "/ip6zone/eth0/ip4/169.254.0.1/udp/9/quic-v1",
+            "/ip6zone/eth0/ip6zone/eth0/ip6/fe80::1/udp/9/quic-v1",
+            "/ip6zone/eth0/ip6/fe80::1/tcp/9",
+        ] {
+            assert_eq!(read(text), None, "{text}");
+        }
+        assert_eq!(parse(address), None);
+        assert!(is_zoned(socket.ip().to_owned().into()) && !is_zoned([169, 254, 0, 1].into()));
     }
 
     #[test]

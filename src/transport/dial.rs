@@ -41,7 +41,8 @@ impl Transport {
         if let (Some(peer), Some(driver)) = (addr::to_bare_peer(&address), self.notices.sender()) {
             return Ok(self.dial_peer(peer, driver)?);
         }
-        let Some((remote, peer)) = addr::to_remote(&address) else {
+        let named = self.socket_of(&address)?;
+        let Some((remote, peer)) = named.filter(|(remote, _)| addr::is_remote(*remote)) else {
             return Err(TransportError::MultiaddrNotSupported(address));
         };
         match (opts.role, peer) {
@@ -118,6 +119,13 @@ impl Transport {
     }
 
     fn listener_towards(&self, remote: SocketAddr) -> Option<&Listener> {
+        if addr::is_zoned(remote.ip()) {
+            // There is no route to ask for: the zone is the link.
+            let here = |listener: &&Listener| listener.is_in_zone_of(remote);
+            let anywhere = |listener: &&Listener| listener.is_wildcard_for(remote.ip());
+            let mut all = self.listeners.iter();
+            return all.clone().find(here).or_else(|| all.find(anywhere));
+        }
         let source = self.env.network.source_for(remote.ip()).ok()?;
         let fits = |listener: &&Listener| listener.sends_from(source);
         let exact =

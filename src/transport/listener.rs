@@ -13,7 +13,7 @@ use futures::{
     stream::{self, BoxStream},
 };
 use if_watch::IfEvent;
-use libp2p_core::{Multiaddr, transport::ListenerId};
+use libp2p_core::{Multiaddr, multiaddr::Protocol, transport::ListenerId};
 
 use super::{
     Error, addr,
@@ -48,6 +48,10 @@ enum News {
 pub(crate) struct Listener {
     pub(crate) id: ListenerId,
     pub(crate) binding: Binding,
+    /// The name of the zone of its address, if that is link-local.
+    zone: Option<String>,
+    /// Whether link-local addresses of interfaces are announced.
+    link_local: bool,
     incoming: BoxStream<'static, quinn::Incoming>,
     /// `None` unless the socket is bound to a wildcard.
     interfaces: Option<Interfaces>,
@@ -62,7 +66,12 @@ pub(crate) struct Listener {
 }
 
 impl Listener {
-    pub(crate) fn new(env: &Env, id: ListenerId, address: SocketAddr) -> Result<Self, Error> {
+    pub(crate) fn new(
+        env: &Env,
+        id: ListenerId,
+        address: SocketAddr,
+        zone: Option<String>,
+    ) -> Result<Self, Error> {
         let binding = Binding::new(env, address, true)?;
         let wildcard = binding.local.ip().is_unspecified();
         let incoming = stream::unfold(binding.wire.endpoint().clone(), |endpoint| async {
@@ -77,6 +86,8 @@ impl Listener {
             incoming: incoming.boxed(),
             away: false,
             half_open: Arc::new(()),
+            link_local: env.quic.config().link_local,
+            zone,
             binding,
         })
     }
@@ -113,9 +124,30 @@ impl Listener {
         local.is_unspecified() && local.is_ipv4() == source.is_ipv4()
     }
 
+    /// Whether the socket is bound to an address on the link that the link-local `remote` is on.
+    pub(crate) fn is_in_zone_of(&self, remote: SocketAddr) -> bool {
+        match (self.binding.local, remote) {
+            (SocketAddr::V6(local), SocketAddr::V6(remote)) => {
+                addr::is_zoned((*local.ip()).into()) && local.scope_id() == remote.scope_id() && !self.away
+            }
+            _ => false,
+        }
+    }
+
     /// The listen address at `ip`, which is one of this machine's.
     pub(crate) fn address_at(&self, ip: IpAddr) -> Multiaddr {
-        addr::from_socket(SocketAddr::new(ip, self.binding.local.port()))
+        let address = addr::from_socket(SocketAddr::new(ip, self.binding.local.port()));
+        match &self.zone {
+            Some(zone) if addr::is_zoned(ip) => {
+                std::iter::once(Protocol::Ip6zone(zone.as_str().into())).chain(address.iter()).collect()
+            }
+            _ => address,
+        }
+    }
+
+    /// Whether the socket, which is bound to a wildcard, is told to be at `ip`.
+    fn is_announced_at(&self, ip: IpAddr) -> bool {
+        self.is_wildcard_for(ip) && (self.link_local || !addr::is_zoned(ip))
     }
 
     /// An announced listen address, `preferred` if it is one.
@@ -172,7 +204,7 @@ impl Listener {
             match interfaces.poll_next_unpin(cx) {
                 Poll::Ready(Some(Ok(IfEvent::Up(net)))) => {
                     let ip = net.addr();
-                    if self.is_wildcard_for(ip) && self.addresses.insert(ip) {
+                    if self.is_announced_at(ip) && self.addresses.insert(ip) {
                         return Poll::Ready(Event::NewAddress(self.address_at(ip)));
                     }
                 }

@@ -185,9 +185,21 @@ impl Transport {
         self.env.connections.clone()
     }
 
-    /// Offers the socket to sessions.
+    /// The socket address that a multiaddr of ours names, and the peer; `None` if it is none of ours.
+    fn socket_of(&self, address: &Multiaddr) -> Result<Option<(SocketAddr, Option<PeerId>)>, Error> {
+        let Some((zone, mut socket, peer)) = addr::to_zoned(address) else {
+            return Ok(addr::to_socket(address));
+        };
+        socket.set_scope_id(self.env.network.zone(&zone)?);
+        Ok(Some((socket.into(), peer)))
+    }
+
+    /// Offers the socket to sessions, unless it reaches nobody beyond its link.
     fn announce(&mut self, binding: &Binding, accepts: bool) {
         self.watch_interfaces();
+        if addr::is_zoned(binding.bound().ip()) {
+            return self.wake();
+        }
         if let Some(path) = &self.env.path {
             path.add_socket(binding.wire.id(), binding.wire.socket(), binding.wire.endpoint().clone());
         }
@@ -350,10 +362,11 @@ impl libp2p_core::Transport for Transport {
     type Dial = BoxFuture<'static, Result<Self::Output, Error>>;
 
     fn listen_on(&mut self, id: ListenerId, address: Multiaddr) -> Result<(), TransportError<Error>> {
-        let Some((socket, _)) = addr::to_socket(&address) else {
+        let Some((socket, _)) = self.socket_of(&address)? else {
             return Err(TransportError::MultiaddrNotSupported(address));
         };
-        let listener = Listener::new(&self.env, id, socket)?;
+        let zone = addr::to_zoned(&address).map(|(zone, ..)| zone);
+        let listener = Listener::new(&self.env, id, socket, zone)?;
         self.announce(&listener.binding, true);
         self.listeners.push(listener);
         // Later dials leave through the listener. What dials only has no use any more, except for its connections.

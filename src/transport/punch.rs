@@ -62,7 +62,7 @@ impl Punches {
     /// Registers a punch. There can be one to each address.
     pub(crate) fn register(&self, remote: SocketAddr, peer: PeerId) -> Result<Punch, Error> {
         let (sender, receiver) = oneshot::channel();
-        match self.lock().entry(remote) {
+        match self.lock().entry(without_zone(remote)) {
             Entry::Occupied(_) => return Err(Error::HolePunchInProgress(remote)),
             Entry::Vacant(entry) => entry.insert(Waiting { peer, sender }),
         };
@@ -71,8 +71,7 @@ impl Punches {
 
     /// The punch that waits for a connection from `remote`.
     pub(crate) fn take(&self, remote: SocketAddr) -> Option<Waiting> {
-        // The scope of a link-local address is not part of a multiaddr.
-        self.lock().remove(&SocketAddr::new(remote.ip(), remote.port()))
+        self.lock().remove(&without_zone(remote))
     }
 
     fn lock(&self) -> MutexGuard<'_, HashMap<SocketAddr, Waiting>> {
@@ -85,12 +84,17 @@ impl Drop for Punch {
         // Only our own entry: once taken, another punch may have been registered under the address. Ours is the one
         // whose sender says that nobody receives any more.
         self.receiver.close();
-        if let Entry::Occupied(entry) = self.punches.lock().entry(self.remote)
+        if let Entry::Occupied(entry) = self.punches.lock().entry(without_zone(self.remote))
             && entry.get().sender.is_canceled()
         {
             entry.remove();
         }
     }
+}
+
+/// What a punch is known by: the zone of a link-local address is left out, which is not known of every address.
+fn without_zone(remote: SocketAddr) -> SocketAddr {
+    SocketAddr::new(remote.ip(), remote.port())
 }
 
 /// Sends from `socket` until the connection has come in, and sees it through.

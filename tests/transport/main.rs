@@ -20,3 +20,5 @@ mod streams;
 mod support;
 #[cfg(test)]
 mod wrapped;
+#[cfg(test)]
+mod zones;
