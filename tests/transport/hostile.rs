@@ -22,15 +22,17 @@ fn guarded() -> QuicConfig {
     QuicConfig { retry_threshold: RETRY_THRESHOLD, max_half_open: MAX_HALF_OPEN, ..QuicConfig::default() }
 }
 
-/// As many first flights of clients that will never be heard of again.
-async fn first_flights(attacker: &Arc<Host>, count: usize) -> Vec<Arc<[u8]>> {
+/// As many first flights of clients that will never be heard of again, each with connection IDs of its own.
+pub(crate) async fn first_flights(attacker: &Arc<Host>, count: usize) -> Vec<Arc<[u8]>> {
     let trap = attacker.socket(([0, 0, 0, 0], 9).into()).unwrap();
     let mut dialer = transport(attacker, QuicConfig::default());
-    let address: Multiaddr = "/ip4/203.0.113.66/udp/9/quic-v1".parse().unwrap();
-    let mut flights = Vec::new();
+    let address: Multiaddr = format!("/ip4/{}/udp/9/quic-v1", attacker.addresses()[0]).parse().unwrap();
+    let (mut dials, mut flights) = (Vec::new(), Vec::new());
     for _ in 0..count {
         let mut dial = dialer.dial(address.clone(), FRESH).unwrap();
         assert!((&mut dial).now_or_never().is_none());
+        // Who hangs up says so.
+        dials.push(dial);
         flights.push(trap.receive().await.payload);
     }
     flights
