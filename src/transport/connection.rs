@@ -29,7 +29,7 @@ type Pair = Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionErro
 
 /// An authenticated QUIC connection.
 pub struct Connection {
-    live: Arc<Live>,
+    pub(super) live: Arc<Live>,
     /// Of a traversal session: knows the real remote address, and tells the path layer when the connection is gone.
     session: Option<FlowGuard>,
     inbound: Option<BoxFuture<'static, Pair>>,

@@ -32,6 +32,8 @@ const SESSION_RTT: (Duration, Duration) = (Duration::from_millis(1), Duration::f
 /// Largest UDP payload that a session searches for: what a 1,420-byte tunnel carries over IPv6. A session may move to
 /// another path at any time, and each byte above that path's MTU then costs a black-hole detection.
 const SESSION_MTU: u16 = 1_372;
+/// What quinn makes room for in its receive buffer and tells its peers that it takes (RFC 9000 §18.2): Ethernet over IPv4.
+const USUAL_PAYLOAD: u16 = 1_472;
 /// Streams that a remote may open before it has shown that it needs more. QUIC's state for each is allocated ahead: 256 of
 /// them cost 21 KB a connection, and most connections of a peer are idle. See `Connection::raise_stream_limit`.
 pub(super) const FIRST_STREAMS: u32 = 16;
@@ -94,6 +96,10 @@ impl Quic {
         // Probes are told from QUIC by the fixed bit (RFC 9443 §2), so peers must not learn that they may clear it: this keeps
         // the transport parameter of RFC 9287 §3 out of the handshake.
         endpoint.grease_quic_bit(false);
+        if self.config.max_mtu > USUAL_PAYLOAD {
+            // Else we would tell our peers to send no more than is usual. The configuration's bounds are QUIC's own.
+            let _ = endpoint.max_udp_payload_size(self.config.max_mtu);
+        }
         endpoint
     }
 

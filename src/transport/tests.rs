@@ -10,6 +10,7 @@ use super::{
     path::{SessionConfigs, SessionKeys},
     *,
 };
+use crate::config::CongestionController;
 
 const V4: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 const PLAIN: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse };
@@ -240,6 +241,27 @@ async fn a_stream_that_finished_cleanly_is_not_stopped() {
     };
     tokio::time::timeout(Duration::from_secs(5), stopped).await.unwrap();
     assert_eq!(listener.quic_stats().frame_tx.stop_sending, 1);
+}
+
+#[tokio::test]
+async fn the_congestion_controller_is_the_one_that_was_chosen() {
+    use quinn::congestion::{Bbr, Cubic, NewReno};
+    for chosen in [CongestionController::Cubic, CongestionController::NewReno, CongestionController::Bbr] {
+        let [mut a, mut b] = [(); 2].map(|()| {
+            let mut config = Config::default();
+            config.quic.congestion_controller = chosen;
+            Transport::new(&Keypair::generate_ed25519(), config).unwrap()
+        });
+        let (dialer, listener) = connect(&mut a, &mut b).await;
+        for connection in [dialer, listener] {
+            let controller = connection.live.connection.congestion_state().into_any();
+            assert!(match chosen {
+                CongestionController::Cubic => controller.is::<Cubic>(),
+                CongestionController::NewReno => controller.is::<NewReno>(),
+                CongestionController::Bbr => controller.is::<Bbr>(),
+            });
+        }
+    }
 }
 
 /// An endpoint that accepts with the session configuration for `peer`, and its address.

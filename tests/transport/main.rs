@@ -15,6 +15,8 @@ mod punch;
 #[cfg(test)]
 mod routes;
 #[cfg(test)]
+mod settings;
+#[cfg(test)]
 mod stats;
 #[cfg(test)]
 mod streams;
