@@ -46,6 +46,9 @@ pub(crate) enum FromDriver {
     Event(Event),
     /// A connection to this peer stands that no dial has asked for: the next dial of `/p2p/PEER` gets it.
     Collect(PeerId),
+    /// A connection with this peer was closed here, because it could not move with our address. `dialed` is where the peer was
+    /// dialed, if it was, and not through a session.
+    Lost { peer: PeerId, dialed: Option<SocketAddr> },
 }
 
 /// What libp2p's address of a connection tells of the UDP path beneath it.

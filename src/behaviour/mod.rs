@@ -9,12 +9,14 @@ mod control;
 mod coordinators;
 mod handler;
 pub(crate) mod link;
+mod redials;
 mod relay;
 #[cfg(test)]
 mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
@@ -34,6 +36,7 @@ pub use self::handler::{FromBehaviour, Handler};
 use self::{
     coordinators::Coordinators,
     link::{FromDriver, Input, Route},
+    redials::{Lost, Redials},
     relay::{Output, Relaying},
 };
 use crate::{
@@ -66,6 +69,7 @@ pub struct Behaviour {
     ends: Ends,
     coordinators: Coordinators,
     relaying: Relaying,
+    redials: Redials,
     /// For the driver, when its channel is full.
     inputs: VecDeque<Input>,
     actions: VecDeque<ToSwarm<Event, FromBehaviour>>,
@@ -90,6 +94,7 @@ impl Behaviour {
             ends,
             coordinators: Coordinators::default(),
             relaying: Relaying::new(config),
+            redials: Redials::default(),
             inputs: VecDeque::new(),
             actions: actions.collect(),
             external_addresses: BTreeSet::new(),
@@ -190,10 +195,7 @@ impl Behaviour {
     /// An observed address is a candidate for an external address; whether it is one is for others to find out.
     fn report_candidate(&mut self, event: &Event) {
         let Event::Observed { observer, address, .. } = event else { return };
-        let address = Multiaddr::empty()
-            .with(address.ip().into())
-            .with(Protocol::Udp(address.port()))
-            .with(Protocol::QuicV1);
+        let address = quic_v1(*address);
         if self.reported.get(observer) != Some(&address) {
             self.reported.insert(*observer, address.clone());
             self.actions.push_back(ToSwarm::NewExternalAddrCandidate(address));
@@ -236,6 +238,26 @@ impl Behaviour {
             cx.waker().wake_by_ref();
         }
         None
+    }
+
+    /// A connection was closed because it could not move.
+    fn lost(&mut self, lost: Lost) {
+        let is_connected = self.links.values().any(|link| link.peer == lost.peer && link.is_established);
+        if let Some(lost) = self.redials.lost(lost, is_connected, self.ends.runtime.now()) {
+            self.redial(lost);
+        }
+    }
+
+    /// Dials a peer that was lost, where it was dialed before and through coordinators. These are looked after in any case.
+    fn redial(&mut self, Lost { peer, dialed }: Lost) {
+        if self.coordinators.contains(&peer) || (dialed.is_none() && !self.is_worth_punching(&peer)) {
+            return;
+        }
+        let opts = DialOpts::peer_id(peer)
+            .condition(PeerCondition::DisconnectedAndNotDialing)
+            .addresses(dialed.into_iter().map(quic_v1).collect())
+            .extend_addresses_through_behaviour();
+        self.actions.push_back(ToSwarm::Dial { opts: opts.build() });
     }
 
     fn is_worth_punching(&self, peer: &PeerId) -> bool {
@@ -301,6 +323,9 @@ impl NetworkBehaviour for Behaviour {
                 if event.remaining_established == 0 {
                     self.reported.remove(&event.peer_id);
                 }
+                if let Some(lost) = self.redials.closed(&event.peer_id, event.remaining_established, now) {
+                    self.redial(lost);
+                }
             }
             FromSwarm::AddressChange(event) => {
                 let link = self.links.get(&event.connection_id).map(|link| link.id);
@@ -352,11 +377,20 @@ impl NetworkBehaviour for Behaviour {
                     return Poll::Ready(ToSwarm::GenerateEvent(event));
                 }
                 FromDriver::Collect(peer) => self.relaying.collect(peer),
+                FromDriver::Lost { peer, dialed } => self.lost(Lost { peer, dialed }),
             }
+        }
+        if let Some(action) = self.actions.pop_front() {
+            return Poll::Ready(action);
         }
         match self.poll_deadlines(cx) {
             Some(action) => Poll::Ready(action),
             None => Poll::Pending,
         }
     }
+}
+
+/// `/ip4|ip6/…/udp/…/quic-v1`.
+fn quic_v1(address: SocketAddr) -> Multiaddr {
+    Multiaddr::from(address.ip()).with(Protocol::Udp(address.port())).with(Protocol::QuicV1)
 }

@@ -174,6 +174,7 @@ impl Driver {
             Notice::SocketDown { socket } => self.agent.handle_socket_down(socket, now),
             Notice::ConnectionUp { peer, remote, socket } => self.routes.add(peer, Path { socket, remote }),
             Notice::Unanswered { peer } => self.agent.handle_unreachable(peer, now),
+            Notice::Lost { peer, dialed } => self.channels.events.lost(peer, dialed),
             Notice::Dial(request) => self.dial(request, now),
         }
     }

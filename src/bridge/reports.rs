@@ -2,6 +2,7 @@
 
 use std::{
     collections::VecDeque,
+    net::SocketAddr,
     task::{Context, Poll},
 };
 
@@ -37,6 +38,11 @@ impl Reports {
     /// A connection to `peer` is to be collected.
     pub(super) fn collect(&mut self, peer: PeerId) {
         self.tell(FromDriver::Collect(peer), false);
+    }
+
+    /// A connection with `peer` could not move, and was closed.
+    pub(super) fn lost(&mut self, peer: PeerId, dialed: Option<SocketAddr>) {
+        self.tell(FromDriver::Lost { peer, dialed }, false);
     }
 
     fn tell(&mut self, news: FromDriver, may_drop: bool) {
@@ -136,7 +142,7 @@ mod tests {
             .filter_map(|news| match news {
                 FromDriver::Event(Event::Failed { peer, .. }) => Some((false, *peer)),
                 FromDriver::Collect(peer) => Some((true, *peer)),
-                FromDriver::Event(_) => None,
+                FromDriver::Event(_) | FromDriver::Lost { .. } => None,
             })
             .collect();
         let expected: Vec<_> = peers.iter().flat_map(|peer| [(false, *peer), (true, *peer)]).collect();

@@ -8,7 +8,8 @@
 //! Traversal sessions are moved by the agent, from either side. Where it finds no path, because the peer's NAT does not let
 //! our new address in, the session is closed as well.
 //!
-//! A connection that is closed here could only have waited for its idle time-out; the application can dial again.
+//! A connection that is closed here could only have waited for its idle time-out. The behaviour, if there is one, dials the peer
+//! anew; without it that is left to the application.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,13 +20,14 @@ use std::{
     time::Duration,
 };
 
-use futures::StreamExt;
+use futures::{StreamExt, channel::mpsc};
 use if_watch::IfEvent;
 
 use super::{
     Transport,
     binding::{Binding, Env},
     live::Live,
+    notice::{self, Notice},
     stats::ConnectedThrough,
     time::Delay,
 };
@@ -108,7 +110,7 @@ impl Transport {
         }
     }
 
-    fn follow_connections(&self, changed: &BTreeMap<IpAddr, bool>) {
+    fn follow_connections(&mut self, changed: &BTreeMap<IpAddr, bool>) {
         let mut refreshed = BTreeSet::new();
         for live in self.env.connections.live() {
             let is_gone = live.source().is_some_and(|source| changed.get(&source) == Some(&false));
@@ -130,6 +132,8 @@ impl Transport {
                 ConnectedThrough::Listener | ConnectedThrough::PunchAsListener => {
                     if is_gone {
                         tracing::debug!(peer = %live.peer(), "our address is gone, and the connection with it");
+                        // First, so that whoever hears of it can tell this end from others.
+                        self.notices.push(Notice::Lost { peer: live.peer(), dialed: None });
                         live.connection.close(0u32.into(), ADDRESS_GONE);
                     }
                 }
@@ -144,14 +148,20 @@ impl Transport {
     }
 
     fn watch_over(&self, live: &Arc<Live>, patience: Duration) {
-        let check = give_up_unless_heard(self.env.clone(), Arc::downgrade(live), patience);
+        let check =
+            give_up_unless_heard(self.env.clone(), Arc::downgrade(live), patience, self.notices.sender());
         self.env.runtime.spawn(Box::pin(check));
     }
 }
 
 /// Closes a connection whose peer does not answer what we send it from where we are now. One that has nothing to say
 /// has its idle time-out.
-async fn give_up_unless_heard(env: Arc<Env>, connection: Weak<Live>, patience: Duration) {
+async fn give_up_unless_heard(
+    env: Arc<Env>,
+    connection: Weak<Live>,
+    patience: Duration,
+    notices: Option<mpsc::Sender<Notice>>,
+) {
     let counts = || {
         let stats = connection.upgrade()?.connection.stats();
         Some((stats.udp_tx.datagrams, stats.udp_rx.datagrams, stats.path.rtt))
@@ -175,6 +185,9 @@ async fn give_up_unless_heard(env: Arc<Env>, connection: Weak<Live>, patience: D
             && let Some(live) = connection.upgrade()
         {
             tracing::debug!(peer = %live.peer(), "the peer is not heard from since our address changed");
+            // Without a driver there is nobody who would dial.
+            let dialed = live.remote().filter(|_| live.through() == ConnectedThrough::Dial);
+            let _ = notice::tell(notices, Notice::Lost { peer: live.peer(), dialed }).await;
             return live.connection.close(0u32.into(), ADDRESS_GONE);
         }
     }

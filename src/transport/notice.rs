@@ -49,6 +49,13 @@ pub(crate) enum Notice {
         /// The socket that the connection uses.
         socket: SocketId,
     },
+    /// A connection, plain or of a session, was closed because it could not move with our address.
+    Lost {
+        /// The remote.
+        peer: PeerId,
+        /// Where it was dialed, if it was, and not through a session.
+        dialed: Option<SocketAddr>,
+    },
     /// The swarm dials a peer by nothing but its name.
     Dial(DialRequest),
 }

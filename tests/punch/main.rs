@@ -14,6 +14,7 @@ mod moving;
 mod nats;
 mod network;
 mod others;
+mod redials;
 mod relay;
 mod relaying;
 mod stock;
