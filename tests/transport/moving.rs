@@ -1,6 +1,6 @@
 //! Our address changes under a running connection, on the simulated network.
 
-use std::sync::Arc;
+use std::{net::IpAddr, sync::Arc};
 
 use futures::StreamExt;
 use libp2p_core::muxing::StreamMuxerEvent;
@@ -179,18 +179,29 @@ async fn a_listener_of_one_address_expires_and_comes_back_and_its_connections_li
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_wildcard_listener_follows_addresses_up_and_down() {
-    let (host, _) = hosts();
-    let mut transport = transport(&host);
-    let first = listen(&mut transport, &any(4001)).await;
-    assert_eq!(first.to_string(), "/ip4/203.0.113.1/udp/4001/quic-v1");
-    host.renumber([203, 0, 113, 1], [203, 0, 113, 9]);
-    match next(&mut transport).await {
-        TransportEvent::AddressExpired { listen_addr, .. } => assert_eq!(listen_addr, first),
-        event => panic!("{event:?}"),
+async fn a_wildcard_listener_follows_addresses_of_its_family_up_and_down() {
+    let world = World::new(1);
+    for (number, any, [old, new]) in
+        [(1, "/ip4/0.0.0.0", ["203.0.113.1", "203.0.113.9"]), (2, "/ip6/::", ["2001:db8::1", "2001:db8::9"])]
+    {
+        let host = world.host();
+        // Of both families, so that it is seen which one is followed.
+        world.attach(&host, [192, 0, 2, number]);
+        world.attach(&host, [0x2001, 0xdb8, 1, 0, 0, 0, 0, u16::from(number)]);
+        let [old, new] = [old, new].map(|address| address.parse::<IpAddr>().unwrap());
+        let address = |ip: IpAddr| Multiaddr::from(ip).with(Protocol::Udp(4001)).with(Protocol::QuicV1);
+        let mut transport = transport(&host);
+        listen(&mut transport, &format!("{any}/udp/4001/quic-v1")).await;
+        world.attach(&host, old);
+        assert_eq!(next(&mut transport).await.into_new_address(), Some(address(old)));
+        host.renumber(old, new);
+        match next(&mut transport).await {
+            TransportEvent::AddressExpired { listen_addr, .. } => assert_eq!(listen_addr, address(old)),
+            event => panic!("{event:?}"),
+        }
+        assert_eq!(next(&mut transport).await.into_new_address(), Some(address(new)));
+        assert!(next(&mut transport).now_or_never().is_none());
     }
-    let second = next(&mut transport).await.into_new_address().unwrap();
-    assert_eq!(second.to_string(), "/ip4/203.0.113.9/udp/4001/quic-v1");
 }
 
 #[tokio::test(start_paused = true)]
