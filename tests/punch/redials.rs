@@ -113,6 +113,23 @@ fn a_session_that_could_not_move_is_made_anew() {
 }
 
 #[test]
+fn a_session_moves_even_before_its_path_is_validated() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let ([mut dialer, listener], hosts) = two(&world, [Site::EIM_APDF, Site::EIM_APDF]).await;
+        let peer = run(listener);
+        dialer.dial(peer).expect("not dialed yet");
+        // The server's flight is here half a round trip before any probe has been answered.
+        until(&mut dialer, |event| seen(peer, event)).await.expect("open");
+        hosts[0].renumber([192, 168, 1, 2], [192, 168, 1, 77]);
+        tokio::select! {
+            () = tokio::time::sleep(Duration::from_secs(20)) => {}
+            end = until(&mut dialer, |event| seen(peer, event)) => panic!("it moved: {end:?}"),
+        }
+    });
+}
+
+#[test]
 fn a_connection_that_the_application_ends_stays_ended() {
     on_paused_time(async {
         let world = World::new(1);

@@ -26,7 +26,9 @@ impl Agent {
     pub(super) fn tell_moved(&mut self) {
         let in_doubt = |session: &Session| {
             let checklist = session.checklist.as_ref().filter(|_| session.is_connected());
-            checklist.is_some_and(|list| list.is_in_doubt() && !list.is_remapped())
+            // A session that has just been connected may have no path yet that was validated.
+            checklist
+                .is_some_and(|list| (list.is_in_doubt() || list.selected.is_none()) && !list.is_remapped())
         };
         for key in self.sessions.keys() {
             if self.sessions.get(key).is_some_and(in_doubt) {
