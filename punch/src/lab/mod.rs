@@ -36,6 +36,7 @@ Kinds of NAT, as MAPPING+FILTERING[+PORTS] in the words of RFC 4787:
   eim+adf               endpoint-independent mapping, address-dependent filtering
   eim+apdf              endpoint-independent mapping, address- and port-dependent filtering, port kept
   eim+apdf+hashed       the same, port not kept
+  eim+apdf+bare         eim+apdf without a firewall: what comes too early does harm (not in the default matrix)
   adm+apdf              address-dependent mapping (not in the default matrix)
   apdm+apdf+random      address- and port-dependent mapping to random ports
   apdm+apdf+sequential  address- and port-dependent mapping to one port after the other
