@@ -138,18 +138,19 @@ const features = {
   },
   async 'half-close' (_node, connection) {
     const stream = await connection.newStream(HALF_CLOSE)
+    const reading = all(stream)
     await send(stream, new Uint8Array(SMALL))
     await stream.close()
-    const answer = []
-    for await (const chunk of stream) answer.push(...bytes(chunk))
+    const answer = await reading
     const count = new DataView(Uint8Array.from(answer).buffer).getBigUint64(0)
     if (count !== BigInt(SMALL)) throw new Error(`the answer is ${count}`)
     return 'all was read, then answered'
   },
   async reset (_node, connection) {
     const stream = await connection.newStream(RESET)
+    const ending = ended(stream)
     await send(stream, new Uint8Array(1))
-    const noticed = await within(NOTICE, 'the reset went unnoticed', ended(stream))
+    const noticed = await within(NOTICE, 'the reset went unnoticed', ending)
     const ours = await connection.newStream(ECHO)
     await send(ours, new Uint8Array(SMALL))
     ours.abort(new Error('as asked'))
@@ -171,6 +172,13 @@ const features = {
     await send(stream, new Uint8Array(1)).catch((error) => console.error(`while sending: ${error.message}`))
     return await gone(connection)
   }
+}
+
+// An iteration over a stream never ends if the remote's half ended before it began: begin before you send.
+async function all (stream) {
+  const received = []
+  for await (const chunk of stream) received.push(...bytes(chunk))
+  return received
 }
 
 async function ended (stream) {
