@@ -6,12 +6,14 @@ Reads and writes go through NetStream only, as an application's would.
 import argparse
 import json
 import logging
+import os
 import sys
 import time
 
 import multiaddr
 import trio
 
+from aioquic.quic.configuration import QuicConfiguration
 from libp2p import new_host
 from libp2p.crypto import ecc, ed25519, rsa, secp256k1
 from libp2p.crypto.keys import KeyPair
@@ -38,6 +40,16 @@ KEYS = {
     "rsa": rsa.create_new_key_pair,
     "ecdsa": lambda: ecc.create_new_key_pair("P-256"),
 }
+
+
+def log_secrets(file):
+    """For whoever reads the wire. aioquic can do it, py-libp2p has no option for it."""
+    init = QuicConfiguration.__init__
+
+    def with_log(self, *args, **kwargs):
+        init(self, *args, **{"secrets_log_file": file, **kwargs})
+
+    QuicConfiguration.__init__ = with_log
 
 
 def say(event, **fields):
@@ -289,6 +301,8 @@ def main():
             command.add_argument("features", nargs="*")
     args = parser.parse_args()
     logging.disable(logging.CRITICAL)
+    if name := os.environ.get("SSLKEYLOGFILE"):
+        log_secrets(open(name, "a"))
     trio.run(args.function, args)
 
 

@@ -1,9 +1,14 @@
 //! What goes over the wire in a handshake, read by an independent program: tshark, where it is installed.
 //!
 //! Initial packets are protected with keys that everybody can derive (RFC 9001 §5.2), so that the ClientHello can be
-//! read without any secret of ours.
+//! read without any secret. We give none away; py-libp2p does if it is asked, so that all of a handshake can be read.
 
-use std::{process::Stdio, time::Duration};
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    time::Duration,
+};
 
 use anyhow::{Context, bail, ensure};
 use tokio::{
@@ -11,21 +16,65 @@ use tokio::{
     process::{Child, Command},
 };
 
-/// The fields that are printed of each packet, in this order.
-const FIELDS: [&str; 4] = [
+/// The fields that are printed of each datagram, in this order.
+const FIELDS: [&str; 7] = [
+    "udp.dstport",
     "quic.fixed_bit",
     "quic.version",
+    "tls.handshake.extension.type",
     "tls.handshake.extensions_alpn_str",
     "tls.handshake.extensions_server_name",
+    "x509af.extension.id",
 ];
+/// Extensions that our ClientHello does not have: a server's name, and the certificate types of RFC 7250.
+const UNWANTED: [&str; 3] = ["0", "19", "20"];
+/// The extension that has the identity in a libp2p certificate (libp2p TLS specification).
+const IDENTITY: &str = "1.3.6.1.4.1.53594.1.1";
 /// How long tshark may take to start capturing, and to pass on what it has captured.
 const START: Duration = Duration::from_secs(20);
 /// How long nothing must come before the capture is taken for complete.
 const LINGER: Duration = Duration::from_millis(500);
 
-/// A capture of a dialer's QUIC packets on the loopback interface.
+/// A directory for what a capture leaves behind, which goes when this is dropped.
+pub(crate) struct Scratch(PathBuf);
+
+impl Scratch {
+    pub(crate) fn new() -> anyhow::Result<Self> {
+        let directory = env::temp_dir().join(format!("interop-wire-{}", std::process::id()));
+        fs::create_dir_all(&directory)?;
+        Ok(Self(directory))
+    }
+
+    /// Where a listener that can do so writes the secrets of its handshakes, as other programs that know this variable
+    /// do.
+    pub(crate) fn secrets(&self) -> PathBuf {
+        self.0.join("secrets")
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left behind is a file in the directory for temporary files.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What must be seen.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Wanted {
+    /// The listener's port. What is sent there is ours.
+    pub(crate) port: u16,
+    /// Whether every packet of ours must have the fixed bit. Others may grease it (RFC 9287).
+    pub(crate) fixed_bit: bool,
+    /// Whether the listener gives its secrets away, so that what is encrypted is read as well.
+    pub(crate) decrypted: bool,
+}
+
+/// A capture of a connection's QUIC packets on the loopback interface.
 pub(crate) struct Capture {
     child: Child,
+    wanted: Wanted,
+    _scratch: Scratch,
 }
 
 /// Whether there is a tshark.
@@ -36,14 +85,20 @@ pub(crate) async fn is_possible() -> bool {
 }
 
 impl Capture {
-    /// Captures what is sent to a UDP port: what a dialer sends. Others may grease the fixed bit (RFC 9287).
-    pub(crate) async fn start(port: u16) -> anyhow::Result<Self> {
+    /// Captures what is sent to the port and from there.
+    pub(crate) async fn start(wanted: Wanted, scratch: Scratch) -> anyhow::Result<Self> {
+        let port = wanted.port;
         let mut command = Command::new("tshark");
-        command.args(["-l", "-n", "-i", "lo", "-f", &format!("udp dst port {port}")]);
+        command.args(["-l", "-n", "-i", "lo", "-f", &format!("udp port {port}")]);
         command.args(["-d", &format!("udp.port=={port},quic"), "-T", "fields", "-E", "separator=|"]);
+        if wanted.decrypted {
+            command.args(["-o", &format!("tls.keylog_file:{}", path(&scratch.secrets())?)]);
+        }
         for field in FIELDS {
             command.args(["-e", field]);
         }
+        // Where it keeps what it has captured, and leaves it when it is killed.
+        command.env("TMPDIR", path(&scratch.0)?);
         let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -62,11 +117,11 @@ impl Capture {
         tokio::time::timeout(START, capturing).await.context("tshark does not capture")??;
         // It must never wait for somebody to read this.
         tokio::spawn(async move { while let Ok(Some(_)) = errors.next_line().await {} });
-        Ok(Self { child })
+        Ok(Self { child, wanted, _scratch: scratch })
     }
 
-    /// Ends the capture and judges it; `fixed_bit` is whether every packet must have it.
-    pub(crate) async fn finish(mut self, fixed_bit: bool) -> anyhow::Result<String> {
+    /// Ends the capture and judges it.
+    pub(crate) async fn finish(mut self) -> anyhow::Result<String> {
         let mut output = BufReader::new(self.child.stdout.take().context("no standard output")?).lines();
         let mut text = String::new();
         let mut has_hello = false;
@@ -85,30 +140,55 @@ impl Capture {
         }
         self.child.start_kill()?;
         self.child.wait().await?;
-        judge(&text, fixed_bit)
+        judge(&text, self.wanted)
     }
 }
 
+fn path(path: &Path) -> anyhow::Result<&str> {
+    path.to_str().context("a path that is not text")
+}
+
 /// Reads what tshark printed: a line a datagram, in each the fields, in each the values of the packets that it held.
-fn judge(text: &str, fixed_bit: bool) -> anyhow::Result<String> {
+fn judge(text: &str, wanted: Wanted) -> anyhow::Result<String> {
+    let port = wanted.port.to_string();
     let mut packets = 0;
-    let mut protocols = Vec::new();
+    // What we offer, and what they choose where that can be read.
+    let (mut offered, mut chosen) = (Vec::new(), Vec::new());
+    let (mut ours_named, mut theirs_named) = (false, false);
     for line in text.lines() {
         let fields: Vec<&str> = line.split('|').collect();
-        let [fixed, versions, alpn, name] = fields[..] else { bail!("{} fields in {line}", fields.len()) };
-        for bit in values(fixed) {
-            packets += 1;
-            ensure!(!fixed_bit || matches!(bit, "1" | "True"), "a packet without the fixed bit");
-        }
+        let [to, fixed, versions, extensions, alpn, name, certified] = fields[..] else {
+            bail!("{} fields in {line}", fields.len())
+        };
         for version in values(versions) {
             ensure!(version == "0x00000001", "version {version}");
         }
+        let has_identity = values(certified).any(|extension| extension == IDENTITY);
+        if to != port {
+            theirs_named |= has_identity;
+            chosen.extend(values(alpn).map(str::to_owned));
+            continue;
+        }
+        ours_named |= has_identity;
+        for bit in values(fixed) {
+            packets += 1;
+            ensure!(!wanted.fixed_bit || matches!(bit, "1" | "True"), "a packet without the fixed bit");
+        }
+        if let Some(unwanted) = values(extensions).find(|extension| UNWANTED.contains(extension)) {
+            bail!("the ClientHello has extension {unwanted}");
+        }
         ensure!(name.is_empty(), "the ClientHello names a server: {name}");
-        protocols.extend(values(alpn).map(str::to_owned));
+        offered.extend(values(alpn).map(str::to_owned));
     }
     ensure!(packets > 0, "no packet was captured");
-    ensure!(protocols == ["libp2p-raw", "libp2p"], "the ClientHello offers {protocols:?}");
-    Ok(format!("{packets} packets of version 1, ALPN {}", protocols.join(", ")))
+    ensure!(offered == ["libp2p-raw", "libp2p"], "the ClientHello offers {offered:?}");
+    let mut seen = format!("{packets} packets of version 1, ALPN {}", offered.join(", "));
+    if wanted.decrypted {
+        ensure!(chosen == ["libp2p"], "the server chose {chosen:?}");
+        ensure!(ours_named && theirs_named, "a certificate without identity");
+        seen += "; libp2p chosen, certificates with identities on both sides";
+    }
+    Ok(seen)
 }
 
 fn values(field: &str) -> impl Iterator<Item = &str> {
@@ -119,21 +199,38 @@ fn values(field: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
+    const WANTED: Wanted = Wanted { port: 7, fixed_bit: true, decrypted: false };
+    const HELLO: &str = "7|1|0x00000001|51,16|libp2p-raw,libp2p||\n";
+
     #[test]
     fn a_handshake_of_ours_offers_both_kinds_of_key_and_names_no_server() {
-        let text = "1|0x00000001|libp2p-raw,libp2p|\n1,1,1|0x00000001,0x00000001||\n1|||\n";
-        assert_eq!(judge(text, true).unwrap(), "5 packets of version 1, ALPN libp2p-raw, libp2p");
-        assert!(judge("1|0x00000001|libp2p|\n", true).is_err());
+        // The other side may do with the fixed bit what it wants.
+        let text =
+            format!("{HELLO}9|0,0|0x00000001,0x00000001||||\n7|1,1,1|0x00000001,0x00000001||||\n7|1|||||\n");
+        assert_eq!(judge(&text, WANTED).unwrap(), "5 packets of version 1, ALPN libp2p-raw, libp2p");
+        assert!(judge("7|1|0x00000001|51,16|libp2p||\n", WANTED).is_err());
     }
 
     #[test]
     fn what_must_not_be_on_the_wire_is_an_error() {
-        let greased = "0|0x00000001|libp2p-raw,libp2p|\n";
-        let named = "1|0x00000001|libp2p-raw,libp2p|l\n";
-        let draft = "1|0x6b3343cf|libp2p-raw,libp2p|\n";
-        for text in ["", greased, named, draft, "1|1\n"] {
-            assert!(judge(text, true).is_err(), "{text:?}");
+        let greased = HELLO.replacen("|1|", "|0|", 1);
+        let named = "7|1|0x00000001|51,16|libp2p-raw,libp2p|l|\n";
+        let typed = HELLO.replace("51,16", "51,20,16");
+        let draft = HELLO.replace("0x00000001", "0x6b3343cf");
+        for text in ["", &greased, named, &typed, &draft, "7|1\n"] {
+            assert!(judge(text, WANTED).is_err(), "{text:?}");
         }
-        assert!(judge(greased, false).is_ok());
+        assert!(judge(&greased, Wanted { fixed_bit: false, ..WANTED }).is_ok());
+    }
+
+    #[test]
+    fn both_sides_certify_who_they_are_where_that_can_be_read() {
+        let wanted = Wanted { decrypted: true, ..WANTED };
+        let theirs = format!("9|1|0x00000001|16|libp2p||{IDENTITY}\n");
+        let ours = format!("7|1|||||2.5.29.15,{IDENTITY}\n");
+        assert!(judge(&[HELLO, &theirs, &ours].concat(), wanted).is_ok());
+        for text in [[HELLO, &theirs].concat(), [HELLO, &ours].concat(), HELLO.to_owned()] {
+            assert!(judge(&text, wanted).is_err(), "{text}");
+        }
     }
 }

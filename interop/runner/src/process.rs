@@ -1,6 +1,6 @@
 //! A peer as a child process, and the lines that it has said.
 
-use std::{process::Stdio, sync::Arc, time::Duration};
+use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
 use interop_testplan::report::Line;
@@ -25,13 +25,19 @@ pub(crate) struct Process {
 }
 
 impl Process {
-    pub(crate) fn start(command: &[String], arguments: &[String]) -> anyhow::Result<Self> {
+    /// Starts it with arguments and a variable.
+    pub(crate) fn start(
+        command: &[String],
+        arguments: &[String],
+        variable: Option<(&str, &Path)>,
+    ) -> anyhow::Result<Self> {
         let (program, first) = command.split_first().context("an empty command")?;
         let mut child = Command::new(program)
             .args(first)
             .args(arguments)
             // The last line of an error is what is reported.
             .env("RUST_BACKTRACE", "0")
+            .envs(variable)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

@@ -7,7 +7,7 @@ use futures::{StreamExt, stream};
 use interop_testplan::{features::Feature, key::KeyType, report::Line};
 
 use crate::{
-    capture::{self, Capture},
+    capture::{self, Capture, Scratch, Wanted},
     expected,
     install::Layout,
     matrix::{Check, Direction, Matrix},
@@ -71,7 +71,7 @@ fn plan(peer: &Peer, with_captures: bool) -> Vec<Session> {
     if with_captures {
         sessions.push(Session { wire: true, ..Session::ping(Direction::WeDial, Check::Wire) });
     }
-    for direction in Direction::BOTH {
+    for direction in peer.directions() {
         // The long one first, so that the others run beside it.
         sessions.push(Session::plain(direction, &[Feature::KeepAlive]));
         sessions.push(Session::plain(direction, &ON_ONE_CONNECTION));
@@ -80,10 +80,14 @@ fn plan(peer: &Peer, with_captures: bool) -> Vec<Session> {
         for key in KeyType::ALL {
             sessions.push(Session { our_key: key, ..Session::ping(direction, Check::OurKey(key)) });
         }
-        for key in peer.keys.iter().copied() {
+        for key in KeyType::ALL {
             sessions.push(Session { their_key: key, ..Session::ping(direction, Check::TheirKey(key)) });
         }
     }
+    for session in &mut sessions {
+        session.checks.retain(|(_, check)| expected::untried(peer, session.direction, *check).is_none());
+    }
+    sessions.retain(|session| !session.checks.is_empty());
     sessions
 }
 
@@ -139,20 +143,27 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
     };
     let address = if session.ip6 { "/ip6/::1/udp/0/quic-v1" } else { "/ip4/127.0.0.1/udp/0/quic-v1" };
     let words = ["listen", "--key", &listener.1.to_string(), "--address", address].map(str::to_owned);
-    let mut listener = Process::start(listener.0, &words).context("the listener")?;
+    let scratch = if session.wire { Some(Scratch::new()?) } else { None };
+    let secrets = scratch.as_ref().filter(|_| peer.logs_secrets).map(Scratch::secrets);
+    let variable = secrets.as_deref().map(|file| ("SSLKEYLOGFILE", file));
+    let mut listener = Process::start(listener.0, &words, variable).context("the listener")?;
     let listening = |line: &Line| match line {
         Line::Listening { address } => Some(address.to_string()),
         _ => None,
     };
     let address = listener.wait_for(START, listening).await.context("the listener")?;
 
-    let capture = match session.wire {
-        true => Some(Capture::start(port_of(&address)?).await?),
-        false => None,
+    let capture = match scratch {
+        Some(scratch) => {
+            let fixed_bit = !peer.may_be_greased;
+            let wanted = Wanted { port: port_of(&address)?, fixed_bit, decrypted: secrets.is_some() };
+            Some(Capture::start(wanted, scratch).await?)
+        }
+        None => None,
     };
     let mut words = ["dial", "--key", &dialer.1.to_string(), &address].map(str::to_owned).to_vec();
     words.extend(session.checks.iter().map(|(feature, _)| feature.to_string()));
-    let mut dialer = Process::start(dialer.0, &words).context("the dialer")?;
+    let mut dialer = Process::start(dialer.0, &words, None).context("the dialer")?;
     // Watched while the dialer runs: a process that ends takes its connections along.
     let closed = |line: &Line| matches!(line, Line::Closed { .. }).then_some(());
     let closes = session.checks.iter().any(|(feature, _)| *feature == Feature::CloseByDialer);
@@ -168,7 +179,7 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
         withdraw(&mut lines, Feature::Identify, &format!("the listener: {error:#}"));
     }
     if let Some(capture) = capture {
-        let seen = capture.finish(!peer.may_be_greased).await.context("on the wire")?;
+        let seen = capture.finish().await.context("on the wire")?;
         for line in &mut lines {
             if let Line::Feature { ok: true, detail, .. } = line {
                 detail.clone_from(&seen);

@@ -17,6 +17,7 @@ pub mod cli;
 pub mod features;
 pub mod key;
 pub mod node;
+pub mod polled;
 pub mod protocol;
 pub mod report;
 pub mod resp;

@@ -15,7 +15,13 @@ use libp2p::{
 };
 use tokio::sync::{mpsc, oneshot, watch};
 
-use crate::{cli::BoxedTransport, features::Remote, protocol::PING, report::Line, serve, streams};
+use crate::{
+    cli::BoxedTransport,
+    features::Remote,
+    protocol::{PING, mounted},
+    report::Line,
+    serve, streams,
+};
 
 /// Long enough that nothing of ours keeps an idle connection alive, or closes it.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
@@ -49,7 +55,7 @@ pub struct State {
 enum Command {
     Listen(Multiaddr, oneshot::Sender<anyhow::Result<()>>),
     Dial(Multiaddr, oneshot::Sender<anyhow::Result<PeerId>>),
-    Open(PeerId, StreamProtocol, streams::Reply),
+    Open(PeerId, Vec<StreamProtocol>, streams::Reply),
     Disconnect(PeerId),
     Report,
 }
@@ -68,7 +74,8 @@ impl Node {
     ///
     /// None that is expected: the swarm's builder wants one.
     pub fn start(transport: BoxedTransport, keypair: &Keypair, agent: &str) -> anyhow::Result<Self> {
-        let (streams, incoming) = streams::Behaviour::new(&serve::SERVED);
+        let mounted = serve::SERVED.iter().map(mounted).collect::<Result<Vec<_>, _>>()?;
+        let (streams, incoming) = streams::Behaviour::new([&serve::SERVED[..], &mounted].concat());
         let identify = identify::Config::new("/interop/1.0.0".into(), keypair.public())
             .with_agent_version(agent.to_owned())
             .with_interval(NEVER);
@@ -147,16 +154,16 @@ impl Node {
         Ok(self.commands.send(Command::Disconnect(peer)).await?)
     }
 
-    /// Opens a stream.
+    /// Opens a stream, by the name that Kubo would mount it under where the remote does not know the protocol.
     ///
     /// # Errors
     ///
     /// If the remote does not speak the protocol, or is not connected.
     pub async fn open(&self, peer: PeerId, protocol: StreamProtocol) -> anyhow::Result<libp2p::Stream> {
-        let name = protocol.clone();
+        let names = vec![protocol.clone(), mounted(&protocol)?];
         let (done, result) = oneshot::channel();
-        self.commands.send(Command::Open(peer, protocol, done)).await?;
-        result.await.context("not connected")?.with_context(|| format!("opening {name}"))
+        self.commands.send(Command::Open(peer, names, done)).await?;
+        result.await.context("not connected")?.with_context(|| format!("opening {protocol}"))
     }
 
     /// Waits for something to become true of a peer.
@@ -255,8 +262,8 @@ impl Task {
                     Err(error) => drop(done.send(Err(error.into()))),
                 }
             }
-            Command::Open(peer, protocol, done) => {
-                self.swarm.behaviour_mut().streams.open(peer, protocol, done);
+            Command::Open(peer, names, done) => {
+                self.swarm.behaviour_mut().streams.open(peer, names, done);
             }
             // Fails if there is no connection, which is what was asked for.
             Command::Disconnect(peer) => drop(self.swarm.disconnect_peer_id(peer)),

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 
 use crate::{
     node::Disconnector,
-    protocol::{CLOSE, ECHO, HALF_CLOSE, PERF, PING, RESET},
+    protocol::{CLOSE, ECHO, HALF_CLOSE, PERF, PING, RESET, unmounted},
     streams::Incoming,
 };
 
@@ -41,7 +41,7 @@ pub async fn handle(
     stream: impl AsyncRead + AsyncWrite + Unpin,
     disconnect: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
-    match protocol.as_ref() {
+    match unmounted(protocol) {
         "/ipfs/ping/1.0.0" | "/interop/echo/1.0.0" => echo(stream).await,
         "/interop/half-close/1.0.0" => half_close(stream).await,
         "/interop/reset/1.0.0" => abandon(stream).await,

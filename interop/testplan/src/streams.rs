@@ -45,7 +45,8 @@ pub struct Incoming {
 /// Tells a connection to open a stream.
 #[derive(Debug)]
 pub struct Open {
-    protocol: StreamProtocol,
+    /// The names that it may have, the better ones first.
+    names: Vec<StreamProtocol>,
     reply: Reply,
 }
 
@@ -58,14 +59,15 @@ pub struct Behaviour {
 
 impl Behaviour {
     /// Accepts streams of these protocols.
-    pub fn new(protocols: &[StreamProtocol]) -> (Self, mpsc::UnboundedReceiver<Incoming>) {
+    pub fn new(protocols: Vec<StreamProtocol>) -> (Self, mpsc::UnboundedReceiver<Incoming>) {
         let (incoming, receiver) = mpsc::unbounded_channel();
-        (Self { protocols: protocols.to_vec(), incoming, opens: VecDeque::new() }, receiver)
+        (Self { protocols, incoming, opens: VecDeque::new() }, receiver)
     }
 
-    /// Opens a stream with a connected peer. The reply is dropped if there is no connection.
-    pub fn open(&mut self, peer: PeerId, protocol: StreamProtocol, reply: Reply) {
-        self.opens.push_back((peer, Open { protocol, reply }));
+    /// Opens a stream with a connected peer, of the first protocol that it knows. The reply is dropped if there is no
+    /// connection.
+    pub fn open(&mut self, peer: PeerId, names: Vec<StreamProtocol>, reply: Reply) {
+        self.opens.push_back((peer, Open { names, reply }));
     }
 
     fn handler(&self, peer: PeerId) -> Handler {
@@ -143,8 +145,8 @@ impl ConnectionHandler for Handler {
     /// Needs no waker: after an event of the behaviour's it is polled.
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ConnectionHandlerEvent<Protocols, Reply, Infallible>> {
         match self.opens.pop_front() {
-            Some(Open { protocol, reply }) => Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
-                protocol: SubstreamProtocol::new(Protocols(vec![protocol]), reply),
+            Some(Open { names, reply }) => Poll::Ready(ConnectionHandlerEvent::OutboundSubstreamRequest {
+                protocol: SubstreamProtocol::new(Protocols(names), reply),
             }),
             None => Poll::Pending,
         }

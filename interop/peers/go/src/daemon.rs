@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::{Context, bail, ensure};
-use interop_testplan::key::KeyType;
+use interop_testplan::{key::KeyType, polled::Polled};
 use libp2p::{Multiaddr, PeerId, StreamProtocol, multiaddr::Protocol};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -103,11 +103,6 @@ impl Daemon {
         Ok(peer)
     }
 
-    /// Who it is connected with.
-    pub(crate) async fn peers(&self) -> anyhow::Result<Vec<PeerId>> {
-        Ok(self.control.call(&message::list_peers()).await?.peers)
-    }
-
     pub(crate) async fn open(&self, peer: PeerId, protocol: &StreamProtocol) -> anyhow::Result<UnixStream> {
         let (_, socket) = self.control.start(&message::open(peer, protocol, TIMEOUT)).await?;
         Ok(socket)
@@ -119,6 +114,12 @@ impl Daemon {
         let listener = UnixListener::bind(&path)?;
         self.control.call(&message::handle(&unix(&path)?, protocols)).await?;
         Ok(listener)
+    }
+}
+
+impl Polled for Daemon {
+    async fn peers(&self) -> anyhow::Result<Vec<PeerId>> {
+        Ok(self.control.call(&message::list_peers()).await?.peers)
     }
 }
 

@@ -15,24 +15,21 @@ use clap::Parser;
 use interop_testplan::{
     cli::{self, Command},
     features::Remote,
+    polled,
     protocol::PING,
     report::Line,
     serve,
 };
 use libp2p::{PeerId, StreamProtocol};
-use tokio::{io::AsyncReadExt, time::Instant};
 use tokio_util::compat::TokioAsyncReadCompatExt;
 
 use crate::daemon::{Daemon, DaemonStream};
 
-/// How often the daemon is asked for its peers: it tells nobody by itself.
-const POLL: Duration = Duration::from_millis(50);
-
 #[derive(Debug, Parser)]
 struct Cli {
-    /// The daemon's program.
+    /// The daemon.
     #[arg(long)]
-    daemon: PathBuf,
+    program: PathBuf,
     #[command(subcommand)]
     command: Command,
 }
@@ -42,45 +39,21 @@ async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
     match cli.command {
         Command::Listen(listen) => {
-            let daemon = Daemon::start(&cli.daemon, listen.key, Some(&listen.address)).await?;
+            let daemon = Daemon::start(&cli.program, listen.key, Some(&listen.address)).await?;
             serve_streams(&daemon).await?;
             let address = daemon.addresses().first().context("it listens nowhere")?.clone();
             Line::Listening { address: address.with_p2p(daemon.peer()).unwrap_or_else(|address| address) }
                 .print();
-            tokio::select! {
-                watched = watch(&daemon) => watched,
-                ended = end_of_input() => ended,
-            }
+            polled::report(&daemon).await
         }
         Command::Dial(dial) => {
-            let daemon = Daemon::start(&cli.daemon, dial.key, None).await?;
+            let daemon = Daemon::start(&cli.program, dial.key, None).await?;
             serve_streams(&daemon).await?;
             let peer = daemon.connect(&dial.address).await?;
             Line::Connected { peer: peer.to_string() }.print();
             cli::attempt_all(&mut Connected { daemon: &daemon, peer }, dial.features).await;
             Ok(())
         }
-    }
-}
-
-async fn end_of_input() -> anyhow::Result<()> {
-    tokio::io::stdin().read_to_end(&mut Vec::new()).await?;
-    Ok(())
-}
-
-/// Says who comes and goes.
-async fn watch(daemon: &Daemon) -> anyhow::Result<()> {
-    let mut known = Vec::new();
-    loop {
-        let now = daemon.peers().await?;
-        for peer in now.iter().filter(|peer| !known.contains(*peer)) {
-            Line::Connected { peer: peer.to_string() }.print();
-        }
-        for peer in known.iter().filter(|peer| !now.contains(peer)) {
-            Line::Closed { peer: peer.to_string() }.print();
-        }
-        known = now;
-        tokio::time::sleep(POLL).await;
     }
 }
 
@@ -134,13 +107,6 @@ impl Remote for Connected<'_> {
     }
 
     async fn gone(&mut self, timeout: Duration) -> anyhow::Result<bool> {
-        let end = Instant::now() + timeout;
-        while Instant::now() < end {
-            if !self.daemon.peers().await?.contains(&self.peer) {
-                return Ok(true);
-            }
-            tokio::time::sleep(POLL).await;
-        }
-        Ok(false)
+        polled::gone(self.daemon, self.peer, timeout).await
     }
 }

@@ -1,0 +1,125 @@
+//! Kubo as a child process: its library, and `node.py`, which calls it.
+
+use std::{
+    env, fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::Arc,
+    time::Duration,
+};
+
+use anyhow::{Context, anyhow};
+use interop_testplan::{key::KeyType, polled::Polled};
+use libp2p::{Multiaddr, PeerId, StreamProtocol};
+use serde_json::{Value, json};
+use tokio::{
+    io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines},
+    process::{Child, ChildStdin, ChildStdout, Command},
+    sync::Mutex,
+};
+
+/// Loads the library and does what it is told.
+const SCRIPT: &str = include_str!("../node.py");
+/// How long Kubo may take to come up, to connect, or to close.
+const TIMEOUT: Duration = Duration::from_secs(15);
+
+/// A running node. It ends when the last of these is dropped.
+#[derive(Clone)]
+pub(crate) struct Node(Arc<Mutex<Process>>);
+
+struct Process {
+    input: ChildStdin,
+    answers: Lines<BufReader<ChildStdout>>,
+    directory: PathBuf,
+    /// Killed when dropped.
+    _child: Child,
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // What is left behind is a small repository in the directory for temporary files.
+        let _ = fs::remove_dir_all(&self.directory);
+    }
+}
+
+impl Node {
+    /// Starts a node with an identity of the given type, and waits until it is up.
+    pub(crate) async fn start(
+        library: &Path,
+        key: KeyType,
+        listen: Option<&Multiaddr>,
+    ) -> anyhow::Result<(Self, PeerId)> {
+        let keypair = key.keypair()?;
+        let peer = keypair.public().to_peer_id();
+        let directory = env::temp_dir().join(format!("interop-kubo-{}", std::process::id()));
+        // Left behind by a process of the same number, in another namespace or before.
+        if directory.exists() {
+            fs::remove_dir_all(&directory)?;
+        }
+        fs::create_dir_all(&directory)?;
+        let identity = directory.join("key");
+        fs::write(&identity, key.protobuf(&keypair)?)?;
+        let library = library.canonicalize().context("the library")?;
+        let mut command = Command::new("python3");
+        command.args(["-c", SCRIPT]).arg(library).arg(directory.join("repository")).arg(identity);
+        command.arg(peer.to_string()).arg(listen.map(ToString::to_string).unwrap_or_default());
+        // Its log goes to a file in the current directory.
+        command.current_dir(&directory).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
+        let mut child = command.spawn().context("starting python3")?;
+        let input = child.stdin.take().context("no standard input")?;
+        let answers = BufReader::new(child.stdout.take().context("no standard output")?).lines();
+        let node = Self(Arc::new(Mutex::new(Process { input, answers, directory, _child: child })));
+        let named: String = serde_json::from_value(node.call(json!(["identity"])).await?)?;
+        anyhow::ensure!(named == peer.to_string(), "Kubo took another identity");
+        Ok((node, peer))
+    }
+
+    /// Where it listens.
+    pub(crate) async fn addresses(&self) -> anyhow::Result<Vec<Multiaddr>> {
+        Ok(serde_json::from_value(self.call(json!(["addresses"])).await?)?)
+    }
+
+    /// Connects to an address that ends in `/p2p/PEER_ID`.
+    pub(crate) async fn connect(&self, address: &Multiaddr) -> anyhow::Result<()> {
+        self.call(json!(["connect", address])).await.map(drop)
+    }
+
+    /// Every stream of a protocol becomes a connection to a TCP port of the loopback interface.
+    pub(crate) async fn listen(&self, protocol: &StreamProtocol, port: u16) -> anyhow::Result<()> {
+        self.call(json!(["listen", protocol.as_ref(), tcp(port)])).await.map(drop)
+    }
+
+    /// Every connection to a TCP port of the loopback interface, which is returned, becomes a stream of a protocol.
+    pub(crate) async fn forward(&self, protocol: &StreamProtocol, peer: PeerId) -> anyhow::Result<u16> {
+        let port = self.call(json!(["forward", protocol.as_ref(), tcp(0), peer.to_string()])).await?;
+        Ok(serde_json::from_value(port)?)
+    }
+
+    /// Shuts the node down, which closes its connections: the library has no call that closes one.
+    pub(crate) async fn stop(&self) -> anyhow::Result<()> {
+        self.call(json!(["stop"])).await.map(drop)
+    }
+
+    async fn call(&self, command: Value) -> anyhow::Result<Value> {
+        let mut process = self.0.lock().await;
+        process.input.write_all(format!("{command}\n").as_bytes()).await?;
+        let answer = tokio::time::timeout(TIMEOUT, process.answers.next_line()).await;
+        let answer = answer.with_context(|| format!("{command} took too long"))??;
+        let mut answer: Value = serde_json::from_str(&answer.context("Kubo has ended")?)?;
+        match answer.get("error") {
+            Some(error) => Err(anyhow!("Kubo: {error}")),
+            None => Ok(answer["ok"].take()),
+        }
+    }
+}
+
+impl Polled for Node {
+    async fn peers(&self) -> anyhow::Result<Vec<PeerId>> {
+        let names: Vec<String> = serde_json::from_value(self.call(json!(["peers"])).await?)?;
+        names.iter().map(|name| Ok(name.parse()?)).collect()
+    }
+}
+
+fn tcp(port: u16) -> String {
+    format!("/ip4/127.0.0.1/tcp/{port}")
+}
