@@ -16,8 +16,10 @@ use tokio::{
     process::{Child, Command},
 };
 
+use crate::probe;
+
 /// The fields that are printed of each datagram, in this order.
-const FIELDS: [&str; 7] = [
+const FIELDS: [&str; 8] = [
     "udp.dstport",
     "quic.fixed_bit",
     "quic.version",
@@ -25,6 +27,7 @@ const FIELDS: [&str; 7] = [
     "tls.handshake.extensions_alpn_str",
     "tls.handshake.extensions_server_name",
     "x509af.extension.id",
+    "tls.handshake.certificate",
 ];
 /// Extensions that our ClientHello does not have: a server's name, and the certificate types of RFC 7250.
 const UNWANTED: [&str; 3] = ["0", "19", "20"];
@@ -59,15 +62,46 @@ impl Drop for Scratch {
     }
 }
 
+/// How both sides present their identities.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Presented {
+    /// In libp2p certificates.
+    Certificate,
+    /// As raw Ed25519 keys.
+    RawKey,
+}
+
+impl Presented {
+    /// The protocol that the server chooses with it.
+    fn protocol(self) -> &'static str {
+        match self {
+            Self::Certificate => "libp2p",
+            Self::RawKey => "libp2p-raw",
+        }
+    }
+
+    /// Whether a message has one: read from the ids of its extensions, and its certificates in hex.
+    fn is_in(self, extensions: &str, certificates: &str) -> bool {
+        match self {
+            Self::Certificate => values(extensions).any(|extension| extension == IDENTITY),
+            // A prefix and the 32 bytes of a key, and nothing else.
+            Self::RawKey => values(certificates).any(|certificate| {
+                let key = certificate.strip_prefix(&probe::hex(&probe::SPKI));
+                key.is_some_and(|key| key.len() == 2 * 32)
+            }),
+        }
+    }
+}
+
 /// What must be seen.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted {
-    /// The listener's port. What is sent there is ours.
+    /// The listener's port. What is sent there is ours, or a probe's that offers what we do.
     pub(crate) port: u16,
     /// Whether every packet of ours must have the fixed bit. Others may grease it (RFC 9287).
     pub(crate) fixed_bit: bool,
-    /// Whether the listener gives its secrets away, so that what is encrypted is read as well.
-    pub(crate) decrypted: bool,
+    /// What is encrypted, where one side writes its secrets down.
+    pub(crate) presented: Option<Presented>,
 }
 
 /// A capture of a connection's QUIC packets on the loopback interface.
@@ -91,7 +125,7 @@ impl Capture {
         let mut command = Command::new("tshark");
         command.args(["-l", "-n", "-i", "lo", "-f", &format!("udp port {port}")]);
         command.args(["-d", &format!("udp.port=={port},quic"), "-T", "fields", "-E", "separator=|"]);
-        if wanted.decrypted {
+        if wanted.presented.is_some() {
             command.args(["-o", &format!("tls.keylog_file:{}", path(&scratch.secrets())?)]);
         }
         for field in FIELDS {
@@ -154,22 +188,22 @@ fn judge(text: &str, wanted: Wanted) -> anyhow::Result<String> {
     let mut packets = 0;
     // What we offer, and what they choose where that can be read.
     let (mut offered, mut chosen) = (Vec::new(), Vec::new());
-    let (mut ours_named, mut theirs_named) = (false, false);
+    let (mut dialer_named, mut listener_named) = (false, false);
     for line in text.lines() {
         let fields: Vec<&str> = line.split('|').collect();
-        let [to, fixed, versions, extensions, alpn, name, certified] = fields[..] else {
+        let [to, fixed, versions, extensions, alpn, name, certified, certificates] = fields[..] else {
             bail!("{} fields in {line}", fields.len())
         };
         for version in values(versions) {
             ensure!(version == "0x00000001", "version {version}");
         }
-        let has_identity = values(certified).any(|extension| extension == IDENTITY);
+        let has_identity = wanted.presented.is_some_and(|presented| presented.is_in(certified, certificates));
         if to != port {
-            theirs_named |= has_identity;
+            listener_named |= has_identity;
             chosen.extend(values(alpn).map(str::to_owned));
             continue;
         }
-        ours_named |= has_identity;
+        dialer_named |= has_identity;
         for bit in values(fixed) {
             packets += 1;
             ensure!(!wanted.fixed_bit || matches!(bit, "1" | "True"), "a packet without the fixed bit");
@@ -183,10 +217,10 @@ fn judge(text: &str, wanted: Wanted) -> anyhow::Result<String> {
     ensure!(packets > 0, "no packet was captured");
     ensure!(offered == ["libp2p-raw", "libp2p"], "the ClientHello offers {offered:?}");
     let mut seen = format!("{packets} packets of version 1, ALPN {}", offered.join(", "));
-    if wanted.decrypted {
-        ensure!(chosen == ["libp2p"], "the server chose {chosen:?}");
-        ensure!(ours_named && theirs_named, "a certificate without identity");
-        seen += "; libp2p chosen, certificates with identities on both sides";
+    if let Some(presented) = wanted.presented {
+        ensure!(chosen == [presented.protocol()], "the server chose {chosen:?}");
+        ensure!(dialer_named && listener_named, "one side does not present its identity: {presented:?}");
+        seen += &format!("; {} chosen, {presented:?} on both sides", presented.protocol());
     }
     Ok(seen)
 }
@@ -199,22 +233,23 @@ fn values(field: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted = Wanted { port: 7, fixed_bit: true, decrypted: false };
-    const HELLO: &str = "7|1|0x00000001|51,16|libp2p-raw,libp2p||\n";
+    const WANTED: Wanted = Wanted { port: 7, fixed_bit: true, presented: None };
+    const HELLO: &str = "7|1|0x00000001|51,16|libp2p-raw,libp2p|||\n";
 
     #[test]
     fn a_handshake_of_ours_offers_both_kinds_of_key_and_names_no_server() {
         // The other side may do with the fixed bit what it wants.
-        let text =
-            format!("{HELLO}9|0,0|0x00000001,0x00000001||||\n7|1,1,1|0x00000001,0x00000001||||\n7|1|||||\n");
+        let text = format!(
+            "{HELLO}9|0,0|0x00000001,0x00000001|||||\n7|1,1,1|0x00000001,0x00000001|||||\n7|1||||||\n"
+        );
         assert_eq!(judge(&text, WANTED).unwrap(), "5 packets of version 1, ALPN libp2p-raw, libp2p");
-        assert!(judge("7|1|0x00000001|51,16|libp2p||\n", WANTED).is_err());
+        assert!(judge("7|1|0x00000001|51,16|libp2p|||\n", WANTED).is_err());
     }
 
     #[test]
     fn what_must_not_be_on_the_wire_is_an_error() {
         let greased = HELLO.replacen("|1|", "|0|", 1);
-        let named = "7|1|0x00000001|51,16|libp2p-raw,libp2p|l|\n";
+        let named = "7|1|0x00000001|51,16|libp2p-raw,libp2p|l||\n";
         let typed = HELLO.replace("51,16", "51,20,16");
         let draft = HELLO.replace("0x00000001", "0x6b3343cf");
         for text in ["", &greased, named, &typed, &draft, "7|1\n"] {
@@ -224,10 +259,22 @@ mod tests {
     }
 
     #[test]
+    fn raw_keys_are_44_bytes_and_chosen_by_their_own_protocol() {
+        let wanted = Wanted { presented: Some(Presented::RawKey), ..WANTED };
+        let key = probe::hex(&[&probe::SPKI[..], &[7; 32]].concat());
+        let theirs = format!("9|1|0x00000001|16|libp2p-raw|||{key}\n");
+        let ours = format!("7|1||||||{key}\n");
+        assert!(judge(&[HELLO, &theirs, &ours].concat(), wanted).is_ok());
+        for text in [theirs.replace("libp2p-raw", "libp2p"), theirs.replace(&key, &key[2..]), theirs + "00"] {
+            assert!(judge(&[HELLO, &text, &ours].concat(), wanted).is_err(), "{text}");
+        }
+    }
+
+    #[test]
     fn both_sides_certify_who_they_are_where_that_can_be_read() {
-        let wanted = Wanted { decrypted: true, ..WANTED };
-        let theirs = format!("9|1|0x00000001|16|libp2p||{IDENTITY}\n");
-        let ours = format!("7|1|||||2.5.29.15,{IDENTITY}\n");
+        let wanted = Wanted { presented: Some(Presented::Certificate), ..WANTED };
+        let theirs = format!("9|1|0x00000001|16|libp2p||{IDENTITY}|30\n");
+        let ours = format!("7|1|||||2.5.29.15,{IDENTITY}|30\n");
         assert!(judge(&[HELLO, &theirs, &ours].concat(), wanted).is_ok());
         for text in [[HELLO, &theirs].concat(), [HELLO, &ours].concat(), HELLO.to_owned()] {
             assert!(judge(&text, wanted).is_err(), "{text}");

@@ -122,6 +122,7 @@ pub(crate) fn untried(peer: &Peer, direction: Direction, check: Check) -> Option
         Check::Wire if direction == Direction::TheyDial => {
             Some("what is read is our handshake as the client")
         }
+        Check::WireRawKey => Some("it knows no raw keys"),
         Check::TransportUnified | Check::TransportLegacy | Check::PerfUnified
             if !peer.has_contract_programs =>
         {

@@ -14,6 +14,7 @@ mod install;
 mod matrix;
 mod namespace;
 mod peer;
+mod probe;
 mod process;
 mod redis;
 mod session;
@@ -23,7 +24,11 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::ensure;
 use clap::{Parser, builder::FalseyValueParser};
 
-use crate::{install::Layout, matrix::Matrix, peer::Peer};
+use crate::{
+    install::Layout,
+    matrix::Matrix,
+    peer::{Peer, Source},
+};
 
 /// Runs the interoperability matrix. The last line is `N passed, N failed`.
 #[derive(Debug, Clone, Parser)]
@@ -91,6 +96,9 @@ async fn run(layout: &Layout, peers: &[&'static Peer]) -> anyhow::Result<Matrix>
     for peer in peers {
         eprintln!("{} ...", peer.name);
         session::run_all(layout, peer, &mut matrix).await;
+        if peer.source == Source::Ourselves && capture::is_possible().await {
+            session::run_raw_key(layout, peer, &mut matrix).await;
+        }
         if peer.has_contract_programs {
             contract::run_all(layout, peer, &mut matrix).await?;
         }

@@ -38,6 +38,8 @@ pub(crate) enum Check {
     TheirKey(KeyType),
     /// What tshark reads in our handshake: the version, the fixed bit, the ALPNs, no server's name.
     Wire,
+    /// What tshark reads in a handshake that a client of raw keys, which is none of ours, makes with our listener.
+    WireRawKey,
     /// The official suite's transport test, unified-testing.
     TransportUnified,
     /// The official suite's transport test, test-plans.
@@ -51,6 +53,7 @@ impl fmt::Display for Check {
         match self {
             Self::Feature(feature) => write!(f, "{feature}"),
             Self::Wire => f.write_str("wire"),
+            Self::WireRawKey => f.write_str("wire-raw-key"),
             Self::Ipv6 => f.write_str("ipv6"),
             Self::OurKey(key) => write!(f, "our-key-{key}"),
             Self::TheirKey(key) => write!(f, "their-key-{key}"),

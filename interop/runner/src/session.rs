@@ -7,11 +7,12 @@ use futures::{StreamExt, stream};
 use interop_testplan::{features::Feature, key::KeyType, report::Line};
 
 use crate::{
-    capture::{self, Capture, Scratch, Wanted},
+    capture::{self, Capture, Presented, Scratch, Wanted},
     expected,
     install::Layout,
     matrix::{Check, Direction, Matrix},
     peer::Peer,
+    probe,
     process::Process,
 };
 
@@ -156,7 +157,8 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
     let capture = match scratch {
         Some(scratch) => {
             let fixed_bit = !peer.may_be_greased;
-            let wanted = Wanted { port: port_of(&address)?, fixed_bit, decrypted: secrets.is_some() };
+            let presented = secrets.is_some().then_some(Presented::Certificate);
+            let wanted = Wanted { port: port_of(&address)?, fixed_bit, presented };
             Some(Capture::start(wanted, scratch).await?)
         }
         None => None,
@@ -188,6 +190,31 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
     }
     listener.stop().await;
     Ok(lines)
+}
+
+/// Reads what our listener presents to a client that shares no code with it, and writes its secrets down.
+pub(crate) async fn run_raw_key(layout: &Layout, peer: &'static Peer, matrix: &mut Matrix) {
+    let result = raw_key(layout).await.map_err(|error| format!("{error:#}"));
+    matrix.add(peer.name, Direction::WeDial, Check::WireRawKey, result);
+}
+
+async fn raw_key(layout: &Layout) -> anyhow::Result<String> {
+    let ours = layout.binary("testplan").to_str().context("a path that is not text")?.to_owned();
+    let mut listener = Process::start(&[ours], &["listen".to_owned()], None).context("the listener")?;
+    let listening = |line: &Line| match line {
+        Line::Listening { address } => Some(address.to_string()),
+        _ => None,
+    };
+    let port = port_of(&listener.wait_for(START, listening).await.context("the listener")?)?;
+    let scratch = Scratch::new()?;
+    let secrets = scratch.secrets();
+    // The probe lets everybody grease.
+    let wanted = Wanted { port, fixed_bit: false, presented: Some(Presented::RawKey) };
+    let capture = Capture::start(wanted, scratch).await?;
+    probe::handshake(port, &secrets).await?;
+    let seen = capture.finish().await.context("on the wire")?;
+    listener.stop().await;
+    Ok(seen)
 }
 
 fn port_of(address: &str) -> anyhow::Result<u16> {
