@@ -60,6 +60,16 @@ const EXPECTED: &[Expected] = &[
         whose: "py-libp2p",
         what: "it does not know ECDSA identities in certificates",
     },
+    // In 3 of 25 runs with us, in 4 of 22 with stock rust-libp2p.
+    Expected {
+        peer: "py",
+        direction: Some(Direction::TheyDial),
+        check: Check::Feature(Feature::Identify),
+        sometimes: true,
+        whose: "py-libp2p",
+        what: "at times it takes an answer that comes together with the end of its stream for the end alone, and does not \
+            ask again, with stock rust-libp2p as well",
+    },
     Expected {
         peer: "py",
         direction: Some(Direction::WeDial),
