@@ -50,6 +50,7 @@ pub fn probes(bytes: &[u8]) {
     if let Ok(read) = Probe::decode(bytes, &keys) {
         assert_eq!(bytes.len(), read.encode(&keys).len());
     }
+    crate::core::fuzz_requests(bytes);
 }
 
 /// A peer that is the same in every run.
@@ -107,5 +108,13 @@ mod tests {
         replay("certificates", super::certificates);
         replay("addresses", super::addresses);
         replay("datagrams", super::datagrams);
+    }
+
+    #[test]
+    fn seeds_that_are_authentic_are_taken_for_that() {
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/probes");
+        for seed in ["observe", "hold", "held", "filter"] {
+            assert!(crate::core::fuzz_requests(&fs::read(folder.join(seed)).unwrap()), "{seed}");
+        }
     }
 }

@@ -70,7 +70,7 @@ pub fn answer(key: &[u8; 32], data: [u8; 8], held: bool) -> [u8; PROBE_LEN] {
 }
 
 /// Whether a datagram answers the request with this `data`, and whether that is the answer that was asked for later.
-fn judge(datagram: &[u8], key: &[u8; 32], data: [u8; 8]) -> Option<bool> {
+pub(super) fn judge(datagram: &[u8], key: &[u8; 32], data: [u8; 8]) -> Option<bool> {
     let (covered, authenticator) = datagram.split_at_checked(COVERED_LEN)?;
     let held = covered.get(18).map(|last| *last == 1)?;
     let expected = answer(key, data, held);

@@ -68,3 +68,21 @@ pub struct Path {
     /// Their end, as our socket sees it.
     pub remote: SocketAddr,
 }
+
+/// The readers of datagrams that belong to no session, on arbitrary bytes; whether any takes them.
+#[cfg(any(test, feature = "fuzzing"))]
+#[doc(hidden)]
+pub(crate) fn fuzz_requests(bytes: &[u8]) -> bool {
+    let observers = observer::Observers::new([7; 32]);
+    let key = observers.key_of(LinkId(3));
+    let request = observers.judge(bytes);
+    if let Some((_, observer::Request::Hold { delay, .. })) = request {
+        assert!((1..=600).contains(&delay));
+    }
+    let test = filtering::test_of(bytes);
+    let round = test.and_then(|data| Some((data, filtering::authentic_round(bytes, &key)?)));
+    assert!(round.is_none_or(|(data, round)| filtering::datagram(data, &key, round) == *bytes));
+    let held = idling::judge(bytes, &key, [5; 8]);
+    assert!(held.is_none_or(|held| idling::answer(&key, [5; 8], held) == *bytes));
+    request.is_some() || round.is_some() || held.is_some()
+}
