@@ -42,6 +42,7 @@ use super::{
     hairpin::Hairpins,
     idling::{Holds, Idling},
     keys::ProbeSecret,
+    limits::TokenBucket,
     links::Links,
     network::Network,
     observer::{Observers, Observing},
@@ -91,6 +92,8 @@ pub struct Agent {
     reporting: Reporting,
     /// Sockets to which sessions move before our NAT forgets them.
     renewals: Renewals,
+    /// For registrations that are renewed because a session hears nothing.
+    shown: TokenBucket,
     searches: SearchGate,
     sessions: Table,
     next_flow: u64,
@@ -138,6 +141,7 @@ impl Agent {
             idling: Idling::default(),
             reporting: Reporting::default(),
             renewals: Renewals::default(),
+            shown: TokenBucket::default(),
             searches: SearchGate::new(),
             rng,
             network: Network::new(settings.max_candidates),

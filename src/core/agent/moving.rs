@@ -20,6 +20,9 @@ use crate::core::{
 /// How often a peer may say that it moved. Each time may cost the probes of one checklist.
 const MOVES: Rate = Rate { interval: Duration::from_secs(1), burst: 3 };
 
+/// How often we renew registrations because a session hears nothing, or its peer says so.
+const SHOWS: Rate = Rate { interval: Duration::from_secs(20), burst: 3 };
+
 impl Agent {
     /// We have learned a new address of ours: peers whose paths are in doubt are told, through all coordinators that both
     /// sides may have in common.
@@ -83,7 +86,17 @@ impl Agent {
             checklist.remapped(now);
         }
         self.pump(key, now);
-        self.registrar.renew_now(now);
+        self.show_coordinators(now);
+    }
+
+    /// Renews our registrations, by which coordinators see where we are. Peers can bring us to that, and coordinators count
+    /// how often we do.
+    fn show_coordinators(&mut self, now: Instant) {
+        if self.shown.take(SHOWS, now) {
+            self.registrar.renew_now(now);
+        } else {
+            self.out.cap_hit();
+        }
     }
 
     /// Tells the peer of a session that lost its mapping, if it cannot hear us where we are now.
@@ -132,7 +145,7 @@ impl Agent {
             candidates.iter().for_each(|candidate| checklist.revive(candidate.address, now));
             if is_unheard && !checklist.is_in_doubt() {
                 checklist.remapped(now);
-                self.registrar.renew_now(now);
+                self.show_coordinators(now);
             }
         }
         self.pump(key, now);
