@@ -180,6 +180,13 @@ fn frame() -> impl Strategy<Value = Frame> {
         (any::<[u8; 8]>(), any::<[u8; 32]>()).prop_map(|(data, key)| Frame::FilterTest { data, key }),
         (any::<[u8; 8]>(), any::<u8>(), vec(address(), 0..=4))
             .prop_map(|(data, rounds, sources)| Frame::FilterTested { data, rounds, sources }),
+        (any::<[u8; 8]>(), any::<[u8; 32]>(), address()).prop_map(|(data, key, target)| Frame::FilterAsk {
+            data,
+            key,
+            target
+        }),
+        (any::<[u8; 8]>(), any::<u8>(), option::of(address()))
+            .prop_map(|(data, rounds, source)| Frame::FilterAsked { data, rounds, source }),
         window().prop_map(|window| Frame::PunchWindow(Box::new(window))),
         moved().prop_map(|moved| Frame::PunchMoved(Box::new(moved))),
     ]

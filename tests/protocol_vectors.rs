@@ -180,6 +180,14 @@ impl Vector {
                 let (data, rounds) = (self.array("data"), self.parsed("rounds"));
                 Frame::FilterTested { data, rounds, sources: sources.collect() }
             }
+            "FILTER_ASK" => {
+                let (data, key) = (self.array("data"), self.array("key"));
+                Frame::FilterAsk { data, key, target: self.parsed("target") }
+            }
+            "FILTER_ASKED" => {
+                let source = self.all("source").first().map(|text| text.parse().expect("an address"));
+                Frame::FilterAsked { data: self.array("data"), rounds: self.parsed("rounds"), source }
+            }
             other => panic!("unknown frame {other}"),
         }
     }
@@ -260,6 +268,8 @@ fn every_frame_encodes_to_and_decodes_from_the_bytes_of_the_document() {
     }
     let expected = [
         ("ADD_ADDRESS", 2),
+        ("FILTER_ASK", 2),
+        ("FILTER_ASKED", 3),
         ("FILTER_TEST", 1),
         ("FILTER_TESTED", 2),
         ("OBSERVED_ADDRESS", 2),

@@ -4,7 +4,7 @@ use super::{
     agent::{COORDINATOR_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, MAX_SESSIONS, NEWCOMERS},
     checklist::{ANSWERS, MAX_FORMED, MAX_PAIRS},
     coordinator::{MAX_LIFETIME, MAX_REGISTRATIONS, OBSERVED_RATE, PUNCH_RATE, REGISTER_RATE},
-    filtering::{FILTER_RATE, MAX_SOURCES, MAX_TESTS, ROUNDS},
+    filtering::{ASSIST_RATE, FILTER_RATE, MAX_ASSISTS, MAX_SOURCES, MAX_TESTS, ROUNDS},
     frame::{
         MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES,
         MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PEER_ID_LEN, MAX_PUBLIC_KEY_LEN,
@@ -82,6 +82,8 @@ fn caps() -> Vec<(&'static str, String)> {
         ("requests for a later answer, of a peer; of all at once", format!("{holds}; {}", number(MAX_HOLDS))),
         ("datagrams of a filtering test", number(ROUNDS * (1 + MAX_SOURCES))),
         ("filtering tests of a peer; of all at once", format!("{tests}; {}", number(MAX_TESTS))),
+        ("datagrams for a FILTER_ASK", number(ROUNDS)),
+        ("FILTER_ASK of a coordinator; of all at once", format!("{}; {MAX_ASSISTS}", rate(ASSIST_RATE))),
         ("OBSERVED_ADDRESS of a peer", rate(OBSERVED_RATE)),
     ]
 }

@@ -19,7 +19,7 @@ use libp2p_punch::core::{
 
 use crate::harness::{SOCKET, World, at, client, ms, server};
 
-const CLIENT: &str = "198.51.100.2";
+pub(crate) const CLIENT: &str = "198.51.100.2";
 
 impl World {
     /// Opens the one socket of a pool, if this node can.
@@ -33,12 +33,12 @@ impl World {
         }
     }
 
-    fn add_address(&mut self, node: usize, ip: &str) {
+    pub(crate) fn add_address(&mut self, node: usize, ip: &str) {
         let ip = ip.parse().unwrap();
         self.input(node, |agent, now| agent.handle_interface_up(ip, 24, now));
     }
 
-    fn coordinator(&mut self, first: &str, second: Option<&str>) -> usize {
+    pub(crate) fn coordinator(&mut self, first: &str, second: Option<&str>) -> usize {
         let c = self.add(&server(), first, None);
         self.nodes[c].opens = true;
         if let Some(second) = second {
@@ -48,7 +48,7 @@ impl World {
     }
 
     /// The last report that a node was told.
-    fn report(&self, node: usize) -> Report {
+    pub(crate) fn report(&self, node: usize) -> Report {
         let last = self.nodes[node].events.iter().rev().find_map(|(_, event)| match event {
             Event::Nat(report) => Some((**report).clone()),
             _ => None,
@@ -58,7 +58,7 @@ impl World {
         last
     }
 
-    fn filtering(&self, node: usize) -> Option<(Filtering, Confidence)> {
+    pub(crate) fn filtering(&self, node: usize) -> Option<(Filtering, Confidence)> {
         self.report(node).filtering.map(|finding| (finding.value, finding.confidence))
     }
 }
@@ -73,7 +73,7 @@ fn pair(filtering: Filtering, two: bool) -> (World, usize, usize) {
 }
 
 /// How sure this many coordinators make it: silence is their word.
-fn sure(filtering: Filtering, coordinators: usize) -> Confidence {
+pub(crate) fn sure(filtering: Filtering, coordinators: usize) -> Confidence {
     let arrived = matches!(filtering, Filtering::EndpointIndependent | Filtering::PortIndependent);
     match coordinators + usize::from(arrived) {
         1 => Confidence::Low,
@@ -82,7 +82,7 @@ fn sure(filtering: Filtering, coordinators: usize) -> Confidence {
     }
 }
 
-fn sent_to(world: &World, c: usize) -> Vec<SocketAddr> {
+pub(crate) fn sent_to(world: &World, c: usize) -> Vec<SocketAddr> {
     world.nodes[c].probes.iter().map(|(_, path)| path.remote).collect()
 }
 

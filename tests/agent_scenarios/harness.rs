@@ -364,7 +364,10 @@ impl World {
             self.nodes[node].probe = payload.clone();
             let packet = Packet::Probe(payload);
             let source = self.nodes[node].pool.get(&transmit.path.socket).copied();
-            self.send_from(node, source.unwrap_or(self.outer(node)), transmit.path.remote, packet);
+            // A NAT in front of such a socket keeps its port.
+            let outer = self.nodes[node].nat.as_ref().map(|(outer, _)| *outer);
+            let seen = source.map(|at| SocketAddr::new(outer.unwrap_or(at.ip()), at.port()));
+            self.send_from(node, seen.unwrap_or(self.outer(node)), transmit.path.remote, packet);
         }
         let mut flights = VecDeque::new();
         while let Some(command) = self.nodes[node].agent.poll_command() {

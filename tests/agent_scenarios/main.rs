@@ -3,6 +3,8 @@
 #[cfg(test)]
 mod abuse;
 #[cfg(test)]
+mod assisting;
+#[cfg(test)]
 mod coordination;
 #[cfg(test)]
 mod failures;

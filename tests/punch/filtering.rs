@@ -3,53 +3,73 @@
 use std::time::Duration;
 
 use futures::StreamExt;
-use libp2p::swarm::SwarmEvent;
+use libp2p::{Multiaddr, PeerId, swarm::SwarmEvent};
 use libp2p_punch::{
     Config, Event, Role,
     core::nat::{Confidence, FilteringBehaviour as Filtering, MappingBehaviour as Mapping, Report},
 };
 use libp2p_punch_sim::{Link, World};
 
-use crate::network::{PORT, Site, client, on_paused_time, swarm};
+use crate::network::{PORT, Site, client, keypair, on_paused_time, run, swarm};
 
 /// How long a client may take to know its NAT.
 const ENOUGH: Duration = Duration::from_secs(6);
+
+/// A coordinator at 203.0.113.`last` that is configured with others, and runs until the runtime ends; its address.
+fn coordinator(world: &World, last: u8, addresses: u8, others: Vec<Multiaddr>) -> Multiaddr {
+    let host = world.public_host([203, 0, 113, last]);
+    for next in 1..addresses {
+        world.attach(&host, [203, 0, 113, last - next]);
+    }
+    world.set_link(&host, Link::with_latency(Duration::from_millis(20)));
+    let config = Config { role: Role::Server, coordinators: others, ..Config::default() };
+    let peer = run(swarm(&host, last, config, |punch, _| punch));
+    at(last, peer)
+}
+
+fn at(last: u8, peer: PeerId) -> Multiaddr {
+    format!("/ip4/203.0.113.{last}/udp/{PORT}/quic-v1/p2p/{peer}").parse().expect("valid")
+}
 
 /// What a client at `site` knows in the end, by one coordinator with as many addresses.
 fn measure(site: Site, addresses: u8, loss: f64, seed: u64) -> Report {
     on_paused_time(async move {
         let world = World::new(seed);
-        let host = world.public_host([203, 0, 113, 254]);
-        for last in 1..addresses {
-            world.attach(&host, [203, 0, 113, 254 - last]);
-        }
-        world.set_link(&host, Link::with_latency(Duration::from_millis(20)));
-        let server = Config { role: Role::Server, ..Config::default() };
-        let mut coordinator = swarm(&host, 254, server, |punch, _| punch);
-        let address = format!("/ip4/203.0.113.254/udp/{PORT}/quic-v1/p2p/{}", coordinator.local_peer_id());
-        tokio::spawn(async move {
-            loop {
-                coordinator.select_next_some().await;
-            }
-        });
-        let config = client(&address.parse().expect("valid"));
-        let mut swarm = swarm(&site.host(&world, 1, loss), 1, config, |punch, _| punch);
-        let end = tokio::time::sleep(ENOUGH);
-        tokio::pin!(end);
-        let mut told = Report::default();
-        loop {
-            tokio::select! {
-                () = &mut end => break,
-                event = swarm.select_next_some() => {
-                    if let SwarmEvent::Behaviour(Event::Nat(report)) = event {
-                        assert_eq!(swarm.behaviour().nat_report(), &*report, "the event is what can be read");
-                        told = *report;
-                    }
+        let address = coordinator(&world, 254, addresses, Vec::new());
+        report(&world, site, &address, loss).await
+    })
+}
+
+/// The same by one of two coordinators that have one address each, once they know each other.
+fn measure_by_two(site: Site, are_friends: bool, seed: u64) -> Report {
+    on_paused_time(async move {
+        let world = World::new(seed);
+        let second = keypair(250).public().to_peer_id();
+        let first = coordinator(&world, 254, 1, vec![at(250, second)]);
+        let others = if are_friends { vec![first.clone()] } else { Vec::new() };
+        assert_eq!(coordinator(&world, 250, 1, others), at(250, second));
+        tokio::time::sleep(ENOUGH).await;
+        report(&world, site, &first, 0.0).await
+    })
+}
+
+/// What a client at `site` knows in the end.
+async fn report(world: &World, site: Site, coordinator: &Multiaddr, loss: f64) -> Report {
+    let mut swarm = swarm(&site.host(world, 1, loss), 1, client(coordinator), |punch, _| punch);
+    let end = tokio::time::sleep(ENOUGH);
+    tokio::pin!(end);
+    let mut told = Report::default();
+    loop {
+        tokio::select! {
+            () = &mut end => return told,
+            event = swarm.select_next_some() => {
+                if let SwarmEvent::Behaviour(Event::Nat(report)) = event {
+                    assert_eq!(swarm.behaviour().nat_report(), &*report, "the event is what can be read");
+                    told = *report;
                 }
             }
         }
-        told
-    })
+    }
 }
 
 fn filtering(report: &Report) -> Option<(Filtering, Confidence)> {
@@ -92,6 +112,23 @@ fn a_coordinator_with_one_address_does_not_pretend_to_know_more() {
         let report = measure(site, 1, 0.0, 2);
         assert_eq!(filtering(&report), Some((expected, sure(expected))), "{site:?}");
     }
+}
+
+#[test]
+fn two_coordinators_with_one_address_each_tell_all_three_kinds_apart_if_they_are_configured_with_each_other()
+{
+    for (site, expected) in [
+        (Site::EIM_EIF, Filtering::EndpointIndependent),
+        (Site::EIM_ADF, Filtering::AddressDependent),
+        (Site::EIM_APDF, Filtering::AddressAndPortDependent),
+    ] {
+        let report = measure_by_two(site, true, 6);
+        assert_eq!(filtering(&report), Some((expected, sure(expected))), "{site:?}");
+        let evidence = &report.filtering.as_ref().expect("it is there").evidence;
+        assert_eq!((evidence.observers.len(), evidence.observations), (1, 3), "{site:?}");
+    }
+    let report = measure_by_two(Site::EIM_EIF, false, 7);
+    assert_eq!(filtering(&report), Some((Filtering::PortIndependent, sure(Filtering::PortIndependent))));
 }
 
 #[test]

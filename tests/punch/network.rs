@@ -109,9 +109,14 @@ where
     (listening(swarm), stats)
 }
 
+/// The identity of a swarm with this seed.
+pub(crate) fn keypair(seed: u8) -> Keypair {
+    Keypair::ed25519_from_bytes([seed; 32]).expect("32 bytes make a key")
+}
+
 /// What a swarm at `host` is made from.
 pub(crate) fn parts(host: &Arc<Host>, seed: u8, config: Config) -> (Keypair, Transport, Behaviour) {
-    let keypair = Keypair::ed25519_from_bytes([seed; 32]).expect("32 bytes make a key");
+    let keypair = keypair(seed);
     let runtime = Arc::new(quinn::TokioRuntime);
     let (transport, punch) = libp2p_punch::with_io(&keypair, config, host.clone(), runtime).expect("valid");
     (keypair, transport, punch)

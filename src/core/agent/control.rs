@@ -96,7 +96,7 @@ impl Agent {
         if self.idling.link_down(link) {
             self.close_idling();
         }
-        self.filters.link_down(link);
+        self.filters.link_down(link, now);
         self.filter_tests.link_down(link);
         self.expect_probes();
         if self.registrar.contains(&peer) {
@@ -152,6 +152,8 @@ impl Agent {
             Frame::FilterTested { data, rounds, sources } => {
                 self.filter_tested(id, (data, rounds, sources), now)
             }
+            Frame::FilterAsk { data, key, target } => self.filter_ask(id, &link, (data, key, target), now),
+            Frame::FilterAsked { data, rounds, source } => self.filter_asked(id, (data, rounds, source), now),
             Frame::PunchRejected { session, round, reason } => {
                 let request = (session, round);
                 if !self.punch_rejected(&link.peer, request, reason, now)

@@ -238,8 +238,10 @@ impl Agent {
         let test = Test { data, key, path: Path { socket, remote } };
         let own = self.network.own_addresses();
         let earliest = link.proven_at().map_or(now, |at| at.max(now));
+        let other = self.assistant_for(link, remote);
+        let from = (own.as_slice(), other);
         let begun =
-            serves.then(|| self.filters.begin((id, link.peer), test, &own, (now, earliest))).flatten();
+            serves.then(|| self.filters.begin((id, link.peer), test, from, (now, earliest))).flatten();
         let Some(missing) = begun else {
             if serves {
                 self.out.cap_hit();
@@ -252,13 +254,19 @@ impl Agent {
         self.run_filters(now);
     }
 
-    /// Sends what is due of the tests that we make for clients.
+    /// Sends what is due of the tests that we make for clients, and of those of other coordinators.
     pub(super) fn run_filters(&mut self, now: Instant) {
         let links = &self.links;
         let proven = |link: &&Link| link.proven_at().is_none_or(|at| at <= now);
         let due = self.filters.poll(now, |link| links.get(link).filter(proven)?.remote);
         self.out.counters.filter_probes_sent += due.transmits.len() as u64;
         self.send_all(|_| due.transmits);
+        for (link, data, key, target) in due.asks {
+            self.out.frame(link, Frame::FilterAsk { data, key, target });
+        }
+        for (link, data, rounds, source) in due.assisted {
+            self.out.frame(link, Frame::FilterAsked { data, rounds, source });
+        }
         for (link, data, rounds, sources) in due.ended {
             self.out.frame(link, Frame::FilterTested { data, rounds, sources });
         }

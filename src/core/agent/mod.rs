@@ -9,6 +9,7 @@
 //! A session that has begun ends in exactly one [`Event::Connected`] or one [`Event::Failed`]. After `Failed` nothing
 //! is left of it here; after `Connected` it stays until [`handle_closed`](Agent::handle_closed) of its flow.
 
+mod assisting;
 mod control;
 mod filtering;
 mod idling;

@@ -59,6 +59,8 @@ pub(super) const PUNCH_WINDOW: u64 = 0x3d7ea0;
 pub(super) const PUNCH_MOVED: u64 = 0x3d7ea8;
 pub(super) const FILTER_TEST: u64 = 0x3d7ea1;
 pub(super) const FILTER_TESTED: u64 = 0x3d7ea2;
+pub(super) const FILTER_ASK: u64 = 0x3d7ea3;
+pub(super) const FILTER_ASKED: u64 = 0x3d7ea4;
 
 pub(super) const FAMILY_V4: u64 = 4;
 pub(super) const FAMILY_V6: u64 = 6;
@@ -162,12 +164,13 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
         }
         Frame::PunchWindow(window) => put_window(out, window),
         Frame::PunchMoved(moved) => put_moved(out, moved),
-        Frame::FilterTest { data, key } => {
-            put_varint(out, FILTER_TEST);
-            out.put_slice(data);
-            out.put_slice(key);
-        }
+        Frame::FilterTest { data, key } => put_test(out, FILTER_TEST, data, key),
         Frame::FilterTested { data, rounds, sources } => put_tested(out, data, *rounds, sources),
+        Frame::FilterAsk { data, key, target } => {
+            put_test(out, FILTER_ASK, data, key);
+            put_family(out, *target);
+        }
+        Frame::FilterAsked { data, rounds, source } => put_asked(out, data, *rounds, *source),
     }
 }
 
@@ -198,6 +201,21 @@ fn put_moved(out: &mut BytesMut, moved: &PunchMoved) {
     out.put_slice(&moved.authenticator);
 }
 
+/// The beginning of a frame that asks for the datagrams of a filtering test.
+fn put_test(out: &mut BytesMut, frame_type: u64, data: &[u8; 8], key: &[u8; 32]) {
+    put_varint(out, frame_type);
+    out.put_slice(data);
+    out.put_slice(key);
+}
+
+/// What another coordinator has sent for a filtering test, and from where.
+fn put_asked(out: &mut BytesMut, data: &[u8; 8], rounds: u8, source: Option<SocketAddr>) {
+    put_varint(out, FILTER_ASKED);
+    out.put_slice(data);
+    out.put_u8(rounds);
+    source.iter().for_each(|source| put_family(out, *source));
+}
+
 /// What a filtering test has sent, and from where.
 fn put_tested(out: &mut BytesMut, data: &[u8; 8], rounds: u8, sources: &[SocketAddr]) {
     put_varint(out, FILTER_TESTED);
@@ -205,10 +223,13 @@ fn put_tested(out: &mut BytesMut, data: &[u8; 8], rounds: u8, sources: &[SocketA
     out.put_u8(rounds);
     let sources = sources.get(..MAX_FILTER_SOURCES).unwrap_or(sources);
     put_varint(out, sources.len() as u64);
-    for source in sources {
-        put_varint(out, if is_v6(*source) { FAMILY_V6 } else { FAMILY_V4 });
-        put_address(out, *source);
-    }
+    sources.iter().for_each(|source| put_family(out, *source));
+}
+
+/// The family, and the address.
+fn put_family(out: &mut BytesMut, address: SocketAddr) {
+    put_varint(out, if is_v6(address) { FAMILY_V6 } else { FAMILY_V4 });
+    put_address(out, address);
 }
 
 /// The NAT report that ends a frame; nothing if there is none.

@@ -73,11 +73,9 @@ pub(super) fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
         PUNCH_WINDOW => Frame::PunchWindow(Box::new(window(r)?)),
         PUNCH_MOVED => Frame::PunchMoved(Box::new(moved(r)?)),
         FILTER_TEST => Frame::FilterTest { data: r.array("data")?, key: r.array("filtering key")? },
-        FILTER_TESTED => Frame::FilterTested {
-            data: r.array("data")?,
-            rounds: u8::from_be_bytes(r.array("rounds")?),
-            sources: sources(r)?,
-        },
+        FILTER_TESTED => tested(r)?,
+        FILTER_ASK => ask(r)?,
+        FILTER_ASKED => asked(r)?,
         _ => return Ok(None),
     };
     match r.remaining() {
@@ -230,14 +228,34 @@ fn reason(r: &mut Reader<'_>) -> Result<RejectReason, DecodeError> {
     })
 }
 
+fn tested(r: &mut Reader<'_>) -> Result<Frame, DecodeError> {
+    let (data, rounds) = (r.array("data")?, u8::from_be_bytes(r.array("rounds")?));
+    Ok(Frame::FilterTested { data, rounds, sources: sources(r)? })
+}
+
+fn ask(r: &mut Reader<'_>) -> Result<Frame, DecodeError> {
+    let (data, key) = (r.array("data")?, r.array("filtering key")?);
+    Ok(Frame::FilterAsk { data, key, target: family(r, "target family", "target")? })
+}
+
+fn asked(r: &mut Reader<'_>) -> Result<Frame, DecodeError> {
+    let (data, rounds) = (r.array("data")?, u8::from_be_bytes(r.array("rounds")?));
+    let source = match r.remaining() {
+        0 => None,
+        _ => Some(family(r, "source family", "source")?),
+    };
+    Ok(Frame::FilterAsked { data, rounds, source })
+}
+
 fn sources(r: &mut Reader<'_>) -> Result<Vec<SocketAddr>, DecodeError> {
     let count = r.varint_up_to("source count", MAX_FILTER_SOURCES as u64)?;
-    (0..count)
-        .map(|_| {
-            let v6 = is_family_v6(r, "source family")?;
-            r.address("source", v6)
-        })
-        .collect()
+    (0..count).map(|_| family(r, "source family", "source")).collect()
+}
+
+/// A family, and an address of it.
+fn family(r: &mut Reader<'_>, kind: &'static str, field: &'static str) -> Result<SocketAddr, DecodeError> {
+    let v6 = is_family_v6(r, kind)?;
+    r.address(field, v6)
 }
 
 fn nat(r: &mut Reader<'_>) -> Result<Bytes, DecodeError> {

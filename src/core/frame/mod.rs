@@ -102,6 +102,24 @@ pub enum Frame {
         /// The sender's own addresses from which they were sent, beside the address of the connection.
         sources: Vec<SocketAddr>,
     },
+    /// Coordinator to coordinator: send the datagrams of a client's test from an address of yours.
+    FilterAsk {
+        /// That of the client's request.
+        data: [u8; 8],
+        /// That of the client's request.
+        key: [u8; 32],
+        /// Where the client's connection ends.
+        target: SocketAddr,
+    },
+    /// Coordinator to coordinator: all datagrams that you asked for have been sent.
+    FilterAsked {
+        /// That of the request.
+        data: [u8; 8],
+        /// How many were sent; 0 if none will be.
+        rounds: u8,
+        /// The sender's own address from which they were sent, as it knows it itself; `None` if none were.
+        source: Option<SocketAddr>,
+    },
 }
 
 /// Further ports of a coordinator that tell a client its address.
