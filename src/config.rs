@@ -65,7 +65,9 @@ impl Default for PhaseTimeouts {
 pub struct Config {
     /// What this peer does for others. Default [`Role::Auto`].
     pub role: Role,
-    /// Coordinators to stay registered with, each ending in `/p2p/PEER_ID`. Default none.
+    /// Coordinators to stay registered with, each ending in `/p2p/PEER_ID`. Default none. Coordinators whose role is
+    /// [`Role::Server`] or [`Role::Bootstrap`] and that are configured with one another test together how the NATs of their
+    /// clients filter: each sends a few datagrams to an address that the other one names.
     pub coordinators: Vec<Multiaddr>,
     /// QUIC addresses to listen on as soon as the swarm runs. Default none: the application listens.
     pub bind_addresses: Vec<Multiaddr>,

@@ -48,6 +48,10 @@ pub(crate) struct Coordinator {
     /// Addresses to listen on, such as /ip4/0.0.0.0/udp/4001/quic-v1.
     #[arg(long, value_name = "MULTIADDR", required = true, num_args = 1.., value_parser = listen_address)]
     pub(crate) listen: Vec<Multiaddr>,
+    /// Other coordinators, as /ip4/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID. Those that are started with the address of this one, too, help it to
+    /// test how its clients' NATs filter, and it helps them.
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = coordinator_address)]
+    pub(crate) coordinator: Vec<Multiaddr>,
     /// Key and output.
     #[command(flatten)]
     pub(crate) common: Common,

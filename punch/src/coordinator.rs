@@ -12,7 +12,9 @@ use crate::{
 /// Runs until Ctrl-C or SIGTERM.
 pub(crate) async fn run(arguments: Coordinator) -> Result<Exit, Failure> {
     let stop = Stop::new()?;
-    let mut node = Node::new(&arguments.common, Config { role: Role::Server, ..Config::default() })?;
+    let coordinators = arguments.coordinator;
+    let config = Config { role: Role::Server, coordinators, ..Config::default() };
+    let mut node = Node::new(&arguments.common, config)?;
     node.listen_on(&arguments.listen)?;
     serve(node, stop).await
 }

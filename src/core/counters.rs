@@ -37,7 +37,8 @@ pub struct Counters {
     pub requests_forwarded: u64,
     /// Requests that we, as a coordinator, turned down.
     pub requests_rejected: u64,
-    /// Datagrams that we, as a coordinator, sent to test how NATs of our clients filter.
+    /// Datagrams that we, as a coordinator, sent to test how NATs of our clients filter, or of another
+    /// coordinator's.
     pub filter_probes_sent: u64,
     /// Frames of a remote that were ignored, because they broke a rule or a cap.
     pub frames_refused: u64,

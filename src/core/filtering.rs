@@ -2,8 +2,9 @@
 //! connection, from there and from ports and addresses to which the client has never sent, and the client sees which of
 //! them arrive (`docs/protocol.md` §7.8).
 //!
-//! A request names no address. The datagrams go to the address at which the connection stands, which has answered; they
-//! are few, shorter than what asked for them, and end as soon as the connection moves.
+//! A client's request names no address. The datagrams go to the address at which the connection stands, which has answered;
+//! they are few, shorter than what asked for them, and end as soon as the connection moves. A coordinator with a single
+//! address has another one send a few of them, too (`assist`).
 
 mod assist;
 mod client;
