@@ -15,7 +15,7 @@ use libp2p_punch::{
 
 use crate::{
     filtering::{CLIENT, sent_to, sure},
-    harness::{World, at, client, ms, server},
+    harness::{SOCKET, World, at, client, ms, server},
 };
 
 const FIRST: &str = "203.0.113.1";
@@ -78,6 +78,55 @@ fn a_coordinator_with_two_addresses_asks_nobody() {
     world.add_address(first, "203.0.113.3");
     assert_eq!(world.coordinate_at(b, first), Some(Filtering::EndpointIndependent));
     assert_eq!((world.to_client(first), world.to_client(second)), (9, 0));
+}
+
+#[test]
+fn one_that_is_asked_sends_from_one_of_its_addresses() {
+    let (mut world, [first, second], b) = trio(Filtering::EndpointIndependent);
+    world.add_address(second, "203.0.113.4");
+    assert_eq!(world.coordinate_at(b, first), Some(Filtering::EndpointIndependent));
+    assert_eq!(world.to_client(second), 3);
+}
+
+/// Counts the times that any coordinator is asked.
+fn asks(world: &mut World) -> Rc<Cell<usize>> {
+    let count = Rc::new(Cell::new(0));
+    let sees = count.clone();
+    world.tamper = Some(Box::new(move |_, _, frame| {
+        sees.set(sees.get() + usize::from(matches!(frame, Frame::FilterAsk { .. })));
+        vec![(Duration::ZERO, frame)]
+    }));
+    count
+}
+
+#[test]
+fn nobody_is_asked_to_send_to_where_it_is_itself() {
+    // A coordinator behind the client's own NAT.
+    let mut world = World::new();
+    let first = world.coordinator(FIRST, None);
+    let b = world.add(&client(), "192.168.1.2", Some(CLIENT));
+    let neighbour = world.add(&server(), "192.168.1.3", Some(CLIENT));
+    let asked = asks(&mut world);
+    let peer = world.nodes[neighbour].peer;
+    world.input(first, |agent, now| agent.add_coordinator(peer, now));
+    world.link(neighbour, first);
+    assert_eq!((world.coordinate_at(b, first).is_some(), asked.get()), (true, 0));
+    // A client that is itself a coordinator, with another connection from elsewhere.
+    let mut world = World::new();
+    let [first, second] = [world.coordinator(FIRST, None), world.coordinator(SECOND, None)];
+    let asked = asks(&mut world);
+    let peer = world.nodes[second].peer;
+    let (_, registered) = world.coordinate(second, first);
+    world.run_for(ms(6000));
+    let (_, elsewhere) = world.link(second, first);
+    world.input(first, |agent, now| {
+        agent.handle_link_up(elsewhere, peer, Some(at("192.0.2.7:4001")), Some(SOCKET), now);
+        agent.add_coordinator(peer, now);
+        agent.handle_frame(registered, Frame::FilterTest { data: [1; 8], key: [2; 32] }, now);
+    });
+    world.run_for(ms(6000));
+    let tests = sent_to(&world, first).iter().filter(|remote| **remote == world.outer(second)).count();
+    assert_eq!((tests, asked.get()), (12, 0));
 }
 
 #[test]
@@ -226,6 +275,7 @@ fn answers_that_were_not_asked_for_are_refused() {
     world.tamper = Some(Box::new(move |_, _, frame| {
         if let Frame::FilterAsked { data, .. } = frame {
             sees.set(Some(data));
+            return vec![(ms(500), frame)];
         }
         vec![(Duration::ZERO, frame)]
     }));
@@ -239,9 +289,10 @@ fn answers_that_were_not_asked_for_are_refused() {
     };
     lie(&mut world, link, [7; 8]);
     let (_, there) = world.coordinate(b, first);
-    world.run_for(ms(650));
-    let data = again.get().expect("it has answered");
+    world.run_for(ms(1000));
+    let data = again.get().expect("it is on its way");
     lie(&mut world, there, data);
+    assert_eq!(refused(&world), before + 2, "the client itself is no other coordinator");
     world.run_for(ms(5000));
     lie(&mut world, link, data);
     assert_eq!(refused(&world), before + 3);
