@@ -42,7 +42,7 @@ impl Env {
         quic: Quic,
         path: Option<Arc<PathLayer>>,
     ) -> Self {
-        let connections = Arc::new(Registry::new(quic.limits()));
+        let connections = Arc::new(Registry::new(quic.limits(), runtime.clone()));
         Self { network, runtime, quic, path, connections, next_socket: AtomicU32::new(0) }
     }
 

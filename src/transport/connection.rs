@@ -134,10 +134,7 @@ impl StreamMuxer for Connection {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {
         let Some(session) = &mut self.session else {
-            let moved = match self.live.wake_when_moved(cx.waker()) {
-                true => self.live.moved().map(addr::from_socket),
-                false => None,
-            };
+            let moved = self.live.poll_moved(cx.waker()).map(addr::from_socket);
             return moved.map_or(Poll::Pending, |to| Poll::Ready(Ok(StreamMuxerEvent::AddressChange(to))));
         };
         let remote = ready!(session.poll_remote(cx));

@@ -8,10 +8,12 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::Waker,
+    time::{Duration, Instant},
 };
 
 use futures::{channel::mpsc, task::AtomicWaker};
 use libp2p_identity::PeerId;
+use quinn::Runtime;
 
 use super::{
     Error, addr,
@@ -53,7 +55,12 @@ struct Place {
     remote: Option<SocketAddr>,
     /// The address that the routing table sent from when it was last asked.
     source: Option<IpAddr>,
+    /// When it was last looked whether a client has moved.
+    looked: Option<Instant>,
 }
+
+/// From one look at a busy client's address to the next: a look takes the connection's lock, which its driver needs.
+const PAUSE: Duration = Duration::from_millis(2);
 
 impl Live {
     pub(crate) fn peer(&self) -> PeerId {
@@ -106,14 +113,20 @@ impl Live {
         matches!(self.through, ConnectedThrough::Listener | ConnectedThrough::PunchAsListener)
     }
 
-    /// Has `waker` called once a client has moved, a little later than it did; `false` if this is no client, which stays
-    /// where it is.
-    pub(super) fn wake_when_moved(&self, waker: &Waker) -> bool {
-        let may_move = self.is_of_client();
-        if may_move {
-            self.mover.register(waker);
+    /// Where a client has moved to, if it has. Otherwise `waker` is called once it has, a little later than it did.
+    pub(super) fn poll_moved(&self, waker: &Waker) -> Option<SocketAddr> {
+        if !self.is_of_client() {
+            // A server stays where it is.
+            return None;
         }
-        may_move
+        self.mover.register(waker);
+        let now = self.registry.runtime.now();
+        let looked = self.place().looked;
+        if looked.is_some_and(|at| now < at + PAUSE) {
+            return None;
+        }
+        self.place().looked = Some(now);
+        self.moved()
     }
 
     /// The address that we send from, as far as it is known.
@@ -174,6 +187,7 @@ pub(crate) struct Limits {
 /// All connections of one transport. Holds none of them.
 #[derive(Debug)]
 pub(crate) struct Registry {
+    runtime: Arc<dyn Runtime>,
     limits: Limits,
     next: AtomicU64,
     inner: Mutex<Inner>,
@@ -193,8 +207,8 @@ struct Subscriber {
 }
 
 impl Registry {
-    pub(crate) fn new(limits: Limits) -> Self {
-        Self { limits, next: AtomicU64::default(), inner: Mutex::default() }
+    pub(crate) fn new(limits: Limits, runtime: Arc<dyn Runtime>) -> Self {
+        Self { runtime, limits, next: AtomicU64::default(), inner: Mutex::default() }
     }
 
     /// Takes a connection in whose handshake has ended.
@@ -221,7 +235,7 @@ impl Registry {
             beneath,
             connection,
             registry: self.clone(),
-            place: Mutex::new(Place { remote, source }),
+            place: Mutex::new(Place { remote, source, looked: None }),
             mover: AtomicWaker::new(),
         });
         self.lock().live.insert(number, Arc::downgrade(&live));
