@@ -213,6 +213,11 @@ impl Observations {
         self.mapped.clear();
     }
 
+    /// Whether an address of ours came or went since then.
+    pub(crate) fn network_changed_since(&self, then: Instant) -> bool {
+        self.network_changed.is_some_and(|at| at >= then)
+    }
+
     /// As [`record`](Self::record), for a request to an observer.
     pub(crate) fn record_probe(
         &mut self,

@@ -27,16 +27,19 @@ impl Agent {
     /// We have learned a new address of ours: peers whose paths are in doubt are told, through all coordinators that both
     /// sides may have in common.
     pub(super) fn tell_moved(&mut self) {
+        let observations = &self.network.observations;
         let in_doubt = |session: &Session| {
             let checklist = session.checklist.as_ref().filter(|_| session.is_connected());
             // A session that has just been connected may have no path yet that was validated.
-            checklist
-                .is_some_and(|list| (list.is_in_doubt() || list.selected.is_none()) && !list.is_remapped())
+            let has_moved = || observations.network_changed_since(session.started);
+            checklist.is_some_and(|list| {
+                !list.is_remapped() && (list.is_in_doubt() || list.selected.is_none() && has_moved())
+            })
         };
-        for key in self.sessions.keys() {
-            if self.sessions.get(key).is_some_and(in_doubt) {
-                self.tell_where(key, self.network.candidates_for(false));
-            }
+        let mut told = self.sessions.keys();
+        told.retain(|key| self.sessions.get(*key).is_some_and(in_doubt));
+        for key in told {
+            self.tell_where(key, self.network.candidates_for(false));
         }
     }
 
