@@ -6,7 +6,7 @@
 #[macro_use]
 mod stack;
 
-use std::{env, error::Error, fs};
+use std::{env, error::Error, fs, process::Command};
 
 type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
@@ -47,8 +47,26 @@ fn median(mut values: Vec<f64>) -> f64 {
     values[values.len() / 2]
 }
 
+/// Memory of an idle connection of a stack, measured by another process of this program.
+fn memory_of(which: usize) -> Result<f64> {
+    let output = Command::new(env::current_exe()?).args(["--memory", &which.to_string()]).output()?;
+    Ok(String::from_utf8(output.stdout)?.trim().parse()?)
+}
+
 fn main() -> Result<()> {
-    let rounds: usize = env::args().nth(1).map_or(Ok(7), |text| text.parse())?;
+    let arguments: Vec<String> = env::args().skip(1).collect();
+    if let [flag, which] = arguments.as_slice()
+        && flag == "--memory"
+    {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let memory = match which.as_str() {
+            "0" => runtime.block_on(quinn_stack::memory())?,
+            _ => runtime.block_on(noq_stack::memory())?,
+        };
+        println!("{memory}");
+        return Ok(());
+    }
+    let rounds: usize = arguments.first().map_or(Ok(7), |text| text.parse())?;
     let mut all: [Vec<[f64; ROWS.len()]>; 2] = Default::default();
     for round in 0..rounds.max(1) {
         for turn in 0..2 {
@@ -58,7 +76,8 @@ fn main() -> Result<()> {
                 0 => runtime.block_on(quinn_stack::measure())?,
                 _ => runtime.block_on(noq_stack::measure())?,
             };
-            all[which].push(values);
+            let [bulk, bulk_cpu, handshake, p50, p99] = values;
+            all[which].push([bulk, bulk_cpu, handshake, p50, p99, memory_of(which)?]);
         }
         eprintln!("round {} of {rounds}", round + 1);
     }
