@@ -74,7 +74,7 @@ impl Agent {
         let Some(lifetime) = lifetime else { return };
         let oldest = self.oldest_mapping(lifetime);
         let sessions = self.sessions_on_mappings_older_than(oldest, now);
-        let Some(local) = self.local_of(&sessions) else { return };
+        let Some(local) = self.local().filter(|_| !sessions.is_empty()) else { return };
         match self.renewals.latest() {
             // Some did not get there, or were made since.
             Some((.., since)) if now.saturating_duration_since(since) < oldest => {
@@ -99,33 +99,34 @@ impl Agent {
     }
 
     fn sessions_on_mappings_older_than(&self, age: Duration, now: Instant) -> VecDeque<Key> {
+        let v4 = self.local().map(|local| local.is_ipv4());
+        let may_move =
+            |path: &Path| scope(path.remote.ip()) == Scope::Global && Some(path.remote.is_ipv4()) == v4;
         let is_old = |key: &Key| {
             let session = self.sessions.get(*key).filter(|session| session.is_connected());
             let path = session.and_then(Session::selected);
-            let since = path
-                .filter(|path| scope(path.remote.ip()) == Scope::Global)
-                .and_then(|path| self.mapped_since(path.socket));
+            let since = path.filter(may_move).and_then(|path| self.mapped_since(path.socket));
             since.is_some_and(|since| now.saturating_duration_since(since) >= age)
         };
         self.sessions.keys().into_iter().filter(is_old).collect()
     }
 
-    /// Since when the mapping of a socket stands, if it is the same for all peers.
+    /// Since when the mapping of a socket stands, if there is one, and it is the same for all peers.
     fn mapped_since(&self, socket: SocketId) -> Option<Instant> {
         if let Some(since) = self.renewals.mapped_since(socket) {
             return Some(since);
         }
         let view = self.network.current_view(socket);
+        let seen = self.network.observations.reflexive(socket).into_iter().next()?;
+        let is_translated = !self.network.addresses_of_socket(socket).contains(&seen);
         let since = self.network.observations.mapped_since(socket);
-        since.filter(|_| view.mapping == Some(MappingBehaviour::EndpointIndependent))
+        since.filter(|_| is_translated && view.mapping == Some(MappingBehaviour::EndpointIndependent))
     }
 
-    /// The address to bind to for the first of these sessions: that of the socket which our coordinators know, which is of
-    /// the same family.
-    fn local_of(&self, sessions: &VecDeque<Key>) -> Option<IpAddr> {
-        let remote = self.sessions.get(*sessions.front()?)?.selected()?.remote;
-        let local = self.network.socket(self.coordinated_socket()?)?.local.ip();
-        (local.is_ipv4() == remote.is_ipv4()).then_some(local)
+    /// The address to bind to: that of the socket which our coordinators know. Sessions of the other family stay.
+    fn local(&self) -> Option<IpAddr> {
+        let socket = self.network.socket(self.coordinated_socket()?)?;
+        Some(socket.local.ip())
     }
 
     pub(super) fn renewal_opened(&mut self, number: u32, sockets: &[(SocketId, u16)], now: Instant) {
@@ -147,8 +148,7 @@ impl Agent {
 
     /// Asks one coordinator after the other where the socket is seen.
     fn sample_renewal(&mut self, socket: SocketId, place: usize, now: Instant) {
-        let v4 = self.coordinated_socket().and_then(|id| self.network.socket(id));
-        let v4 = v4.is_some_and(|socket| socket.local.is_ipv4());
+        let v4 = self.local().is_some_and(|local| local.is_ipv4());
         let mut links = self.registrar.connected();
         links.retain(|(_, link)| self.observing.serves(*link, v4));
         let Some((_, link)) = links.get(place % links.len().max(1)) else { return };

@@ -31,8 +31,6 @@ const MAX_CLIENTS: usize = 16_384;
 pub(crate) const MAX_TESTS: usize = 1024;
 /// How long the sockets may take to open.
 const OPENING: Duration = Duration::from_secs(2);
-/// How long a socket is left alone that has just been opened: the system does not always let it send at once.
-const SETTLE: Duration = Duration::from_millis(50);
 
 /// The sockets from which tests are sent, each bound to one address: once it is open, and its port.
 #[derive(Debug, Default)]
@@ -92,7 +90,7 @@ impl Sending {
     /// A socket was opened, or could not be.
     pub(super) fn opened(&mut self, sockets: &Sockets, now: Instant) {
         if self.sent == 0 && self.sources.iter().all(|ip| sockets.at(*ip).is_some()) {
-            self.due = self.earliest.max(now + SETTLE);
+            self.due = self.earliest.max(now);
         }
     }
 
