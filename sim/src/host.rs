@@ -68,6 +68,17 @@ impl Host {
         Ok(Arc::new(Socket::new(self.world.clone(), self.id, local, inbox)))
     }
 
+    /// Sends one datagram that claims to come from `source`, as hosts can whose network lets forged sources out
+    /// (RFC 2827). It leaves by the host's first address that is up.
+    pub fn send_forged(&self, source: SocketAddr, to: SocketAddr, payload: &[u8]) {
+        self.world.with(|state| state.send_forged(self.id, source, to, payload));
+    }
+
+    /// The number of sockets that are open.
+    pub fn open_sockets(&self) -> usize {
+        self.world.with(|state| state.host(self.id).open_sockets())
+    }
+
     /// Takes an address down. It can come up again; until then sockets bound to it are cut off.
     ///
     /// # Panics
@@ -149,6 +160,10 @@ pub(crate) struct HostState {
 impl HostState {
     pub(crate) fn up(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.interfaces.iter().filter(|interface| interface.up).map(|interface| interface.net)
+    }
+
+    pub(crate) fn open_sockets(&self) -> usize {
+        self.sockets.values().flatten().filter(|(_, inbox)| inbox.strong_count() > 0).count()
     }
 
     pub(crate) fn interface(&self, address: IpAddr) -> Option<&Interface> {

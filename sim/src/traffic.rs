@@ -114,11 +114,7 @@ impl State {
         payload: &[u8],
     ) {
         let now = Instant::now();
-        let id = self.stats.sent;
-        self.stats.sent += 1;
-        self.stats.bytes_sent += payload.len() as u64;
-        let payload = Arc::from(payload);
-        let mut flight = Flight { id, sent: now, from, to, source: from, destination: to, ecn, payload };
+        let mut flight = self.flight(now, from, to, ecn, payload);
         let state = self.host(host);
         if from.ip().is_unspecified()
             && let Some(source) = state.source_for(to.ip())
@@ -138,6 +134,32 @@ impl State {
             Some(hop) => self.schedule(now, hop, flight),
             None => self.end(now, flight, Verdict::NoRoute),
         }
+    }
+
+    /// Takes a datagram whose source address the host does not have.
+    pub(crate) fn send_forged(&mut self, host: NodeId, source: SocketAddr, to: SocketAddr, payload: &[u8]) {
+        let now = Instant::now();
+        let flight = self.flight(now, source, to, None, payload);
+        let state = self.host(host);
+        let realm = state.up().find_map(|net| state.realm_of(net.addr()));
+        match realm.filter(|_| source.is_ipv4() == to.is_ipv4() && to.port() != 0) {
+            Some(realm) => self.schedule(now, Hop::Leave(Place { node: host, realm }), flight),
+            None => self.end(now, flight, Verdict::NoRoute),
+        }
+    }
+
+    fn flight(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        to: SocketAddr,
+        ecn: Option<EcnCodepoint>,
+        payload: &[u8],
+    ) -> Flight {
+        let id = self.stats.sent;
+        self.stats.sent += 1;
+        self.stats.bytes_sent += payload.len() as u64;
+        Flight { id, sent: now, from, to, source: from, destination: to, ecn, payload: Arc::from(payload) }
     }
 
     /// Lets everything happen that is due.

@@ -23,11 +23,7 @@ use crate::{
     config::Config,
     core::{agent::Agent, counters::Counters},
     io::Network,
-    transport::{
-        Error, Transport,
-        path::{PathLayer, SessionKeys},
-        quic::Quic,
-    },
+    transport::{Error, Transport, path::PathLayer, quic::Quic},
 };
 
 /// Messages that may wait on each channel before its sender has to.
@@ -52,7 +48,7 @@ pub(crate) fn build(
     let counters = Arc::new(Mutex::new(Counters::default()));
 
     let quic = Quic::new(keypair, &config.quic)?;
-    let keys = SessionKeys { reset: quic.reset_key(), cid: quic.session_connection_id_key() };
+    let keys = quic.session_keys();
     let (path_sender, path_notices) = tokio::sync::mpsc::channel(PROBE_QUEUE);
     let path = PathLayer::new(network.clone(), runtime.clone(), Box::new(quic.clone()), keys, path_sender)?;
     let transport = Transport::bridged(

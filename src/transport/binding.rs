@@ -110,7 +110,7 @@ impl Binding {
         let local = home.local_addr()?;
         let hooked = Arc::new(Hooked { id: env.next_socket(), inner: home.clone(), path: env.path.clone() });
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
-            env.quic.endpoint_config(),
+            env.quic.endpoint_config(local),
             accepts.then(|| (*env.quic.server_config()).clone()),
             hooked.clone(),
             env.runtime.clone(),

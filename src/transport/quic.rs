@@ -1,7 +1,8 @@
 //! quinn's configurations, from an identity and [`QuicConfig`].
 
-use std::{fmt, sync::Arc, time::Duration};
+use std::{fmt, net::SocketAddr, sync::Arc, time::Duration};
 
+use hkdf::Hkdf;
 use hmac::{Hmac, Mac};
 use libp2p_identity::{Keypair, PeerId};
 use quinn::{EndpointConfig, MtuDiscoveryConfig, TransportConfig, VarInt, congestion};
@@ -14,7 +15,7 @@ use sha2::Sha256;
 use super::{
     Error,
     live::Limits,
-    path::SessionConfigs,
+    path::{SessionConfigs, SessionKeys},
     qlog::{Qlog, Side},
     tls::{Expected, Tls},
     window::FIRST_SEND_WINDOW,
@@ -42,7 +43,7 @@ pub(super) const FIRST_STREAMS: u32 = 16;
 #[derive(Debug, Clone)]
 pub(crate) struct Quic {
     tls: Tls,
-    keys: EndpointKeys,
+    keys: EndpointSecret,
     transport: Arc<TransportConfig>,
     server: Arc<quinn::ServerConfig>,
     config: QuicConfig,
@@ -60,7 +61,7 @@ impl Quic {
         server.migration(true);
         Ok(Self {
             tls,
-            keys: EndpointKeys::new(keypair),
+            keys: EndpointSecret::new(keypair),
             transport,
             server: Arc::new(server),
             config: config.clone(),
@@ -86,10 +87,11 @@ impl Quic {
         self.config.handshake_timeout
     }
 
-    /// For the endpoint of a binding.
-    pub(crate) fn endpoint_config(&self) -> EndpointConfig {
-        let mut endpoint = EndpointConfig::new(self.reset_key());
-        let [a, b, c, d, e, f, g, h, ..] = self.keys.connection_id;
+    /// For the endpoint of the binding whose socket is bound to `local`.
+    pub(crate) fn endpoint_config(&self, local: SocketAddr) -> EndpointConfig {
+        let keys = self.keys.of_socket(local);
+        let mut endpoint = EndpointConfig::new(Arc::new(ResetKey(keys.reset)));
+        let [a, b, c, d, e, f, g, h, ..] = keys.connection_id;
         let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
         endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
         endpoint.supported_versions(VERSIONS.to_vec());
@@ -103,14 +105,10 @@ impl Quic {
         endpoint
     }
 
-    /// The key of stateless resets, for every endpoint.
-    pub(crate) fn reset_key(&self) -> Arc<dyn HmacKey> {
-        Arc::new(ResetKey(self.keys.reset))
-    }
-
-    /// The key by which the session endpoint knows its connection IDs.
-    pub(crate) fn session_connection_id_key(&self) -> [u8; 32] {
-        self.keys.session_connection_id
+    /// The keys of the session endpoint.
+    pub(crate) fn session_keys(&self) -> SessionKeys {
+        let keys = self.keys.of_sessions();
+        SessionKeys { reset: Arc::new(ResetKey(keys.reset)), cid: keys.connection_id }
     }
 
     /// For a plain dial.
@@ -225,30 +223,57 @@ fn mtu_discovery(config: &QuicConfig, highest: u16) -> Option<MtuDiscoveryConfig
     })
 }
 
-/// Keys that are the same after a restart, so that the remotes of our old connections learn of it at once: we still
-/// recognise the connection IDs that we gave out, and can compute the token that goes with each (RFC 9000 §10.3).
+/// Derives the keys of each endpoint. They are the same after a restart, so that the remotes of our old connections learn
+/// of it at once: we still recognise the connection IDs that we gave out, and can compute the token that goes with each
+/// (RFC 9000 §10.3).
+///
+/// No two sockets share a key. Otherwise a stranger could ask one socket for the reset of another one's connection
+/// (RFC 9000 §21.11).
 #[derive(Clone)]
+struct EndpointSecret(Hkdf<Sha256>);
+
+/// The keys of one endpoint.
+#[derive(Debug, PartialEq, Eq)]
 struct EndpointKeys {
+    /// Makes stateless-reset tokens.
     reset: [u8; 32],
+    /// Marks connection IDs.
     connection_id: [u8; 32],
-    session_connection_id: [u8; 32],
 }
 
-impl EndpointKeys {
+impl EndpointSecret {
     fn new(keypair: &Keypair) -> Self {
-        // Some kinds of identity have no secret to derive from; theirs are random.
-        let derive = |domain: &[u8]| keypair.derive_secret(domain).unwrap_or_else(rand::random);
-        Self {
-            reset: derive(b"libp2p quic stateless reset key"),
-            connection_id: derive(b"libp2p-punch quic connection id key"),
-            session_connection_id: derive(b"libp2p-punch session connection id key"),
-        }
+        // Some kinds of identity have no secret to derive from; theirs is random.
+        let secret = keypair.derive_secret(b"libp2p-punch quic endpoint keys").unwrap_or_else(rand::random);
+        Self(Hkdf::new(None, &secret))
+    }
+
+    /// The keys of the endpoint whose socket is bound to `local`.
+    fn of_socket(&self, local: SocketAddr) -> EndpointKeys {
+        self.keys(local.to_string().as_bytes())
+    }
+
+    /// The keys of the session endpoint, which has no socket of its own.
+    fn of_sessions(&self) -> EndpointKeys {
+        self.keys(b"sessions")
+    }
+
+    fn keys(&self, endpoint: &[u8]) -> EndpointKeys {
+        let expand = |purpose: &[u8]| {
+            let mut key = [0; 32];
+            // HKDF-SHA256 refuses nothing below 8,160 bytes; a refusal would leave a key that nobody can guess.
+            if self.0.expand_multi_info(&[purpose, endpoint], &mut key).is_err() {
+                key = rand::random();
+            }
+            key
+        };
+        EndpointKeys { reset: expand(b"stateless reset "), connection_id: expand(b"connection id ") }
     }
 }
 
-impl fmt::Debug for EndpointKeys {
+impl fmt::Debug for EndpointSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("EndpointKeys").finish_non_exhaustive()
+        f.debug_struct("EndpointSecret").finish_non_exhaustive()
     }
 }
 
@@ -302,14 +327,20 @@ mod tests {
     }
 
     #[test]
-    fn endpoint_keys_survive_a_restart_and_belong_to_one_identity() {
-        let keypair = Keypair::generate_ed25519();
-        let keys = |keypair| {
-            let EndpointKeys { reset, connection_id, session_connection_id } = EndpointKeys::new(keypair);
-            [reset, connection_id, session_connection_id]
+    fn endpoint_keys_survive_a_restart_and_belong_to_one_socket_of_one_identity() {
+        let (ours, theirs) = (Keypair::generate_ed25519(), Keypair::generate_ed25519());
+        let sockets = ["0.0.0.0:4001", "0.0.0.0:4002", "[::]:4001", "192.0.2.1:4001"];
+        let keys = |keypair: &Keypair| {
+            let secret = EndpointSecret::new(keypair);
+            let of_sockets = sockets.map(|socket| secret.of_socket(socket.parse().unwrap()));
+            of_sockets.into_iter().chain([secret.of_sessions()]).collect::<Vec<_>>()
         };
-        assert_eq!(keys(&keypair), keys(&keypair));
-        let all = [keys(&keypair), keys(&Keypair::generate_ed25519())].concat();
+        assert_eq!(keys(&ours), keys(&ours));
+        let all: Vec<_> = [keys(&ours), keys(&theirs)]
+            .iter()
+            .flatten()
+            .flat_map(|keys| [keys.reset, keys.connection_id])
+            .collect();
         assert!(all.iter().enumerate().all(|(i, key)| !all[..i].contains(key)));
     }
 

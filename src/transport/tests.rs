@@ -5,11 +5,7 @@ use std::time::Duration;
 use futures::{AsyncReadExt, AsyncWriteExt, FutureExt, future::poll_fn};
 use libp2p_core::{Endpoint, Transport as _, muxing::StreamMuxerExt, transport::PortUse};
 
-use super::{
-    notice::DialRequest,
-    path::{SessionConfigs, SessionKeys},
-    *,
-};
+use super::{notice::DialRequest, path::SessionConfigs, *};
 use crate::config::CongestionController;
 
 const V4: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
@@ -30,7 +26,7 @@ impl Driver {
 
 fn bridged() -> (Transport, Driver) {
     let quic = Quic::new(&Keypair::generate_ed25519(), &Config::default().quic).unwrap();
-    let keys = SessionKeys { reset: quic.reset_key(), cid: quic.session_connection_id_key() };
+    let keys = quic.session_keys();
     let runtime = Arc::new(quinn::TokioRuntime);
     let network = Arc::new(OsNetwork::default());
     // No session is opened in these tests, so nothing is said of any.

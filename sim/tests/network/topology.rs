@@ -230,3 +230,16 @@ async fn a_world_ends_with_its_last_handle() {
     tokio::task::yield_now().await;
     assert_eq!(alive(), 0);
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_forged_datagram_arrives_from_the_address_that_it_claims_and_the_answer_goes_there() {
+    let world = World::new(1);
+    let [server, victim, attacker] = [9, 8, 66].map(|last| world.public_host([203, 0, 113, last]));
+    let (server, victim) = (socket(&server, 80), socket(&victim, 7));
+    attacker.send_forged(([203, 0, 113, 8], 7).into(), (SERVER, 80).into(), b"forged");
+    let forged = server.receive().await;
+    assert_eq!(forged.from, ([203, 0, 113, 8], 7).into());
+    server.send_to(forged.from, b"answer");
+    assert_eq!(victim.receive().await.from, (SERVER, 80).into());
+    assert_eq!(attacker.open_sockets(), 0);
+}
