@@ -93,6 +93,25 @@ fn nothing_is_allowed_past_the_lints() {
 }
 
 #[test]
+fn no_test_goes_by_the_wall_clock() {
+    for (path, text) in sources("tests").into_iter().chain(sources("sim/tests")) {
+        if path.ends_with("architecture.rs") {
+            continue;
+        }
+        // The clock of tokio may be paused; those of `std` and of the time-outs of a swarm never are.
+        for word in ["time::SystemTime", "SystemTime::now", "std::time::Instant::now", "thread::sleep"] {
+            assert!(!text.contains(word), "{} uses {word}", path.display());
+        }
+        let measures = text.contains(".elapsed()");
+        let imports = text.lines().any(|line| line.contains("std::time::") && line.contains("Instant"));
+        assert!(!(measures && imports), "{} measures with std::time::Instant", path.display());
+        let swarms = text.matches("SwarmBuilder::with_").count();
+        let bounded = text.matches(".with_connection_timeout(").count();
+        assert_eq!(swarms, bounded, "{}: swarms, and those with a time-out of their own", path.display());
+    }
+}
+
+#[test]
 fn files_stay_short_enough_to_be_one_thing() {
     for folder in ["src", "punch/src", "sim/src", "tests"] {
         for (path, text) in sources(folder) {

@@ -1,17 +1,20 @@
 //! What is left of a swarm that was dropped: nothing.
 
-use std::{
-    net::UdpSocket,
-    time::{Duration, Instant},
+use std::{net::UdpSocket, sync::Arc, time::Duration};
+
+use libp2p::{
+    Multiaddr, PeerId, Swarm, SwarmBuilder, identity::Keypair, multiaddr::Protocol, swarm::SwarmEvent,
 };
-
-use libp2p::{Multiaddr, Swarm, SwarmBuilder, identity::Keypair, multiaddr::Protocol, swarm::SwarmEvent};
 use libp2p_punch::{Behaviour, Config, Event, Role};
+use libp2p_punch_sim::{Host, World};
+use tokio::time::Instant;
 
-use crate::network::{client, registered, until};
+use crate::network::{NEVER, PORT, Site, client, coordinator, on_paused_time, registered, swarm, until};
 
 /// Flows keep their sockets for three seconds, to answer what their peers still send.
-const LINGER: Duration = Duration::from_secs(10);
+const LINGER: Duration = Duration::from_secs(3);
+/// How often a port is looked at.
+const LOOK: Duration = Duration::from_millis(50);
 
 async fn on_loopback(config: Config) -> (Swarm<Behaviour>, u16) {
     let keypair = Keypair::generate_ed25519();
@@ -22,7 +25,8 @@ async fn on_loopback(config: Config) -> (Swarm<Behaviour>, u16) {
         .expect("it is a transport")
         .with_behaviour(|_| punch)
         .expect("it is a behaviour")
-        .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(60)))
+        .with_swarm_config(|config| config.with_idle_connection_timeout(NEVER))
+        .with_connection_timeout(NEVER)
         .build();
     swarm.listen_on("/ip4/127.0.0.1/udp/0/quic-v1".parse().expect("valid")).expect("port is free");
     let address = until(&mut swarm, |event| match event {
@@ -37,12 +41,52 @@ async fn on_loopback(config: Config) -> (Swarm<Behaviour>, u16) {
     (swarm, port.expect("it is a UDP address"))
 }
 
+/// Waits for as long as it takes.
 async fn becomes_free(port: u16) {
-    let start = Instant::now();
     while UdpSocket::bind(("127.0.0.1", port)).is_err() {
-        assert!(start.elapsed() < LINGER, "port {port} is still in use");
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        tokio::time::sleep(LOOK).await;
     }
+}
+
+/// How long the port of a simulated host stays in use.
+async fn time_until_free(host: &Arc<Host>) -> Duration {
+    let start = Instant::now();
+    while host.socket(([0, 0, 0, 0], PORT).into()).is_err() {
+        tokio::time::sleep(LOOK).await;
+    }
+    start.elapsed()
+}
+
+#[test]
+fn a_dropped_swarm_gives_its_port_back_after_the_time_that_its_flows_linger() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address) = coordinator(&world);
+        let hosts = [1, 2].map(|number| Site::EIM_APDF.host(&world, number, 0.0));
+        let mut listener = swarm(&hosts[1], 2, client(&address), |punch, _| punch);
+        registered(&mut listener).await;
+        let peer = *listener.local_peer_id();
+        let listener = tokio::spawn(drive(listener));
+        let mut dialer = swarm(&hosts[0], 1, client(&address), |punch, _| punch);
+        registered(&mut dialer).await;
+        in_every_phase(&mut dialer, peer).await;
+        drop(dialer);
+        let took = time_until_free(&hosts[0]).await;
+        assert!(took <= LINGER + LOOK, "{took:?}");
+        listener.abort();
+        let took = time_until_free(&hosts[1]).await;
+        assert!(took <= LINGER + LOOK, "{took:?}");
+    });
+}
+
+/// Dials a peer that is there, and one that is not.
+async fn in_every_phase(dialer: &mut Swarm<Behaviour>, peer: PeerId) {
+    dialer.dial(peer).expect("not dialed yet");
+    until(dialer, |event| matches!(event, SwarmEvent::Behaviour(Event::Connected { .. })).then_some(()))
+        .await;
+    // Another session, which will not be answered.
+    dialer.dial(PeerId::random()).expect("not dialed yet");
+    until(dialer, |event| matches!(event, SwarmEvent::Behaviour(Event::Phase { .. })).then_some(())).await;
 }
 
 #[tokio::test]
@@ -59,13 +103,7 @@ async fn the_ports_of_a_swarm_are_free_after_it_was_dropped_with_sessions_in_eve
     let listener = tokio::spawn(drive(listener));
     let (mut dialer, dialer_port) = on_loopback(client(&address)).await;
     registered(&mut dialer).await;
-    dialer.dial(listener_peer).expect("not dialed yet");
-    until(&mut dialer, |event| matches!(event, SwarmEvent::Behaviour(Event::Connected { .. })).then_some(()))
-        .await;
-    // Another session, which will not be answered.
-    dialer.dial(libp2p::PeerId::random()).expect("not dialed yet");
-    until(&mut dialer, |event| matches!(event, SwarmEvent::Behaviour(Event::Phase { .. })).then_some(()))
-        .await;
+    in_every_phase(&mut dialer, listener_peer).await;
     drop(dialer);
     becomes_free(dialer_port).await;
     listener.abort();

@@ -8,13 +8,13 @@ use libp2p_punch_sim::{Filtering, Hairpin, Host, Mapping, Nat, Ports, World};
 use tokio::time::timeout;
 
 use crate::{
-    network::{IDLE, Site, client, on_paused_time, parts, registered, run, until},
+    network::{NEVER, Site, client, on_paused_time, parts, registered, run, until},
     relaying::{Seen, peer, peer_at, relay, reserved, serve, watch},
 };
 
 const V4: &str = "/ip4/0.0.0.0/udp/4001/quic-v1";
 const V6: &str = "/ip6/::/udp/4001/quic-v1";
-/// Only what never happens takes so long.
+/// How long a relayed pair is watched for a direct connection.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn v6(last: u16) -> Ipv6Addr {
@@ -30,8 +30,8 @@ fn direct_peer(host: &Arc<Host>, seed: u8, config: Config, listen: &[&str]) -> S
         .expect("it is a transport")
         .with_behaviour(|_| punch)
         .expect("it is a behaviour")
-        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
-        .with_connection_timeout(PATIENCE)
+        .with_swarm_config(|config| config.with_idle_connection_timeout(NEVER))
+        .with_connection_timeout(NEVER)
         .build();
     for address in listen {
         swarm.listen_on(address.parse().expect("valid")).expect("port is free");

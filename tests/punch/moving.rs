@@ -10,7 +10,7 @@ use libp2p::{
 use libp2p_punch_sim::{Host, Link, World};
 use tokio::time::Instant;
 
-use crate::network::{Site, client, coordinator, on_paused_time, swarm, until};
+use crate::network::{NEVER, Site, client, coordinator, on_paused_time, swarm, until};
 
 type Echo = json::Behaviour<String, String>;
 
@@ -29,7 +29,8 @@ const MESSAGE: usize = 100_000;
 fn application(host: &Arc<Host>, number: u8, coordinator: &libp2p::Multiaddr) -> Swarm<Application> {
     swarm(host, number, client(coordinator), |punch, _| {
         let protocols = [(StreamProtocol::new("/echo/1"), ProtocolSupport::Full)];
-        Application { punch, echo: Echo::new(protocols, request_response::Config::default()) }
+        let config = request_response::Config::default().with_request_timeout(NEVER);
+        Application { punch, echo: Echo::new(protocols, config) }
     })
 }
 

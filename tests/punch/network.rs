@@ -13,8 +13,13 @@ use libp2p_punch_sim::{Filtering, Host, Link, Mapping, Nat, Ports, World};
 
 /// The port of every listener.
 pub(crate) const PORT: u16 = 4001;
-/// How long a connection that nobody uses stays open.
-pub(crate) const IDLE: Duration = Duration::from_secs(60);
+/// A time that no test reaches, for the time-outs of libp2p-swarm and of libp2p's behaviours.
+///
+/// They wait by the wall clock (futures-timer) also where the clock of tokio is paused, so that a slow machine would end
+/// dials and connections which take milliseconds of simulated time. [`on_paused_time`] bounds a test instead.
+pub(crate) const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+/// The simulated time by which every test on paused time has ended.
+const LIMIT: Duration = Duration::from_secs(60 * 60);
 
 /// How a host is connected to the Internet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -104,7 +109,8 @@ where
         .expect("it is a transport")
         .with_behaviour(|_| behaviour(punch, &keypair))
         .expect("it is a behaviour")
-        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
+        .with_swarm_config(|config| config.with_idle_connection_timeout(NEVER))
+        .with_connection_timeout(NEVER)
         .build();
     (listening(swarm), stats)
 }
@@ -180,7 +186,10 @@ pub(crate) async fn registered(swarm: &mut Swarm<Behaviour>) {
 }
 
 /// Runs `future` on a runtime of its own, whose clock jumps to the next timer whenever nothing else is to be done.
+///
+/// Panics if it has not ended after an hour of simulated time.
 pub(crate) fn on_paused_time<T>(future: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().start_paused(true).build().expect("a runtime").block_on(future)
+    let runtime = builder.enable_all().start_paused(true).build().expect("a runtime");
+    runtime.block_on(async { tokio::time::timeout(LIMIT, future).await.expect("the test ends") })
 }

@@ -15,7 +15,7 @@ use libp2p_punch::{Behaviour, Config, Event, Role};
 use libp2p_punch_sim::{Host, Link, World};
 use tokio::{task::JoinHandle, time::sleep};
 
-use crate::network::{IDLE, PORT, Site, client, listening, parts, swarm, until};
+use crate::network::{NEVER, PORT, Site, client, listening, parts, swarm, until};
 
 #[derive(NetworkBehaviour)]
 pub(crate) struct Relay {
@@ -52,6 +52,7 @@ pub(crate) fn relay(world: &World, number: u8) -> (Arc<Host>, Multiaddr, JoinHan
         let limits = relay::Config {
             reservation_rate_limiters: Vec::new(),
             circuit_src_rate_limiters: Vec::new(),
+            max_circuit_duration: NEVER,
             ..relay::Config::default()
         };
         Relay { punch, relay: relay::Behaviour::new(keypair.public().to_peer_id(), limits) }
@@ -84,7 +85,8 @@ where
         .expect("the key can be used")
         .with_behaviour(|_, relay| behaviour(punch, relay, &keypair))
         .expect("it is a behaviour")
-        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
+        .with_swarm_config(|config| config.with_idle_connection_timeout(NEVER))
+        .with_connection_timeout(NEVER)
         .build();
     listening(swarm)
 }
@@ -98,7 +100,8 @@ pub(crate) fn peer(world: &World, site: Site, number: u8, config: Config) -> Swa
 pub(crate) fn peer_at(host: &Arc<Host>, number: u8, config: Config) -> Swarm<Peer> {
     relayed_swarm(host, number, config, |punch, relay, _| {
         let protocols = [(StreamProtocol::new("/echo/1"), ProtocolSupport::Full)];
-        Peer { punch, relay, echo: json::Behaviour::new(protocols, request_response::Config::default()) }
+        let config = request_response::Config::default().with_request_timeout(NEVER);
+        Peer { punch, relay, echo: json::Behaviour::new(protocols, config) }
     })
 }
 

@@ -17,7 +17,10 @@ use libp2p::{
 use libp2p_punch::{Config, Transport};
 use libp2p_punch_sim::{Host, Link, Trace, World};
 
-use crate::network::{PORT, Site, client, coordinator, until};
+use crate::{
+    dcutr::PATIENCE,
+    network::{NEVER, PORT, Site, client, coordinator, until},
+};
 
 #[derive(NetworkBehaviour)]
 struct RelayServer {
@@ -33,8 +36,9 @@ struct Stock {
     ping: ping::Behaviour,
 }
 
-/// dcutr, ping and identify have timers that know nothing of tokio's clock, so it must not jump.
-fn on_running_time<T>(future: impl Future<Output = T>) -> T {
+/// Runs `future` on a runtime of its own with the clock of the machine, for behaviours that do something by it: identify,
+/// ping and dcutr begin when a futures-timer tells them to, and a clock that jumps would be hours ahead by then.
+pub(crate) fn on_running_time<T>(future: impl Future<Output = T>) -> T {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().build().expect("a runtime").block_on(future)
 }
@@ -75,6 +79,8 @@ fn relay_server(world: &World) -> Multiaddr {
                 identify: identify(keypair),
             })
             .expect("it is a behaviour")
+            .with_swarm_config(|config| config.with_idle_connection_timeout(NEVER))
+            .with_connection_timeout(NEVER)
             .build(),
     );
     swarm.add_external_address(address.clone());
@@ -105,7 +111,8 @@ fn stock(world: &World, number: u8) -> Swarm<Stock> {
                 ping: ping::Behaviour::default(),
             })
             .expect("it is a behaviour")
-            .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(60)))
+            .with_swarm_config(|config| config.with_idle_connection_timeout(NEVER))
+            .with_connection_timeout(NEVER)
             .build(),
     )
 }
@@ -164,7 +171,7 @@ fn an_unmodified_dcutr_ends_in_exactly_one_direct_connection() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(30), both).await.expect("a direct connection");
+        tokio::time::timeout(PATIENCE, both).await.expect("a direct connection");
         // A second one would come of the other side's dial, within its handshake time-out of five seconds.
         tokio::time::sleep(Duration::from_secs(6)).await;
         assert_eq!((count(&at_a), count(&at_b)), (1, 1), "one connection, and no second one");
@@ -211,7 +218,8 @@ fn everything(world: &World, number: u8, coordinator: &Multiaddr) -> Swarm<Every
                 ping: ping::Behaviour::default(),
             })
             .expect("it is a behaviour")
-            .with_swarm_config(|config| config.with_idle_connection_timeout(Duration::from_secs(60)))
+            .with_swarm_config(|config| config.with_idle_connection_timeout(NEVER))
+            .with_connection_timeout(NEVER)
             .build(),
     )
 }
@@ -256,7 +264,7 @@ fn autonat_relay_dcutr_and_identify_work_in_one_swarm_with_ours() {
             }
             (pinged && identified).then_some(())
         });
-        tokio::time::timeout(Duration::from_secs(60), all).await.expect("all of them work");
+        tokio::time::timeout(PATIENCE, all).await.expect("all of them work");
         assert_eq!(connections, 1);
     });
 }

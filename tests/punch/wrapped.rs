@@ -17,7 +17,9 @@ use libp2p::{
 use libp2p_punch::{Behaviour, Config, Transport};
 use libp2p_punch_sim::{Host, World};
 
-use crate::network::{Site, client, coordinator, listening, on_paused_time, parts, registered, run, until};
+use crate::network::{
+    NEVER, Site, client, coordinator, listening, on_paused_time, parts, registered, run, until,
+};
 
 const NAME: &str = "coordinator.test";
 
@@ -86,6 +88,8 @@ fn wrapped(host: &Arc<Host>, seed: u8, config: Config, registry: &mut metrics::R
         .with_bandwidth_metrics(registry)
         .with_behaviour(|_| punch)
         .expect("it is a behaviour")
+        .with_swarm_config(|config| config.with_idle_connection_timeout(NEVER))
+        .with_connection_timeout(NEVER)
         .build();
     listening(swarm)
 }

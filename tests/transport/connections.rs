@@ -130,7 +130,7 @@ async fn what_cannot_be_dialed_is_not_supported() {
 
 #[tokio::test]
 async fn a_client_only_endpoint_does_not_answer() {
-    let ((_, mut a), (_, mut b)) = (new(), new());
+    let (mut a, (_, mut b)) = (with_default_time_outs(&Keypair::generate_ed25519()), new());
     let address = listen(&mut a, V4).await;
     let Connected { send_back, .. } = connect(&mut a, &mut b, address.clone(), PLAIN).await;
     let error = a.dial(send_back, PLAIN).unwrap().await.unwrap_err();
@@ -184,7 +184,7 @@ async fn ipv4_and_ipv6_listen_separately_on_one_port() {
 
 #[tokio::test]
 async fn connections_outlive_their_listener() {
-    let ((_, mut a), (_, mut b)) = (new(), new());
+    let ((_, mut a), mut b) = (new(), with_default_time_outs(&Keypair::generate_ed25519()));
     let id = ListenerId::next();
     a.listen_on(id, V4.parse().unwrap()).unwrap();
     let address = next(&mut a).await.into_new_address().unwrap();

@@ -35,7 +35,8 @@ async fn smoke() {
 
 #[tokio::test]
 async fn endpoint_reuse() {
-    for (listen_with, dial_with) in PAIRS {
+    let hasty: Make = |keypair| muxers(with_default_time_outs(keypair));
+    for (listen_with, dial_with) in [(hasty, boxed as Make), (hasty, stock), (stock, boxed)] {
         let ((_, mut a), (_, mut b)) = (make(listen_with), make(dial_with));
         let a_address = listen(&mut a, V4).await;
         let sent_back = both(&mut a, &mut b, a_address.clone()).await.send_back;
@@ -212,7 +213,7 @@ async fn write_after_peer_dropped_stream() {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), failed).await.unwrap();
+        tokio::time::timeout(PATIENCE, failed).await.unwrap();
     }
 }
 
@@ -289,7 +290,7 @@ async fn concurrent_connections_and_streams() {
             }
             alive.push((listener, connection));
         }
-        let all = tokio::time::timeout(Duration::from_secs(30), future::try_join_all(completed));
+        let all = tokio::time::timeout(PATIENCE, future::try_join_all(completed));
         assert_eq!(all.await.unwrap().unwrap().len(), 100);
     }
 }
@@ -381,7 +382,7 @@ async fn dialer_drop() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), free).await.unwrap();
+    tokio::time::timeout(PATIENCE, free).await.unwrap();
 }
 
 #[test]
@@ -408,22 +409,21 @@ fn a_restarted_peer_resets_the_connections_of_its_past_life() {
         let mut stream = poll_fn(|cx| connection.poll_outbound_unpin(cx)).await.unwrap();
         stream.write_all(b"before").await.unwrap();
         // The process dies: nobody says good-bye.
-        tokio::task::spawn_blocking(move || first.shutdown_timeout(Duration::from_secs(5))).await.unwrap();
+        tokio::task::spawn_blocking(move || first.shutdown_timeout(PATIENCE)).await.unwrap();
         let mut again = ours(&keypair);
         let restarted = async {
             while again.listen_on(ListenerId::next(), address.clone()).is_err() {
                 tokio::time::sleep(Duration::from_millis(10)).await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(5), restarted).await.unwrap();
+        tokio::time::timeout(PATIENCE, restarted).await.unwrap();
         drive(again);
         let reset = async {
             while stream.write_all(&[0; 1_000]).await.is_ok() {
                 tokio::task::yield_now().await;
             }
         };
-        // Long before the idle time-out of ten seconds.
-        tokio::time::timeout(Duration::from_secs(5), reset).await.unwrap();
+        tokio::time::timeout(PATIENCE, reset).await.unwrap();
         let error = poll_fn(|cx| connection.poll_inbound_unpin(cx)).await.unwrap_err();
         assert_eq!(error.to_string(), "reset by peer");
     });

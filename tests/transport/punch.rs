@@ -46,7 +46,9 @@ async fn a_punch_refuses_another_peer_from_the_same_address() {
 
 #[tokio::test]
 async fn a_punch_that_nobody_answers_ends_and_can_be_tried_again() {
-    let (_, mut a) = new();
+    let mut config = Config::default();
+    config.quic.handshake_timeout = Duration::from_secs(1);
+    let mut a = Transport::new(&Keypair::generate_ed25519(), config).unwrap();
     let nobody: Multiaddr = format!("/ip4/127.0.0.1/udp/9/quic-v1/p2p/{}", PeerId::random()).parse().unwrap();
     let without_listener = a.dial(nobody.clone(), AS_LISTENER);
     assert!(matches!(without_listener, Err(TransportError::Other(Error::NoActiveListenerForDialAsListener))));

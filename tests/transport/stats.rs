@@ -1,10 +1,13 @@
 //! What can be told of connections.
 
+use std::sync::Arc;
+
 use futures::StreamExt;
 use libp2p_punch::{
     config::{CipherPreference, QuicConfig},
     transport::{Cipher, ConnectedThrough, Stats, StatsEvent},
 };
+use libp2p_punch_sim::{Host, World};
 
 use super::support::*;
 
@@ -64,25 +67,30 @@ async fn the_cipher_that_is_preferred_is_the_one_that_is_used() {
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_post_quantum_dial_needs_two_datagrams_and_connects_with_whoever_does_not_care() {
     let post_quantum = QuicConfig { post_quantum: true, ..QuicConfig::default() };
     let mut sent = Vec::new();
     for quic in [QuicConfig::default(), post_quantum] {
-        let (mut a, mut b) = (with(QuicConfig::default()), with(quic));
-        let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let socket = tokio::net::UdpSocket::from_std(socket).unwrap();
-        let trap = format!("/ip4/127.0.0.1/udp/{}/quic-v1", socket.local_addr().unwrap().port());
-        let dial = tokio::spawn(b.dial(trap.parse().unwrap(), FRESH).unwrap());
+        let world = World::new(1);
+        let hosts = [1, 2, 3].map(|last| world.public_host([203, 0, 113, last]));
+        let on = |host: &Arc<Host>, quic| {
+            let config = Config { quic, ..Config::default() };
+            let runtime = Arc::new(quinn::TokioRuntime);
+            Transport::with_io(&Keypair::generate_ed25519(), config, host.clone(), runtime).unwrap()
+        };
+        let (mut a, mut b) = (on(&hosts[0], QuicConfig::default()), on(&hosts[1], quic));
+        let socket = hosts[2].socket(([203, 0, 113, 3], 4001).into()).unwrap();
+        let trap = "/ip4/203.0.113.3/udp/4001/quic-v1".parse().unwrap();
+        let dial = tokio::spawn(b.dial(trap, FRESH).unwrap());
         let mut flight = 0;
         // Well below the first retransmission, which the initial round-trip time of 100 ms sets to 300 ms.
-        while tokio::time::timeout(Duration::from_millis(150), socket.recv(&mut [0; 2_000])).await.is_ok() {
+        while tokio::time::timeout(Duration::from_millis(150), socket.receive()).await.is_ok() {
             flight += 1;
         }
         sent.push(flight);
         dial.abort();
-        let address = listen(&mut a, V4).await;
+        let address = listen(&mut a, "/ip4/0.0.0.0/udp/4001/quic-v1").await;
         connect(&mut a, &mut b, address, PLAIN).await;
     }
     assert_eq!(sent, [1, 2]);

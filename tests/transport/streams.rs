@@ -78,7 +78,7 @@ async fn writing_to_a_dropped_stream_fails() {
             tokio::task::yield_now().await
         }
     };
-    tokio::time::timeout(Duration::from_secs(5), write).await.unwrap();
+    tokio::time::timeout(PATIENCE, write).await.unwrap();
 }
 
 #[tokio::test]
@@ -113,7 +113,7 @@ async fn many_connections_and_streams_run_at_once() {
         }
         connections.push(at_dialer);
     }
-    tokio::time::timeout(Duration::from_secs(30), future::join_all(echoes)).await.unwrap();
+    tokio::time::timeout(PATIENCE, future::join_all(echoes)).await.unwrap();
 }
 
 #[tokio::test]

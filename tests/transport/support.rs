@@ -30,10 +30,20 @@ pub(crate) const AS_LISTENER: DialOpts = DialOpts { role: Endpoint::Listener, po
 
 pub(crate) type Muxers = Boxed<(PeerId, StreamMuxerBox)>;
 
+/// Only what never happens takes so long, on whatever machine.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
+
+/// On the sockets of this machine, with time-outs that even a slow one keeps.
 pub(crate) fn ours(keypair: &Keypair) -> Transport {
     let mut config = Config::default();
-    config.quic.handshake_timeout = Duration::from_secs(1);
+    config.quic.handshake_timeout = Duration::from_secs(60);
+    config.quic.max_idle_timeout = Duration::from_secs(60);
     Transport::new(keypair, config).unwrap()
+}
+
+/// A transport for dials that nobody answers: they end as soon as those of libp2p-quic.
+pub(crate) fn with_default_time_outs(keypair: &Keypair) -> Transport {
+    Transport::new(keypair, Config::default()).unwrap()
 }
 
 pub(crate) fn new() -> (PeerId, Transport) {
@@ -53,7 +63,11 @@ pub(crate) fn kinds(which: usize) -> [Keypair; 4] {
 }
 
 pub(crate) fn boxed(keypair: &Keypair) -> Muxers {
-    ours(keypair).map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection))).boxed()
+    muxers(ours(keypair))
+}
+
+pub(crate) fn muxers(transport: Transport) -> Muxers {
+    transport.map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection))).boxed()
 }
 
 pub(crate) fn stock(keypair: &Keypair) -> Muxers {

@@ -81,6 +81,8 @@ fn swarm(registry: &mut metrics::Registry) -> Swarm<Measured> {
         .with_bandwidth_metrics(registry)
         .with_behaviour(|_| Measured { punch, ping: ping::Behaviour::default() })
         .unwrap()
+        .with_swarm_config(|config| config.with_idle_connection_timeout(PATIENCE))
+        .with_connection_timeout(PATIENCE)
         .build()
 }
 
