@@ -39,7 +39,8 @@ pub enum Role {
 /// The time-out of the coordination phase is [`Config::coordination_timeout`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PhaseTimeouts {
-    /// Waiting for a coordinator to be connected. Default 5 s.
+    /// Waiting for a coordinator to be connected, where no dial waits for the session; where one does,
+    /// [`Config::lookup_timeout`] holds. Default 5 s.
     pub discovery: Duration,
     /// From the candidates of both sides being known to the first probe. Default 2 s.
     pub synchronization: Duration,
@@ -81,6 +82,10 @@ pub struct Config {
     pub max_attempts: u32,
     /// How long a coordinator may take to answer. Default 10 s, 100 ms..=300 s.
     pub coordination_timeout: Duration,
+    /// How long a dial waits for a coordinator that is connected and knows the peer: as long as there is none, they are asked
+    /// again, up to once a second. The swarm's own time-out for dials, 10 s by default, usually ends the dial sooner.
+    /// Default 60 s, 100 ms..=300 s.
+    pub lookup_timeout: Duration,
     /// Time-outs of the other phases, each 100 ms..=300 s.
     pub phase_timeouts: PhaseTimeouts,
     /// Predict the port of a NAT that allocates sequentially. Default on.
@@ -109,6 +114,7 @@ impl Default for Config {
             max_concurrent_attempts: 3,
             max_attempts: 3,
             coordination_timeout: Duration::from_secs(10),
+            lookup_timeout: Duration::from_secs(60),
             phase_timeouts: PhaseTimeouts::default(),
             prediction: true,
             birthday_search: true,
@@ -250,6 +256,7 @@ impl Config {
         let phases = &self.phase_timeouts;
         for (field, value) in [
             ("coordination_timeout", self.coordination_timeout),
+            ("lookup_timeout", self.lookup_timeout),
             ("phase_timeouts.discovery", phases.discovery),
             ("phase_timeouts.synchronization", phases.synchronization),
             ("phase_timeouts.punching", phases.punching),

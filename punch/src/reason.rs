@@ -14,6 +14,7 @@ pub(crate) fn word(reason: FailureReason) -> &'static str {
     match reason {
         FailureReason::NoCoordinator => "no_coordinator",
         FailureReason::CoordinationTimeout => "coordination_timeout",
+        FailureReason::CoordinatorLost => "coordinator_lost",
         FailureReason::Rejected(reason) => rejection(reason),
         FailureReason::Forged => "forged",
         FailureReason::NoCandidates => "no_candidates",

@@ -224,7 +224,7 @@ impl Driver {
             Input::AddCoordinator(peer) => self.agent.add_coordinator(peer, now),
             Input::RemoveCoordinator(peer) => self.agent.remove_coordinator(&peer, now),
             Input::Reachable(reachable) => self.agent.handle_reachable(reachable, now),
-            Input::Upgrade(peer) => match self.agent.connect(peer, now) {
+            Input::Upgrade(peer) => match self.agent.upgrade(peer, now) {
                 Ok(()) => self.dials.upgrade(peer),
                 Err(reason) => tracing::debug!(%peer, %reason, "no attempt to upgrade"),
             },

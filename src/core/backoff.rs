@@ -8,6 +8,10 @@ use rand::Rng;
 pub(crate) const BASE: Duration = Duration::from_secs(1);
 /// The longest delay.
 pub(crate) const CAP: Duration = Duration::from_secs(30);
+/// As [`BASE`], for asking coordinators again for a peer that they did not know.
+pub(crate) const LOOKUP_BASE: Duration = Duration::from_millis(100);
+/// As [`CAP`], for the same.
+pub(crate) const LOOKUP_CAP: Duration = Duration::from_secs(1);
 
 /// The delay after `failures` failures in a row, counted from 0: between half of and the whole of `BASE * 2^failures`,
 /// at most [`CAP`].
@@ -15,7 +19,16 @@ pub(crate) const CAP: Duration = Duration::from_secs(30);
 /// Half of it is fixed, so that a retry is never immediate; half is random, so that peers that failed together do
 /// not come back together.
 pub(crate) fn delay(failures: u32, rng: &mut impl Rng) -> Duration {
-    let whole = BASE.saturating_mul(1 << failures.min(16)).min(CAP);
+    between(BASE, CAP, failures, rng)
+}
+
+/// As [`delay`], for asking coordinators again for a peer that they did not know: from [`LOOKUP_BASE`] to [`LOOKUP_CAP`].
+pub(crate) fn lookup_delay(failures: u32, rng: &mut impl Rng) -> Duration {
+    between(LOOKUP_BASE, LOOKUP_CAP, failures, rng)
+}
+
+fn between(base: Duration, cap: Duration, failures: u32, rng: &mut impl Rng) -> Duration {
+    let whole = base.saturating_mul(1 << failures.min(16)).min(cap);
     let half = whole / 2;
     half + half.mul_f64(rng.random::<f64>())
 }

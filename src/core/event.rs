@@ -94,6 +94,9 @@ pub enum FailureReason {
     /// A coordinator did not answer in time.
     #[error("the coordinator did not answer in time")]
     CoordinationTimeout,
+    /// The connection to the coordinator ended before it had answered.
+    #[error("the connection to the coordinator ended before it answered")]
+    CoordinatorLost,
     /// Every coordinator that was asked turned the request down; a reason after which another attempt makes sense if
     /// one of them gave such a reason.
     #[error("the coordinator refused: {0}")]
@@ -154,7 +157,8 @@ pub enum Event {
         /// How long the ended phase took.
         after: Duration,
     },
-    /// An attempt failed and another one will be made.
+    /// An attempt failed and another one will be made. Of attempts that fail in a row because the peer could not be asked for,
+    /// only the first is reported, and the first for each other reason.
     Retry {
         /// The other peer.
         peer: PeerId,
@@ -216,7 +220,8 @@ pub enum Event {
         peer: PeerId,
         /// Our part.
         role: SessionRole,
-        /// Why the last attempt failed.
+        /// Why the last attempt failed. A dial that is dropped while coordinators are asked again for the peer fails for the
+        /// reason for which they are.
         reason: FailureReason,
         /// Since the session began.
         elapsed: Duration,

@@ -34,6 +34,16 @@ impl TokenBucket {
         true
     }
 
+    /// Whether [`take`](Self::take) would find a token.
+    pub(crate) fn has(mut self, rate: Rate, now: Instant) -> bool {
+        self.take(rate, now)
+    }
+
+    /// Takes a token that may not be there yet: so many fewer are left for later.
+    pub(crate) fn charge(&mut self, rate: Rate, now: Instant) {
+        self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + rate.interval);
+    }
+
     /// Whether it is full, and so as good as forgotten.
     pub(crate) fn is_full(&self, now: Instant) -> bool {
         self.full_at.is_none_or(|at| at <= now)
@@ -194,6 +204,15 @@ mod tests {
         assert!(!bucket.take(RATE, now + Duration::from_millis(100)));
         assert!(!bucket.is_full(now + Duration::from_millis(399)));
         assert!(bucket.is_full(now + Duration::from_millis(400)));
+    }
+
+    #[test]
+    fn what_was_charged_has_to_be_made_up_for() {
+        let now = Instant::now();
+        let mut bucket = TokenBucket::default();
+        (0..5).for_each(|_| bucket.charge(RATE, now));
+        assert!(!bucket.take(RATE, now + Duration::from_millis(299)));
+        assert!(bucket.take(RATE, now + Duration::from_millis(300)));
     }
 
     #[test]

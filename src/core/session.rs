@@ -14,7 +14,7 @@ use super::{
     FlowId, LinkId, Path, SessionId, SocketId,
     candidate::{Candidate, CandidateKind},
     checklist::{Checklist, Known},
-    event::{PathKind, Phase, SessionRole},
+    event::{FailureReason, PathKind, Phase, SessionRole},
     frame::RejectReason,
     keys::{ProbeKeys, ProbeSecret, TAG_LEN},
     limits::TokenBucket,
@@ -53,6 +53,15 @@ pub(crate) struct Opening {
     pub(crate) asked_at: Option<Instant>,
     /// What the responder was told of our NAT.
     pub(crate) told: Traits,
+}
+
+/// How coordinators are asked again for a peer that they do not know.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Lookup {
+    pub(crate) until: Instant,
+    /// How often in a row they were asked in vain, and why last time.
+    pub(crate) misses: u32,
+    pub(crate) missed: Option<FailureReason>,
 }
 
 /// Addresses of the peer that an idle session remembers.
@@ -94,6 +103,8 @@ pub(crate) struct Session {
     pub(crate) failures: u32,
     /// Somebody here waits for the connection.
     pub(crate) wanted: bool,
+    /// Asking coordinators again for the peer, if a dial waits.
+    pub(crate) lookup: Option<Box<Lookup>>,
     pub(crate) phase: Phase,
     pub(crate) phase_since: Instant,
     pub(crate) started: Instant,
@@ -136,6 +147,7 @@ impl Session {
             attempt: 0,
             failures: 0,
             wanted: role == SessionRole::Initiator,
+            lookup: None,
             phase,
             phase_since: now,
             started: now,
@@ -176,6 +188,12 @@ impl Session {
     /// Whether it waits between two attempts.
     pub(crate) fn is_resting(&self) -> bool {
         !self.in_flight && !self.is_connected()
+    }
+
+    /// A dial waits: coordinators are asked again for the peer until then.
+    pub(crate) fn look_up_until(&mut self, until: Instant) {
+        let lookup = self.lookup.get_or_insert_with(|| Box::new(Lookup { until, misses: 0, missed: None }));
+        lookup.until = lookup.until.max(until);
     }
 
     /// Whether it has paths to probe.

@@ -106,11 +106,11 @@ fn a_registration_that_is_not_renewed_expires_at_the_coordinator() {
     world.run_for(ms(60));
     assert!(world.failed(a).is_empty(), "still registered");
     world.run_for(Duration::from_secs(60));
-    let failures = world.failed(a).len();
+    let retries = world.retries(a).len();
     world.connect(a, b).unwrap();
     world.run_for(ms(60));
     let reason = FailureReason::Rejected(RejectReason::NotConnected);
-    assert_eq!(world.failed(a).get(failures).map(|(_, reason)| *reason), Some(reason));
+    assert_eq!(world.retries(a).get(retries).map(|(_, reason, _)| *reason), Some(reason));
 }
 
 #[test]
@@ -120,7 +120,7 @@ fn a_peer_whose_link_is_gone_is_not_connected() {
     world.unlink(b, link);
     world.connect(a, b).unwrap();
     world.run_for(ms(60));
-    assert_eq!(world.failed(a)[0].1, FailureReason::Rejected(RejectReason::NotConnected));
+    assert_eq!(world.retries(a)[0].1, FailureReason::Rejected(RejectReason::NotConnected));
 }
 
 #[test]

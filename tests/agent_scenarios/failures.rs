@@ -18,13 +18,17 @@ use crate::{
 };
 
 #[test]
-fn without_a_coordinator_discovery_times_out_once_and_for_all() {
+fn without_a_coordinator_a_dial_waits_a_minute_and_an_upgrade_five_seconds() {
     let mut world = World::new();
     let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
     let b = world.add(&client(), "192.168.2.2", Some("203.0.113.2"));
+    let peer = world.nodes[b].peer;
     world.connect(a, b).unwrap();
     world.run_for(ms(60_000));
-    assert_eq!(world.failed(a), [(ms(5000), FailureReason::NoCoordinator)]);
+    world.input(a, |agent, now| agent.upgrade(peer, now)).unwrap();
+    world.run_for(ms(60_000));
+    let reason = FailureReason::NoCoordinator;
+    assert_eq!(world.failed(a), [(ms(60_000), reason), (ms(65_000), reason)]);
     world.assert_nothing_left(a);
     assert_eq!(world.nodes[a].agent.poll_timeout(), None);
 }
@@ -152,18 +156,6 @@ fn a_failed_handshake_is_tried_again_with_a_new_flow() {
     assert!(world.nodes[a].agent.session_of(FlowId(1)).is_some());
     let counters = world.nodes[a].agent.counters();
     assert_eq!((counters.attempts, counters.failures, counters.successes), (2, 1, 1));
-}
-
-#[test]
-fn a_peer_that_the_coordinator_does_not_know_fails_at_once() {
-    let (mut world, a, _, _) = triangle();
-    let stranger = world.add(&client(), "192.168.3.2", Some("203.0.113.3"));
-    let start = world.elapsed();
-    world.connect(a, stranger).unwrap();
-    world.run_for(ms(60_000));
-    let reason = FailureReason::Rejected(RejectReason::NotConnected);
-    assert_eq!(world.failed(a), [(start + ms(60), reason)]);
-    world.assert_nothing_left(a);
 }
 
 #[test]

@@ -15,6 +15,8 @@ mod harness;
 #[cfg(test)]
 mod inputs;
 #[cfg(test)]
+mod lookups;
+#[cfg(test)]
 mod moving;
 #[cfg(test)]
 mod renewing;

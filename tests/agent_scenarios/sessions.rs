@@ -271,7 +271,7 @@ fn a_thousand_sessions_in_flight_end_and_leave_nothing() {
     assert_eq!(connected, 1000);
     assert_eq!(world.nodes[a].agent.counters().in_flight, 1000);
     assert_eq!(world.nodes[a].agent.sessions(), 1000);
-    world.run_for(ms(30_000));
+    world.run_for(ms(61_000));
     assert_eq!(world.failed(a).len(), 1000);
     world.assert_nothing_left(a);
 }

@@ -9,6 +9,7 @@ mod forgetting;
 mod hard;
 mod hostile;
 mod kinds;
+mod lookups;
 mod matrix;
 mod moving;
 mod nats;

@@ -1,6 +1,6 @@
 //! Sessions that we ask for.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use libp2p_identity::PeerId;
@@ -8,29 +8,60 @@ use rand::Rng;
 
 use super::{Agent, check_connect, lifecycle::is_temporary};
 use crate::core::{
-    FlowId, LinkId, SessionId,
+    FlowId, LinkId, SessionId, backoff,
     command::Command,
     event::{FailureReason, Phase, SessionRole},
     frame::{Frame, MAX_FIRST_FLIGHT_DATAGRAMS, PunchAnswer, PunchMeNow, PunchRequest, RejectReason},
     keys::{ProbeKeys, ProbeSecret},
+    limits::Rate,
     links::Link,
-    session::{Asked, Key, Opening, Session, Standing},
+    session::{Asked, Key, Lookup, Opening, Session, Standing},
     strategy::Traits,
 };
 
 /// Coordinators asked at once: one may be slow, another may not know the peer.
 pub(super) const MAX_ASKED: usize = 3;
+/// How often coordinators are asked again for peers that they did not know, over all sessions. Every request counts, and this is
+/// half of what a coordinator takes of a peer, so that the other half is left for those that are not repeated.
+const LOOKUPS: Rate = Rate { interval: Duration::from_millis(40), burst: 50 };
 
 impl Agent {
-    /// Begins a session with `peer`, or joins the one that has no connection yet, whoever began it.
+    /// Begins a session with `peer` for a dial, or joins the one that has no connection yet, whoever began it. Coordinators are
+    /// asked again for a peer that they do not know, until the dial is [`cancelled`](Self::cancel) or
+    /// [`Config::lookup_timeout`](crate::Config::lookup_timeout) has passed.
     ///
     /// # Errors
     ///
     /// [`FailureReason::DialSelf`] and [`FailureReason::TooManySessions`]; no session begins then.
     pub fn connect(&mut self, peer: PeerId, now: Instant) -> Result<(), FailureReason> {
-        if let Some(session) = self.sessions.pending_with(&peer).and_then(|key| self.sessions.get_mut(key)) {
-            session.wanted = true;
-            return Ok(());
+        let key = self.want(peer, now)?;
+        let until = now + self.settings.lookup_timeout;
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.look_up_until(until);
+            if session.phase == Phase::Discovery && session.flow.is_none() {
+                session.deadline = session.deadline.max(Some(until));
+            }
+        }
+        self.sessions.reschedule(key);
+        Ok(())
+    }
+
+    /// As [`connect`](Self::connect), where no dial waits: the peer is connected over a relay. If no coordinator knows it, the
+    /// session fails at once.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connect`](Self::connect).
+    pub fn upgrade(&mut self, peer: PeerId, now: Instant) -> Result<(), FailureReason> {
+        self.want(peer, now).map(drop)
+    }
+
+    fn want(&mut self, peer: PeerId, now: Instant) -> Result<Key, FailureReason> {
+        if let Some(key) = self.sessions.pending_with(&peer) {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.wanted = true;
+            }
+            return Ok(key);
         }
         check_connect(self, &peer)?;
         let id = self.new_session_id();
@@ -40,10 +71,10 @@ impl Agent {
         self.begin_attempt(key);
         self.enter_first(key, now);
         if !self.registrar.connected().is_empty() {
-            self.open(key);
+            self.open(key, now);
         }
         self.sessions.reschedule(key);
-        Ok(())
+        Ok(key)
     }
 
     pub(super) fn new_session_id(&mut self) -> SessionId {
@@ -57,10 +88,13 @@ impl Agent {
     }
 
     /// Has the path layer make a first flight.
-    fn open(&mut self, key: Key) {
+    fn open(&mut self, key: Key, now: Instant) {
         let flow = self.new_flow();
         let secret = ProbeSecret::new(self.rng.random());
         let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.phase == Phase::Discovery {
+            session.deadline = Some(now + self.settings.phase_timeouts.discovery);
+        }
         session.opening = Some(Box::new(Opening {
             secret,
             first_flight: Vec::new(),
@@ -75,6 +109,18 @@ impl Agent {
 
     /// The backoff is over.
     pub(super) fn try_again(&mut self, key: Key, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && let Some(Lookup { until, misses, missed: Some(missed) }) = session.lookup.as_deref().copied()
+        {
+            if now >= until {
+                return self.fail(key, missed, now);
+            }
+            if !self.lookups.has(LOOKUPS, now) {
+                let delay = backoff::lookup_delay(misses, &mut self.rng);
+                session.deadline = Some(until.min(now + delay));
+                return self.sessions.reschedule(key);
+            }
+        }
         self.begin_attempt(key);
         if self.registrar.connected().is_empty() {
             self.enter(key, Phase::Discovery, now);
@@ -82,20 +128,28 @@ impl Agent {
             if let Some(session) = self.sessions.get_mut(key) {
                 session.deadline = Some(now + self.settings.coordination_timeout);
             }
-            self.open(key);
+            self.open(key, now);
         }
         self.sessions.reschedule(key);
     }
 
-    /// A coordinator is connected: sessions that wait for one go on.
+    /// A coordinator is connected: sessions that wait for one, or for one that knows the peer, go on.
     pub(super) fn coordinator_arrived(&mut self, now: Instant) {
         for key in self.sessions.keys() {
-            let Some(session) = self.sessions.get(key).filter(|s| s.phase == Phase::Discovery) else {
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            let is_resting = session.is_resting();
+            if let Some(lookup) = session.lookup.as_mut().filter(|lookup| is_resting && lookup.misses > 0) {
+                // The peer likely registers there within the next moments.
+                lookup.misses = 1;
+                self.try_again(key, now);
                 continue;
-            };
+            }
+            if session.phase != Phase::Discovery {
+                continue;
+            }
             match (&session.opening, session.flow) {
                 (Some(opening), Some(_)) if !opening.first_flight.is_empty() => self.ask(key, now),
-                (_, None) => self.open(key),
+                (_, None) => self.open(key, now),
                 _ => {}
             }
             self.sessions.reschedule(key);
@@ -161,6 +215,7 @@ impl Agent {
         let Some(opening) = self.sessions.get_mut(key).and_then(|session| session.opening.as_mut()) else {
             return;
         };
+        self.lookups.charge(LOOKUPS, now);
         opening.asked_at = Some(now);
         opening.told = traits;
         for (peer, link) in coordinators {
@@ -192,6 +247,9 @@ impl Agent {
             return self.judge_standings(key, now);
         };
         asked.standing = Standing::Answered;
+        if let Some(lookup) = &mut session.lookup {
+            (lookup.misses, lookup.missed) = (0, None);
+        }
         self.out.counters.coordinations += 1;
         self.out.counters.coordination_time +=
             asked_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
@@ -266,8 +324,12 @@ impl Agent {
             Some(reason) => FailureReason::Rejected(reason),
             None if forged => FailureReason::Forged,
             // The link will be up again before the next attempt, or Discovery finds out.
-            None if lost => FailureReason::CoordinationTimeout,
-            None => reasons().next_back().map_or(FailureReason::CoordinationTimeout, FailureReason::Rejected),
+            None if lost => FailureReason::CoordinatorLost,
+            None => {
+                let is_unknown = |reason: &RejectReason| *reason == RejectReason::NotConnected;
+                let reason = reasons().find(is_unknown).or_else(|| reasons().next_back());
+                reason.map_or(FailureReason::CoordinationTimeout, FailureReason::Rejected)
+            }
         };
         self.fail(key, reason, now);
     }

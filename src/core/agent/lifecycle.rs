@@ -29,6 +29,7 @@ impl Agent {
         self.end_attempt(key, true);
         if let Some(session) = self.sessions.get_mut(key) {
             session.opening = None;
+            session.lookup = None;
             session.traits = None;
             session.targets.shrink_to_fit();
         }
@@ -56,8 +57,19 @@ impl Agent {
         let Some(key) = self.sessions.pending_with(peer) else { return };
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.wanted = false;
+        let missed = session.lookup.take().and_then(|lookup| lookup.missed);
         if session.role == SessionRole::Initiator {
-            self.fail(key, FailureReason::Cancelled, now);
+            let waited = now.saturating_duration_since(session.phase_since);
+            let reason = match missed {
+                _ if session.phase == Phase::Discovery
+                    && waited >= self.settings.phase_timeouts.discovery =>
+                {
+                    FailureReason::NoCoordinator
+                }
+                Some(missed) => missed,
+                None => FailureReason::Cancelled,
+            };
+            self.fail(key, reason, now);
         }
     }
 
@@ -68,7 +80,7 @@ impl Agent {
         let after = now.saturating_duration_since(session.phase_since);
         session.phase = to;
         session.phase_since = now;
-        session.deadline = self.settings.timeout(to).map(|timeout| now + timeout);
+        session.deadline = self.settings.deadline(session, now);
         self.out.event(Event::Phase {
             peer: session.peer,
             role: session.role,
@@ -82,7 +94,7 @@ impl Agent {
     /// As [`enter`](Self::enter), for a session that has just been made in its first phase.
     pub(super) fn enter_first(&mut self, key: Key, now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
-        session.deadline = self.settings.timeout(session.phase).map(|timeout| now + timeout);
+        session.deadline = self.settings.deadline(session, now);
         self.out.event(Event::Phase {
             peer: session.peer,
             role: session.role,
@@ -146,10 +158,18 @@ impl Agent {
     pub(super) fn fail(&mut self, key: Key, reason: FailureReason, now: Instant) {
         self.abandon_attempt(key);
         let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.lookup.as_ref().is_some_and(|lookup| now < lookup.until) && is_miss(reason) {
+            return self.missed(key, reason, now);
+        }
         session.failures += 1;
         let again = session.wanted && session.failures < self.settings.max_attempts && is_retryable(reason);
         if again {
-            return self.rest(key, reason, now);
+            let delay = match reason {
+                FailureReason::NatMeasured => Duration::ZERO,
+                _ => backoff::delay(session.failures - 1, &mut self.rng),
+            };
+            self.report_retry(key, reason, delay);
+            return self.rest(key, delay, now);
         }
         self.enter(key, Phase::Failed, now);
         if let Some(session) = self.sessions.remove(key) {
@@ -158,14 +178,30 @@ impl Agent {
         }
     }
 
-    /// Waits before the next attempt, in which we are the initiator whoever was it before.
-    fn rest(&mut self, key: Key, reason: FailureReason, now: Instant) {
-        let Some(session) = self.sessions.get_mut(key) else { return };
+    /// The peer could not be asked for, and a dial waits: coordinators are asked again, under another name, since one of them
+    /// may have passed on what it could not answer any more. No attempt to punch was made, so none counts.
+    fn missed(&mut self, key: Key, reason: FailureReason, now: Instant) {
+        let id = self.new_session_id();
+        let lookup = self.sessions.get_mut(key).and_then(|session| session.lookup.as_mut());
+        let Some(lookup) = lookup else { return };
         let delay = match reason {
-            FailureReason::NatMeasured => Duration::ZERO,
-            _ => backoff::delay(session.failures - 1, &mut self.rng),
+            FailureReason::Rejected(RejectReason::RateLimited | RejectReason::Full) => {
+                backoff::delay(lookup.misses, &mut self.rng)
+            }
+            _ => backoff::lookup_delay(lookup.misses, &mut self.rng),
         };
-        let (peer, attempt) = (session.peer, session.attempt);
+        let delay = delay.min(lookup.until.saturating_duration_since(now));
+        lookup.misses = lookup.misses.saturating_add(1);
+        if lookup.missed.replace(reason) != Some(reason) {
+            self.report_retry(key, reason, delay);
+        }
+        self.sessions.name(key, id);
+        self.rest(key, delay, now);
+    }
+
+    /// Waits before the next attempt, in which we are the initiator whoever was it before.
+    fn rest(&mut self, key: Key, delay: Duration, now: Instant) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
         let was_responder = session.role == SessionRole::Responder;
         session.role = SessionRole::Initiator;
         session.attempt = session.failures;
@@ -177,8 +213,12 @@ impl Agent {
         if let Some(session) = self.sessions.get_mut(key) {
             session.deadline = Some(now + delay);
         }
-        self.out.event(Event::Retry { peer, attempt, reason, delay });
         self.sessions.reschedule(key);
+    }
+
+    fn report_retry(&mut self, key: Key, reason: FailureReason, delay: Duration) {
+        let Some(Session { peer, attempt, .. }) = self.sessions.get(key) else { return };
+        self.out.event(Event::Retry { peer: *peer, attempt: *attempt, reason, delay });
     }
 
     /// A deadline of the session has come: that of its phase, of its backoff, or of a probe.
@@ -209,6 +249,7 @@ pub(super) fn is_retryable(reason: FailureReason) -> bool {
     match reason {
         FailureReason::Rejected(reason) => is_temporary(reason),
         FailureReason::CoordinationTimeout
+        | FailureReason::CoordinatorLost
         | FailureReason::Forged
         | FailureReason::NoCandidates
         | FailureReason::SynchronizationTimeout
@@ -222,6 +263,16 @@ pub(super) fn is_retryable(reason: FailureReason) -> bool {
         | FailureReason::TooManySessions
         | FailureReason::Hopeless
         | FailureReason::DialSelf => false,
+    }
+}
+
+/// Returns true if no attempt to punch came of it because coordinators could not, or would not for the moment, pass the request
+/// on.
+fn is_miss(reason: FailureReason) -> bool {
+    match reason {
+        FailureReason::CoordinatorLost => true,
+        FailureReason::Rejected(reason) => is_temporary(reason) || reason == RejectReason::NotConnected,
+        _ => false,
     }
 }
 

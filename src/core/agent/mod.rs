@@ -51,7 +51,7 @@ use super::{
     registration::{Identity, Registrar},
     renewal::Renewals,
     search::Gate as SearchGate,
-    session::Table,
+    session::{Session, Table},
     targets::{Scope, scope},
 };
 use crate::config::{Config, PhaseTimeouts, Role};
@@ -96,6 +96,8 @@ pub struct Agent {
     /// For registrations that are renewed because a session hears nothing.
     shown: TokenBucket,
     searches: SearchGate,
+    /// For asking coordinators again for peers that they did not know.
+    lookups: TokenBucket,
     sessions: Table,
     next_flow: u64,
     out: Outbox,
@@ -109,6 +111,7 @@ struct Settings {
     max_concurrent_attempts: usize,
     max_attempts: u32,
     coordination_timeout: Duration,
+    lookup_timeout: Duration,
     prediction: bool,
     birthday_search: bool,
     phase_timeouts: PhaseTimeouts,
@@ -125,6 +128,7 @@ impl Agent {
             max_concurrent_attempts: config.max_concurrent_attempts,
             max_attempts: config.max_attempts,
             coordination_timeout: config.coordination_timeout,
+            lookup_timeout: config.lookup_timeout,
             prediction: config.prediction,
             birthday_search: config.birthday_search,
             phase_timeouts: config.phase_timeouts.clone(),
@@ -144,6 +148,7 @@ impl Agent {
             renewals: Renewals::default(),
             shown: TokenBucket::default(),
             searches: SearchGate::new(),
+            lookups: TokenBucket::default(),
             rng,
             network: Network::new(settings.max_candidates),
             links: Links::default(),
@@ -345,16 +350,20 @@ impl Agent {
 }
 
 impl Settings {
-    /// How long a phase may last; `None` for as long as it likes.
-    fn timeout(&self, phase: Phase) -> Option<Duration> {
-        match phase {
-            Phase::Discovery => Some(self.phase_timeouts.discovery),
-            Phase::Coordination => Some(self.coordination_timeout),
-            Phase::Synchronization => Some(self.phase_timeouts.synchronization),
-            Phase::Punching => Some(self.phase_timeouts.punching),
-            Phase::Validation => Some(self.phase_timeouts.validation),
-            Phase::Connected | Phase::Failed => None,
-        }
+    /// When the phase of a session ends that begins `now`; `None` for a phase that may last.
+    fn deadline(&self, session: &Session, now: Instant) -> Option<Instant> {
+        let timeout = match session.phase {
+            Phase::Discovery => {
+                let until = session.lookup.as_ref().map(|lookup| lookup.until);
+                return until.max(Some(now + self.phase_timeouts.discovery));
+            }
+            Phase::Coordination => self.coordination_timeout,
+            Phase::Synchronization => self.phase_timeouts.synchronization,
+            Phase::Punching => self.phase_timeouts.punching,
+            Phase::Validation => self.phase_timeouts.validation,
+            Phase::Connected | Phase::Failed => return None,
+        };
+        Some(now + timeout)
     }
 
     /// Pairs of one checklist that the peer's candidates and our sockets may form: an IPv4 and an IPv6 listener, or two
