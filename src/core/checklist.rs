@@ -5,15 +5,19 @@
 
 use std::{
     cmp::Reverse,
+    collections::BTreeMap,
     net::SocketAddr,
     time::{Duration, Instant},
 };
+
+use libp2p_identity::PeerId;
 
 use super::{
     Path, SocketId,
     event::SessionRole,
     limits::Rate,
     pair::{Challenge, MAX_OUTSTANDING, MAX_TRIGGERED, Origin, Pair, SCHEDULE, State},
+    probe_budget::Destination,
 };
 
 /// The least time between two probes of a session that were not asked for (RFC 8445 §14.2).
@@ -45,6 +49,12 @@ pub(crate) struct Checklist {
     /// Probes that may still be sent to paths that never answered.
     budget: u32,
     full_budget: u32,
+    /// Probes that one destination may get which never answered.
+    destination_budget: u32,
+    /// Probes that each destination got before it answered.
+    spent: BTreeMap<Destination, u32>,
+    /// The coordinator on whose word our server flight went to an address from which nothing came yet.
+    pub(crate) flight_vouched_by: Option<PeerId>,
     last_sent: Option<Instant>,
     pub(crate) selected: Option<Path>,
     /// Nominated by the peer before it was validated here.
@@ -69,6 +79,8 @@ pub(crate) struct Due {
     pub(crate) path: Path,
     pub(crate) data: [u8; 8],
     pub(crate) nominate: bool,
+    /// The other end never answered.
+    pub(crate) is_unproven: bool,
 }
 
 /// What an authentic challenge led to.
@@ -95,6 +107,9 @@ impl Checklist {
             burst,
             budget,
             full_budget: budget,
+            destination_budget: u32::MAX,
+            spent: BTreeMap::new(),
+            flight_vouched_by: None,
             last_sent: None,
             selected: None,
             nominated: None,
@@ -102,6 +117,17 @@ impl Checklist {
             remapped: false,
             destination: None,
         }
+    }
+
+    /// Gives each destination this many probes until it answers, from now on. The peer named the destinations.
+    pub(crate) fn limit_each_destination(&mut self, probes: u32) {
+        self.destination_budget = probes;
+        self.spent.clear();
+    }
+
+    fn is_affordable(&self, pair: &Pair) -> bool {
+        let spent = || self.spent.get(&pair.path.remote.ip().into()).copied().unwrap_or(0);
+        pair.rtt.is_some() || (self.budget > 0 && spent() < self.destination_budget)
     }
 
     pub(crate) fn pairs(&self) -> &[Pair] {
@@ -162,6 +188,7 @@ impl Checklist {
     /// to which it looks like another one now, is asked to follow.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.budget = self.full_budget;
+        self.spent.clear();
         self.nomination = self.selected.map(|_| Nomination { sent: 0, started: now });
         for pair in &mut self.pairs {
             pair.restart(now);
@@ -249,12 +276,11 @@ impl Checklist {
     /// What is probed next, and when it is due, pace aside.
     fn next_probe(&self) -> Option<(Instant, Next)> {
         let opening = self.pairs.iter().filter(|pair| pair.is_opening()).count();
-        let affordable = |pair: &Pair| self.budget > 0 || pair.rtt.is_some();
         let mut next: Option<(Instant, Next)> = self.nomination.and_then(|nomination| {
             let after = SCHEDULE.get(usize::from(nomination.sent))?;
             Some((nomination.started + Duration::from_millis(*after), Next::Nomination))
         });
-        for (i, pair) in self.pairs.iter().enumerate().filter(|(_, pair)| affordable(pair)) {
+        for (i, pair) in self.pairs.iter().enumerate().filter(|(_, pair)| self.is_affordable(pair)) {
             let due = match pair.state {
                 State::Waiting if opening < self.burst => Some(pair.started),
                 State::InProgress => pair.next_due(),
@@ -298,10 +324,11 @@ impl Checklist {
                     pair.started = now;
                 }
                 pair.sent += 1;
-                if pair.rtt.is_none() {
+                let (path, is_unproven) = (pair.path, pair.rtt.is_none());
+                if is_unproven {
                     self.budget -= 1;
+                    *self.spent.entry(path.remote.ip().into()).or_default() += 1;
                 }
-                let path = pair.path;
                 self.challenge(path, data, false, now)
             }
         }
@@ -313,7 +340,7 @@ impl Checklist {
             pair.outstanding.remove(0);
         }
         pair.outstanding.push(Challenge { data, sent: now, nominate });
-        Some(Due { path, data, nominate })
+        Some(Due { path, data, nominate, is_unproven: pair.rtt.is_none() })
     }
 
     /// The challenge that an authentic one on `path` triggers at once (RFC 8445 §7.3.1.4).

@@ -44,6 +44,11 @@ impl TokenBucket {
         self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + rate.interval);
     }
 
+    /// Puts a token back that was taken.
+    pub(crate) fn give_back(&mut self, rate: Rate) {
+        self.full_at = self.full_at.and_then(|at| at.checked_sub(rate.interval));
+    }
+
     /// Whether it is full, and so as good as forgotten.
     pub(crate) fn is_full(&self, now: Instant) -> bool {
         self.full_at.is_none_or(|at| at <= now)
@@ -113,6 +118,13 @@ impl PeerBuckets {
     /// Takes a token of `peer`.
     pub(crate) fn take(&mut self, peer: PeerId, now: Instant) -> Result<(), Refused> {
         self.take_above(0, peer, now)
+    }
+
+    /// Puts a token back that `peer` took.
+    pub(crate) fn give_back(&mut self, peer: &PeerId) {
+        if let Some(bucket) = self.buckets.get_mut(peer) {
+            bucket.give_back(self.rate);
+        }
     }
 
     /// Takes a token of `peer` if more than `reserve` are left.
@@ -213,6 +225,22 @@ mod tests {
         (0..5).for_each(|_| bucket.charge(RATE, now));
         assert!(!bucket.take(RATE, now + Duration::from_millis(299)));
         assert!(bucket.take(RATE, now + Duration::from_millis(300)));
+    }
+
+    #[test]
+    fn a_token_that_is_given_back_can_be_taken_again() {
+        let now = Instant::now();
+        let (mut buckets, peer) = (PeerBuckets::new(RATE, 2), PeerId::random());
+        assert!((0..3).all(|_| buckets.take(peer, now).is_ok()));
+        buckets.give_back(&peer);
+        assert_eq!(buckets.take(peer, now), Ok(()));
+        assert_eq!(buckets.take(peer, now), Err(Refused::Empty));
+        (0..9).for_each(|_| buckets.give_back(&peer));
+        assert_eq!(
+            (0..9).filter(|_| buckets.take(peer, now).is_ok()).count(),
+            3,
+            "never more than the burst"
+        );
     }
 
     #[test]

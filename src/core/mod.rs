@@ -4,6 +4,7 @@
 //! in as `now`, randomness as a seed. No sockets, clocks, tasks or random sources live here, so that
 //! whatever can be decided without I/O can be simulated: ten thousand sessions in a second.
 
+mod address_policy;
 pub mod agent;
 mod backoff;
 pub mod candidate;
@@ -25,12 +26,12 @@ mod observer;
 mod outbox;
 mod pair;
 pub mod probe;
+mod probe_budget;
 mod registration;
 mod renewal;
 mod search;
 mod session;
 pub mod strategy;
-mod targets;
 #[cfg(test)]
 mod tests;
 

@@ -21,7 +21,7 @@ pub use report::{Confidence, Evidence, Finding, IdleLifetime, Report, Sharing};
 
 use super::{
     LinkId, SocketId,
-    targets::{Scope, scope},
+    address_policy::{Scope, scope},
 };
 
 /// How a NAT maps (RFC 4787 §4.1).
@@ -299,6 +299,20 @@ impl Observations {
     pub(crate) fn reflexive_ips(&self) -> Vec<IpAddr> {
         let all: BTreeSet<IpAddr> = self.by_socket.values().flatten().map(|o| o.seen.ip()).collect();
         all.into_iter().collect()
+    }
+
+    /// Counts, for each IP address at which a trusted observer sees any socket, the independent observers that do: those
+    /// that differ in identity and in IP address.
+    pub(crate) fn witnesses(&self, is_trusted: impl Fn(&PeerId) -> bool) -> BTreeMap<IpAddr, usize> {
+        let mut seen: BTreeMap<IpAddr, (BTreeSet<PeerId>, BTreeSet<IpAddr>)> = BTreeMap::new();
+        for o in self.by_socket.values().flatten().filter(|o| is_trusted(&o.observer)) {
+            let (observers, addresses) = seen.entry(o.seen.ip()).or_default();
+            observers.insert(o.observer);
+            addresses.insert(o.from.ip());
+        }
+        let independent =
+            |(observers, addresses): (BTreeSet<_>, BTreeSet<_>)| observers.len().min(addresses.len());
+        seen.into_iter().map(|(address, by)| (address, independent(by))).collect()
     }
 
     /// The observations that tell of the NAT in front of `socket`.

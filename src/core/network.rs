@@ -7,9 +7,9 @@ use std::{
 
 use super::{
     SocketId,
+    address_policy::{Prefix, Scope, scope},
     candidate::{Candidate, CandidateKind, LocalCandidates},
     nat::{NatView, Observations},
-    targets::{Prefix, Scope, scope},
 };
 
 /// Reflexive addresses announced of each socket. A NAT whose mapping depends on the endpoint shows another one to every

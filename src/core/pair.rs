@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Path, targets::is_lan};
+use super::{Path, address_policy::is_lan};
 
 /// When each probe of a pair leaves, in milliseconds after the first: about doubling, dense at first because both sides
 /// must hit the same moment, and over before a NAT forgets (RFC 4787 REQ-5).

@@ -51,6 +51,8 @@ pub(crate) struct Opening {
     pub(crate) first_flight: Vec<Bytes>,
     pub(crate) asked: Vec<Asked>,
     pub(crate) asked_at: Option<Instant>,
+    /// Bytes of the request on the wire.
+    pub(crate) request_len: usize,
     /// What the responder was told of our NAT.
     pub(crate) told: Traits,
 }

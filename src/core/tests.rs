@@ -1,7 +1,7 @@
 //! `docs/protocol.md` gives the numbers that the code has.
 
 use super::{
-    agent::{COORDINATOR_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, MAX_SESSIONS, NEWCOMERS},
+    agent::{COORDINATOR_RATE, FLIGHT_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, MAX_SESSIONS, NEWCOMERS},
     checklist::{ANSWERS, MAX_FORMED, MAX_PAIRS},
     coordinator::{MAX_LIFETIME, MAX_REGISTRATIONS, OBSERVED_RATE, PUNCH_RATE, REGISTER_RATE},
     filtering::{ASSIST_RATE, FILTER_RATE, MAX_ASSISTS, MAX_SOURCES, MAX_TESTS, ROUNDS},
@@ -14,6 +14,7 @@ use super::{
     limits::{PAIR_RATE, Rate},
     observer::OBSERVE_RATE,
     pair::{MAX_TRIGGERED, SCHEDULE},
+    probe_budget::{DESTINATION_RATE, TOTAL_RATE},
     search::{INTERVAL, MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_SHOTS, SPRAY_SOCKETS, TARGET_RATE},
 };
 use crate::config::Config;
@@ -29,6 +30,11 @@ fn number(n: impl TryInto<u64>) -> String {
 
 fn rate(rate: Rate) -> String {
     format!("{} at once and {} a second", rate.burst, 1.0 / rate.interval.as_secs_f64())
+}
+
+fn rate_of_thousands(rate: Rate) -> String {
+    let a_second = (1.0 / rate.interval.as_secs_f64()).round();
+    format!("{} at once and {} a second", number(rate.burst), number(a_second as u64))
 }
 
 /// The rows of §9.
@@ -62,6 +68,15 @@ fn caps() -> Vec<(&'static str, String)> {
             "probes of a checklist to addresses that never answered",
             format!("{0} for each pair formed, {1} in all", SCHEDULE.len(), MAX_FORMED * SCHEDULE.len()),
         ),
+        (
+            "probes of a request to one destination that never answered",
+            "three times the bytes of the request".into(),
+        ),
+        (
+            "probes of all requests to one such destination; to all",
+            format!("{}; {}", rate(DESTINATION_RATE), rate_of_thousands(TOTAL_RATE)),
+        ),
+        ("server flights on the word of one coordinator to addresses that never answered", rate(FLIGHT_RATE)),
         ("challenges answered in a session", rate(ANSWERS)),
         (
             "candidates kept of a peer",

@@ -1,12 +1,6 @@
 //! Filtering tests: every kind, loss, and what clients and coordinators can make others believe or send by lying.
 
-use std::{
-    cell::Cell,
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
-    rc::Rc,
-    time::Duration,
-};
+use std::{cell::Cell, collections::BTreeSet, net::SocketAddr, rc::Rc, time::Duration};
 
 use libp2p_punch::core::{
     LinkId, Path, SocketId,
@@ -23,16 +17,6 @@ pub(crate) const CLIENT: &str = "198.51.100.2";
 
 impl World {
     /// Opens the one socket of a pool, if this node can.
-    pub(crate) fn open(&mut self, node: usize, pool: Pool, local: IpAddr) {
-        let node = &mut self.nodes[node];
-        if node.opens {
-            let number = u32::try_from(node.pool.len()).unwrap() + 500;
-            let port = 7000 + u16::try_from(node.pool.len()).unwrap();
-            node.pool.insert(SocketId(number), SocketAddr::new(local, port));
-            node.opened.push((pool, SocketId(number), port));
-        }
-    }
-
     pub(crate) fn add_address(&mut self, node: usize, ip: &str) {
         let ip = ip.parse().unwrap();
         self.input(node, |agent, now| agent.handle_interface_up(ip, 24, now));

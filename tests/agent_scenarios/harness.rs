@@ -438,6 +438,17 @@ impl World {
         None
     }
 
+    /// Opens a socket of a pool, where a test allows it.
+    fn open(&mut self, node: usize, pool: Pool, local: IpAddr) {
+        let node = &mut self.nodes[node];
+        if node.opens {
+            let number = u32::try_from(node.pool.len()).unwrap() + 500;
+            let port = 7000 + u16::try_from(node.pool.len()).unwrap();
+            node.pool.insert(SocketId(number), SocketAddr::new(local, port));
+            node.opened.push((pool, SocketId(number), port));
+        }
+    }
+
     fn forward(&mut self, node: usize, link: LinkId, frame: Frame) {
         let Some((to, there)) = self.nodes[node].links.get(&link).copied() else { return };
         let frames = match &mut self.tamper {

@@ -3,6 +3,12 @@
 //! Every test prints the factor or the count that it measured: `cargo test --test attackers -- --nocapture`.
 
 #[cfg(test)]
+#[expect(dead_code, reason = "the scenarios use the rest of the harness")]
+#[path = "../agent_scenarios/harness.rs"]
+mod harness;
+#[cfg(test)]
 mod resets;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod third_parties;

@@ -1,10 +1,10 @@
 //! A small internet of network namespaces: one WAN with a coordinator and observers on it, and two sites.
 //!
 //! ```text
-//!        198.18.0.1, .4 (coordinator), .2, .3 (observers)
+//!       203.0.113.1, .4 (coordinator), .2, .3 (observers)
 //!                             wan
-//!          198.18.1.1 ┌────────┴────────┐ 198.18.2.1
-//!          198.18.1.2 │                 │ 198.18.2.2
+//!        198.51.100.1 ┌────────┴────────┐ 192.0.2.1
+//!        198.51.100.2 │                 │ 192.0.2.2
 //!                   box 1             box 2        none for a public host, two for a NAT behind a NAT
 //!          192.168.1.2│                 │192.168.2.2
 //!                  host 1            host 2
@@ -29,9 +29,9 @@ pub use self::{
 use crate::Kind;
 
 /// Where the coordinator listens: a second address lets it probe from another one, and each peer measure its NAT.
-pub const COORDINATOR: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 18, 0, 1), Ipv4Addr::new(198, 18, 0, 4)];
+pub const COORDINATOR: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(203, 0, 113, 4)];
 /// Two addresses from which observers look at a site.
-pub const OBSERVERS: [Ipv4Addr; 2] = [Ipv4Addr::new(198, 18, 0, 2), Ipv4Addr::new(198, 18, 0, 3)];
+pub const OBSERVERS: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 2), Ipv4Addr::new(203, 0, 113, 3)];
 
 /// A WAN and two sites. Removed on drop.
 pub struct Lab {
@@ -77,10 +77,12 @@ pub fn verify(kind: Kind) -> Result<crate::Behaviour> {
 }
 
 fn site(lab: &str, wan: &Namespace, number: u8, kind: Kind) -> Result<Site> {
-    let public = Ipv4Addr::new(198, 18, number, 2);
+    // Documentation prefixes (RFC 5737) stand for the Internet. Those for benchmarks are private address space.
+    let [a, b, c] = if number == 1 { [198, 51, 100] } else { [192, 0, 2] };
+    let public = Ipv4Addr::new(a, b, c, 2);
     let host = Namespace::new(lab, &format!("host{number}"))?;
     let port = format!("site{number}");
-    let outside = [Ipv4Addr::new(198, 18, number, 1), public];
+    let outside = [Ipv4Addr::new(a, b, c, 1), public];
     let lan = [Ipv4Addr::new(192, 168, number, 1), Ipv4Addr::new(192, 168, number, 2)];
     let between = [Ipv4Addr::new(10, number, 0, 1), Ipv4Addr::new(10, number, 0, 2)];
     let new_box = |role: &str| {

@@ -186,7 +186,7 @@ pub(super) mod tests {
         let connected = |relayed, ms: u64| Outcome::Connected {
             relayed,
             elapsed: Duration::from_millis(ms),
-            remote: Some("/ip4/198.18.2.2/udp/5000".into()),
+            remote: Some("/ip4/192.0.2.2/udp/5000".into()),
         };
         let failed =
             || Outcome::Failed { reason: "timeout".into(), message: "after <30> s & no \"path\"".into() };

@@ -9,11 +9,11 @@ use crate::{
     config::Role,
     core::{
         LinkId,
+        address_policy::{Scope, scope},
         command::{Command, Pool},
         filtering::needs_another,
         frame::Frame,
         links::Link,
-        targets::{Scope, scope},
     },
 };
 

@@ -12,6 +12,7 @@ use rand::Rng;
 use super::Agent;
 use crate::core::{
     LinkId, Path, SocketId,
+    address_policy::{Scope, scope},
     command::{Command, Pool},
     event::Event,
     filtering::{Outcome, Test},
@@ -19,7 +20,6 @@ use crate::core::{
     links::Link,
     nat::{Confidence, Evidence, FilteringBehaviour, Finding, Report, Sharing, is_in_shared_space},
     outbox::Transmit,
-    targets::{Scope, scope},
 };
 
 /// Coordinators that cannot be reached and are remembered.

@@ -100,6 +100,7 @@ impl Agent {
             first_flight: Vec::new(),
             asked: Vec::new(),
             asked_at: None,
+            request_len: 0,
             told: Traits::default(),
         }));
         let (peer, rtt) = (session.peer, session.rtt);
@@ -216,12 +217,13 @@ impl Agent {
             return;
         };
         self.lookups.charge(LOOKUPS, now);
+        let punch = PunchMeNow { request, signature, observed: None };
         opening.asked_at = Some(now);
+        opening.request_len = punch.request_len();
         opening.told = traits;
         for (peer, link) in coordinators {
             opening.asked.push(Asked { peer, link, standing: Standing::Pending });
-            let punch = PunchMeNow { request: request.clone(), signature: signature.clone(), observed: None };
-            self.out.frame(link, Frame::PunchMeNow(Box::new(punch)));
+            self.out.frame(link, Frame::PunchMeNow(Box::new(punch.clone())));
         }
     }
 
@@ -234,7 +236,7 @@ impl Agent {
         let (peer, phase, attempt) = (session.peer, session.phase, session.attempt);
         // A slow coordinator may answer a request that is no longer of interest.
         let Some(opening) = session.opening.as_mut().filter(|_| attempt == answer.round) else { return };
-        let (asked_at, secret) = (opening.asked_at, opening.secret.clone());
+        let (asked_at, request_len, secret) = (opening.asked_at, opening.request_len, opening.secret.clone());
         let asked = opening.asked.iter_mut().find(|a| a.peer == link.peer && a.standing == Standing::Pending);
         let Some(asked) = asked else { return self.out.refuse_frame() };
         let keys = answer.verify(peer).ok().and_then(|()| {
@@ -261,7 +263,7 @@ impl Agent {
         self.enter(key, Phase::Synchronization, now);
         let nat = answer.registration.nat;
         let coordination = asked_at.map(|at| now.saturating_duration_since(at));
-        self.form_checklist(key, answer.candidates, (id, link), answer.observed, now);
+        self.form_checklist(key, answer.candidates, (id, link), answer.observed, request_len, now);
         self.plan_search(key, (id, link), &nat, coordination, now);
         self.pump(key, now);
     }

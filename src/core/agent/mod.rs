@@ -23,6 +23,7 @@ mod responder;
 mod search;
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -33,6 +34,7 @@ use rand::{Rng, SeedableRng, rngs::StdRng};
 pub use super::outbox::Transmit;
 use super::{
     FlowId, LinkId, Path, SocketId,
+    address_policy::{Scope, scope},
     checklist::MAX_FORMED,
     command::{Command, Pool},
     coordinator::Coordinator,
@@ -48,17 +50,17 @@ use super::{
     network::Network,
     observer::{Observers, Observing},
     outbox::Outbox,
+    probe_budget::ProbeBudget,
     registration::{Identity, Registrar},
     renewal::Renewals,
     search::Gate as SearchGate,
     session::{Session, Table},
-    targets::{Scope, scope},
 };
 use crate::config::{Config, PhaseTimeouts, Role};
 use filtering::Reporting;
 use responder::Gate;
 #[cfg(test)]
-pub(crate) use responder::{COORDINATOR_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, NEWCOMERS};
+pub(crate) use responder::{COORDINATOR_RATE, FLIGHT_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, NEWCOMERS};
 
 /// Sessions of one agent, connected ones included.
 pub const MAX_SESSIONS: usize = 65_536;
@@ -77,6 +79,7 @@ pub struct Agent {
     coordinator: Coordinator,
     registrar: Registrar,
     gate: Gate,
+    probe_budget: ProbeBudget,
     /// Ports at which we observe our clients.
     observers: Observers,
     /// What we ask of our coordinators' observers.
@@ -155,6 +158,7 @@ impl Agent {
             coordinator: Coordinator::new(matches!(settings.role, Role::Server | Role::Bootstrap)),
             registrar: Registrar::new(settings.coordination_timeout),
             gate: Gate::new(),
+            probe_budget: ProbeBudget::new(),
             sessions: Table::default(),
             next_flow: 0,
             out: Outbox::default(),
@@ -321,6 +325,11 @@ impl Agent {
     /// Sessions, connected ones included.
     pub fn sessions(&self) -> usize {
         self.sessions.len()
+    }
+
+    /// Returns the addresses at which our coordinators see us, with the number of independent coordinators that do.
+    fn public_addresses(&self) -> BTreeMap<IpAddr, usize> {
+        self.network.observations.witnesses(|observer| self.registrar.contains(observer))
     }
 
     /// Our addresses or what is known of them may have changed.

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use super::{Agent, initiator::MAX_ASKED};
 use crate::core::{
     FlowId, SocketId,
+    address_policy::Policy,
     candidate::{Candidate, keep_best},
     frame::{Frame, PunchMoved},
     keys::MAC_LEN,
     limits::Rate,
     links::Link,
+    probe_budget::probes_for,
     session::{Key, Session, Target},
-    targets::Policy,
 };
 
 /// How often a peer may say that it moved. Each time may cost the probes of one checklist.
@@ -126,9 +127,11 @@ impl Agent {
             self.out.cap_hit();
             return true;
         }
+        let public = self.public_addresses();
+        let Some(session) = self.sessions.get_mut(key) else { return true };
         let policy = Policy {
             prefixes: &self.network.prefixes(),
-            reflexive: &self.network.observations.reflexive_ips(),
+            public: &public,
             own: &self.network.own_addresses(),
             coordinator: link.remote,
             observed: None,
@@ -137,7 +140,7 @@ impl Agent {
         let path = session.selected();
         let is_unheard = path.is_some_and(|path| moved.candidates.iter().any(|c| c.address == path.remote));
         let mut candidates = moved.candidates.clone();
-        candidates.retain(|candidate| policy.allows(candidate.address));
+        candidates.retain(|candidate| policy.allows(candidate));
         if keep_best(&mut candidates, self.settings.max_candidates) > 0 {
             self.out.cap_hit();
         }
@@ -145,6 +148,7 @@ impl Agent {
         self.wake(key, now);
         self.extend_checklist(key, None, now);
         if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
+            checklist.limit_each_destination(probes_for(moved.len()));
             candidates.iter().for_each(|candidate| checklist.revive(candidate.address, now));
             if is_unheard && !checklist.is_in_doubt() {
                 checklist.remapped(now);

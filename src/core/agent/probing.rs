@@ -11,6 +11,7 @@ use rand::Rng;
 use super::Agent;
 use crate::core::{
     LinkId, Path, SocketId,
+    address_policy::{Policy, Scope, scope},
     candidate::{self, Candidate, CandidateKind, keep_best, pair_priority},
     checklist::{ANSWERS, Checklist},
     command::Command,
@@ -19,8 +20,8 @@ use crate::core::{
     links::Link,
     pair::{Origin, State},
     probe::{PROBE_LEN, Probe, tag_of},
+    probe_budget::probes_for,
     session::{Key, MAX_KEPT, Session, Target},
-    targets::{Policy, Scope, scope},
 };
 
 /// What QUIC may send to where an authentic probe came from, before that path is validated (RFC 9000 §8.1). The path
@@ -154,6 +155,9 @@ impl Agent {
     fn validating(&mut self, key: Key, now: Instant) {
         let phase = self.sessions.get(key).map(|session| session.phase);
         if matches!(phase, Some(Phase::Synchronization | Phase::Punching)) {
+            let checklist = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut());
+            let vouched = checklist.and_then(|checklist| checklist.flight_vouched_by.take());
+            vouched.iter().for_each(|coordinator| self.gate.flights.give_back(coordinator));
             self.end_search(key);
             self.enter(key, Phase::Validation, now);
         }
@@ -185,10 +189,16 @@ impl Agent {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let due = session.checklist.as_mut().and_then(|checklist| checklist.poll(now, data));
         let phase = session.phase;
+        let is_of_peer = session.role == SessionRole::Responder || session.is_connected();
         if let Some(due) = due
             && let Some(keys) = session.keys()
         {
-            self.out.probe(due.path, Probe::Challenge { data: due.data, nominate: due.nominate }, keys);
+            let destination = due.path.remote.ip().into();
+            if is_of_peer && due.is_unproven && !self.probe_budget.take(destination, now) {
+                self.out.cap_hit();
+            } else {
+                self.out.probe(due.path, Probe::Challenge { data: due.data, nominate: due.nominate }, keys);
+            }
             if phase == Phase::Synchronization {
                 self.enter(key, Phase::Punching, now);
             }
@@ -247,11 +257,12 @@ impl Agent {
         mut candidates: Vec<Candidate>,
         (_, link): (LinkId, &Link),
         observed: Option<SocketAddr>,
+        request_len: usize,
         now: Instant,
     ) {
         let policy = Policy {
             prefixes: &self.network.prefixes(),
-            reflexive: &self.network.observations.reflexive_ips(),
+            public: &self.public_addresses(),
             own: &self.network.own_addresses(),
             coordinator: link.remote,
             observed,
@@ -259,11 +270,11 @@ impl Agent {
         // Without a NAT in between, the coordinator sees the peer at one of its own addresses.
         let announced = candidates.iter().find(|candidate| Some(candidate.address) == observed);
         let kind = announced.map_or(PathKind::ServerReflexive, |candidate| Target::announced(candidate).kind);
-        candidates.retain(|candidate| policy.allows(candidate.address));
+        candidates.retain(|candidate| policy.allows(candidate));
         if keep_best(&mut candidates, self.settings.max_candidates) > 0 {
             self.out.cap_hit();
         }
-        let observed = observed.filter(|address| policy.allows(*address));
+        let observed = policy.allowed_observed();
         let mut targets: Vec<Target> = observed
             .map(|remote| Target {
                 remote,
@@ -279,7 +290,9 @@ impl Agent {
         let (burst, max_pairs) = (self.settings.max_concurrent_attempts, self.settings.max_pairs());
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.targets = targets;
-        session.checklist = Some(Box::new(Checklist::new(session.role, burst, max_pairs)));
+        let mut checklist = Checklist::new(session.role, burst, max_pairs);
+        checklist.limit_each_destination(probes_for(request_len));
+        session.checklist = Some(Box::new(checklist));
         let local = self.network.candidates_for(link.is_loopback());
         self.out.event(Event::Candidates { peer: session.peer, local, remote: candidates });
         self.extend_checklist(key, link.socket, now);

@@ -11,6 +11,7 @@ use rand::Rng;
 use super::{Agent, probing::pair_priority_of};
 use crate::core::{
     Path, SocketId,
+    address_policy::{Scope, scope},
     candidate::{self, Candidate, CandidateKind},
     checklist::MAX_PAIRS,
     command::{Command, Pool},
@@ -20,7 +21,6 @@ use crate::core::{
     pair::Origin,
     renewal::{Fresh, LOOK, MAX_SAMPLES, MIN_AGE, PACE, SAMPLE_AGAIN, Stage},
     session::{Key, Session},
-    targets::{Scope, scope},
 };
 
 /// The share of the shortest known life of a mapping after which it is left behind. An observer may see a change up to six

@@ -26,6 +26,9 @@ pub(crate) const COORDINATOR_RATE: Rate = Rate { interval: Duration::from_millis
 /// What of that is left for initiators that have not asked through this coordinator for five seconds, so that those who ask
 /// again and again do not silence the others.
 pub(crate) const NEWCOMERS: u32 = 50;
+/// Server flights to addresses that one coordinator names and from which nothing comes. A coordinator that lies can aim
+/// them, at most three times the bytes of the request each. An address that answers gives its place back.
+pub(crate) const FLIGHT_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 128 };
 /// Initiators, as each coordinator names them, whose rate is remembered.
 const MAX_ASKERS: usize = 4096;
 /// Requests remembered, so that one that is played again does nothing.
@@ -43,6 +46,8 @@ pub(super) struct Gate {
     /// what comes through itself.
     askers: RecentBuckets<(PeerId, [u8; 32])>,
     initiators: PeerBuckets,
+    /// By coordinator: server flights to addresses from which nothing came yet.
+    pub(super) flights: PeerBuckets,
     /// By initiator, session and round.
     seen: Recent<(PeerId, SessionId, u32), ()>,
     /// Sessions under way as a responder.
@@ -55,6 +60,7 @@ impl Gate {
             coordinators: PeerBuckets::new(COORDINATOR_RATE, MAX_BUCKETS),
             askers: RecentBuckets::new(PAIR_RATE, MAX_ASKERS),
             initiators: PeerBuckets::new(PAIR_RATE, MAX_BUCKETS),
+            flights: PeerBuckets::new(FLIGHT_RATE, MAX_BUCKETS),
             seen: Recent::new(MAX_SEEN, SEEN_LIFETIME),
             responding: 0,
         }
@@ -185,6 +191,7 @@ impl Agent {
         initiator: PeerId,
         now: Instant,
     ) {
+        let request_len = punch.request_len();
         let request = punch.request;
         let key = match self.sessions.pending_with(&initiator) {
             Some(key) => {
@@ -211,8 +218,17 @@ impl Agent {
         let rtt = self.sessions.get(key).and_then(|session| session.rtt);
         let first_flight = request.first_flight;
         self.out.command(Command::Accept { flow, peer: initiator, first_flight, rtt });
-        self.form_checklist(key, request.candidates, (id, link), punch.observed, now);
-        self.permit_observed(key, link, punch.observed, 3 * bytes);
+        self.form_checklist(key, request.candidates, (id, link), punch.observed, request_len, now);
+        if self.gate.flights.take(link.peer, now).is_ok() {
+            if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut())
+            {
+                checklist.flight_vouched_by = Some(link.peer);
+            }
+            self.permit_observed(key, link, punch.observed, 3 * bytes);
+        } else {
+            // The flight waits for an authentic probe.
+            self.out.cap_hit();
+        }
         self.plan_search(key, (id, link), &request.nat, None, now);
         self.pump(key, now);
     }

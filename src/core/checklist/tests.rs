@@ -200,7 +200,7 @@ fn whoever_moved_nominates_the_path_that_it_goes_on_using_until_that_is_answered
         assert_eq!(checklist.next_due(), None);
         checklist.restart(start);
         let due = checklist.poll(start, [1; 8]).unwrap();
-        assert_eq!(due, Due { path: path(0), data: [1; 8], nominate: true }, "{role:?}");
+        assert_eq!(due, Due { path: path(0), data: [1; 8], nominate: true, is_unproven: false }, "{role:?}");
         checklist.on_response(path(0), due.data, start + ms(20));
         let mut later = (1..100).filter_map(|n| checklist.poll(start + ms(20 * n), [n as u8 + 1; 8]));
         assert!(later.all(|due| !due.nominate), "{role:?}");

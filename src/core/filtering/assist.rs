@@ -18,8 +18,8 @@ use super::{
 };
 use crate::core::{
     LinkId,
+    address_policy::{Scope, scope},
     limits::{PeerBuckets, Rate},
-    targets::{Scope, scope},
 };
 
 /// Requests of another coordinator: as often as clients come to it that are new.

@@ -11,8 +11,8 @@ use libp2p_identity::PeerId;
 use super::{ROUNDS, Test, authentic_round, test_of};
 use crate::core::{
     LinkId, Path, SocketId,
+    address_policy::{Scope, scope},
     nat::FilteringBehaviour,
-    targets::{Scope, scope},
 };
 
 /// How long a client waits for its coordinator.

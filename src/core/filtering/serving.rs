@@ -15,9 +15,9 @@ use super::{
 };
 use crate::core::{
     LinkId, Path, SocketId,
+    address_policy::{Scope, scope},
     limits::{PeerBuckets, Rate},
     probe::PROBE_LEN,
-    targets::{Scope, scope},
 };
 
 /// Addresses of ours from which a test is sent. With the datagrams from the connection's own address a test has at most

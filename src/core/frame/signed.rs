@@ -112,6 +112,14 @@ impl PunchRequest {
 }
 
 impl PunchMeNow {
+    /// Returns the bytes on the wire of what the initiator sent, without the header of the frame.
+    pub(in crate::core) fn request_len(&self) -> usize {
+        let mut out = BytesMut::new();
+        put_request(&mut out, &self.request);
+        put_first_flight(&mut out, &self.request.first_flight);
+        out.len() + self.signature.len() + self.request.nat.len()
+    }
+
     /// Checks the initiator's signature and tells who the initiator is.
     ///
     /// # Errors
@@ -198,6 +206,11 @@ impl PunchWindow {
 }
 
 impl PunchMoved {
+    /// Returns the bytes on the wire, without the header of the frame.
+    pub(in crate::core) fn len(&self) -> usize {
+        self.covered().len() - MOVED_DOMAIN.len() + self.authenticator.len()
+    }
+
     /// What the authenticator covers: domain, session and candidates as on the wire.
     pub(in crate::core) fn covered(&self) -> BytesMut {
         let mut out = BytesMut::from(MOVED_DOMAIN);

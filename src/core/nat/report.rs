@@ -12,8 +12,8 @@ use libp2p_identity::PeerId;
 use super::{FilteringBehaviour, MappingBehaviour, NatView, Observation, Observations};
 use crate::core::{
     SocketId,
+    address_policy::{Scope, scope},
     strategy::Allocation,
-    targets::{Scope, scope},
 };
 
 /// What is known of the NAT in front of the socket that our coordinators know. `None` is not known: nothing here is
