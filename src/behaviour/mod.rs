@@ -9,13 +9,14 @@ mod control;
 mod coordinators;
 mod handler;
 pub(crate) mod link;
+mod reachability;
 mod redials;
 mod relay;
 #[cfg(test)]
 mod tests;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
@@ -36,6 +37,7 @@ pub use self::handler::{FromBehaviour, Handler};
 use self::{
     coordinators::Coordinators,
     link::{FromDriver, Input, Route},
+    reachability::{Reachability, is_global_quic},
     redials::{Lost, Redials},
     relay::{Output, Relaying},
 };
@@ -73,7 +75,7 @@ pub struct Behaviour {
     /// For the driver, when its channel is full.
     inputs: VecDeque<Input>,
     actions: VecDeque<ToSwarm<Event, FromBehaviour>>,
-    external_addresses: BTreeSet<Multiaddr>,
+    reachability: Reachability,
     /// External-address candidates already reported, by observer.
     reported: BTreeMap<PeerId, Multiaddr>,
     links: BTreeMap<ConnectionId, Link>,
@@ -97,7 +99,7 @@ impl Behaviour {
             redials: Redials::default(),
             inputs: VecDeque::new(),
             actions: actions.collect(),
-            external_addresses: BTreeSet::new(),
+            reachability: Reachability::new(local_peer),
             reported: BTreeMap::new(),
             links: BTreeMap::new(),
             next_link: 0,
@@ -179,23 +181,18 @@ impl Behaviour {
         }
     }
 
-    /// An address of a relay is none of ours: it says the contrary of being reachable.
-    fn update_reachable(&mut self, address: &Multiaddr, change: impl FnOnce(&mut BTreeSet<Multiaddr>)) {
-        if address.iter().any(|part| part == Protocol::P2pCircuit) {
-            return;
-        }
-        let before = self.external_addresses.is_empty();
-        change(&mut self.external_addresses);
-        if before != self.external_addresses.is_empty() {
-            self.inputs.push_back(Input::Reachable(before));
-            self.relaying.set_reachable(before);
-        }
+    fn set_reachable(&mut self, reachable: bool) {
+        self.inputs.push_back(Input::Reachable(reachable));
+        self.relaying.set_reachable(reachable);
     }
 
     /// An observed address is a candidate for an external address; whether it is one is for others to find out.
     fn report_candidate(&mut self, event: &Event) {
         let Event::Observed { observer, address, .. } = event else { return };
         let address = quic_v1(*address);
+        if !is_global_quic(&address, &self.local_peer) {
+            return;
+        }
         if self.reported.get(observer) != Some(&address) {
             self.reported.insert(*observer, address.clone());
             self.actions.push_back(ToSwarm::NewExternalAddrCandidate(address));
@@ -343,12 +340,12 @@ impl NetworkBehaviour for Behaviour {
                     tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
                 }
             }
-            FromSwarm::ExternalAddrConfirmed(event) => self.update_reachable(event.addr, |known| {
-                known.insert(event.addr.clone());
-            }),
-            FromSwarm::ExternalAddrExpired(event) => self.update_reachable(event.addr, |known| {
-                known.remove(event.addr);
-            }),
+            FromSwarm::ExternalAddrConfirmed(event) if self.reachability.confirmed(event.addr) => {
+                self.set_reachable(true);
+            }
+            FromSwarm::ExternalAddrExpired(event) if self.reachability.expired(event.addr) => {
+                self.set_reachable(false);
+            }
             FromSwarm::NewListenAddr(event) => self.relaying.listening(event.listener_id, now),
             FromSwarm::ListenerClosed(event) => self.relaying.not_listening(event.listener_id, now),
             FromSwarm::ListenerError(event) => self.relaying.listener_failed(event.listener_id, now),

@@ -4,7 +4,7 @@
 //! in as `now`, randomness as a seed. No sockets, clocks, tasks or random sources live here, so that
 //! whatever can be decided without I/O can be simulated: ten thousand sessions in a second.
 
-mod address_policy;
+pub(crate) mod address_policy;
 pub mod agent;
 mod backoff;
 pub mod candidate;

@@ -7,6 +7,8 @@ use libp2p_identity::PeerId;
 
 /// Reads `/ip4|ip6/…/udp/…/quic-v1`, with an optional `/p2p/PEER` at the end. `None` for anything else,
 /// which includes `/quic` (draft-29).
+///
+/// Of several `/p2p` the last one counts, as in libp2p-quic: applications append the peer to addresses that name it.
 pub(crate) fn to_socket(address: &Multiaddr) -> Option<(SocketAddr, Option<PeerId>)> {
     let mut parts = address.iter();
     let ip = match parts.next()? {
@@ -16,12 +18,12 @@ pub(crate) fn to_socket(address: &Multiaddr) -> Option<(SocketAddr, Option<PeerI
     };
     let Protocol::Udp(port) = parts.next()? else { return None };
     let Protocol::QuicV1 = parts.next()? else { return None };
-    let peer = match parts.next() {
-        None => None,
-        Some(Protocol::P2p(peer)) => Some(peer),
-        Some(_) => return None,
-    };
-    parts.next().is_none().then_some((SocketAddr::new(ip, port), peer))
+    let mut peer = None;
+    for part in parts {
+        let Protocol::P2p(named) = part else { return None };
+        peer = Some(named);
+    }
+    Some((SocketAddr::new(ip, port), peer))
 }
 
 /// Reads `/ip6zone/ZONE/ip6/fe80::…/udp/…/quic-v1`, with an optional `/p2p/PEER` at the end: a link-local address, and the zone
@@ -88,6 +90,16 @@ mod tests {
     }
 
     #[test]
+    fn of_several_peers_the_last_one_counts() {
+        let (first, last) = (PeerId::random(), PeerId::random());
+        for (parts, expected) in [([first, first], first), ([first, last], last)] {
+            let parts = parts.map(|peer| format!("/p2p/{peer}")).concat();
+            let (_, found) = parse(&format!("/ip4/192.0.2.1/udp/9/quic-v1{parts}")).unwrap();
+            assert_eq!(found, Some(expected));
+        }
+    }
+
+    #[test]
     fn everything_else_is_refused() {
         let peer = PeerId::random();
         for text in [
@@ -97,7 +109,6 @@ mod tests {
             "/dns/example.com/udp/1/quic-v1",
             "/ip4/127.0.0.1/udp/1/quic-v1/webtransport",
             &format!("/ip4/127.0.0.1/udp/1/quic-v1/p2p/{peer}/p2p-circuit"),
-            &format!("/ip4/127.0.0.1/udp/1/quic-v1/p2p/{peer}/p2p/{peer}"),
             &format!("/p2p/{peer}"),
         ] {
             assert_eq!(parse(text), None, "{text}");

@@ -15,6 +15,7 @@ mod moving;
 mod nats;
 mod network;
 mod others;
+mod reachable;
 mod redials;
 mod relay;
 mod relaying;

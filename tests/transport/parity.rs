@@ -33,6 +33,27 @@ async fn smoke() {
     }
 }
 
+/// As rust-libp2p's file-sharing example dials: it appends the peer to an address that names it.
+#[tokio::test]
+async fn of_several_peers_in_an_address_the_last_one_is_dialed() {
+    for (listen_with, dial_with) in PAIRS {
+        let ((a_id, mut a), (b_id, mut b)) = (make(listen_with), make(dial_with));
+        let address = listen(&mut a, V4).await;
+        for first in [a_id, PeerId::random()] {
+            let address = address.clone().with(Protocol::P2p(first)).with(Protocol::P2p(a_id));
+            let connected = both(&mut a, &mut b, address).await;
+            assert_eq!((connected.at_listener.0, connected.at_dialer.0), (b_id, a_id));
+        }
+        let address = address.with(Protocol::P2p(a_id)).with(Protocol::P2p(PeerId::random()));
+        let dial = b.dial(address, PLAIN).unwrap();
+        let serving = Box::pin(async { while a.next().await.is_some() {} });
+        match future::select(dial, serving).await {
+            Either::Left((dialed, _)) => assert!(dialed.is_err(), "another peer is there"),
+            Either::Right(_) => panic!("the listener has ended"),
+        }
+    }
+}
+
 #[tokio::test]
 async fn endpoint_reuse() {
     let hasty: Make = |keypair| muxers(with_default_time_outs(keypair));
