@@ -295,10 +295,23 @@ mod tests {
         assert_eq!(Config::default().validate(), Ok(()));
     }
 
+    /// A change that violates a rule, and the words that its error must have.
+    type Case = (Box<dyn Fn(&mut Config)>, &'static [&'static str]);
+
+    fn assert_all_named(cases: Vec<Case>) {
+        for (change, words) in cases {
+            let mut config = Config::default();
+            change(&mut config);
+            let message = config.validate().unwrap_err().to_string();
+            for word in words {
+                assert!(message.contains(word), "{message:?} does not name {word:?}");
+            }
+        }
+    }
+
     #[test]
     fn every_violated_rule_names_field_value_and_bound() {
-        type Case = (Box<dyn Fn(&mut Config)>, &'static [&'static str]);
-        let cases: Vec<Case> = vec![
+        assert_all_named(vec![
             (Box::new(|c| c.max_candidates = 0), &["max_candidates", "0", "1..=256"]),
             (Box::new(|c| c.max_candidates = 257), &["max_candidates", "257", "1..=256"]),
             (Box::new(|c| c.max_concurrent_attempts = 0), &["max_concurrent_attempts", "0", "1..=16"]),
@@ -327,6 +340,12 @@ mod tests {
                 Box::new(|c| c.bind_addresses = vec!["/ip4/0.0.0.0/tcp/0".parse().unwrap()]),
                 &["bind_addresses", "/ip4/0.0.0.0/tcp/0", "quic-v1"],
             ),
+        ]);
+    }
+
+    #[test]
+    fn every_violated_rule_of_quic_names_field_value_and_bound() {
+        assert_all_named(vec![
             (
                 Box::new(|c| c.quic.keep_alive_interval = Duration::from_secs(10)),
                 &["quic.keep_alive_interval", "10s", "quic.max_idle_timeout"],
@@ -340,6 +359,14 @@ mod tests {
             (Box::new(|c| c.quic.max_send_data = 0), &["quic.max_send_data", "0", "1"]),
             (Box::new(|c| c.quic.max_half_open = 0), &["quic.max_half_open", "0", "1"]),
             (Box::new(|c| c.quic.max_connections = Some(0)), &["quic.max_connections", "0", "1"]),
+            (
+                Box::new(|c| c.quic.max_half_open_per_prefix = Some(0)),
+                &["quic.max_half_open_per_prefix", "0", "1"],
+            ),
+            (
+                Box::new(|c| c.quic.max_connections_per_prefix = Some(0)),
+                &["quic.max_connections_per_prefix", "0", "1"],
+            ),
             (Box::new(|c| c.quic.initial_mtu = 1_199), &["quic.initial_mtu", "1199", "1200..=65527"]),
             (
                 Box::new(|c| c.quic.initial_mtu = 1_453),
@@ -354,15 +381,7 @@ mod tests {
                 Box::new(|c| c.quic.handshake_timeout = Duration::ZERO),
                 &["quic.handshake_timeout", "0ns", "100 ms"],
             ),
-        ];
-        for (change, words) in cases {
-            let mut config = Config::default();
-            change(&mut config);
-            let message = config.validate().unwrap_err().to_string();
-            for word in words {
-                assert!(message.contains(word), "{message:?} does not name {word:?}");
-            }
-        }
+        ]);
     }
 
     #[cfg(not(feature = "qlog"))]

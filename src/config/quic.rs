@@ -73,9 +73,15 @@ pub struct QuicConfig {
     /// Handshakes under way on one listener from which on more are refused. Default 1,024, at least 1. Of what we send, one
     /// whose client fell silent costs some 2 kB a second until it times out.
     pub max_half_open: u32,
+    /// Handshakes under way that clients of one network may have on one listener: of an IPv4 /24 or an IPv6 /48, of one address
+    /// in private networks; loopback is not limited. `None` for no share. Default 128, at least 1.
+    pub max_half_open_per_prefix: Option<u32>,
     /// Connections of this transport from which on incoming ones are refused, sessions included; `None` for no limit of
     /// ours. Dials are the application's own affair. Default none.
     pub max_connections: Option<u32>,
+    /// Accepted connections, handshakes included, that one network may have; networks are those of
+    /// [`max_half_open_per_prefix`](Self::max_half_open_per_prefix). `None` for no limit. Default 1,024, at least 1.
+    pub max_connections_per_prefix: Option<u32>,
     /// Offer X25519MLKEM768 in dials. Default off: the ClientHello then needs two datagrams. What a client offers is taken
     /// in either case; with this on, it is preferred.
     pub post_quantum: bool,
@@ -108,7 +114,9 @@ impl Default for QuicConfig {
             socket_buffer: Some(4 << 20),
             retry_threshold: 64,
             max_half_open: 1_024,
+            max_half_open_per_prefix: Some(128),
             max_connections: None,
+            max_connections_per_prefix: Some(1_024),
             post_quantum: false,
             cipher: CipherPreference::default(),
             link_local: false,
@@ -140,7 +148,9 @@ impl QuicConfig {
             ("quic.max_connection_data", Some(self.max_connection_data)),
             ("quic.max_send_data", Some(self.max_send_data)),
             ("quic.max_half_open", Some(self.max_half_open)),
+            ("quic.max_half_open_per_prefix", self.max_half_open_per_prefix),
             ("quic.max_connections", self.max_connections),
+            ("quic.max_connections_per_prefix", self.max_connections_per_prefix),
         ] {
             if value == Some(0) {
                 return Err(out_of_bounds(field, 0, "at least 1"));

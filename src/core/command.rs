@@ -5,7 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use bytes::Bytes;
 use libp2p_identity::PeerId;
 
-use super::{FlowId, Path, SocketId};
+use super::{FlowId, Path, SocketId, keys::FlightBinding};
 
 /// Whose sockets are opened beside those of the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -35,6 +35,8 @@ pub enum Command {
         peer: PeerId,
         /// What is known of the round-trip time, for QUIC's first timers.
         rtt: Option<Duration>,
+        /// What the connection ID that the first flight goes to must bear.
+        binding: FlightBinding,
     },
     /// Feed a peer's first flight to the QUIC server as coming from the virtual address of `flow`.
     Accept {
@@ -46,6 +48,8 @@ pub enum Command {
         first_flight: Vec<Bytes>,
         /// What is known of the round-trip time, for QUIC's first timers.
         rtt: Option<Duration>,
+        /// What the connection ID of the first flight must bear, or else the flow fails.
+        binding: FlightBinding,
     },
     /// Datagrams from `path` that carry one of the flow's connection IDs are QUIC packets of `flow`. A path has room for a few
     /// flows; those that were `heard` on it take the place of those that were only announced there. Given again for a

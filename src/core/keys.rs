@@ -6,12 +6,17 @@ use bytes::{BufMut, BytesMut};
 use hkdf::Hkdf;
 use hmac::{Hmac, Mac, digest::KeyInit};
 use libp2p_identity::PeerId;
-use sha2::Sha256;
+use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
 
 use super::{SessionId, event::SessionRole, frame::wire::put_bytes};
 
 const DOMAIN: &[u8] = b"libp2p-punch/1.0.0 probe";
+const FLIGHT_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 first flight";
+/// Bytes of the destination connection ID of a first flight: the longest of QUIC version 1.
+pub const FLIGHT_CID_LEN: usize = 20;
+/// Leading bytes of that connection ID that are random: the least that RFC 9000 §7.2 asks for.
+const FLIGHT_NONCE_LEN: usize = 8;
 /// Bytes of one MAC key: a block of SHA-256, so that HMAC takes it as it is (RFC 2104 §3).
 const MAC_KEY_LEN: usize = 64;
 /// Bytes of one session tag.
@@ -60,6 +65,40 @@ impl From<[u8; 32]> for ProbeSecret {
 impl fmt::Debug for ProbeSecret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ProbeSecret").finish_non_exhaustive()
+    }
+}
+
+/// Ties the connection IDs of first flights to the request that carries them.
+///
+/// QUIC routes a first flight by the connection ID that its client chose. Without the tie, whoever sees a request could
+/// put its first flight into a request of their own, and the responder's endpoint would take the honest copy for a
+/// repetition of that one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FlightBinding([u8; 32]);
+
+impl FlightBinding {
+    /// Of the requests of `initiator` with this probe key.
+    pub fn new(initiator: &PeerId, probe_key: &[u8; 32]) -> Self {
+        let mut bound = BytesMut::from(FLIGHT_DOMAIN);
+        put_bytes(&mut bound, &initiator.to_bytes(), usize::MAX);
+        bound.put_slice(probe_key);
+        Self(Sha256::digest(&bound).into())
+    }
+
+    /// A connection ID for a first flight; the nonce must be unpredictable (RFC 9000 §7.2).
+    pub fn connection_id(&self, nonce: [u8; FLIGHT_NONCE_LEN]) -> [u8; FLIGHT_CID_LEN] {
+        let tag = Sha256::new().chain_update(self.0).chain_update(nonce).finalize();
+        let mut id = [0; FLIGHT_CID_LEN];
+        let (head, tail) = id.split_at_mut(FLIGHT_NONCE_LEN);
+        head.copy_from_slice(&nonce);
+        tail.iter_mut().zip(tag).for_each(|(to, from)| *to = from);
+        id
+    }
+
+    /// Returns true if the connection ID belongs to such a request.
+    pub fn covers(&self, connection_id: &[u8]) -> bool {
+        let nonce = connection_id.first_chunk().copied();
+        nonce.is_some_and(|nonce| self.connection_id(nonce) == connection_id)
     }
 }
 
@@ -232,6 +271,22 @@ mod tests {
             );
             assert_eq!(keys.unwrap_err(), KeyError::NonContributory);
         }
+    }
+
+    #[test]
+    fn the_connection_id_of_a_first_flight_belongs_to_one_initiator_and_probe_key() {
+        let [a, b] = [1, 2].map(|seed| {
+            let keypair = libp2p_identity::Keypair::ed25519_from_bytes([seed; 32]).unwrap();
+            FlightBinding::new(&keypair.public().to_peer_id(), &[7; 32])
+        });
+        let id = a.connection_id([9; FLIGHT_NONCE_LEN]);
+        assert!(a.covers(&id));
+        assert!(!b.covers(&id), "another initiator");
+        assert!(!a.covers(&id[..19]) && !a.covers(&[9; 4]) && !a.covers(&[]), "cut short");
+        let mut other = id;
+        other[19] ^= 1;
+        assert!(!a.covers(&other));
+        assert_ne!(id, a.connection_id([8; FLIGHT_NONCE_LEN]));
     }
 
     #[test]

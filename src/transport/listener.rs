@@ -18,6 +18,7 @@ use libp2p_core::{Multiaddr, multiaddr::Protocol, transport::ListenerId};
 use super::{
     Error, addr,
     binding::{Binding, Env},
+    shares::{Place, Shares},
 };
 use crate::{config::QuicConfig, io::Interfaces};
 
@@ -61,8 +62,8 @@ pub(crate) struct Listener {
     news: Option<News>,
     /// Whether the one address of the socket is gone.
     away: bool,
-    /// Counts the handshakes under way: each holds a clone.
-    half_open: Arc<()>,
+    /// The handshakes under way.
+    half_open: Arc<Shares>,
 }
 
 impl Listener {
@@ -85,7 +86,7 @@ impl Listener {
             addresses: BTreeSet::new(),
             incoming: incoming.boxed(),
             away: false,
-            half_open: Arc::new(()),
+            half_open: Arc::default(),
             link_local: env.quic.config().link_local,
             zone,
             binding,
@@ -157,19 +158,21 @@ impl Listener {
         self.address_at(ip.unwrap_or_else(|| self.binding.local.ip()))
     }
 
-    /// Whether there is room for one more handshake, beside so many connections.
-    pub(crate) fn admission(
-        &self,
-        config: &QuicConfig,
-        connections: usize,
-        incoming: &quinn::Incoming,
-    ) -> Admission {
-        admission(config, connections, Arc::strong_count(&self.half_open) - 1, incoming.may_retry())
+    /// Says if there is room for one more handshake.
+    pub(crate) fn admission(&self, env: &Env, incoming: &quinn::Incoming) -> Admission {
+        let remote = incoming.remote_address().ip();
+        let load = Load {
+            connections: env.connections.len(),
+            half_open: self.half_open.taken(),
+            connections_of_prefix: env.connections.accepted_from(remote),
+            half_open_of_prefix: self.half_open.taken_by(remote),
+        };
+        load.admits(env.quic.config(), incoming.may_retry())
     }
 
-    /// To be held for as long as a handshake is under way.
-    pub(crate) fn handshake_slot(&self) -> Arc<()> {
-        self.half_open.clone()
+    /// To be held for as long as a handshake with `remote` is under way.
+    pub(crate) fn handshake_place(&self, remote: IpAddr) -> Place {
+        self.half_open.take(remote)
     }
 
     /// Stops accepting. Established connections and handshakes under way go on.
@@ -233,15 +236,37 @@ impl fmt::Debug for Listener {
     }
 }
 
-fn admission(config: &QuicConfig, connections: usize, half_open: usize, may_retry: bool) -> Admission {
-    let reached = |bound: u32, count: usize| u64::from(bound) <= count as u64;
-    let full = config.max_connections.is_some_and(|bound| reached(bound, connections + half_open));
-    if full || reached(config.max_half_open, half_open) {
-        Admission::Refuse
-    } else if may_retry && reached(config.retry_threshold, half_open) {
-        Admission::Retry
-    } else {
-        Admission::Accept
+/// What a listener has when a client comes.
+#[derive(Debug, Clone, Copy, Default)]
+struct Load {
+    /// Connections of the transport.
+    connections: usize,
+    /// Handshakes under way on the listener.
+    half_open: usize,
+    /// Accepted connections of the client's network.
+    connections_of_prefix: usize,
+    /// Handshakes under way of the client's network.
+    half_open_of_prefix: usize,
+}
+
+impl Load {
+    /// The answer to a client whose address is proven unless it `may_retry`.
+    fn admits(&self, config: &QuicConfig, may_retry: bool) -> Admission {
+        let reached = |bound: u32, count: usize| u64::from(bound) <= count as u64;
+        let limited = |bound: Option<u32>, count: usize| bound.is_some_and(|bound| reached(bound, count));
+        let of_prefix = self.connections_of_prefix + self.half_open_of_prefix;
+        if limited(config.max_connections, self.connections + self.half_open)
+            || limited(config.max_connections_per_prefix, of_prefix)
+            || reached(config.max_half_open, self.half_open)
+        {
+            return Admission::Refuse;
+        }
+        let has_share = limited(config.max_half_open_per_prefix, self.half_open_of_prefix);
+        match may_retry {
+            true if has_share || reached(config.retry_threshold, self.half_open) => Admission::Retry,
+            false if has_share => Admission::Refuse,
+            _ => Admission::Accept,
+        }
     }
 }
 
@@ -252,7 +277,9 @@ mod tests {
     #[test]
     fn many_handshakes_at_once_make_clients_prove_their_address() {
         let config = QuicConfig { retry_threshold: 64, max_half_open: 1_024, ..QuicConfig::default() };
-        let of = |half_open, may_retry| admission(&config, 5_000, half_open, may_retry);
+        let of = |half_open, may_retry| {
+            Load { connections: 5_000, half_open, ..Load::default() }.admits(&config, may_retry)
+        };
         assert_eq!(of(0, true), Admission::Accept);
         assert_eq!(of(63, true), Admission::Accept);
         assert_eq!(of(64, true), Admission::Retry);
@@ -264,15 +291,42 @@ mod tests {
     #[test]
     fn a_limit_on_connections_counts_handshakes_too() {
         let config = QuicConfig { max_connections: Some(10), ..QuicConfig::default() };
-        assert_eq!(admission(&config, 7, 2, true), Admission::Accept);
-        assert_eq!(admission(&config, 7, 3, true), Admission::Refuse);
-        assert_eq!(admission(&config, 10, 0, false), Admission::Refuse);
+        let of = |connections, half_open, may_retry| {
+            Load { connections, half_open, ..Load::default() }.admits(&config, may_retry)
+        };
+        assert_eq!(of(7, 2, true), Admission::Accept);
+        assert_eq!(of(7, 3, true), Admission::Refuse);
+        assert_eq!(of(10, 0, false), Admission::Refuse);
     }
 
     #[test]
     fn a_threshold_of_zero_makes_every_client_prove_its_address() {
         let config = QuicConfig { retry_threshold: 0, ..QuicConfig::default() };
-        assert_eq!(admission(&config, 0, 0, true), Admission::Retry);
-        assert_eq!(admission(&config, 0, 0, false), Admission::Accept);
+        assert_eq!(Load::default().admits(&config, true), Admission::Retry);
+        assert_eq!(Load::default().admits(&config, false), Admission::Accept);
+    }
+
+    #[test]
+    fn a_network_with_its_share_must_prove_its_address_and_is_refused_then() {
+        let config = QuicConfig { max_half_open_per_prefix: Some(3), ..QuicConfig::default() };
+        let of = |half_open_of_prefix, may_retry| {
+            Load { half_open: 9, half_open_of_prefix, ..Load::default() }.admits(&config, may_retry)
+        };
+        assert_eq!(of(2, true), Admission::Accept);
+        assert_eq!(of(3, true), Admission::Retry);
+        assert_eq!(of(2, false), Admission::Accept);
+        assert_eq!(of(3, false), Admission::Refuse);
+    }
+
+    #[test]
+    fn a_network_has_a_share_of_the_connections_which_counts_its_handshakes() {
+        let config = QuicConfig { max_connections_per_prefix: Some(3), ..QuicConfig::default() };
+        let of = |connections_of_prefix, half_open_of_prefix| {
+            let load = Load { connections: 9, half_open: 9, connections_of_prefix, half_open_of_prefix };
+            load.admits(&config, false)
+        };
+        assert_eq!(of(1, 1), Admission::Accept);
+        assert_eq!(of(2, 1), Admission::Refuse);
+        assert_eq!(of(3, 0), Admission::Refuse);
     }
 }

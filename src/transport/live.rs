@@ -19,6 +19,7 @@ use super::{
     Error, addr,
     binding::Wire,
     path::FlowView,
+    shares::{self, Shares},
     stats::{ConnectedThrough, ConnectionNumber, ConnectionStats, Stats, StatsEvent},
     tls::{self, Cipher, HandshakeMode},
 };
@@ -46,6 +47,8 @@ pub(crate) struct Live {
     place: Mutex<Place>,
     /// Whoever tells the swarm that the peer has moved.
     mover: AtomicWaker,
+    /// The place of an accepted connection in the share of its network.
+    _accepted: Option<shares::Place>,
 }
 
 /// Where the two ends are.
@@ -110,7 +113,7 @@ impl Live {
 
     /// Whether the peer made the connection and may move: a QUIC client may (RFC 9000 §9).
     fn is_of_client(&self) -> bool {
-        matches!(self.through, ConnectedThrough::Listener | ConnectedThrough::PunchAsListener)
+        self.through.is_accepted()
     }
 
     /// Where a client has moved to, if it has. Otherwise `waker` is called once it has, a little later than it did.
@@ -190,6 +193,7 @@ pub(crate) struct Registry {
     runtime: Arc<dyn Runtime>,
     limits: Limits,
     next: AtomicU64,
+    accepted: Arc<Shares>,
     inner: Mutex<Inner>,
 }
 
@@ -208,7 +212,13 @@ struct Subscriber {
 
 impl Registry {
     pub(crate) fn new(limits: Limits, runtime: Arc<dyn Runtime>) -> Self {
-        Self { runtime, limits, next: AtomicU64::default(), inner: Mutex::default() }
+        Self {
+            runtime,
+            limits,
+            next: AtomicU64::default(),
+            accepted: Arc::default(),
+            inner: Mutex::default(),
+        }
     }
 
     /// Takes a connection in whose handshake has ended.
@@ -226,6 +236,7 @@ impl Registry {
             // A session's address is news to the swarm, which knows it by its peer only.
             Beneath::Flow(_) => None,
         };
+        let accepted = remote.filter(|_| through.is_accepted()).map(|remote| self.accepted.take(remote.ip()));
         let live = Arc::new(Live {
             number,
             peer,
@@ -237,6 +248,7 @@ impl Registry {
             registry: self.clone(),
             place: Mutex::new(Place { remote, source, looked: None }),
             mover: AtomicWaker::new(),
+            _accepted: accepted,
         });
         self.lock().live.insert(number, Arc::downgrade(&live));
         self.tell(|| StatsEvent::Opened(live.stats()));
@@ -246,6 +258,11 @@ impl Registry {
     /// How many connections there are.
     pub(crate) fn len(&self) -> usize {
         self.lock().live.len()
+    }
+
+    /// How many accepted connections there are of the network of `address`.
+    pub(crate) fn accepted_from(&self, address: IpAddr) -> usize {
+        self.accepted.taken_by(address)
     }
 
     /// The connections, oldest first.

@@ -30,6 +30,7 @@ pub(crate) mod path;
 mod punch;
 mod qlog;
 pub(crate) mod quic;
+mod shares;
 mod stats;
 mod stream;
 mod time;
@@ -277,7 +278,7 @@ impl Transport {
         // Whoever we are punching for has been asked to come.
         let admission = match &punch {
             Some(_) => Admission::Accept,
-            None => listener.admission(self.env.quic.config(), self.env.connections.len(), &incoming),
+            None => listener.admission(&self.env, &incoming),
         };
         match admission {
             Admission::Accept => {}
@@ -302,7 +303,7 @@ impl Transport {
             Ok(connecting) => connecting,
             Err(error) => return Some(Event::ListenerError { listener_id, error: error.into() }),
         };
-        let slot = listener.handshake_slot();
+        let place = listener.handshake_place(remote.ip());
         let through = match punch {
             Some(_) => ConnectedThrough::PunchAsListener,
             None => ConnectedThrough::Listener,
@@ -311,7 +312,7 @@ impl Transport {
         let finish = handshake::finish(self.env.clone(), connecting, expected, wire, through, driver);
         let upgrade = Upgrade::new(async move {
             let connected = finish.await;
-            drop(slot);
+            drop(place);
             connected
         });
         let upgrade = match punch {

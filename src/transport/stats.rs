@@ -39,6 +39,13 @@ pub enum ConnectedThrough {
     Session(PathKind),
 }
 
+impl ConnectedThrough {
+    /// Returns true if the peer is the QUIC client of one of our listeners.
+    pub(super) fn is_accepted(self) -> bool {
+        matches!(self, Self::Listener | Self::PunchAsListener)
+    }
+}
+
 impl fmt::Display for ConnectedThrough {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

@@ -3,11 +3,15 @@
 //! Every test prints the factor or the count that it measured: `cargo test --test attackers -- --nocapture`.
 
 #[cfg(test)]
+mod half_open;
+#[cfg(test)]
 #[expect(dead_code, reason = "the scenarios use the rest of the harness")]
 #[path = "../agent_scenarios/harness.rs"]
 mod harness;
 #[cfg(test)]
 mod resets;
+#[cfg(test)]
+mod sessions;
 #[cfg(test)]
 mod support;
 #[cfg(test)]

@@ -185,8 +185,12 @@ async fn a_flood_of_initials_leaves_half_of_the_throughput() {
 
 #[tokio::test(start_paused = true)]
 async fn it_is_retry_that_keeps_a_flood_of_initials_from_being_answered_threefold() {
-    let unguarded =
-        QuicConfig { retry_threshold: u32::MAX, max_half_open: u32::MAX, ..QuicConfig::default() };
+    let unguarded = QuicConfig {
+        retry_threshold: u32::MAX,
+        max_half_open: u32::MAX,
+        max_half_open_per_prefix: None,
+        ..QuicConfig::default()
+    };
     let measured = flood_of_initials(unguarded).await;
     assert!(measured.kept() < 50, "{measured:?}");
 }

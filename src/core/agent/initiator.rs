@@ -12,7 +12,7 @@ use crate::core::{
     command::Command,
     event::{FailureReason, Phase, SessionRole},
     frame::{Frame, MAX_FIRST_FLIGHT_DATAGRAMS, PunchAnswer, PunchMeNow, PunchRequest, RejectReason},
-    keys::{ProbeKeys, ProbeSecret},
+    keys::{FlightBinding, ProbeKeys, ProbeSecret},
     limits::Rate,
     links::Link,
     session::{Asked, Key, Lookup, Opening, Session, Standing},
@@ -91,6 +91,7 @@ impl Agent {
     fn open(&mut self, key: Key, now: Instant) {
         let flow = self.new_flow();
         let secret = ProbeSecret::new(self.rng.random());
+        let binding = FlightBinding::new(&self.peer, &secret.public());
         let Some(session) = self.sessions.get_mut(key) else { return };
         if session.phase == Phase::Discovery {
             session.deadline = Some(now + self.settings.phase_timeouts.discovery);
@@ -105,7 +106,7 @@ impl Agent {
         }));
         let (peer, rtt) = (session.peer, session.rtt);
         self.sessions.set_flow(key, Some(flow));
-        self.out.command(Command::Connect { flow, peer, rtt });
+        self.out.command(Command::Connect { flow, peer, rtt, binding });
     }
 
     /// The backoff is over.

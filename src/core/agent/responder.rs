@@ -11,7 +11,7 @@ use crate::core::{
     command::Command,
     event::{Phase, SessionRole},
     frame::{MAX_FIRST_FLIGHT_DATAGRAMS, PunchMeNow, RejectReason},
-    keys::ProbeKeys,
+    keys::{FlightBinding, ProbeKeys},
     limits::{PAIR_RATE, PeerBuckets, Rate, Recent, RecentBuckets, Refused},
     links::Link,
     session::{Key, Session},
@@ -216,8 +216,9 @@ impl Agent {
         self.sessions.set_flow(key, Some(flow));
         let bytes: usize = request.first_flight.iter().map(|datagram| datagram.len()).sum();
         let rtt = self.sessions.get(key).and_then(|session| session.rtt);
+        let binding = FlightBinding::new(&initiator, &request.probe_key);
         let first_flight = request.first_flight;
-        self.out.command(Command::Accept { flow, peer: initiator, first_flight, rtt });
+        self.out.command(Command::Accept { flow, peer: initiator, first_flight, rtt, binding });
         self.form_checklist(key, request.candidates, (id, link), punch.observed, request_len, now);
         if self.gate.flights.take(link.peer, now).is_ok() {
             if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut())

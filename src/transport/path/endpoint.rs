@@ -17,7 +17,7 @@ use futures::{
     future::{Either, poll_fn, select},
 };
 use libp2p_identity::PeerId;
-use quinn::{Connecting, Connection, Endpoint, EndpointConfig, crypto::HmacKey};
+use quinn::{Connecting, Connection, ConnectionId, Endpoint, EndpointConfig, crypto::HmacKey};
 
 use super::{
     PathError, PathLayer, PathNotice,
@@ -27,7 +27,10 @@ use super::{
     shared::Shared,
     socket::SessionSocket,
 };
-use crate::{core::Path, transport::time::Delay};
+use crate::{
+    core::{Path, keys::FlightBinding},
+    transport::time::Delay,
+};
 
 /// How long a flow keeps its paths when its connection is over, so that the `CONNECTION_CLOSE` and the answers to what the
 /// peer still sends go out. RFC 9000 §10.2 wants three PTO; this is that for an RTT of some 300 ms.
@@ -74,7 +77,7 @@ pub(super) async fn route_incoming(endpoint: Endpoint, shared: Arc<Shared>) {
 
 /// What a flow is opened for.
 pub(super) enum Attempt {
-    Connect { peer: PeerId, rtt: Option<Duration> },
+    Connect { peer: PeerId, rtt: Option<Duration>, binding: FlightBinding },
     Accept { peer: PeerId, first_flight: Vec<Bytes>, rtt: Option<Duration> },
 }
 
@@ -89,7 +92,7 @@ impl Supervisor {
     /// Makes the attempt, and reports its one end: `Failed`, or `Closed` after `Established`.
     pub(super) async fn run(self, endpoint: Endpoint, attempt: Attempt) {
         let result = match attempt {
-            Attempt::Connect { peer, rtt } => self.connect(&endpoint, peer, rtt).await,
+            Attempt::Connect { peer, rtt, binding } => self.connect(&endpoint, peer, rtt, binding).await,
             Attempt::Accept { peer, first_flight, rtt } => {
                 self.accept(&endpoint, peer, &first_flight, rtt).await
             }
@@ -105,6 +108,7 @@ impl Supervisor {
             Err(error) => PathNotice::Failed { flow, error },
         };
         self.flow.settle();
+        self.shared.write().release(&self.flow);
         self.notify(end).await;
         let runtime = &self.shared.runtime;
         let mut linger = runtime.new_timer(runtime.now() + LINGER);
@@ -117,8 +121,12 @@ impl Supervisor {
         endpoint: &Endpoint,
         peer: PeerId,
         rtt: Option<Duration>,
+        binding: FlightBinding,
     ) -> Result<Connection, PathError> {
-        let config = self.shared.configs.client(peer, rtt);
+        let mut config = self.shared.configs.client(peer, rtt);
+        config.initial_dst_cid_provider(Arc::new(move || {
+            ConnectionId::new(&binding.connection_id(rand::random()))
+        }));
         let address = virtual_address(self.flow.id);
         let (connecting, cid) =
             while_opening(self.flow.id, || endpoint.connect_with(config, address, SERVER_NAME));

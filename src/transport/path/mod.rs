@@ -61,7 +61,8 @@ use tokio::sync::mpsc;
 
 pub(crate) use self::endpoint::{FlowGuard, FlowView};
 use self::{
-    cid::CidKey,
+    cid::{CID_LEN, CidKey},
+    demux::destination_cid,
     endpoint::{Attempt, Supervisor},
     flow::{BoundSocket, Flow, send_one},
     shared::Shared,
@@ -155,6 +156,9 @@ pub(crate) enum PathError {
     /// There are as many flows as there may be.
     #[error("too many sessions at once")]
     TooManyFlows,
+    /// The first flight bears the connection ID of another request.
+    #[error("the first flight belongs to another request")]
+    ForeignFlight,
     /// A `Close` ended it, or the path layer is gone.
     #[error("the attempt was abandoned")]
     Closed,
@@ -241,9 +245,17 @@ impl PathLayer {
     pub(crate) fn execute(&self, command: Command) {
         let shared = &self.shared;
         let done = match command {
-            Command::Connect { flow, peer, rtt } => self.start(flow, Attempt::Connect { peer, rtt }),
-            Command::Accept { flow, peer, first_flight, rtt } => {
-                self.start(flow, Attempt::Accept { peer, first_flight, rtt })
+            Command::Connect { flow, peer, rtt, binding } => {
+                self.start(flow, Attempt::Connect { peer, rtt, binding })
+            }
+            Command::Accept { flow, peer, first_flight, rtt, binding } => {
+                let is_own = first_flight.iter().all(|datagram| {
+                    destination_cid(datagram, CID_LEN).is_some_and(|(cid, long)| long && binding.covers(cid))
+                });
+                match is_own {
+                    true => self.start(flow, Attempt::Accept { peer, first_flight, rtt }),
+                    false => self.refuse(flow, PathError::ForeignFlight),
+                }
             }
             Command::Admit { flow, path, heard } => {
                 shared.admit(flow, path, if heard { Claim::Heard } else { Claim::Announced })
@@ -303,17 +315,20 @@ impl PathLayer {
                 runtime.spawn(Box::pin(supervisor.run(self.endpoint.clone(), attempt)));
                 Some(())
             }
-            Err(OpenError::TooMany) => {
-                count(&shared.counters.flows_refused, 1);
-                runtime.spawn(Box::pin(async move {
-                    let refusal = PathNotice::Failed { flow: id, error: PathError::TooManyFlows };
-                    // Nobody listens once the driver is gone.
-                    let _ = shared.notices.send(refusal).await;
-                }));
-                Some(())
-            }
+            Err(OpenError::TooMany) => self.refuse(id, PathError::TooManyFlows),
             Err(OpenError::Exists) => None,
         }
+    }
+
+    /// Ends a flow that was not opened.
+    fn refuse(&self, flow: FlowId, error: PathError) -> Option<()> {
+        count(&self.shared.counters.flows_refused, 1);
+        let shared = self.shared.clone();
+        self.shared.runtime.spawn(Box::pin(async move {
+            // Nobody listens once the driver is gone.
+            let _ = shared.notices.send(PathNotice::Failed { flow, error }).await;
+        }));
+        Some(())
     }
 }
 

@@ -24,6 +24,8 @@ pub(super) const MAX_FLOWS_PER_PATH: usize = 8;
 /// What entitles a flow to take packets from a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Claim {
+    /// The flow is over and lingers; any other flow takes its place.
+    Over,
     /// Somebody said that the peer is there.
     Announced,
     /// An authentic probe came from there, whose source may have been forged.
@@ -108,6 +110,7 @@ impl Table {
     }
 
     /// Takes packets of `flow` from `path`. Returns the flow that has no place there then: this one, or one with a lesser claim.
+    /// A flow that is over gives its place up without a word.
     pub(super) fn route(&mut self, path: Path, flow: Arc<Flow>, claim: Claim) -> Option<Arc<Flow>> {
         let Places { flows, claims } = self.routes.entry(path).or_default();
         let own = flows.iter().position(|other| other.id == flow.id);
@@ -123,10 +126,20 @@ impl Table {
         let least = claims.iter_mut().zip(flows).min_by_key(|(other, _)| **other);
         match least {
             Some((other, place)) if *other < claim => {
-                *other = claim;
-                Some(std::mem::replace(place, flow))
+                let was_over = std::mem::replace(other, claim) == Claim::Over;
+                let out = std::mem::replace(place, flow);
+                (!was_over).then_some(out)
             }
             _ => Some(flow),
+        }
+    }
+
+    /// Leaves the places of a flow that is over to others. Until one of them comes, the flow goes on taking packets.
+    pub(super) fn release(&mut self, flow: &Flow) {
+        for path in flow.admitted() {
+            let Some(Places { flows, claims }) = self.routes.get_mut(&path) else { continue };
+            let places = flows.iter().zip(claims);
+            places.filter(|(other, _)| other.id == flow.id).for_each(|(_, claim)| *claim = Claim::Over);
         }
     }
 

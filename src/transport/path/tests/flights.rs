@@ -11,9 +11,9 @@ use tokio::time::Instant;
 use super::{
     super::{PathError, PathNotice, SessionConfigs},
     net::{DELAY, Net},
-    node::{Configs, FLOW, Node, layer},
+    node::{Configs, FLOW, Node, flight_binding, layer},
 };
-use crate::core::{FlowId, command::Command};
+use crate::core::{FlowId, command::Command, keys::FlightBinding};
 
 /// A ClientHello without the post-quantum key share, which takes one datagram.
 struct Small(Configs);
@@ -36,7 +36,7 @@ impl SessionConfigs for Small {
 }
 
 fn connect(flow: FlowId) -> Command {
-    Command::Connect { flow, peer: PeerId::random(), rtt: None }
+    Command::Connect { flow, peer: PeerId::random(), rtt: None, binding: flight_binding() }
 }
 
 /// How many datagrams the first flights of 100 connections have, made at once.
@@ -143,7 +143,7 @@ async fn a_first_flight_that_the_coordinator_lost_is_sent_on_selection() {
     let net = Net::new();
     let mut a = Node::new(&net, &["192.0.2.1:10"]);
     let b = Node::new(&net, &["192.0.2.2:20"]);
-    a.layer.execute(Command::Connect { flow: FLOW, peer: b.peer, rtt: None });
+    a.layer.execute(Command::Connect { flow: FLOW, peer: b.peer, rtt: None, binding: flight_binding() });
     let flight = a.first_flight().await;
     a.admit(FLOW, a.path(0, &b, 0));
     a.select(FLOW, a.path(0, &b, 0));
@@ -206,12 +206,24 @@ async fn an_abandoned_attempt_fails_and_sends_no_flight() {
     assert!(!a.layer.is_active());
 }
 
+/// A datagram with the right connection ID of which QUIC makes no connection.
+fn no_flight() -> Bytes {
+    let cid = flight_binding().connection_id([3; 8]);
+    [&[0xc7, 0, 0, 0, 9, cid.len() as u8], cid.as_slice(), &[7; 1_174]].concat().into()
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_accepted_flight_that_is_none_ends_with_its_close() {
     let net = Net::new();
     let mut b = Node::new(&net, &["192.0.2.2:20"]);
-    let first_flight = vec![Bytes::from(vec![0xc7; 1200]), Bytes::new()];
-    b.layer.execute(Command::Accept { flow: FLOW, peer: PeerId::random(), first_flight, rtt: None });
+    let first_flight = vec![no_flight(), no_flight()];
+    b.layer.execute(Command::Accept {
+        flow: FLOW,
+        peer: PeerId::random(),
+        first_flight,
+        rtt: None,
+        binding: flight_binding(),
+    });
     tokio::time::sleep(Duration::from_secs(1)).await;
     assert!(b.notices.try_recv().is_err());
     b.layer.execute(Command::Close { flow: FLOW });
@@ -222,8 +234,14 @@ async fn an_accepted_flight_that_is_none_ends_with_its_close() {
 async fn an_accepted_flight_that_is_none_ends_with_the_driver() {
     let net = Net::new();
     let Node { layer, notices, .. } = Node::new(&net, &["192.0.2.2:20"]);
-    let first_flight = vec![Bytes::from(vec![0xc7; 1200])];
-    layer.execute(Command::Accept { flow: FLOW, peer: PeerId::random(), first_flight, rtt: None });
+    let first_flight = vec![no_flight()];
+    layer.execute(Command::Accept {
+        flow: FLOW,
+        peer: PeerId::random(),
+        first_flight,
+        rtt: None,
+        binding: flight_binding(),
+    });
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert!(layer.is_active());
     drop(notices);
@@ -232,12 +250,49 @@ async fn an_accepted_flight_that_is_none_ends_with_the_driver() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_first_flight_in_the_request_of_another_does_not_keep_the_honest_copy_out() {
+    let net = Net::new();
+    let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    a.layer.execute(Command::Connect { flow: FLOW, peer: b.peer, rtt: None, binding: flight_binding() });
+    let first_flight = a.first_flight().await;
+    // A coordinator shows the flight to somebody whose request is faster than the one that it belongs to; in either datagram.
+    let thief = Keypair::generate_ed25519().public().to_peer_id();
+    let theirs = FlightBinding::new(&thief, &[7; 32]);
+    let cid = theirs.connection_id([1; 8]);
+    let own: Bytes = [&[0xc7, 0, 0, 0, 1, 20], cid.as_slice(), &[7; 1_174]].concat().into();
+    for (n, first_flight) in [(70, first_flight.clone()), (71, vec![own, first_flight[0].clone()])] {
+        let flow = FlowId(n);
+        b.layer.execute(Command::Accept { flow, peer: thief, first_flight, rtt: None, binding: theirs });
+        assert!(matches!(b.failed().await, PathError::ForeignFlight));
+    }
+    b.layer.execute(Command::Accept {
+        flow: FLOW,
+        peer: a.peer,
+        first_flight,
+        rtt: None,
+        binding: flight_binding(),
+    });
+    for (node, path) in [(&a, a.path(0, &b, 0)), (&b, b.path(0, &a, 0))] {
+        node.admit(FLOW, path);
+        node.select(FLOW, path);
+    }
+    let connected = futures::future::join(a.established(), b.established());
+    tokio::time::timeout(Duration::from_secs(2), connected).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_wrong_peer_fails_the_handshake() {
     let net = Net::new();
     let (mut a, b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
     a.layer.execute(connect(FLOW));
     let first_flight = a.first_flight().await;
-    b.layer.execute(Command::Accept { flow: FLOW, peer: a.peer, first_flight, rtt: None });
+    b.layer.execute(Command::Accept {
+        flow: FLOW,
+        peer: a.peer,
+        first_flight,
+        rtt: None,
+        binding: flight_binding(),
+    });
     for (node, path) in [(&a, a.path(0, &b, 0)), (&b, b.path(0, &a, 0))] {
         node.admit(FLOW, path);
         node.select(FLOW, path);

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::{
     super::{FlowGuard, PathLayer, PathNotice},
-    node::{Configs, FLOW, binding, echo, layer, pattern, send_and_receive},
+    node::{Configs, FLOW, binding, echo, flight_binding, layer, pattern, send_and_receive},
 };
 use crate::{
     core::{Path, SocketId, command::Command},
@@ -52,10 +52,16 @@ impl Side {
 async fn carries_a_megabyte(address: &str) {
     let (mut a, mut b) = (Side::new(address), Side::new(address));
     let (a_peer, b_peer) = (a.key.public().to_peer_id(), b.key.public().to_peer_id());
-    a.layer.execute(Command::Connect { flow: FLOW, peer: b_peer, rtt: None });
+    a.layer.execute(Command::Connect { flow: FLOW, peer: b_peer, rtt: None, binding: flight_binding() });
     let Some(PathNotice::FirstFlight { datagrams, flow: FLOW }) = a.notices.recv().await else { panic!() };
     assert_eq!(datagrams.len(), 2);
-    b.layer.execute(Command::Accept { flow: FLOW, peer: a_peer, first_flight: datagrams, rtt: None });
+    b.layer.execute(Command::Accept {
+        flow: FLOW,
+        peer: a_peer,
+        first_flight: datagrams,
+        rtt: None,
+        binding: flight_binding(),
+    });
     a.use_path_to(b.address);
     b.use_path_to(a.address);
     let ((client, client_guard), (server, _server_guard)) = tokio::join!(a.established(), b.established());

@@ -19,7 +19,7 @@ use super::{
     super::{FlowGuard, PathError, PathLayer, PathNotice, SessionConfigs, SessionKeys},
     net::{Binding, Net, TestSocket},
 };
-use crate::core::{FlowId, Path, SocketId, command::Command};
+use crate::core::{FlowId, Path, SocketId, command::Command, keys::FlightBinding};
 
 /// The keys and certificates of `libp2p-tls`, whose ClientHello takes two datagrams.
 pub(super) struct Configs(pub(super) Keypair);
@@ -63,6 +63,12 @@ impl HmacKey for ResetKey {
         let mac = Hmac::<Sha256>::new_from_slice(&[5; 32]).unwrap().chain_update(data);
         mac.verify_slice(signature).map_err(|_| CryptoError)
     }
+}
+
+/// What ties the first flights of these tests to their requests.
+pub(super) fn flight_binding() -> FlightBinding {
+    let initiator = Keypair::ed25519_from_bytes([1; 32]).unwrap().public().to_peer_id();
+    FlightBinding::new(&initiator, &[2; 32])
 }
 
 /// An ordinary endpoint on a socket of the transport.
@@ -175,9 +181,15 @@ impl Node {
     /// Connects to `other`, and carries the first flight there.
     pub(super) async fn offer(&mut self, other: &Node, flow: FlowId) {
         let rtt = Some(Duration::from_millis(50));
-        self.layer.execute(Command::Connect { flow, peer: other.peer, rtt });
+        self.layer.execute(Command::Connect { flow, peer: other.peer, rtt, binding: flight_binding() });
         let first_flight = self.first_flight().await;
-        other.layer.execute(Command::Accept { flow, peer: self.peer, first_flight, rtt });
+        other.layer.execute(Command::Accept {
+            flow,
+            peer: self.peer,
+            first_flight,
+            rtt,
+            binding: flight_binding(),
+        });
     }
 
     pub(super) fn admit(&self, flow: FlowId, path: Path) {

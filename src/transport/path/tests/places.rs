@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{
     net::{DELAY, Net},
-    node::{FLOW, Node},
+    node::{FLOW, Node, flight_binding},
 };
 use crate::{
     core::{FlowId, Path, command::Command},
@@ -15,7 +15,7 @@ use crate::{
 async fn crowd(b: &mut Node, path: Path) {
     for n in 0..MAX_FLOWS_PER_PATH as u64 {
         let (flow, peer) = (FlowId(100 + n), libp2p_identity::PeerId::random());
-        b.layer.execute(Command::Connect { flow, peer, rtt: None });
+        b.layer.execute(Command::Connect { flow, peer, rtt: None, binding: flight_binding() });
         assert!(matches!(b.notice().await, PathNotice::FirstFlight { .. }));
         b.admit(flow, path);
     }
