@@ -195,6 +195,11 @@ impl Checklist {
         }
     }
 
+    /// Probes every pair anew, within what is left of the budget: the probes sent so far told the peer nothing.
+    pub(crate) fn repeat(&mut self, now: Instant) {
+        self.pairs.iter_mut().for_each(|pair| pair.restart(now));
+    }
+
     /// Probes the selected path anew: the peer seems to have moved.
     pub(crate) fn recheck_selected(&mut self, now: Instant) {
         if let Some(pair) = self.selected.and_then(|path| self.get_mut(path))

@@ -159,6 +159,8 @@ pub(crate) struct Search {
     sampled: bool,
     window: Option<Window>,
     shots: u32,
+    /// All shots were sent to another port before.
+    retargeted: bool,
     /// The order of the ports to scan: the first one and the distance to the next.
     order: (u32, u32),
 }
@@ -191,6 +193,7 @@ impl Search {
             sampled: false,
             window: None,
             shots: 0,
+            retargeted: false,
             order: (rng.random_range(0..PORTS), distance),
         }
     }
@@ -202,6 +205,21 @@ impl Search {
             Strategy::Open { .. } | Strategy::Align { .. } => WINDOW_SOCKETS,
             Strategy::Afresh => 1,
             Strategy::Plain | Strategy::Scan | Strategy::Follow | Strategy::Hopeless => 0,
+        }
+    }
+
+    /// The coordinator sees the peer at another port by now, or at another address before anything was sent there. Sockets of our
+    /// own send there as well, once.
+    pub(crate) fn retarget(&mut self, target: SocketAddr, now: Instant) {
+        let is_allowed = !self.running || target.ip() == self.target.ip();
+        if target == self.target || !is_allowed || self.retargeted {
+            return;
+        }
+        self.target = target;
+        let sends_there = matches!(self.strategy, Strategy::Spray | Strategy::Open { .. } | Strategy::Afresh);
+        if self.running && sends_there && matches!(self.stage, Stage::Shooting(_)) {
+            self.retargeted = true;
+            (self.shots, self.stage) = (0, Stage::Shooting(now));
         }
     }
 

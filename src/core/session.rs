@@ -42,6 +42,8 @@ pub(crate) struct Asked {
     pub(crate) peer: PeerId,
     pub(crate) link: LinkId,
     pub(crate) standing: Standing,
+    /// It was asked once more, because nothing is heard of the peer.
+    pub(crate) again: bool,
 }
 
 /// What an initiator needs until it has an answer.
@@ -53,6 +55,8 @@ pub(crate) struct Opening {
     pub(crate) asked_at: Option<Instant>,
     /// Bytes of the request on the wire.
     pub(crate) request_len: usize,
+    /// When they are asked again if nothing was heard of the peer by then.
+    pub(crate) ask_again: Option<Instant>,
     /// What the responder was told of our NAT.
     pub(crate) told: Traits,
 }
@@ -220,7 +224,8 @@ impl Session {
     fn next_deadline(&self) -> Option<Instant> {
         let probe = self.checklist.as_ref().and_then(|checklist| checklist.next_due());
         let search = self.search.as_ref().and_then(|search| search.next_due());
-        [self.deadline, probe, search].into_iter().flatten().min()
+        let ask = self.opening.as_ref().and_then(|opening| opening.ask_again);
+        [self.deadline, probe, search, ask].into_iter().flatten().min()
     }
 }
 

@@ -12,8 +12,8 @@ use libp2p_punch::{
 };
 
 use crate::{
-    harness::{World, client, ms, server},
-    sessions::triangle,
+    harness::{SOCKET, World, client, ms, server},
+    sessions::{triangle, triangle_of},
 };
 
 const UNKNOWN: FailureReason = FailureReason::Rejected(RejectReason::NotConnected);
@@ -198,4 +198,64 @@ fn a_hundred_strangers_dialed_at_once_do_not_use_up_what_a_coordinator_takes() {
     world.run_for(ms(1_000));
     assert_eq!(world.reached(a, SessionRole::Initiator, Phase::Connected), Some(start + ms(75)));
     assert_eq!(world.nodes[c].agent.counters().caps_hit, 0);
+}
+
+#[test]
+fn silence_has_the_coordinator_asked_once_a_second_for_the_attempt_under_way() {
+    let config = Config { max_attempts: 1, ..client() };
+    let (mut world, a, b, _) = triangle_of(&config);
+    world.blackhole = true;
+    let start = world.elapsed();
+    let requests = count_requests(&mut world, a);
+    world.connect(a, b).unwrap();
+    world.run_for(ms(30_000));
+    assert_eq!(world.failed(a), [(start + ms(5_060), FailureReason::PunchingTimeout)]);
+    assert_eq!(*requests.borrow(), 1 + 5);
+    for node in [a, b] {
+        assert_eq!(world.nodes[node].agent.counters().attempts, 1, "the same attempt");
+        assert_eq!(world.nodes[node].agent.counters().frames_refused, 0);
+        // Nobody is sent more for that.
+        let probes =
+            world.nodes[node].probes.iter().filter(|(_, path)| path.remote == world.outer([b, a][node % 2]));
+        assert!(probes.count() <= 9);
+        world.assert_nothing_left(node);
+    }
+}
+
+#[test]
+fn a_dialer_that_is_seen_elsewhere_by_the_time_it_asks_again_is_connected_by_the_same_attempt() {
+    let (mut world, a, b, c) = triangle();
+    // The NAT in front of A has lost its mapping, and the coordinator sees the new one half a second later.
+    world.move_behind(a, "203.0.113.77");
+    let coordinator = world.outer(c);
+    if let Some((_, contacted)) = &mut world.nodes[a].nat {
+        contacted.insert(coordinator);
+    }
+    let start = world.elapsed();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(500));
+    let (_, (_, there)) = world.nodes[a].links.iter().next().map(|(link, end)| (*link, *end)).unwrap();
+    let (peer, outer) = (world.nodes[a].peer, world.outer(a));
+    world.input(c, |agent, now| agent.handle_link_up(there, peer, Some(outer), Some(SOCKET), now));
+    world.run_for(ms(5_000));
+    let connected = world.reached(a, SessionRole::Initiator, Phase::Connected).unwrap();
+    assert!(connected <= start + ms(1_000 + 125), "{:?}", connected - start);
+    assert_eq!(world.nodes[a].agent.counters().attempts, 1);
+    assert_eq!(world.nodes[b].agent.counters().attempts, 1);
+}
+
+#[test]
+fn an_attempt_whose_peer_has_left_meanwhile_looks_for_it_again() {
+    let (mut world, a, b, c) = triangle();
+    world.blackhole = true;
+    world.connect(a, b).unwrap();
+    world.run_for(ms(500));
+    let link = *world.nodes[b].links.keys().next().unwrap();
+    world.unlink(b, link);
+    world.run_for(ms(1_000));
+    assert_eq!(world.retries(a).iter().map(|retry| retry.1).collect::<Vec<_>>(), [UNKNOWN]);
+    world.blackhole = false;
+    world.link(b, c);
+    world.run_for(ms(2_000));
+    assert_eq!(world.connected(a).len(), 1);
 }

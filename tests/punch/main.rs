@@ -19,5 +19,6 @@ mod reachable;
 mod redials;
 mod relay;
 mod relaying;
+mod stale;
 mod stock;
 mod wrapped;

@@ -21,6 +21,8 @@ use crate::core::{
 
 /// Coordinators asked at once: one may be slow, another may not know the peer.
 pub(super) const MAX_ASKED: usize = 3;
+/// How long nothing is heard of a peer before coordinators are asked again, while the attempt goes on.
+const PATIENCE: Duration = Duration::from_secs(1);
 /// How often coordinators are asked again for peers that they did not know, over all sessions. Every request counts, and this is
 /// half of what a coordinator takes of a peer, so that the other half is left for those that are not repeated.
 const LOOKUPS: Rate = Rate { interval: Duration::from_millis(40), burst: 50 };
@@ -102,6 +104,7 @@ impl Agent {
             asked: Vec::new(),
             asked_at: None,
             request_len: 0,
+            ask_again: None,
             told: Traits::default(),
         }));
         let (peer, rtt) = (session.peer, session.rtt);
@@ -146,9 +149,15 @@ impl Agent {
                 self.try_again(key, now);
                 continue;
             }
-            if session.phase != Phase::Discovery {
-                continue;
+            if session.phase == Phase::Coordination
+                && let Some(opening) = session.opening.as_mut().filter(|opening| opening.asked_at.is_some())
+            {
+                opening.ask_again = Some(now);
+                self.ask_again(key, now);
             }
+            let Some(session) = self.sessions.get(key).filter(|s| s.phase == Phase::Discovery) else {
+                continue;
+            };
             match (&session.opening, session.flow) {
                 (Some(opening), Some(_)) if !opening.first_flight.is_empty() => self.ask(key, now),
                 (_, None) => self.open(key, now),
@@ -180,8 +189,9 @@ impl Agent {
     /// Sends `PUNCH_ME_NOW` to the coordinators that are connected.
     fn ask(&mut self, key: Key, now: Instant) {
         let mut coordinators = self.registrar.connected();
-        let Some(session) = self.sessions.get(key) else { return };
-        let Some(opening) = &session.opening else { return };
+        let Some(session) = self.sessions.get(key).filter(|session| session.opening.is_some()) else {
+            return;
+        };
         if coordinators.is_empty() {
             // Back to waiting, with the flight at hand; only a retry is not in Discovery already.
             if session.phase != Phase::Discovery {
@@ -193,7 +203,18 @@ impl Agent {
         let shift = session.failures as usize * MAX_ASKED % coordinators.len();
         coordinators.rotate_left(shift);
         coordinators.truncate(MAX_ASKED);
-        let traits = self.traits();
+        let told = self.traits();
+        if let Some(opening) = self.sessions.get_mut(key).and_then(|session| session.opening.as_mut()) {
+            opening.asked_at = Some(now);
+            opening.told = told;
+        }
+        self.send_request(key, coordinators, now);
+    }
+
+    /// Sends `PUNCH_ME_NOW` of the attempt under way to these coordinators, with what we know of ourselves by now.
+    fn send_request(&mut self, key: Key, coordinators: Vec<(PeerId, LinkId)>, now: Instant) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(opening) = &session.opening else { return };
         let loopback =
             coordinators.iter().any(|(_, link)| self.links.get(*link).is_some_and(Link::is_loopback));
         let request = PunchRequest {
@@ -204,14 +225,14 @@ impl Agent {
             lifetime: self.settings.coordination_timeout,
             probe_key: opening.secret.public(),
             candidates: self.network.candidates_for(loopback),
-            nat: traits.encode(),
+            nat: opening.told.encode(),
             first_flight: opening.first_flight.clone(),
         };
         // Only a key that cannot sign, or a flight that is no flight, fails here.
         let Ok(signature) = request.sign(&self.keypair) else {
             return self.fail(key, FailureReason::Handshake, now);
         };
-        if session.phase != Phase::Coordination {
+        if session.phase == Phase::Discovery {
             self.enter(key, Phase::Coordination, now);
         }
         let Some(opening) = self.sessions.get_mut(key).and_then(|session| session.opening.as_mut()) else {
@@ -219,12 +240,43 @@ impl Agent {
         };
         self.lookups.charge(LOOKUPS, now);
         let punch = PunchMeNow { request, signature, observed: None };
-        opening.asked_at = Some(now);
         opening.request_len = punch.request_len();
-        opening.told = traits;
+        opening.ask_again = Some(now + PATIENCE);
         for (peer, link) in coordinators {
-            opening.asked.push(Asked { peer, link, standing: Standing::Pending });
+            match opening.asked.iter_mut().find(|asked| asked.link == link) {
+                Some(asked) => asked.again = true,
+                None => {
+                    opening.asked.push(Asked { peer, link, standing: Standing::Pending, again: false });
+                }
+            }
             self.out.frame(link, Frame::PunchMeNow(Box::new(punch.clone())));
+        }
+    }
+
+    /// Nothing was heard of the peer for a while. A coordinator that has not been asked may answer sooner than those that were;
+    /// and to those that answered the peer may have told by now where it is, or they may see us elsewhere.
+    pub(super) fn ask_again(&mut self, key: Key, now: Instant) {
+        let mut coordinators = self.registrar.connected();
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let phase = session.phase;
+        let Some(opening) = session.opening.as_mut().filter(|o| o.ask_again.is_some_and(|at| at <= now))
+        else {
+            return;
+        };
+        opening.ask_again = match phase {
+            Phase::Coordination | Phase::Synchronization | Phase::Punching => Some(now + PATIENCE),
+            _ => None,
+        };
+        match phase {
+            Phase::Coordination => {
+                coordinators.retain(|(_, link)| !opening.asked.iter().any(|asked| asked.link == *link));
+            }
+            Phase::Synchronization | Phase::Punching => {}
+            _ => return,
+        }
+        coordinators.truncate(MAX_ASKED);
+        if !coordinators.is_empty() {
+            self.send_request(key, coordinators, now);
         }
     }
 
@@ -238,8 +290,9 @@ impl Agent {
         // A slow coordinator may answer a request that is no longer of interest.
         let Some(opening) = session.opening.as_mut().filter(|_| attempt == answer.round) else { return };
         let (asked_at, request_len, secret) = (opening.asked_at, opening.request_len, opening.secret.clone());
-        let asked = opening.asked.iter_mut().find(|a| a.peer == link.peer && a.standing == Standing::Pending);
-        let Some(asked) = asked else { return self.out.refuse_frame() };
+        let awaited = |a: &&mut Asked| a.peer == link.peer && (a.standing == Standing::Pending || a.again);
+        let Some(asked) = opening.asked.iter_mut().find(awaited) else { return self.out.refuse_frame() };
+        let again = std::mem::take(&mut asked.again);
         let keys = answer.verify(peer).ok().and_then(|()| {
             let theirs = &answer.registration.probe_key;
             ProbeKeys::derive(&secret, theirs, answer.session, &self.peer, &peer, SessionRole::Initiator).ok()
@@ -258,6 +311,10 @@ impl Agent {
             asked_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
         if phase != Phase::Coordination {
             // Another coordinator was faster; that this one answered too matters only if the other's is refused.
+            if again && self.is_silent(key) {
+                self.peer_renewed(key, keys, now);
+                self.extend_targets(key, answer.candidates, (id, link), answer.observed, now);
+            }
             return;
         }
         self.sessions.set_keys(key, Some(keys));
@@ -267,6 +324,19 @@ impl Agent {
         self.form_checklist(key, answer.candidates, (id, link), answer.observed, request_len, now);
         self.plan_search(key, (id, link), &nat, coordination, now);
         self.pump(key, now);
+    }
+
+    /// The peer has registered anew since it was asked for. With other keys it is another process: it knows nothing of the
+    /// probes sent so far, and has only now got the first flight.
+    fn peer_renewed(&mut self, key: Key, keys: ProbeKeys, now: Instant) {
+        let known = self.sessions.get(key).and_then(|session| session.keys());
+        if known.is_none_or(|known| known.local_tag() == keys.local_tag()) {
+            return;
+        }
+        self.sessions.set_keys(key, Some(keys));
+        if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
+            checklist.repeat(now);
+        }
     }
 
     /// A coordinator, or the responder through it, says no; `false` if that answers nothing we asked.
@@ -281,10 +351,15 @@ impl Agent {
         let current = self.sessions.get_mut(key).filter(|session| session.attempt == round);
         // As in `punch_answer`, a slow coordinator is no offender.
         let Some(opening) = current.and_then(|session| session.opening.as_mut()) else { return true };
-        let unanswered = |a: &&mut Asked| matches!(a.standing, Standing::Pending | Standing::Answered);
+        let unanswered =
+            |a: &&mut Asked| a.again || matches!(a.standing, Standing::Pending | Standing::Answered);
         let Some(asked) = opening.asked.iter_mut().filter(unanswered).find(|a| a.peer == *from) else {
             return false;
         };
+        // What the responder has taken once it may find too often now; the attempt goes on.
+        if std::mem::take(&mut asked.again) && reason != RejectReason::NotConnected {
+            return true;
+        }
         // The responder's own session to us goes on instead: its request is on its way here, so wait for that.
         if reason != RejectReason::Superseded {
             asked.standing = Standing::Rejected(reason);

@@ -18,7 +18,7 @@ use crate::core::{
     event::{Event, PathKind, Phase, SessionRole},
     filtering::is_filter_probe,
     links::Link,
-    pair::{Origin, State},
+    pair::{Origin, Pair, State},
     probe::{PROBE_LEN, Probe, tag_of},
     probe_budget::probes_for,
     session::{Key, MAX_KEPT, Session, Target},
@@ -185,6 +185,7 @@ impl Agent {
 
     /// Sends the probe that is due, if one is, and brings the timers up to date.
     pub(super) fn pump(&mut self, key: Key, now: Instant) {
+        self.ask_again(key, now);
         let data = self.rng.random();
         let Some(session) = self.sessions.get_mut(key) else { return };
         let due = session.checklist.as_mut().and_then(|checklist| checklist.poll(now, data));
@@ -250,16 +251,13 @@ impl Agent {
         }
     }
 
-    /// Forms the pairs of our sockets and the addresses that may be probed.
-    pub(super) fn form_checklist(
+    /// What may be probed of what a peer signed and its coordinator observed, best first, and the candidates among it.
+    fn targets_among(
         &mut self,
-        key: Key,
         mut candidates: Vec<Candidate>,
-        (_, link): (LinkId, &Link),
+        link: &Link,
         observed: Option<SocketAddr>,
-        request_len: usize,
-        now: Instant,
-    ) {
+    ) -> (Vec<Target>, Vec<Candidate>) {
         let policy = Policy {
             prefixes: &self.network.prefixes(),
             public: &self.public_addresses(),
@@ -287,6 +285,20 @@ impl Agent {
         let mut known: BTreeSet<SocketAddr> = observed.into_iter().collect();
         let new = candidates.iter().filter(|candidate| known.insert(candidate.address));
         targets.extend(new.map(Target::announced));
+        (targets, candidates)
+    }
+
+    /// Forms the pairs of our sockets and the addresses that may be probed.
+    pub(super) fn form_checklist(
+        &mut self,
+        key: Key,
+        candidates: Vec<Candidate>,
+        (_, link): (LinkId, &Link),
+        observed: Option<SocketAddr>,
+        request_len: usize,
+        now: Instant,
+    ) {
+        let (targets, candidates) = self.targets_among(candidates, link, observed);
         let (burst, max_pairs) = (self.settings.max_concurrent_attempts, self.settings.max_pairs());
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.targets = targets;
@@ -296,6 +308,35 @@ impl Agent {
         let local = self.network.candidates_for(link.is_loopback());
         self.out.event(Event::Candidates { peer: session.peer, local, remote: candidates });
         self.extend_checklist(key, link.socket, now);
+    }
+
+    /// Adds to the checklist of an attempt under way what its peer and a coordinator say by now.
+    pub(super) fn extend_targets(
+        &mut self,
+        key: Key,
+        candidates: Vec<Candidate>,
+        (_, link): (LinkId, &Link),
+        observed: Option<SocketAddr>,
+        now: Instant,
+    ) {
+        let (targets, _) = self.targets_among(candidates, link, observed);
+        let max_targets = 2 * self.settings.max_pairs();
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        for target in targets {
+            let is_known = session.targets.iter().any(|known| known.remote == target.remote);
+            match session.targets.len() < max_targets {
+                _ if is_known => {}
+                true => session.targets.push(target),
+                false => self.out.cap_hit(),
+            }
+        }
+        if let Some(observed) = observed
+            && let Some(search) = &mut session.search
+        {
+            search.retarget(observed, now);
+        }
+        self.extend_checklist(key, link.socket, now);
+        self.pump(key, now);
     }
 
     /// Adds the pairs that are missing from a checklist; of two sockets `first` comes first.
@@ -334,13 +375,14 @@ impl Agent {
     ) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (Some(checklist), Some(flow)) = (&mut session.checklist, session.flow) else { return };
-        let usable = || checklist.pairs().iter().filter(|pair| pair.origin == Origin::Observed);
+        let is_observed =
+            |pair: &&Pair| Some(pair.path.remote) == observed && pair.origin == Origin::Observed;
+        let usable = || checklist.pairs().iter().filter(is_observed);
         // What the coordinator saw, it saw from over there: through the same socket of ours the NATs know each other.
         let path = usable()
             .find(|pair| Some(pair.path.socket) == link.socket)
             .or_else(|| usable().next())
-            .map(|pair| pair.path)
-            .filter(|path| Some(path.remote) == observed);
+            .map(|pair| pair.path);
         if let Some(path) = path
             && let Some(pair) = checklist.get_mut(path)
         {

@@ -1,6 +1,9 @@
 //! Sessions that others ask for.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use libp2p_identity::PeerId;
 use sha2::{Digest, Sha256};
@@ -10,7 +13,7 @@ use crate::core::{
     LinkId, SessionId,
     command::Command,
     event::{Phase, SessionRole},
-    frame::{MAX_FIRST_FLIGHT_DATAGRAMS, PunchMeNow, RejectReason},
+    frame::{MAX_FIRST_FLIGHT_DATAGRAMS, PunchMeNow, PunchRequest, RejectReason},
     keys::{FlightBinding, ProbeKeys},
     limits::{PAIR_RATE, PeerBuckets, Rate, Recent, RecentBuckets, Refused},
     links::Link,
@@ -31,6 +34,8 @@ pub(crate) const NEWCOMERS: u32 = 50;
 pub(crate) const FLIGHT_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 128 };
 /// Initiators, as each coordinator names them, whose rate is remembered.
 const MAX_ASKERS: usize = 4096;
+/// How long after a request the same one is taken for a repeated one.
+const REPEATED: Duration = Duration::from_millis(500);
 /// Requests remembered, so that one that is played again does nothing.
 const MAX_SEEN: usize = 4096;
 /// How long they are remembered. A request played again after that costs what any request of that peer costs.
@@ -80,6 +85,8 @@ impl Gate {
 /// What is to be done with a request.
 enum Verdict {
     Accept(Box<ProbeKeys>, PeerId),
+    /// It is that of a session under way, in which nothing was heard of the initiator for a while.
+    Repeat(Key),
     /// It came before, likely through another coordinator.
     Ignore,
     Reject(RejectReason),
@@ -91,6 +98,7 @@ impl Agent {
         let name = (punch.request.session, punch.request.round);
         match self.judge(&link.peer, &punch, now) {
             Verdict::Accept(keys, initiator) => self.respond((id, link), punch, *keys, initiator, now),
+            Verdict::Repeat(key) => self.repeated(key, (id, link), punch, now),
             Verdict::Ignore => {}
             Verdict::Reject(reason) => {
                 match reason {
@@ -131,12 +139,17 @@ impl Agent {
             _ => return Verdict::Reject(RejectReason::Malformed),
         };
         let name = (initiator, request.session, request.round);
-        if self.gate.seen.get(&name, now).is_some() {
+        let is_seen = self.gate.seen.get(&name, now).is_some();
+        let repeated = self.repeats(&initiator, request, now);
+        if is_seen && repeated.is_none() {
             return Verdict::Ignore;
         }
         match self.gate.initiators.take(initiator, now) {
             Ok(()) => {}
             Err(Refused::Empty | Refused::Capacity) => return Verdict::Reject(RejectReason::RateLimited),
+        }
+        if let Some(key) = repeated.filter(|_| is_seen) {
+            return Verdict::Repeat(key);
         }
         if self.gate.seen.insert(name, (), now) {
             self.out.cap_hit();
@@ -149,6 +162,29 @@ impl Agent {
         {
             Ok(keys) => Verdict::Accept(Box::new(keys), initiator),
             Err(_) => Verdict::Reject(RejectReason::Malformed),
+        }
+    }
+
+    /// The session under way that a request repeats, if nothing was heard of the initiator meanwhile. What comes through another
+    /// coordinator at about the same time as the first repeats nothing.
+    fn repeats(&self, initiator: &PeerId, request: &PunchRequest, now: Instant) -> Option<Key> {
+        let key = self.sessions.pending_with(initiator).filter(|key| self.is_silent(*key))?;
+        let session = self.sessions.get(key)?;
+        let is_meant = session.role == SessionRole::Responder
+            && (session.id, session.attempt) == (request.session, request.round);
+        let since = now.saturating_duration_since(session.phase_since);
+        (is_meant && since >= REPEATED).then_some(key)
+    }
+
+    /// The initiator has asked again, as it does not hear us: it may be elsewhere by now, as its coordinator sees.
+    fn repeated(&mut self, key: Key, (id, link): (LinkId, &Link), punch: PunchMeNow, now: Instant) {
+        let request = punch.request;
+        let known = self.sessions.get(key).and_then(|session| session.checklist.as_ref());
+        let is_new = punch.observed.is_some_and(|at| known.is_some_and(|known| !known.is_announced(at)));
+        self.extend_targets(key, request.candidates, (id, link), punch.observed, now);
+        if is_new {
+            let bytes: usize = request.first_flight.iter().map(|datagram| datagram.len()).sum();
+            self.permit_flight(key, link, (punch.observed, bytes), now);
         }
     }
 
@@ -220,18 +256,27 @@ impl Agent {
         let first_flight = request.first_flight;
         self.out.command(Command::Accept { flow, peer: initiator, first_flight, rtt, binding });
         self.form_checklist(key, request.candidates, (id, link), punch.observed, request_len, now);
-        if self.gate.flights.take(link.peer, now).is_ok() {
-            if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut())
-            {
-                checklist.flight_vouched_by = Some(link.peer);
-            }
-            self.permit_observed(key, link, punch.observed, 3 * bytes);
-        } else {
-            // The flight waits for an authentic probe.
-            self.out.cap_hit();
-        }
+        self.permit_flight(key, link, (punch.observed, bytes), now);
         self.plan_search(key, (id, link), &request.nat, None, now);
         self.pump(key, now);
+    }
+
+    /// Lets the server's flight go to where the coordinator sees the initiator, up to three times the bytes of the first flight.
+    fn permit_flight(
+        &mut self,
+        key: Key,
+        link: &Link,
+        (observed, bytes): (Option<SocketAddr>, usize),
+        now: Instant,
+    ) {
+        if self.gate.flights.take(link.peer, now).is_err() {
+            // The flight waits for an authentic probe.
+            return self.out.cap_hit();
+        }
+        if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
+            checklist.flight_vouched_by = Some(link.peer);
+        }
+        self.permit_observed(key, link, observed, 3 * bytes);
     }
 
     fn take_part(&mut self, key: Key, (id, attempt): (SessionId, u32)) {
