@@ -4,6 +4,8 @@
 //! clock or spawns a task goes through [`quinn::Runtime`], so that a whole swarm can run over a
 //! simulated network with tokio's paused time. [`OsNetwork`] is the real one.
 
+mod interfaces;
+
 use std::{
     fmt, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
@@ -11,9 +13,11 @@ use std::{
 };
 
 use futures::{StreamExt, stream::BoxStream};
-use if_watch::IfEvent;
+pub use if_watch::{IfEvent, IpNet};
 use quinn::{AsyncUdpSocket, Runtime};
 use socket2::{Domain, Protocol, Socket, Type};
+
+pub(crate) use self::interfaces::{Change, InterfaceWatch};
 
 /// Interface addresses coming up and going down; the addresses that are there at the start come first.
 pub type Interfaces = BoxStream<'static, io::Result<IfEvent>>;
@@ -26,7 +30,18 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
     fn bind(&self, address: SocketAddr, runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
     /// Watches the interface addresses.
+    ///
+    /// The crate survives an error here, and the end of the stream or an error from it: it polls
+    /// [`addresses`](Self::addresses) and starts another watcher from time to time.
     fn interfaces(&self) -> io::Result<Interfaces>;
+
+    /// Lists the interface addresses at this moment.
+    ///
+    /// The list makes up for what a watcher missed. A network whose watcher misses nothing need not implement it. Without
+    /// a watcher and without a list, the addresses of [`source_for`](Self::source_for) are used.
+    fn addresses(&self) -> io::Result<Vec<IpNet>> {
+        Err(io::Error::new(io::ErrorKind::Unsupported, "this network does not list its addresses"))
+    }
 
     /// The local address from which the routing table would send to `destination`.
     fn source_for(&self, destination: IpAddr) -> io::Result<IpAddr>;
@@ -104,6 +119,18 @@ impl Network for OsNetwork {
 
     fn interfaces(&self) -> io::Result<Interfaces> {
         Ok(if_watch::tokio::IfWatcher::new()?.boxed())
+    }
+
+    fn addresses(&self) -> io::Result<Vec<IpNet>> {
+        let listed = if_addrs::get_if_addrs()?;
+        let net = |interface: if_addrs::Interface| {
+            let length = match &interface.addr {
+                if_addrs::IfAddr::V4(v4) => v4.prefixlen,
+                if_addrs::IfAddr::V6(v6) => v6.prefixlen,
+            };
+            IpNet::new(interface.ip(), length).ok()
+        };
+        Ok(listed.into_iter().filter_map(net).collect())
     }
 
     fn source_for(&self, destination: IpAddr) -> io::Result<IpAddr> {

@@ -19,19 +19,23 @@ pub(crate) async fn run(arguments: Coordinator) -> Result<Exit, Failure> {
     serve(node, stop).await
 }
 
-/// Answers whoever comes, until Ctrl-C or SIGTERM.
+/// Answers whoever comes, until Ctrl-C or SIGTERM, and takes leave of all peers.
 pub(crate) async fn serve(mut node: Node, mut stop: Stop) -> Result<Exit, Failure> {
+    let end = tokio::select! {
+        () = stop.told() => Ok(Exit::Success),
+        failure = answer(&mut node) => Err(failure),
+    };
+    node.leave().await;
+    end
+}
+
+/// Answers whoever comes, until that is impossible.
+async fn answer(node: &mut Node) -> Failure {
     loop {
-        tokio::select! {
-            () = stop.told() => {
-                node.leave().await;
-                return Ok(Exit::Success);
-            }
-            happening = node.next() => {
-                if let Happening::NotListening { message } = happening? {
-                    return Err(Failure::error(message));
-                }
-            }
+        match node.next().await {
+            Ok(Happening::NotListening { message }) => return Failure::error(message),
+            Ok(_) => {}
+            Err(failure) => return failure,
         }
     }
 }

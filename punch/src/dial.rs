@@ -71,8 +71,9 @@ pub(crate) async fn run(arguments: Dial) -> Result<Exit, Failure> {
         Ok(exit) => Ok(exit),
         Err(Trouble::Program(failure)) => Err(failure),
         Err(Trouble::Failed { reason, message }) => {
-            node.report.line(&Line::Failed { peer, reason, message: &message })?;
-            Err(Failure { exit: Exit::Failed, message: format!("cannot connect to {peer}: {message}") })
+            let failure =
+                Failure { exit: Exit::Failed, message: format!("cannot connect to {peer}: {message}") };
+            node.report.line(&Line::Failed { peer, reason, message: &message }).and(Err(failure))
         }
     };
     node.leave().await;

@@ -20,12 +20,15 @@ pub(crate) async fn run(arguments: Listen) -> Result<Exit, Failure> {
     } else {
         node.listen_on(&arguments.listen)?;
     }
-    tokio::select! {
-        () = stop.told() => {
+    let end = tokio::select! {
+        () = stop.told() => Some(Ok(Exit::Success)),
+        result = node.register() => result.err().map(Err),
+    };
+    match end {
+        Some(end) => {
             node.leave().await;
-            return Ok(Exit::Success);
+            end
         }
-        result = node.register() => result?,
+        None => coordinator::serve(node, stop).await,
     }
-    coordinator::serve(node, stop).await
 }

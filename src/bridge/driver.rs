@@ -9,7 +9,6 @@ use std::{
 };
 
 use futures::{SinkExt, StreamExt, channel::mpsc};
-use if_watch::IfEvent;
 use libp2p_identity::PeerId;
 use quinn::{AsyncTimer, Runtime};
 
@@ -23,7 +22,7 @@ use crate::{
         event::{Event, SessionRole},
         frame::Frame,
     },
-    io::Interfaces,
+    io::InterfaceWatch,
     transport::{
         Connection, Error,
         live::Registry,
@@ -57,7 +56,7 @@ pub(super) struct Driver {
     path: Arc<PathLayer>,
     connections: Arc<Registry>,
     runtime: Arc<dyn Runtime>,
-    interfaces: Option<Interfaces>,
+    interfaces: Option<InterfaceWatch>,
     channels: Channels,
     counters: Arc<Mutex<Counters>>,
     links: BTreeMap<LinkId, Link>,
@@ -72,7 +71,7 @@ impl Driver {
         agent: Agent,
         (path, connections): (Arc<PathLayer>, Arc<Registry>),
         runtime: Arc<dyn Runtime>,
-        interfaces: Interfaces,
+        interfaces: InterfaceWatch,
         channels: Channels,
         counters: Arc<Mutex<Counters>>,
         may_relay: bool,
@@ -234,12 +233,15 @@ impl Driver {
 
     fn poll_interfaces(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let Some(interfaces) = &mut self.interfaces else { return false };
-        match interfaces.poll_next_unpin(cx) {
-            Poll::Ready(Some(Ok(IfEvent::Up(net)))) => {
-                self.agent.handle_interface_up(net.addr(), net.prefix_len(), now)
+        match interfaces.poll_change(cx) {
+            Poll::Ready(Some(change)) => {
+                for address in change.down {
+                    self.agent.handle_interface_down(address, now);
+                }
+                for (address, prefix_len) in change.up {
+                    self.agent.handle_interface_up(address, prefix_len, now);
+                }
             }
-            Poll::Ready(Some(Ok(IfEvent::Down(net)))) => self.agent.handle_interface_down(net.addr(), now),
-            Poll::Ready(Some(Err(error))) => tracing::warn!(%error, "interface watcher"),
             Poll::Ready(None) => self.interfaces = None,
             Poll::Pending => return false,
         }

@@ -22,7 +22,7 @@ use crate::{
     behaviour::{Behaviour, Ends},
     config::Config,
     core::{agent::Agent, counters::Counters},
-    io::Network,
+    io::{InterfaceWatch, Network},
     transport::{Error, Transport, path::PathLayer, quic::Quic},
 };
 
@@ -51,13 +51,15 @@ pub(crate) fn build(
     let keys = quic.session_keys();
     let (path_sender, path_notices) = tokio::sync::mpsc::channel(PROBE_QUEUE);
     let path = PathLayer::new(network.clone(), runtime.clone(), Box::new(quic.clone()), keys, path_sender)?;
+    let interfaces = InterfaceWatch::start(network.clone(), runtime.clone());
     let transport = Transport::bridged(
         quic,
-        network.clone(),
+        network,
         runtime.clone(),
         notice_sender,
         inbound_receiver,
         path.clone(),
+        interfaces.subscribe(),
     );
     let ends = Ends { driver: input_sender, events, counters: counters.clone(), runtime: runtime.clone() };
     let behaviour = Behaviour::new(keypair.public().to_peer_id(), &config, ends)?;
@@ -66,7 +68,7 @@ pub(crate) fn build(
         agent,
         (path, transport.connections()),
         runtime.clone(),
-        network.interfaces()?,
+        interfaces,
         driver::Channels { notices, path_notices, inputs, events: Reports::new(event_sender), inbound },
         counters,
         config.relay_fallback,

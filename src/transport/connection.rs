@@ -14,7 +14,7 @@ use libp2p_core::{
 };
 
 use super::{
-    Error, addr,
+    Error, addr, closing,
     live::{Beneath, Limits, Live, Registry},
     path::FlowGuard,
     quic::FIRST_STREAMS,
@@ -34,7 +34,7 @@ pub struct Connection {
     session: Option<FlowGuard>,
     inbound: Option<BoxFuture<'static, Pair>>,
     outbound: Option<BoxFuture<'static, Pair>>,
-    closing: Option<BoxFuture<'static, quinn::ConnectionError>>,
+    closing: Option<BoxFuture<'static, Result<(), quinn::ConnectionError>>>,
     growth: Box<Growth>,
 }
 
@@ -146,15 +146,10 @@ impl StreamMuxer for Connection {
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let this = &mut *self;
-        let closing = this.closing.get_or_insert_with(|| {
-            this.live.connection.close(0u32.into(), &[]);
-            let connection = this.live.connection.clone();
-            async move { connection.closed().await }.boxed()
-        });
-        match ready!(closing.poll_unpin(cx)) {
-            quinn::ConnectionError::LocallyClosed => Poll::Ready(Ok(())),
-            error => Poll::Ready(Err(error.into())),
-        }
+        let closing = this
+            .closing
+            .get_or_insert_with(|| closing::close(this.live.connection.clone(), this.live.runtime()).boxed());
+        closing.poll_unpin(cx).map_err(Error::from)
     }
 }
 

@@ -13,15 +13,13 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fmt,
     net::IpAddr,
     sync::{Arc, Weak},
     task::{Context, Poll},
     time::Duration,
 };
 
-use futures::{StreamExt, channel::mpsc};
-use if_watch::IfEvent;
+use futures::channel::mpsc;
 
 use super::{
     Transport,
@@ -31,7 +29,7 @@ use super::{
     stats::ConnectedThrough,
     time::Delay,
 };
-use crate::io::Interfaces;
+use crate::io::{Change, InterfaceWatch};
 
 /// How long a server may take to answer a client that has moved, at least. A PING and its first retransmissions fit in.
 const PATIENCE: Duration = Duration::from_millis(900);
@@ -44,46 +42,33 @@ const PATIENCE_RTTS: u32 = 4;
 /// What a peer is told, if it can be told at all, when a connection is given up.
 const ADDRESS_GONE: &[u8] = b"address gone";
 
-/// What the interface watcher says.
-pub(super) struct Watch(Interfaces);
-
-impl fmt::Debug for Watch {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Watch")
-    }
-}
-
 impl Transport {
     /// Begins to watch, unless we do already.
     pub(super) fn watch_interfaces(&mut self) {
         if self.interfaces.is_none() {
-            match self.env.network.interfaces() {
-                Ok(interfaces) => self.interfaces = Some(Watch(interfaces)),
-                Err(error) => {
-                    tracing::warn!(%error, "interfaces cannot be watched: connections will not move")
-                }
-            }
+            let (network, runtime) = (self.env.network.clone(), self.env.runtime.clone());
+            self.interfaces = Some(InterfaceWatch::start(network, runtime));
         }
     }
 
     pub(super) fn poll_interfaces(&mut self, cx: &mut Context<'_>) {
-        // What goes and comes back within one poll was never away.
-        let mut changed = BTreeMap::new();
-        while let Some(Watch(interfaces)) = &mut self.interfaces {
-            match interfaces.poll_next_unpin(cx) {
-                Poll::Ready(Some(Ok(IfEvent::Up(net)))) => changed.insert(net.addr(), true),
-                Poll::Ready(Some(Ok(IfEvent::Down(net)))) => changed.insert(net.addr(), false),
-                Poll::Ready(Some(Err(error))) => {
-                    tracing::warn!(%error, "interface watcher");
-                    None
-                }
-                Poll::Ready(None) => {
-                    self.interfaces = None;
-                    None
-                }
+        while let Some(interfaces) = &mut self.interfaces {
+            match interfaces.poll_change(cx) {
+                Poll::Ready(Some(change)) => self.on_interface_change(&change),
+                // The runtime has ended, and with it everything that could change.
+                Poll::Ready(None) => self.interfaces = None,
                 Poll::Pending => break,
-            };
+            }
         }
+    }
+
+    fn on_interface_change(&mut self, change: &Change) {
+        for listener in &mut self.listeners {
+            listener.follow(change);
+        }
+        let gone = change.down.iter().map(|address| (*address, false));
+        let mut changed: BTreeMap<IpAddr, bool> = gone.collect();
+        changed.extend(change.up.iter().map(|(address, _)| (*address, true)));
         if !changed.is_empty() {
             self.follow_sockets(&changed);
             self.follow_connections(&changed);

@@ -1,7 +1,7 @@
 //! A listening socket: its addresses, and what comes in.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, VecDeque},
     fmt, io,
     net::{IpAddr, SocketAddr},
     sync::Arc,
@@ -12,7 +12,6 @@ use futures::{
     StreamExt,
     stream::{self, BoxStream},
 };
-use if_watch::IfEvent;
 use libp2p_core::{Multiaddr, multiaddr::Protocol, transport::ListenerId};
 
 use super::{
@@ -20,7 +19,10 @@ use super::{
     binding::{Binding, Env},
     shares::{Place, Shares},
 };
-use crate::{config::QuicConfig, io::Interfaces};
+use crate::{
+    config::QuicConfig,
+    io::{Change, InterfaceWatch},
+};
 
 /// What a listener has to say.
 pub(crate) enum Event {
@@ -40,12 +42,6 @@ pub(crate) enum Admission {
     Refuse,
 }
 
-#[derive(Debug, Clone, Copy)]
-enum News {
-    Up,
-    Down,
-}
-
 pub(crate) struct Listener {
     pub(crate) id: ListenerId,
     pub(crate) binding: Binding,
@@ -54,12 +50,10 @@ pub(crate) struct Listener {
     /// Whether link-local addresses of interfaces are announced.
     link_local: bool,
     incoming: BoxStream<'static, quinn::Incoming>,
-    /// `None` unless the socket is bound to a wildcard.
-    interfaces: Option<Interfaces>,
     /// What was announced and has not expired.
     addresses: BTreeSet<IpAddr>,
-    /// Of a socket that has just one address: that it came or went, until it is told.
-    news: Option<News>,
+    /// Events that are yet to be reported.
+    news: VecDeque<Event>,
     /// Whether the one address of the socket is gone.
     away: bool,
     /// The handshakes under way.
@@ -74,15 +68,13 @@ impl Listener {
         zone: Option<String>,
     ) -> Result<Self, Error> {
         let binding = Binding::new(env, address, true)?;
-        let wildcard = binding.local.ip().is_unspecified();
         let incoming = stream::unfold(binding.wire.endpoint().clone(), |endpoint| async {
             let incoming = endpoint.accept().await?;
             Some((incoming, endpoint))
         });
-        Ok(Self {
+        let mut listener = Self {
             id,
-            interfaces: if wildcard { Some(env.network.interfaces()?) } else { None },
-            news: (!wildcard).then_some(News::Up),
+            news: VecDeque::new(),
             addresses: BTreeSet::new(),
             incoming: incoming.boxed(),
             away: false,
@@ -90,7 +82,48 @@ impl Listener {
             link_local: env.quic.config().link_local,
             zone,
             binding,
-        })
+        };
+        let local = listener.binding.local.ip();
+        if !local.is_unspecified() {
+            listener.announce(local);
+        }
+        Ok(listener)
+    }
+
+    /// Announces the addresses that are known already, if the socket is bound to a wildcard.
+    pub(crate) fn start_following(&mut self, interfaces: &InterfaceWatch) {
+        let up = interfaces.known().map(|address| (address, 0)).collect();
+        self.follow(&Change { up, fault: interfaces.fault(), ..Change::default() });
+    }
+
+    /// Announces the addresses of a wildcard socket as interfaces come and go.
+    pub(crate) fn follow(&mut self, change: &Change) {
+        if !self.binding.local.ip().is_unspecified() {
+            return;
+        }
+        for ip in &change.down {
+            self.expire(*ip);
+        }
+        for (ip, _) in &change.up {
+            if self.is_announced_at(*ip) {
+                self.announce(*ip);
+            }
+        }
+        if let Some(fault) = &change.fault {
+            self.news.push_back(Event::Error(io::Error::new(fault.kind(), fault.clone())));
+        }
+    }
+
+    fn announce(&mut self, ip: IpAddr) {
+        if self.addresses.insert(ip) {
+            self.news.push_back(Event::NewAddress(self.address_at(ip)));
+        }
+    }
+
+    fn expire(&mut self, ip: IpAddr) {
+        if self.addresses.remove(&ip) {
+            self.news.push_back(Event::AddressExpired(self.address_at(ip)));
+        }
     }
 
     /// Whether what this socket sends to some destination carries `source` as its address.
@@ -104,7 +137,7 @@ impl Listener {
         if std::mem::replace(&mut self.away, true) {
             return Ok(false);
         }
-        self.news = Some(News::Down);
+        self.expire(self.binding.local.ip());
         self.binding.leave_home(env)?;
         Ok(true)
     }
@@ -114,7 +147,7 @@ impl Listener {
         if !std::mem::replace(&mut self.away, false) {
             return Ok(false);
         }
-        self.news = Some(News::Up);
+        self.announce(self.binding.local.ip());
         self.binding.return_home(env)?;
         Ok(true)
     }
@@ -182,47 +215,12 @@ impl Listener {
     }
 
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        if let Some(news) = self.news.take() {
-            let ip = self.binding.local.ip();
-            match news {
-                News::Up if self.addresses.insert(ip) => {
-                    return Poll::Ready(Event::NewAddress(self.address_at(ip)));
-                }
-                News::Down if self.addresses.remove(&ip) => {
-                    return Poll::Ready(Event::AddressExpired(self.address_at(ip)));
-                }
-                News::Up | News::Down => {}
-            }
-        }
-        if let Poll::Ready(event) = self.poll_interfaces(cx) {
+        if let Some(event) = self.news.pop_front() {
             return Poll::Ready(event);
         }
         self.incoming
             .poll_next_unpin(cx)
             .map(|incoming| incoming.map_or(Event::Closed, |incoming| Event::Incoming(Box::new(incoming))))
-    }
-
-    fn poll_interfaces(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
-        while let Some(interfaces) = &mut self.interfaces {
-            match interfaces.poll_next_unpin(cx) {
-                Poll::Ready(Some(Ok(IfEvent::Up(net)))) => {
-                    let ip = net.addr();
-                    if self.is_announced_at(ip) && self.addresses.insert(ip) {
-                        return Poll::Ready(Event::NewAddress(self.address_at(ip)));
-                    }
-                }
-                Poll::Ready(Some(Ok(IfEvent::Down(net)))) => {
-                    let ip = net.addr();
-                    if self.addresses.remove(&ip) {
-                        return Poll::Ready(Event::AddressExpired(self.address_at(ip)));
-                    }
-                }
-                Poll::Ready(Some(Err(error))) => return Poll::Ready(Event::Error(error)),
-                Poll::Ready(None) => self.interfaces = None,
-                Poll::Pending => break,
-            }
-        }
-        Poll::Pending
     }
 }
 

@@ -82,6 +82,11 @@ impl Live {
         self.registry.limits
     }
 
+    /// The clock and the tasks of the transport.
+    pub(super) fn runtime(&self) -> Arc<dyn Runtime> {
+        self.registry.runtime.clone()
+    }
+
     /// What carries a plain connection.
     pub(crate) fn wire(&self) -> Option<&Arc<Wire>> {
         match &self.beneath {

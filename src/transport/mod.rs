@@ -18,6 +18,7 @@
 pub(crate) mod addr;
 mod binding;
 mod clients;
+mod closing;
 mod connection;
 mod dial;
 mod error;
@@ -58,7 +59,6 @@ use quinn::Runtime;
 
 use self::{
     binding::{Binding, Env},
-    interfaces::Watch,
     listener::{Admission, Listener},
     live::Registry,
     notice::{InboundSession, Notice, Notices},
@@ -78,7 +78,7 @@ pub use self::{
 use crate::{
     config::Config,
     core::SocketId,
-    io::{Network, OsNetwork},
+    io::{InterfaceWatch, Network, OsNetwork},
 };
 
 /// The TLS layer's readers on arbitrary bytes.
@@ -112,7 +112,7 @@ pub struct Transport {
     /// Connections that peers opened through sessions. `None` without a driver.
     inbound: Option<mpsc::Receiver<InboundSession>>,
     /// Interface addresses, from the first socket on.
-    interfaces: Option<Watch>,
+    interfaces: Option<InterfaceWatch>,
     /// Events of calls into the transport, for the next poll.
     events: VecDeque<Event>,
     /// The listener that is asked first, so that a busy one does not starve the others.
@@ -144,7 +144,7 @@ impl Transport {
     ) -> Result<Self, Error> {
         config.validate()?;
         let quic = Quic::new(keypair, &config.quic)?;
-        Ok(Self::build(Env::new(network, runtime, quic, None), Notices::new(None), None))
+        Ok(Self::build(Env::new(network, runtime, quic, None), Notices::new(None), None, None))
     }
 
     /// A transport that tells a driver of its sockets and connections, and asks it for peers that are dialed by
@@ -156,12 +156,18 @@ impl Transport {
         notices: mpsc::Sender<Notice>,
         inbound: mpsc::Receiver<InboundSession>,
         path: Arc<PathLayer>,
+        interfaces: InterfaceWatch,
     ) -> Self {
         let env = Env::new(network, runtime, quic, Some(path));
-        Self::build(env, Notices::new(Some(notices)), Some(inbound))
+        Self::build(env, Notices::new(Some(notices)), Some(inbound), Some(interfaces))
     }
 
-    fn build(env: Env, notices: Notices, inbound: Option<mpsc::Receiver<InboundSession>>) -> Self {
+    fn build(
+        env: Env,
+        notices: Notices,
+        inbound: Option<mpsc::Receiver<InboundSession>>,
+        interfaces: Option<InterfaceWatch>,
+    ) -> Self {
         Self {
             env: Arc::new(env),
             listeners: Vec::new(),
@@ -169,7 +175,7 @@ impl Transport {
             punches: Punches::default(),
             notices,
             inbound,
-            interfaces: None,
+            interfaces,
             events: VecDeque::new(),
             turn: 0,
             waker: None,
@@ -367,8 +373,11 @@ impl libp2p_core::Transport for Transport {
             return Err(TransportError::MultiaddrNotSupported(address));
         };
         let zone = addr::to_zoned(&address).map(|(zone, ..)| zone);
-        let listener = Listener::new(&self.env, id, socket, zone)?;
+        let mut listener = Listener::new(&self.env, id, socket, zone)?;
         self.announce(&listener.binding, true);
+        if let Some(interfaces) = &self.interfaces {
+            listener.start_following(interfaces);
+        }
         self.listeners.push(listener);
         // Later dials leave through the listener. What dials only has no use any more, except for its connections.
         self.retire_client(socket);

@@ -35,7 +35,8 @@ fn bridged() -> (Transport, Driver) {
         PathLayer::new(network.clone(), runtime.clone(), Box::new(quic.clone()), keys, path_notices).unwrap();
     let (notices, received) = mpsc::channel(1);
     let (sessions, inbound) = mpsc::channel(1);
-    let transport = Transport::bridged(quic, network, runtime, notices, inbound, path);
+    let interfaces = InterfaceWatch::start(network.clone(), runtime.clone());
+    let transport = Transport::bridged(quic, network, runtime, notices, inbound, path, interfaces);
     (transport, Driver { notices: received, sessions })
 }
 

@@ -1,11 +1,15 @@
 //! The transport alone: what libp2p-quic promises, and where ours promises more.
 
 #[cfg(test)]
+mod closing;
+#[cfg(test)]
 mod connections;
 #[cfg(test)]
 mod floods;
 #[cfg(test)]
 mod hostile;
+#[cfg(test)]
+mod interfaces;
 #[cfg(test)]
 mod moving;
 #[cfg(test)]
