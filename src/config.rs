@@ -94,11 +94,11 @@ pub struct Config {
     /// sockets for some seconds, the other sends up to 1,500 small datagrams. Only after plain probing was silent.
     /// Default on; off on either side, such a pair is left to a relay.
     pub birthday_search: bool,
-    /// Connect over a relay when no direct path was found. Default on; a bootstrap must not.
+    /// Connect over a relay when no direct path was found within a second. Default on; a bootstrap must not.
     pub relay_fallback: bool,
     /// How long the streams on a relayed connection may go on once a direct one stands; then it is closed. Default 2 min,
     /// which is what Circuit Relay v2 gives a connection anyway. A connection that nobody uses is closed by the swarm's
-    /// own idle time-out before that. At most a day.
+    /// own idle time-out before that. The direct connection is kept alive meanwhile. At most a day.
     pub relay_drain: Duration,
     /// The QUIC transport.
     pub quic: QuicConfig,

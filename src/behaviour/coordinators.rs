@@ -13,6 +13,8 @@ use libp2p_swarm::ConnectionId;
 const REDIAL_BASE: Duration = Duration::from_secs(1);
 /// And never exceeds this.
 const REDIAL_CAP: Duration = Duration::from_secs(30);
+/// Time between two dials of a coordinator, whatever makes it due.
+const MIN_GAP: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct Coordinator {
@@ -21,7 +23,11 @@ struct Coordinator {
     /// Dials in a row that failed or led to a connection that was soon lost.
     failures: u32,
     connected_at: Option<Instant>,
-    /// When to dial; `None` while a dial is under way or a connection stands.
+    /// Our own dials under way.
+    dials: BTreeSet<ConnectionId>,
+    /// When the last one of them began.
+    dialed_at: Option<Instant>,
+    /// When to dial; `None` while a dial is under way that may succeed, or a connection stands.
     dial_at: Option<Instant>,
 }
 
@@ -31,6 +37,24 @@ impl Coordinator {
         self.failures = self.failures.saturating_add(1);
         self.dial_at = Some(now + delay);
     }
+
+    /// What failed, or meets silence, may work now. A dial that has just begun is left alone: QUIC is about to send again.
+    fn expedite(&mut self, now: Instant) {
+        let soon = self.dialed_at.map_or(now, |at| now.max(at + MIN_GAP));
+        let has_just_begun = !self.dials.is_empty() && soon > now;
+        if self.connections.is_empty() && !has_just_begun {
+            self.dial_at = Some(self.dial_at.map_or(soon, |at| at.min(soon)));
+        }
+    }
+}
+
+/// A dial that is to be made now.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Due {
+    pub(super) peer: PeerId,
+    pub(super) addresses: Vec<Multiaddr>,
+    /// An earlier dial is still under way, from before the network changed. It is not waited for.
+    pub(super) in_parallel: bool,
 }
 
 /// The coordinators that we want to be connected to.
@@ -73,6 +97,7 @@ impl Coordinators {
     pub(super) fn connected(&mut self, peer: &PeerId, connection: ConnectionId, now: Instant) {
         if let Some(coordinator) = self.0.get_mut(peer) {
             coordinator.connections.insert(connection);
+            coordinator.dials.remove(&connection);
             coordinator.connected_at.get_or_insert(now);
             coordinator.dial_at = None;
         }
@@ -92,25 +117,54 @@ impl Coordinators {
         }
     }
 
-    /// A dial of `peer` failed; true if that is a coordinator of ours.
-    pub(super) fn failed(&mut self, peer: &PeerId, now: Instant) -> bool {
+    /// We dial `peer`.
+    pub(super) fn dialing(&mut self, peer: &PeerId, dial: ConnectionId, now: Instant) {
+        if let Some(coordinator) = self.0.get_mut(peer) {
+            coordinator.dials.insert(dial);
+            coordinator.dialed_at = Some(now);
+        }
+    }
+
+    /// A dial of `peer` failed; true if that is a coordinator of ours. Dials of others say nothing of ours.
+    pub(super) fn failed(&mut self, peer: &PeerId, dial: ConnectionId, now: Instant) -> bool {
         let Some(coordinator) = self.0.get_mut(peer) else { return false };
-        if coordinator.connections.is_empty() {
+        if coordinator.dials.remove(&dial)
+            && coordinator.dials.is_empty()
+            && coordinator.connections.is_empty()
+            && coordinator.dial_at.is_none()
+        {
             coordinator.back_off(now);
         }
         true
+    }
+
+    /// Our network has changed: an interface came up, or we have another address. Every coordinator without a connection is due,
+    /// whatever became of earlier dials.
+    pub(super) fn network_changed(&mut self, now: Instant) {
+        for coordinator in self.0.values_mut() {
+            coordinator.failures = 0;
+            coordinator.expedite(now);
+        }
+    }
+
+    /// A dial needs a coordinator. Those that back off are due.
+    pub(super) fn wanted(&mut self, now: Instant) {
+        for coordinator in self.0.values_mut().filter(|coordinator| coordinator.dials.is_empty()) {
+            coordinator.expedite(now);
+        }
     }
 
     pub(super) fn next_dial(&self) -> Option<Instant> {
         self.0.values().filter_map(|coordinator| coordinator.dial_at).min()
     }
 
-    /// The next coordinator whose dial is due, with its addresses.
-    pub(super) fn due(&mut self, now: Instant) -> Option<(PeerId, Vec<Multiaddr>)> {
+    /// The next coordinator whose dial is due.
+    pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
         let (peer, coordinator) =
             self.0.iter_mut().find(|(_, coordinator)| coordinator.dial_at.is_some_and(|at| at <= now))?;
         coordinator.dial_at = None;
-        Some((*peer, coordinator.addresses.iter().cloned().collect()))
+        let addresses = coordinator.addresses.iter().cloned().collect();
+        Some(Due { peer: *peer, addresses, in_parallel: !coordinator.dials.is_empty() })
     }
 }
 
@@ -125,10 +179,78 @@ mod tests {
         (coordinators, peer, now)
     }
 
+    fn dial() -> ConnectionId {
+        ConnectionId::new_unchecked(7)
+    }
+
+    /// Dials, in vain.
+    fn fail(coordinators: &mut Coordinators, peer: PeerId, now: Instant) {
+        assert!(coordinators.due(now).is_some());
+        coordinators.dialing(&peer, dial(), now);
+        assert!(coordinators.failed(&peer, dial(), now));
+    }
+
+    #[test]
+    fn a_change_of_the_network_makes_a_coordinator_due_at_once_but_not_more_than_once_a_second() {
+        let (mut coordinators, peer, mut now) = one();
+        for _ in 0..6 {
+            now = coordinators.next_dial().unwrap();
+            fail(&mut coordinators, peer, now);
+        }
+        assert_eq!(coordinators.next_dial(), Some(now + REDIAL_CAP));
+        for _ in 0..3 {
+            coordinators.network_changed(now);
+            assert_eq!(coordinators.next_dial(), Some(now + MIN_GAP));
+            now += MIN_GAP;
+            fail(&mut coordinators, peer, now);
+        }
+        coordinators.network_changed(now + 2 * MIN_GAP);
+        assert!(coordinators.due(now + 2 * MIN_GAP).is_some());
+    }
+
+    #[test]
+    fn a_dial_from_before_the_network_changed_is_not_waited_for() {
+        let (mut coordinators, peer, mut now) = one();
+        assert!(!coordinators.due(now).unwrap().in_parallel);
+        coordinators.dialing(&peer, dial(), now);
+        now += Duration::from_secs(3);
+        coordinators.wanted(now);
+        assert_eq!(coordinators.next_dial(), None, "it is being dialed");
+        coordinators.network_changed(now);
+        assert!(coordinators.due(now).unwrap().in_parallel);
+        let second = ConnectionId::new_unchecked(8);
+        coordinators.dialing(&peer, second, now);
+        assert!(coordinators.failed(&peer, dial(), now));
+        assert_eq!(coordinators.next_dial(), None, "the second dial goes on");
+        coordinators.connected(&peer, second, now);
+        assert_eq!(coordinators.next_dial(), None);
+    }
+
+    #[test]
+    fn a_dial_that_needs_a_coordinator_ends_its_back_off() {
+        let (mut coordinators, peer, mut now) = one();
+        for _ in 0..6 {
+            now = coordinators.next_dial().unwrap();
+            fail(&mut coordinators, peer, now);
+        }
+        now += Duration::from_secs(2);
+        coordinators.wanted(now);
+        assert_eq!(coordinators.next_dial(), Some(now));
+    }
+
+    #[test]
+    fn failed_dials_of_others_are_no_failures() {
+        let (mut coordinators, peer, now) = one();
+        coordinators.due(now);
+        coordinators.dialing(&peer, dial(), now);
+        assert!(coordinators.failed(&peer, ConnectionId::new_unchecked(99), now));
+        assert_eq!(coordinators.next_dial(), None);
+    }
+
     #[test]
     fn a_new_coordinator_is_dialed_at_once_and_only_once() {
         let (mut coordinators, peer, now) = one();
-        assert_eq!(coordinators.due(now).map(|(peer, _)| peer), Some(peer));
+        assert_eq!(coordinators.due(now).map(|due| due.peer), Some(peer));
         assert!(coordinators.due(now + Duration::from_secs(3600)).is_none());
     }
 
@@ -136,7 +258,7 @@ mod tests {
     fn a_second_address_of_a_coordinator_joins_the_first() {
         let (mut coordinators, peer, now) = one();
         assert!(!coordinators.add(peer, "/ip6/2001:db8::1/udp/1/quic-v1".parse().unwrap(), [], now));
-        assert_eq!(coordinators.due(now).map(|(_, addresses)| addresses.len()), Some(2));
+        assert_eq!(coordinators.due(now).map(|due| due.addresses.len()), Some(2));
     }
 
     #[test]
@@ -144,8 +266,7 @@ mod tests {
         let (mut coordinators, peer, mut now) = one();
         let mut delays = Vec::new();
         for _ in 0..7 {
-            coordinators.due(now);
-            assert!(coordinators.failed(&peer, now));
+            fail(&mut coordinators, peer, now);
             let next = coordinators.next_dial().unwrap();
             delays.push((next - now).as_secs());
             now = next;
@@ -202,7 +323,9 @@ mod tests {
         let (mut coordinators, peer, now) = one();
         assert!(coordinators.remove(&peer) && !coordinators.remove(&peer));
         assert!(
-            coordinators.is_empty() && coordinators.due(now).is_none() && !coordinators.failed(&peer, now)
+            coordinators.is_empty()
+                && coordinators.due(now).is_none()
+                && !coordinators.failed(&peer, dial(), now)
         );
     }
 }

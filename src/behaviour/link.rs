@@ -2,11 +2,15 @@
 
 use std::net::SocketAddr;
 
+use futures::channel::mpsc;
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
-use super::frames::FrameSender;
 use crate::core::{LinkId, event::Event, frame::Frame};
+
+/// How many frames may wait for a control stream that is slow to take them. A coordinator may have to pass on some hundred
+/// requests to one peer before that peer's handler gets its turn; see `coordinator` and `responder` in `core`.
+pub(crate) const FRAME_QUEUE: usize = 512;
 
 /// One message to the driver, in the order in which things happened.
 #[derive(Debug)]
@@ -14,7 +18,7 @@ pub(crate) enum Input {
     /// A libp2p connection was established, over whatever transport.
     Opened { link: LinkId, peer: PeerId, route: Route },
     /// Both sides of that connection speak the control protocol; frames to the peer go into `frames`.
-    Speaks { link: LinkId, frames: FrameSender },
+    Speaks { link: LinkId, frames: mpsc::Sender<Frame> },
     /// The peer of a connection is at another address now.
     Moved { link: LinkId, remote: SocketAddr },
     /// A frame came in.
@@ -42,6 +46,8 @@ pub(crate) enum FromDriver {
     Event(Event),
     /// A connection to this peer stands that no dial has asked for: the next dial of `/p2p/PEER` gets it.
     Collect(PeerId),
+    /// An interface of ours has an address that it did not have.
+    InterfaceUp,
     /// A connection with this peer was closed here, because it could not move with our address. `dialed` is where the peer was
     /// dialed, if it was, and not through a session.
     Lost { peer: PeerId, dialed: Option<SocketAddr> },

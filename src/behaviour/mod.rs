@@ -7,7 +7,6 @@
 
 mod control;
 mod coordinators;
-pub(crate) mod frames;
 mod handler;
 pub(crate) mod link;
 mod reachability;
@@ -28,19 +27,15 @@ use futures::{SinkExt, StreamExt, channel::mpsc};
 use libp2p_core::{Endpoint, Multiaddr, multiaddr::Protocol, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, ListenOpts, NetworkBehaviour, NotifyHandler, StreamProtocol,
-    THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    ConnectionDenied, ConnectionId, FromSwarm, ListenError, ListenOpts, NetworkBehaviour, NotifyHandler,
+    StreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
     dial_opts::{DialOpts, PeerCondition},
 };
 use quinn::{AsyncTimer, Runtime};
 
-#[cfg(test)]
-pub(crate) use self::handler::STUCK_TIMEOUT;
 pub use self::handler::{FromBehaviour, Handler};
 use self::{
-    coordinators::Coordinators,
-    frames::QueuedBytes,
-    handler::Shared,
+    coordinators::{Coordinators, Due},
     link::{FromDriver, Input, Route},
     reachability::{Reachability, is_global_quic},
     redials::{Lost, Redials},
@@ -84,8 +79,6 @@ pub struct Behaviour {
     /// External-address candidates already reported, by observer.
     reported: BTreeMap<PeerId, Multiaddr>,
     links: BTreeMap<ConnectionId, Link>,
-    /// Bytes that wait for the control streams of all handlers.
-    queued: QueuedBytes,
     next_link: u64,
     nat: Report,
     timer: Option<Pin<Box<dyn AsyncTimer>>>,
@@ -109,7 +102,6 @@ impl Behaviour {
             reachability: Reachability::new(local_peer),
             reported: BTreeMap::new(),
             links: BTreeMap::new(),
-            queued: QueuedBytes::default(),
             next_link: 0,
             nat: Report::default(),
             timer: None,
@@ -151,8 +143,7 @@ impl Behaviour {
 
     /// What has been counted so far.
     pub fn counters(&self) -> Counters {
-        let counters = *self.ends.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        Counters { frame_bytes_queued: self.queued.get() as u64, ..counters }
+        *self.ends.counters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// What is known of the NAT in front of us, as the last [`Event::Nat`] has told it. Nothing but the default before.
@@ -174,12 +165,27 @@ impl Behaviour {
         self.next_link += 1;
         self.links.insert(id, Link { id: link, peer, is_established: false });
         let is_coordinator = self.coordinators.contains(&peer);
-        let shared = Shared {
-            driver: self.ends.driver.clone(),
-            runtime: self.ends.runtime.clone(),
-            queued: self.queued.clone(),
-        };
-        Handler::new((link, peer, Route::of(address)), opens, is_coordinator, shared)
+        let driver = self.ends.driver.clone();
+        Handler::new(
+            (link, peer, Route::of(address)),
+            opens,
+            is_coordinator,
+            driver,
+            self.ends.runtime.clone(),
+        )
+    }
+
+    /// As [`handler`](Self::handler), for a direct connection. It is kept alive from the start where a relayed one is to drain.
+    fn direct_handler(
+        &mut self,
+        id: ConnectionId,
+        peer: PeerId,
+        address: &Multiaddr,
+        opens: bool,
+    ) -> Handler {
+        let mut handler = self.handler(id, peer, address, opens);
+        handler.set_kept_alive(self.relaying.is_relayed(&peer));
+        handler
     }
 
     fn forget_link(&mut self, id: ConnectionId) {
@@ -222,9 +228,13 @@ impl Behaviour {
     /// What the coordinators' and the relays' deadlines ask for.
     fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Option<ToSwarm<Event, FromBehaviour>> {
         let now = self.ends.runtime.now();
-        if let Some((peer, addresses)) = self.coordinators.due(now) {
-            let condition = PeerCondition::DisconnectedAndNotDialing;
+        if let Some(Due { peer, addresses, in_parallel }) = self.coordinators.due(now) {
+            let condition = match in_parallel {
+                true => PeerCondition::Disconnected,
+                false => PeerCondition::DisconnectedAndNotDialing,
+            };
             let opts = DialOpts::peer_id(peer).condition(condition).addresses(addresses).build();
+            self.coordinators.dialing(&peer, opts.connection_id(), now);
             return Some(ToSwarm::Dial { opts });
         }
         while let Some(output) = self.relaying.poll(now) {
@@ -264,6 +274,13 @@ impl Behaviour {
         self.actions.push_back(ToSwarm::Dial { opts: opts.build() });
     }
 
+    /// We have another address than before, or an interface came up: nothing that backs off waits any longer.
+    fn network_changed(&mut self) {
+        let now = self.ends.runtime.now();
+        self.coordinators.network_changed(now);
+        self.relaying.network_changed(now);
+    }
+
     fn is_worth_punching(&self, peer: &PeerId) -> bool {
         *peer != self.local_peer && !self.coordinators.is_empty() && !self.coordinators.contains(peer)
     }
@@ -284,7 +301,9 @@ impl NetworkBehaviour for Behaviour {
         if self.relaying.is_own_dial(id) || !self.is_worth_punching(&peer) {
             return Ok(Vec::new());
         }
-        self.relaying.dialing(peer, id);
+        let now = self.ends.runtime.now();
+        self.relaying.dialing(peer, id, now);
+        self.coordinators.wanted(now);
         Ok(vec![Multiaddr::empty().with(Protocol::P2p(peer))])
     }
 
@@ -292,10 +311,13 @@ impl NetworkBehaviour for Behaviour {
         &mut self,
         id: ConnectionId,
         peer: PeerId,
-        _: &Multiaddr,
+        local: &Multiaddr,
         remote: &Multiaddr,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(id, peer, remote, false))
+        Ok(match is_circuit(local) {
+            true => self.handler(id, peer, remote, false),
+            false => self.direct_handler(id, peer, remote, false),
+        })
     }
 
     fn handle_established_outbound_connection(
@@ -306,7 +328,11 @@ impl NetworkBehaviour for Behaviour {
         role: Endpoint,
         _: PortUse,
     ) -> Result<THandler<Self>, ConnectionDenied> {
-        Ok(self.handler(id, peer, address, role == Endpoint::Dialer))
+        let opens = role == Endpoint::Dialer;
+        Ok(match is_circuit(address) {
+            true => self.handler(id, peer, address, opens),
+            false => self.direct_handler(id, peer, address, opens),
+        })
     }
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
@@ -337,12 +363,19 @@ impl NetworkBehaviour for Behaviour {
                     self.inputs.push_back(Input::Moved { link, remote });
                 }
             }
-            FromSwarm::ListenFailure(event) => self.forget_link(event.connection_id),
+            FromSwarm::ListenFailure(event) => {
+                if let (Some(peer), ListenError::Denied { .. }) = (&event.peer_id, event.error)
+                    && !is_circuit(event.local_addr)
+                {
+                    self.relaying.denied(peer, now);
+                }
+                self.forget_link(event.connection_id);
+            }
             FromSwarm::DialFailure(event) => {
-                self.relaying.dial_failed(&event);
+                self.relaying.dial_failed(&event, now);
                 self.forget_link(event.connection_id);
                 if let Some(peer) = event.peer_id
-                    && self.coordinators.failed(&peer, now)
+                    && self.coordinators.failed(&peer, event.connection_id, now)
                 {
                     tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
                 }
@@ -353,7 +386,12 @@ impl NetworkBehaviour for Behaviour {
             FromSwarm::ExternalAddrExpired(event) if self.reachability.expired(event.addr) => {
                 self.set_reachable(false);
             }
-            FromSwarm::NewListenAddr(event) => self.relaying.listening(event.listener_id, now),
+            FromSwarm::NewListenAddr(event) => {
+                if !is_circuit(event.addr) {
+                    self.network_changed();
+                }
+                self.relaying.listening(event.listener_id, now);
+            }
             FromSwarm::ListenerClosed(event) => self.relaying.not_listening(event.listener_id, now),
             FromSwarm::ListenerError(event) => self.relaying.listener_failed(event.listener_id, now),
             FromSwarm::NewExternalAddrOfPeer(event) => self.relaying.learned(event.peer_id, event.addr),
@@ -377,10 +415,12 @@ impl NetworkBehaviour for Behaviour {
                     if let Event::Nat(report) = &event {
                         self.nat = (**report).clone();
                     }
-                    self.relaying.handle_event(&event, self.ends.runtime.now());
+                    let is_coordinator = |peer: &PeerId| self.coordinators.contains(peer);
+                    self.relaying.handle_event(&event, is_coordinator, self.ends.runtime.now());
                     return Poll::Ready(ToSwarm::GenerateEvent(event));
                 }
                 FromDriver::Collect(peer) => self.relaying.collect(peer),
+                FromDriver::InterfaceUp => self.network_changed(),
                 FromDriver::Lost { peer, dialed } => self.lost(Lost { peer, dialed }),
             }
         }
@@ -392,6 +432,10 @@ impl NetworkBehaviour for Behaviour {
             None => Poll::Pending,
         }
     }
+}
+
+fn is_circuit(address: &Multiaddr) -> bool {
+    address.iter().any(|part| part == Protocol::P2pCircuit)
 }
 
 /// `/ip4|ip6/…/udp/…/quic-v1`.

@@ -14,16 +14,13 @@ use quinn::{AsyncTimer, Runtime};
 
 use super::{dials::Dials, reports::Reports, routes::Routes};
 use crate::{
-    behaviour::{
-        frames::{FrameSender, Unsent},
-        link::Input,
-    },
+    behaviour::link::Input,
     core::{
         LinkId, Path,
         agent::Agent,
         counters::Counters,
         event::{Event, SessionRole},
-        frame::{Frame, RejectReason},
+        frame::Frame,
     },
     io::InterfaceWatch,
     transport::{
@@ -50,7 +47,7 @@ pub(super) struct Channels {
 struct Link {
     peer: PeerId,
     path: Option<Path>,
-    frames: Option<FrameSender>,
+    frames: Option<mpsc::Sender<Frame>>,
 }
 
 /// Runs the agent until the transport and the behaviour are gone.
@@ -241,6 +238,9 @@ impl Driver {
                 for address in change.down {
                     self.agent.handle_interface_down(address, now);
                 }
+                if !change.up.is_empty() {
+                    self.channels.events.interface_up();
+                }
                 for (address, prefix_len) in change.up {
                     self.agent.handle_interface_up(address, prefix_len, now);
                 }
@@ -253,16 +253,14 @@ impl Driver {
 
     /// Carries out what the agent decided: probes before the QUIC flights that follow them.
     fn drain(&mut self, now: Instant) {
-        loop {
-            while let Some(transmit) = self.agent.poll_transmit() {
-                self.path.send_probe(transmit.path, &transmit.payload);
-            }
-            while let Some(command) = self.agent.poll_command() {
-                tracing::trace!(?command, "path layer");
-                self.path.execute(command);
-            }
-            // A frame that cannot be sent is another input.
-            let Some((link, frame)) = self.agent.poll_frame() else { break };
+        while let Some(transmit) = self.agent.poll_transmit() {
+            self.path.send_probe(transmit.path, &transmit.payload);
+        }
+        while let Some(command) = self.agent.poll_command() {
+            tracing::trace!(?command, "path layer");
+            self.path.execute(command);
+        }
+        while let Some((link, frame)) = self.agent.poll_frame() {
             self.send_frame(link, frame, now);
         }
         while let Some(event) = self.agent.poll_event() {
@@ -273,19 +271,11 @@ impl Driver {
     fn send_frame(&mut self, link: LinkId, frame: Frame, now: Instant) {
         let Some(known) = self.links.get_mut(&link) else { return };
         let Some(frames) = &mut known.frames else { return };
-        match frames.send(frame) {
-            Ok(()) => {}
-            // The peer is slow. The request is as good as refused by it, and its initiator may ask again.
-            Err(Unsent::RequestFull { session, round }) => {
-                let reason = RejectReason::RateLimited;
-                self.agent.handle_frame(link, Frame::PunchRejected { session, round, reason }, now);
-            }
-            Err(Unsent::Full | Unsent::Closed) => {
-                // A peer that does not read its control stream cannot be worked with.
-                tracing::debug!(peer = %known.peer, "control stream is stuck or gone");
-                known.frames = None;
-                self.agent.handle_link_down(link, now);
-            }
+        if frames.try_send(frame).is_err() {
+            // A peer that does not read its control stream cannot be worked with.
+            tracing::debug!(peer = %known.peer, "control stream is stuck or gone");
+            known.frames = None;
+            self.agent.handle_link_down(link, now);
         }
     }
 

@@ -45,6 +45,11 @@ impl Reports {
         self.tell(FromDriver::Lost { peer, dialed }, false);
     }
 
+    /// An interface came up.
+    pub(super) fn interface_up(&mut self) {
+        self.tell(FromDriver::InterfaceUp, false);
+    }
+
     fn tell(&mut self, news: FromDriver, may_drop: bool) {
         let unsent = match self.owed.is_empty() {
             true => match self.sender.try_send(news) {
@@ -142,7 +147,7 @@ mod tests {
             .filter_map(|news| match news {
                 FromDriver::Event(Event::Failed { peer, .. }) => Some((false, *peer)),
                 FromDriver::Collect(peer) => Some((true, *peer)),
-                FromDriver::Event(_) | FromDriver::Lost { .. } => None,
+                FromDriver::Event(_) | FromDriver::InterfaceUp | FromDriver::Lost { .. } => None,
             })
             .collect();
         let expected: Vec<_> = peers.iter().flat_map(|peer| [(false, *peer), (true, *peer)]).collect();

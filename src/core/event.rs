@@ -276,8 +276,8 @@ pub enum Event {
         /// Why.
         reason: RelayFailure,
     },
-    /// A peer that was connected over a relay is connected directly now. The relayed connection is closed once its streams
-    /// have had time to end.
+    /// A peer that was connected over a relay is connected directly, and neither side's swarm has denied that. The relayed
+    /// connection is closed once its streams have had time to end.
     Upgraded {
         /// The other peer.
         peer: PeerId,

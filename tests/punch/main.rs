@@ -2,7 +2,9 @@
 
 mod crowd;
 mod dcutr;
+mod denied;
 mod dropped;
+mod fallback;
 mod families;
 mod filtering;
 mod forgetting;
@@ -14,6 +16,7 @@ mod matrix;
 mod moving;
 mod nats;
 mod network;
+mod offline;
 mod others;
 mod reachable;
 mod redials;

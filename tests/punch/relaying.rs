@@ -76,6 +76,20 @@ where
     B: NetworkBehaviour,
     F: FnOnce(Behaviour, relay::client::Behaviour, &Keypair) -> B,
 {
+    swarm_with_idle_timeout(host, seed, config, NEVER, behaviour)
+}
+
+fn swarm_with_idle_timeout<B, F>(
+    host: &Arc<Host>,
+    seed: u8,
+    config: Config,
+    idle: Duration,
+    behaviour: F,
+) -> Swarm<B>
+where
+    B: NetworkBehaviour,
+    F: FnOnce(Behaviour, relay::client::Behaviour, &Keypair) -> B,
+{
     let (keypair, transport, punch) = parts(host, seed, config);
     let swarm = SwarmBuilder::with_existing_identity(keypair.clone())
         .with_tokio()
@@ -85,7 +99,7 @@ where
         .expect("the key can be used")
         .with_behaviour(|_, relay| behaviour(punch, relay, &keypair))
         .expect("it is a behaviour")
-        .with_swarm_config(|config| config.with_idle_connection_timeout(NEVER))
+        .with_swarm_config(|config| config.with_idle_connection_timeout(idle))
         .with_connection_timeout(NEVER)
         .build();
     listening(swarm)
@@ -98,10 +112,19 @@ pub(crate) fn peer(world: &World, site: Site, number: u8, config: Config) -> Swa
 
 /// As [`peer`], on this host.
 pub(crate) fn peer_at(host: &Arc<Host>, number: u8, config: Config) -> Swarm<Peer> {
-    relayed_swarm(host, number, config, |punch, relay, _| {
+    peer_with_idle_timeout(host, number, config, NEVER)
+}
+
+/// As [`peer_at`], closing connections that nobody has used for `idle`.
+pub(crate) fn peer_with_idle_timeout(
+    host: &Arc<Host>,
+    number: u8,
+    config: Config,
+    idle: Duration,
+) -> Swarm<Peer> {
+    swarm_with_idle_timeout(host, number, config, idle, |punch, relay, _| {
         let protocols = [(StreamProtocol::new("/echo/1"), ProtocolSupport::Full)];
-        let config = request_response::Config::default().with_request_timeout(NEVER);
-        Peer { punch, relay, echo: json::Behaviour::new(protocols, config) }
+        Peer { punch, relay, echo: json::Behaviour::new(protocols, request_response::Config::default()) }
     })
 }
 

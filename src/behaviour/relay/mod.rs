@@ -1,7 +1,7 @@
 //! Relays as the last resort, through the libp2p relay client of the same swarm.
 //!
-//! - *Fallback*: while the first dial of a peer waits for traversal, and an attempt has failed, the peer is dialed over a
-//!   relay as well. If that works, the first dial goes on waiting: it ends with the direct connection, if one can be had.
+//! - *Fallback*: once the first dial of a peer has waited for traversal for a second, or an attempt has failed, the peer is
+//!   dialed over a relay as well. If that works, the first dial goes on waiting: it ends with the direct connection, if one can be had.
 //!   If it does not, and traversal has failed for good, the first dial fails.
 //! - *Reservations*: a peer that nobody can reach directly keeps up to two of them.
 //! - *Upgrade*: a peer that is connected over relays only is tried again until a direct connection stands.
@@ -9,6 +9,8 @@
 //! The relay client itself is not known here: it is asked through the swarm, by dialing and listening on circuit
 //! addresses. A swarm without one says that it does not support these, once.
 
+mod fallback;
+mod observed;
 mod relays;
 mod reservations;
 mod upgrades;
@@ -26,12 +28,14 @@ use libp2p_core::{
 };
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
-    CloseConnection, ConnectionId, DialError, ListenOpts, ToSwarm,
+    CloseConnection, ConnectionId, DialError, ListenOpts, NotifyHandler, ToSwarm,
     behaviour::{ConnectionClosed, ConnectionEstablished, DialFailure},
     dial_opts::{DialOpts, PeerCondition},
 };
 
 use self::{
+    fallback::{Circuit, Fallback, TimedOut},
+    observed::ObservedAddresses,
     relays::{Relays, circuit, relay_of},
     reservations::{Outcome, Reservations},
     upgrades::{News, Origin, Upgrades},
@@ -55,7 +59,7 @@ pub(super) enum Output {
 
 /// All that the behaviour knows of relays and of the connections over them.
 pub(super) struct Relaying {
-    fallback: bool,
+    falls_back: bool,
     /// Our role is one that others may have to reach over a relay.
     reserves: bool,
     /// The swarm turned a circuit address down: it has no relay client.
@@ -64,12 +68,10 @@ pub(super) struct Relaying {
     relays: Relays,
     reservations: Reservations,
     upgrades: Upgrades,
-    /// Dials that may be waiting for a session.
-    waiting: BTreeMap<ConnectionId, PeerId>,
-    /// Peers of such dials whose session has failed for good.
+    observed: ObservedAddresses,
+    dials: Fallback,
+    /// Peers of dials that wait, whose session has failed for good.
     ended: BTreeSet<PeerId>,
-    /// Our own dials over relays, and since when.
-    circuits: BTreeMap<ConnectionId, (PeerId, Instant)>,
     /// Our own dials for connections that stand already.
     collecting: BTreeMap<ConnectionId, PeerId>,
     out: VecDeque<Output>,
@@ -78,16 +80,16 @@ pub(super) struct Relaying {
 impl Relaying {
     pub(super) fn new(config: &Config) -> Self {
         Self {
-            fallback: config.relay_fallback,
+            falls_back: config.relay_fallback,
             reserves: config.relay_fallback && matches!(config.role, Role::Auto | Role::Client),
             has_no_client: false,
             is_reachable: false,
             relays: Relays::default(),
             reservations: Reservations::default(),
             upgrades: Upgrades::new(config.relay_drain),
-            waiting: BTreeMap::new(),
+            observed: ObservedAddresses::default(),
+            dials: Fallback::default(),
             ended: BTreeSet::new(),
-            circuits: BTreeMap::new(),
             collecting: BTreeMap::new(),
             out: VecDeque::new(),
         }
@@ -95,32 +97,31 @@ impl Relaying {
 
     /// Whether a dial is one of ours, which needs no more addresses.
     pub(super) fn is_own_dial(&self, id: ConnectionId) -> bool {
-        self.circuits.contains_key(&id) || self.collecting.contains_key(&id)
+        self.dials.is_circuit(id) || self.collecting.contains_key(&id)
     }
 
     /// A dial may wait for a session. The swarm will say what became of it.
-    pub(super) fn dialing(&mut self, peer: PeerId, id: ConnectionId) {
-        if self.fallback {
-            self.waiting.insert(id, peer);
+    pub(super) fn dialing(&mut self, peer: PeerId, id: ConnectionId, now: Instant) {
+        if self.falls_back {
+            self.dials.dialing(peer, id, now);
         }
     }
 
-    fn is_awaited(&self, peer: &PeerId) -> bool {
-        self.waiting.values().any(|other| other == peer)
-    }
-
     /// An event that is about to be reported.
-    pub(super) fn handle_event(&mut self, event: &Event, now: Instant) {
+    pub(super) fn handle_event(
+        &mut self,
+        event: &Event,
+        is_coordinator: impl Fn(&PeerId) -> bool,
+        now: Instant,
+    ) {
         match event {
-            // Which goes on at once.
-            Event::Retry { reason: FailureReason::NatMeasured, .. } => {}
-            Event::Retry { peer, .. } if self.is_awaited(peer) => {
+            Event::Retry { peer, reason, .. } if met_silence(*reason) && self.dials.is_awaited(peer) => {
                 self.dial_over_relay(*peer, now);
             }
             Event::Failed { peer, reason, .. } => {
                 self.upgrades.failed(peer, now);
                 // Without a dial that waits for the session nobody needs a relay.
-                if *reason != FailureReason::Cancelled && self.is_awaited(peer) {
+                if *reason != FailureReason::Cancelled && self.dials.is_awaited(peer) {
                     self.ended.insert(*peer);
                     if !self.dial_over_relay(*peer, now) {
                         self.release(*peer, RelayFailure::NoRelay);
@@ -129,8 +130,13 @@ impl Relaying {
             }
             Event::Connected { peer, .. } => {
                 self.ended.remove(peer);
+                self.dials.end_head_start(peer);
             }
-            Event::Observed { .. } => self.upgrades.network_changed(now),
+            Event::Observed { observer, address, .. }
+                if is_coordinator(observer) && self.observed.is_change(*observer, address.ip()) =>
+            {
+                self.upgrades.network_changed(now);
+            }
             _ => {}
         }
     }
@@ -147,24 +153,43 @@ impl Relaying {
 
     /// False if there is no relay to dial over. Does nothing if that is done already.
     fn dial_over_relay(&mut self, peer: PeerId, now: Instant) -> bool {
+        self.dials.end_head_start(&peer);
         if self.has_no_client {
             return false;
         }
-        if self.upgrades.is_connected(&peer) || self.circuits.values().any(|(other, _)| *other == peer) {
+        if self.upgrades.is_connected(&peer) || self.dials.is_asking(&peer) {
             return true;
         }
         let addresses = self.relays.circuits_to(peer);
         if addresses.is_empty() {
             return false;
         }
+        self.dial_over(addresses, peer, now);
+        true
+    }
+
+    fn dial_over(&mut self, circuits: Vec<Multiaddr>, peer: PeerId, now: Instant) {
         let opts = DialOpts::peer_id(peer)
             .condition(PeerCondition::Always)
-            .addresses(addresses)
+            .addresses(circuits.clone())
             .override_dial_concurrency_factor(ONE_AT_A_TIME)
             .build();
-        self.circuits.insert(opts.connection_id(), (peer, now));
+        self.dials.asked(opts.connection_id(), peer, circuits, now);
         self.out.push_back(Output::Swarm(ToSwarm::Dial { opts }));
-        true
+    }
+
+    /// A relay does not answer: those behind it in the order are asked, if anybody still waits.
+    fn pass_over(&mut self, TimedOut { peer, silent, remaining }: TimedOut, now: Instant) {
+        tracing::debug!(%peer, ?silent, "relay does not answer");
+        silent.as_ref().and_then(relay_of).into_iter().for_each(|relay| self.relays.failed(&relay));
+        if self.upgrades.is_connected(&peer) || self.dials.is_asking(&peer) || !self.dials.is_awaited(&peer) {
+            return;
+        }
+        if !remaining.is_empty() {
+            self.dial_over(remaining, peer, now);
+        } else if self.ended.contains(&peer) {
+            self.release(peer, RelayFailure::Unreachable);
+        }
     }
 
     /// Lets the first dial fail.
@@ -181,9 +206,7 @@ impl Relaying {
     }
 
     fn no_longer_waiting(&mut self, id: ConnectionId) {
-        if let Some(peer) = self.waiting.remove(&id)
-            && !self.is_awaited(&peer)
-        {
+        if let Some(peer) = self.dials.no_longer_waiting(id) {
             self.ended.remove(&peer);
         }
     }
@@ -198,13 +221,19 @@ impl Relaying {
         self.no_longer_waiting(id);
         self.collecting.remove(&id);
         let address = address_of(event.endpoint);
-        if let Some((_, since)) = self.circuits.remove(&id) {
+        let circuit = self.dials.settled(id);
+        if let Some(circuit) = &circuit {
             event.failed_addresses.iter().filter_map(relay_of).for_each(|relay| self.relays.failed(&relay));
             if let Some(relay) = relay_of(address) {
-                self.relays.succeeded(&relay, now.saturating_duration_since(since));
+                self.relays.succeeded(&relay, now.saturating_duration_since(circuit.since));
             }
         }
         if event.endpoint.is_relayed() {
+            if circuit.is_some() && self.upgrades.is_relayed(&peer) {
+                // Another relay was quicker, and nobody uses this connection yet.
+                let connection = CloseConnection::One(id);
+                self.out.push_back(Output::Swarm(ToSwarm::CloseConnection { peer_id: peer, connection }));
+            }
             let origin = match event.endpoint.is_dialer() {
                 true if self.ended.contains(&peer) => Origin::LastResort,
                 true => Origin::Dialed,
@@ -213,13 +242,12 @@ impl Relaying {
             if self.upgrades.relayed(peer, id, origin, now) == News::Relayed {
                 self.report(Event::Relayed { peer, relay: relay_of(address) });
             }
+            self.keep_alive(peer);
             return;
         }
-        if self.upgrades.direct(peer, id, now) == News::Upgraded {
-            self.report(Event::Upgraded { peer });
-        }
-        if is_coordinator {
-            self.relays.connected(peer, address);
+        self.upgrades.direct(peer, id, now);
+        if is_coordinator && self.relays.connected(peer, address) {
+            self.dials.relay_arrived(now);
             self.reservations.arrived(peer, now);
         }
     }
@@ -227,6 +255,9 @@ impl Relaying {
     pub(super) fn closed(&mut self, event: &ConnectionClosed<'_>, now: Instant) {
         let peer = event.peer_id;
         let is_last = self.upgrades.closed(&peer, event.connection_id, now);
+        if event.endpoint.is_relayed() {
+            self.keep_alive(peer);
+        }
         if !self.upgrades.is_direct(&peer) {
             self.relays.disconnected(&peer);
         }
@@ -235,12 +266,33 @@ impl Relaying {
         }
     }
 
-    pub(super) fn dial_failed(&mut self, event: &DialFailure<'_>) {
+    /// Direct connections are kept alive while relayed ones drain: a stream that keeps the relayed one would otherwise see the
+    /// direct one idle out, and be made again.
+    fn keep_alive(&mut self, peer: PeerId) {
+        let (direct, keep) = self.upgrades.draining(&peer);
+        for id in direct {
+            let (handler, event) = (NotifyHandler::One(id), FromBehaviour::KeepAlive(keep));
+            self.out.push_back(Output::Swarm(ToSwarm::NotifyHandler { peer_id: peer, handler, event }));
+        }
+    }
+
+    /// Returns true if the peer is connected over a relay, maybe directly as well.
+    pub(super) fn is_relayed(&self, peer: &PeerId) -> bool {
+        self.upgrades.is_relayed(peer)
+    }
+
+    /// Our swarm denied a connection that the peer made.
+    pub(super) fn denied(&mut self, peer: &PeerId, now: Instant) {
+        self.upgrades.failed(peer, now);
+    }
+
+    pub(super) fn dial_failed(&mut self, event: &DialFailure<'_>, now: Instant) {
         self.no_longer_waiting(event.connection_id);
         if let Some(peer) = self.collecting.remove(&event.connection_id) {
+            self.upgrades.failed(&peer, now);
             self.out.push_back(Output::Driver(Input::Release(peer)));
         }
-        let Some((peer, _)) = self.circuits.remove(&event.connection_id) else { return };
+        let Some(Circuit { peer, .. }) = self.dials.settled(event.connection_id) else { return };
         if let DialError::Transport(errors) = event.error {
             let unsupported = |(_, error): &(_, TransportError<_>)| {
                 matches!(error, TransportError::MultiaddrNotSupported(_))
@@ -253,7 +305,7 @@ impl Relaying {
                 .filter_map(|(address, _)| relay_of(address))
                 .for_each(|relay| self.relays.failed(&relay));
         }
-        if self.ended.contains(&peer) && !self.upgrades.is_connected(&peer) {
+        if self.ended.contains(&peer) && !self.upgrades.is_connected(&peer) && !self.dials.is_asking(&peer) {
             self.release(peer, RelayFailure::Unreachable);
         }
     }
@@ -281,9 +333,15 @@ impl Relaying {
     /// It is no coordinator of ours any longer, and so no relay either.
     pub(super) fn forget(&mut self, relay: &PeerId) {
         self.relays.forget(relay);
+        self.observed.forget(relay);
         if let Some(id) = self.reservations.forget(relay) {
             self.out.push_back(Output::Swarm(ToSwarm::RemoveListener { id }));
         }
+    }
+
+    /// We have other addresses than before.
+    pub(super) fn network_changed(&mut self, now: Instant) {
+        self.upgrades.network_changed(now);
     }
 
     pub(super) fn learned(&mut self, peer: PeerId, address: &Multiaddr) {
@@ -299,9 +357,7 @@ impl Relaying {
                 self.relays.succeeded(&relay, took);
                 self.report(Event::Reserved { relay });
             }
-            _ if self.reservations.contains(listener) => {}
-            // One of our own addresses, not a relay's.
-            _ => self.upgrades.network_changed(now),
+            Some(Outcome::Refused(_) | Outcome::Lost(_)) | None => {}
         }
     }
 
@@ -331,11 +387,18 @@ impl Relaying {
 
     /// When [`poll`](Self::poll) has to be called next.
     pub(super) fn next_time(&self) -> Option<Instant> {
-        self.upgrades.next_time().into_iter().chain(self.reservations.next_time(&self.ranked())).min()
+        let reservations = self.reservations.next_time(&self.ranked());
+        [self.dials.next_time(), self.upgrades.next_time(), reservations].into_iter().flatten().min()
     }
 
     /// What is to be done now.
     pub(super) fn poll(&mut self, now: Instant) -> Option<Output> {
+        while let Some(peer) = self.dials.due(now) {
+            self.dial_over_relay(peer, now);
+        }
+        while let Some(timed_out) = self.dials.timed_out(now) {
+            self.pass_over(timed_out, now);
+        }
         if let Some(output) = self.out.pop_front() {
             return Some(output);
         }
@@ -344,12 +407,24 @@ impl Relaying {
             self.reservations.asked(relay, opts.listener_id(), now);
             return Some(Output::Swarm(ToSwarm::ListenOn { opts }));
         }
+        if let Some(peer) = self.upgrades.proved(now) {
+            return Some(Output::Swarm(ToSwarm::GenerateEvent(Event::Upgraded { peer })));
+        }
         if let Some((peer_id, id)) = self.upgrades.drained(now) {
             let connection = CloseConnection::One(id);
             return Some(Output::Swarm(ToSwarm::CloseConnection { peer_id, connection }));
         }
         self.upgrades.due(now).map(|peer| Output::Driver(Input::Upgrade(peer)))
     }
+}
+
+/// Returns true if the attempt failed in a way that shows the direct path to be hard, or the peer to be silent. After the other
+/// failures the next attempt begins within moments, and may take the rest of the head start.
+fn met_silence(reason: FailureReason) -> bool {
+    !matches!(
+        reason,
+        FailureReason::NatMeasured | FailureReason::CoordinatorLost | FailureReason::Rejected(_)
+    )
 }
 
 /// The address of a connection that names its relay, if there is one.

@@ -35,12 +35,10 @@ pub(super) struct Relays {
 }
 
 impl Relays {
-    /// A direct connection to a coordinator stands.
-    pub(super) fn connected(&mut self, relay: PeerId, address: &Multiaddr) {
+    /// A direct connection to a coordinator stands. True if there was none to it.
+    pub(super) fn connected(&mut self, relay: PeerId, address: &Multiaddr) -> bool {
         let base: Multiaddr = address.iter().take_while(|part| !matches!(part, Protocol::P2p(_))).collect();
-        if !base.is_empty() {
-            self.ours.entry(relay).or_default().address = Some(base);
-        }
+        !base.is_empty() && self.ours.entry(relay).or_default().address.replace(base).is_none()
     }
 
     /// The last direct connection to it is gone. What is known of it is kept for the next one.

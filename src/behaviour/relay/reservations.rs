@@ -121,9 +121,11 @@ impl Reservations {
         Some(self.current.swap_remove(index).listener)
     }
 
-    /// A coordinator is connected: it may be asked at once, unless it is resting.
+    /// A coordinator is connected that was not: it may be asked at once. An earlier refusal may have been the end of its
+    /// connection.
     pub(super) fn arrived(&mut self, relay: PeerId, now: Instant) {
-        self.rests.entry(relay).or_insert(Rest { until: now, refusals: 0 });
+        let rest = self.rests.entry(relay).or_insert(Rest { until: now, refusals: 0 });
+        rest.until = rest.until.min(now);
     }
 }
 
@@ -187,6 +189,18 @@ mod tests {
         assert_eq!(reservations.opened(listener, now + took), None);
         assert_eq!(reservations.closed(listener, now), Some(Outcome::Lost(relay)));
         assert_eq!(reservations.next_time(&ranked[..1]), Some(now + AFTER_LOSS));
+    }
+
+    #[test]
+    fn a_relay_that_comes_back_is_asked_at_once() {
+        let now = Instant::now();
+        let (mut reservations, ranked) = three(now);
+        let (relay, listener) = ask(&mut reservations, &ranked[..1], now);
+        assert_eq!(reservations.closed(listener, now), Some(Outcome::Refused(relay)));
+        assert_eq!(reservations.next_time(&ranked[..1]), Some(now + AFTER_REFUSAL));
+        let later = now + Duration::from_secs(5);
+        reservations.arrived(relay, later);
+        assert_eq!(reservations.next(&ranked[..1], later).map(|(relay, _)| relay), Some(relay));
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! Relayed connections on their way to being direct ones.
 //!
-//! As long as a peer is connected over relays only, traversal is tried again and again. Once a direct connection stands,
-//! the relayed ones are left to the streams on them for a while, and then closed.
+//! As long as a peer is connected over relays only, traversal is tried again, with one back-off for whatever fails: a session, a
+//! connection that a swarm denies, or a direct connection that ends soon. Once a direct connection has proved to last, the
+//! relayed ones are left to the streams on them for a while, and then closed. Until then the direct one is kept alive.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -21,17 +22,41 @@ const LISTENER_WAITS: Duration = Duration::from_secs(30);
 const AFTER_CHANGE: Duration = Duration::from_secs(1);
 /// However often our addresses change.
 const MIN_GAP: Duration = Duration::from_secs(5);
+/// A direct connection that has lasted so long was not denied by the other side's swarm, which takes a round trip.
+const PROBATION: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
 struct Peer {
     relayed: BTreeSet<ConnectionId>,
-    direct: BTreeSet<ConnectionId>,
+    /// With the time since when each stands.
+    direct: BTreeMap<ConnectionId, Instant>,
+    /// The other side dialed the first relayed connection, and goes first.
+    leaves_it_to_the_other: bool,
+    /// Attempts in a row that led to no direct connection, or to one that soon ended.
     failures: u32,
     /// When to try; `None` if there is nothing to upgrade.
     next: Option<Instant>,
     last: Option<Instant>,
-    /// When to close the relayed connections.
+    /// When the direct connection has proved to last, if that is not known yet.
+    proved_at: Option<Instant>,
+    /// When to close the relayed connections, if a direct one stands then that has proved to last. Set once, and not reset by a
+    /// direct connection that comes and goes.
     close_at: Option<Instant>,
+}
+
+impl Peer {
+    fn back_off(&mut self, now: Instant) {
+        let delay = BASE.saturating_mul(2u32.saturating_pow(self.failures)).min(CAP);
+        let other_first = if self.leaves_it_to_the_other { LISTENER_WAITS } else { Duration::ZERO };
+        self.failures = self.failures.saturating_add(1);
+        self.next = Some(now + delay + other_first);
+    }
+
+    /// When the relayed connections have had their time.
+    fn drained_at(&self) -> Option<Instant> {
+        let is_proved = !self.direct.is_empty() && self.proved_at.is_none();
+        self.close_at.filter(|_| is_proved && !self.relayed.is_empty())
+    }
 }
 
 /// How a relayed connection came about, and so when its upgrade is tried first.
@@ -51,8 +76,6 @@ pub(super) enum News {
     Nothing,
     /// The peer is connected, over a relay only.
     Relayed,
-    /// The peer is connected directly now.
-    Upgraded,
 }
 
 /// All connected peers.
@@ -73,11 +96,12 @@ impl Upgrades {
         let entry = self.peers.entry(peer).or_default();
         let is_first = entry.relayed.is_empty();
         entry.relayed.insert(id);
-        if !entry.direct.is_empty() {
-            entry.close_at = now.checked_add(drain);
+        if !is_first {
             return News::Nothing;
         }
-        if !is_first {
+        entry.leaves_it_to_the_other = origin == Origin::Accepted;
+        if !entry.direct.is_empty() {
+            entry.close_at = now.checked_add(drain);
             return News::Nothing;
         }
         let (delay, failures) = match origin {
@@ -90,36 +114,54 @@ impl Upgrades {
         News::Relayed
     }
 
-    pub(super) fn direct(&mut self, peer: PeerId, id: ConnectionId, now: Instant) -> News {
-        let drain = self.drain;
+    pub(super) fn direct(&mut self, peer: PeerId, id: ConnectionId, now: Instant) {
         let entry = self.peers.entry(peer).or_default();
-        entry.direct.insert(id);
-        entry.next = None;
-        entry.failures = 0;
-        if entry.relayed.is_empty() || entry.close_at.is_some() {
-            return News::Nothing;
+        if entry.direct.is_empty() && !entry.relayed.is_empty() {
+            entry.proved_at = Some(now + PROBATION);
         }
-        entry.close_at = now.checked_add(drain);
-        News::Upgraded
+        entry.direct.insert(id, now);
+        entry.next = None;
+    }
+
+    /// The next peer whose direct connection has proved to last while a relayed one stands.
+    pub(super) fn proved(&mut self, now: Instant) -> Option<PeerId> {
+        let drain = self.drain;
+        let is_due = |(_, entry): &(&PeerId, &mut Peer)| entry.proved_at.is_some_and(|at| at <= now);
+        let (peer, entry) = self.peers.iter_mut().find(is_due)?;
+        entry.proved_at = None;
+        let since = entry.direct.values().min().copied().unwrap_or(now);
+        entry.close_at = entry.close_at.or_else(|| since.checked_add(drain));
+        Some(*peer)
     }
 
     /// True if that was the last connection to the peer.
     pub(super) fn closed(&mut self, peer: &PeerId, id: ConnectionId, now: Instant) -> bool {
         let Some(entry) = self.peers.get_mut(peer) else { return true };
         entry.relayed.remove(&id);
-        let lost_direct = entry.direct.remove(&id) && entry.direct.is_empty();
+        let ended = entry.direct.remove(&id).filter(|_| entry.direct.is_empty());
         if entry.relayed.is_empty() {
-            entry.next = None;
-            entry.close_at = None;
-        } else if lost_direct {
-            entry.close_at = None;
-            entry.next = Some(now);
+            (entry.next, entry.proved_at, entry.close_at, entry.failures) = (None, None, None, 0);
+        } else if let Some(since) = ended {
+            entry.proved_at = None;
+            if now.saturating_duration_since(since) < CAP {
+                entry.back_off(now);
+            } else {
+                entry.failures = 0;
+                entry.next = Some(now);
+            }
         }
         let is_last = entry.relayed.is_empty() && entry.direct.is_empty();
         if is_last {
             self.peers.remove(peer);
         }
         is_last
+    }
+
+    /// Direct connections of a peer that is connected over a relay as well, and whether they have to be kept alive for that.
+    pub(super) fn draining(&self, peer: &PeerId) -> (Vec<ConnectionId>, bool) {
+        let entry = self.peers.get(peer);
+        let direct = entry.map(|entry| entry.direct.keys().copied().collect()).unwrap_or_default();
+        (direct, entry.is_some_and(|entry| !entry.relayed.is_empty()))
     }
 
     pub(super) fn is_connected(&self, peer: &PeerId) -> bool {
@@ -130,13 +172,14 @@ impl Upgrades {
         self.peers.get(peer).is_some_and(|entry| !entry.direct.is_empty())
     }
 
-    /// A session with the peer failed.
+    pub(super) fn is_relayed(&self, peer: &PeerId) -> bool {
+        self.peers.get(peer).is_some_and(|entry| !entry.relayed.is_empty())
+    }
+
+    /// A session with the peer failed, or our own swarm denied the connection that came of it.
     pub(super) fn failed(&mut self, peer: &PeerId, now: Instant) {
-        let Some(entry) = self.peers.get_mut(peer) else { return };
-        if entry.next.is_some() {
-            let delay = BASE.saturating_mul(2u32.saturating_pow(entry.failures)).min(CAP);
-            entry.failures = entry.failures.saturating_add(1);
-            entry.next = Some(now + delay);
+        if let Some(entry) = self.peers.get_mut(peer).filter(|entry| entry.next.is_some()) {
+            entry.back_off(now);
         }
     }
 
@@ -163,16 +206,14 @@ impl Upgrades {
 
     /// The next relayed connection whose time is over.
     pub(super) fn drained(&mut self, now: Instant) -> Option<(PeerId, ConnectionId)> {
-        let (peer, entry) = self.peers.iter_mut().find(|(_, e)| e.close_at.is_some_and(|at| at <= now))?;
-        let id = entry.relayed.pop_first()?;
-        if entry.relayed.is_empty() {
-            entry.close_at = None;
-        }
-        Some((*peer, id))
+        let (peer, entry) =
+            self.peers.iter_mut().find(|(_, entry)| entry.drained_at().is_some_and(|at| at <= now))?;
+        Some((*peer, entry.relayed.pop_first()?))
     }
 
     pub(super) fn next_time(&self) -> Option<Instant> {
-        self.peers.values().flat_map(|entry| [entry.next, entry.close_at]).flatten().min()
+        let times = |entry: &Peer| [entry.next, entry.proved_at, entry.drained_at()];
+        self.peers.values().flat_map(times).flatten().min()
     }
 }
 
@@ -250,29 +291,81 @@ mod tests {
     }
 
     #[test]
-    fn a_direct_connection_ends_the_attempts_and_lets_the_relayed_ones_drain() {
+    fn a_direct_connection_that_lasts_lets_the_relayed_ones_drain() {
         let (mut upgrades, peer, now) = relayed();
         upgrades.relayed(peer, id(2), Origin::Dialed, now);
-        assert_eq!(upgrades.direct(peer, id(3), now), News::Upgraded);
-        assert_eq!(upgrades.direct(peer, id(4), now + DRAIN / 2), News::Nothing);
-        assert_eq!(upgrades.due(now + DRAIN), None);
-        assert_eq!(upgrades.drained(now + DRAIN / 2), None);
+        upgrades.direct(peer, id(3), now);
+        assert_eq!((upgrades.due(now + DRAIN), upgrades.proved(now)), (None, None));
+        assert_eq!(upgrades.next_time(), Some(now + PROBATION));
+        assert_eq!(upgrades.proved(now + PROBATION), Some(peer));
+        assert_eq!(upgrades.proved(now + PROBATION), None);
+        upgrades.direct(peer, id(4), now + DRAIN / 2);
+        assert_eq!((upgrades.proved(now + DRAIN), upgrades.drained(now + DRAIN / 2)), (None, None));
         assert_eq!(upgrades.next_time(), Some(now + DRAIN));
+        assert_eq!(upgrades.draining(&peer), (vec![id(3), id(4)], true));
         assert_eq!(upgrades.drained(now + DRAIN), Some((peer, id(1))));
         assert_eq!(upgrades.drained(now + DRAIN), Some((peer, id(2))));
         assert_eq!(upgrades.drained(now + DRAIN), None);
+        assert_eq!((upgrades.draining(&peer).1, upgrades.next_time()), (false, None));
         assert!(!upgrades.closed(&peer, id(3), now) && upgrades.closed(&peer, id(4), now));
         assert!(upgrades.peers.is_empty());
     }
 
     #[test]
-    fn if_the_direct_connection_goes_first_the_relayed_one_stays_and_is_tried_again() {
+    fn a_direct_connection_that_soon_ends_is_a_failure() {
+        let (mut upgrades, peer, mut now) = relayed();
+        let mut delays = Vec::new();
+        for number in 10..16 {
+            assert_eq!(upgrades.due(now), Some(peer));
+            upgrades.direct(peer, id(number), now);
+            now += PROBATION / 2;
+            assert!(!upgrades.closed(&peer, id(number), now));
+            assert_eq!(upgrades.proved(now + DRAIN), None, "nobody hears of it");
+            let next = upgrades.next_time().unwrap();
+            delays.push((next - now).as_secs());
+            now = next;
+        }
+        assert_eq!(delays, [5, 10, 20, 40, 60, 60]);
+        assert_eq!(upgrades.drained(now + DRAIN), None, "the relayed connection is all there is");
+    }
+
+    #[test]
+    fn the_time_of_a_relayed_connection_is_not_reset_by_direct_ones_that_come_and_go() {
+        let (mut upgrades, peer, begin) = relayed();
+        let mut now = begin;
+        for number in 10..13 {
+            upgrades.direct(peer, id(number), now);
+            now += PROBATION;
+            assert_eq!(upgrades.proved(now), Some(peer));
+            now += DRAIN / 3;
+            if now < begin + DRAIN {
+                assert!(!upgrades.closed(&peer, id(number), now));
+            }
+        }
+        assert_eq!(upgrades.drained(now), Some((peer, id(1))));
+    }
+
+    #[test]
+    fn a_relayed_connection_is_not_closed_while_nothing_else_stands() {
         let (mut upgrades, peer, now) = relayed();
         upgrades.direct(peer, id(2), now);
-        assert!(upgrades.is_direct(&peer));
-        assert!(!upgrades.closed(&peer, id(2), now));
+        upgrades.proved(now + PROBATION);
+        let later = now + CAP;
+        assert!(upgrades.is_direct(&peer) && !upgrades.closed(&peer, id(2), later));
         assert_eq!(upgrades.drained(now + DRAIN), None);
-        assert_eq!(upgrades.due(now), Some(peer));
+        assert_eq!(upgrades.due(later), Some(peer), "it was of use");
         assert!(upgrades.is_connected(&peer) && !upgrades.is_direct(&peer));
+        upgrades.direct(peer, id(3), now + DRAIN);
+        assert_eq!(upgrades.drained(now + DRAIN), None, "it may be denied");
+        upgrades.proved(now + DRAIN + PROBATION);
+        assert_eq!(upgrades.drained(now + DRAIN + PROBATION), Some((peer, id(1))));
+    }
+
+    #[test]
+    fn the_side_that_was_dialed_goes_on_leaving_the_attempts_to_the_other() {
+        let (mut upgrades, peer, now) = (Upgrades::new(DRAIN), PeerId::random(), Instant::now());
+        upgrades.relayed(peer, id(1), Origin::Accepted, now);
+        upgrades.failed(&peer, now);
+        assert_eq!(upgrades.next_time(), Some(now + BASE + LISTENER_WAITS));
     }
 }

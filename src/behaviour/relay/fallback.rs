@@ -1,0 +1,191 @@
+//! Dials over relays for dials that wait for a direct connection.
+//!
+//! A dial has a head start of [`HEAD_START`] for traversal; then the peer is dialed over relays in parallel. One dial names
+//! several relays, which the swarm asks one after the other. A relay that does not answer within [`RELAY_TIMEOUT`] is passed
+//! over: a further dial asks the others. The swarm cannot cancel a dial, so the first one may still end in a connection.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use libp2p_core::Multiaddr;
+use libp2p_identity::PeerId;
+use libp2p_swarm::ConnectionId;
+
+/// How long a dial waits for a direct connection before relays are asked as well.
+pub(super) const HEAD_START: Duration = Duration::from_secs(1);
+/// How long a relay may take to connect us before the next one is asked.
+pub(super) const RELAY_TIMEOUT: Duration = Duration::from_secs(3);
+
+#[derive(Debug)]
+struct Waiting {
+    peer: PeerId,
+    /// When relays are asked; `None` once they have been.
+    relay_at: Option<Instant>,
+}
+
+/// A dial of ours over relays.
+#[derive(Debug)]
+pub(super) struct Circuit {
+    pub(super) peer: PeerId,
+    pub(super) since: Instant,
+    addresses: Vec<Multiaddr>,
+    /// When the first relay is passed over; `None` once it has been.
+    deadline: Option<Instant>,
+}
+
+/// A dial over relays that has had its time.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct TimedOut {
+    pub(super) peer: PeerId,
+    /// The relay that did not answer, by its circuit address.
+    pub(super) silent: Option<Multiaddr>,
+    /// The relays that have not had their time.
+    pub(super) remaining: Vec<Multiaddr>,
+}
+
+/// Dials that wait for a direct connection, and our dials over relays for them.
+#[derive(Debug, Default)]
+pub(super) struct Fallback {
+    waiting: BTreeMap<ConnectionId, Waiting>,
+    circuits: BTreeMap<ConnectionId, Circuit>,
+}
+
+impl Fallback {
+    /// A dial may wait for a session. The swarm will say what became of it.
+    pub(super) fn dialing(&mut self, peer: PeerId, id: ConnectionId, now: Instant) {
+        self.waiting.insert(id, Waiting { peer, relay_at: Some(now + HEAD_START) });
+    }
+
+    /// The swarm says that a dial is over. Returns its peer if no other dial of that peer waits.
+    pub(super) fn no_longer_waiting(&mut self, id: ConnectionId) -> Option<PeerId> {
+        let peer = self.waiting.remove(&id)?.peer;
+        (!self.is_awaited(&peer)).then_some(peer)
+    }
+
+    pub(super) fn is_awaited(&self, peer: &PeerId) -> bool {
+        self.waiting.values().any(|waiting| waiting.peer == *peer)
+    }
+
+    /// The head start of the peer's dials is over: relays are asked now, or need not be asked.
+    pub(super) fn end_head_start(&mut self, peer: &PeerId) {
+        let waiting = self.waiting.values_mut().filter(|waiting| waiting.peer == *peer);
+        waiting.for_each(|waiting| waiting.relay_at = None);
+    }
+
+    /// A relay is connected that was not: dials that wait without any have a head start again, since it is their coordinator, too.
+    pub(super) fn relay_arrived(&mut self, now: Instant) {
+        for waiting in self.waiting.values_mut() {
+            let is_asking = self.circuits.values().any(|circuit| circuit.is_asking(&waiting.peer));
+            if waiting.relay_at.is_none() && !is_asking {
+                waiting.relay_at = Some(now + HEAD_START);
+            }
+        }
+    }
+
+    /// The next peer whose dials have had their head start.
+    pub(super) fn due(&mut self, now: Instant) -> Option<PeerId> {
+        let is_due = |waiting: &&Waiting| waiting.relay_at.is_some_and(|at| at <= now);
+        let peer = self.waiting.values().find(is_due)?.peer;
+        self.end_head_start(&peer);
+        Some(peer)
+    }
+
+    /// The swarm is asked to dial the peer over these relays.
+    pub(super) fn asked(&mut self, id: ConnectionId, peer: PeerId, addresses: Vec<Multiaddr>, now: Instant) {
+        let deadline = Some(now + RELAY_TIMEOUT);
+        self.circuits.insert(id, Circuit { peer, since: now, addresses, deadline });
+    }
+
+    /// Returns true if a relay is being asked that still has time.
+    pub(super) fn is_asking(&self, peer: &PeerId) -> bool {
+        self.circuits.values().any(|circuit| circuit.is_asking(peer))
+    }
+
+    pub(super) fn is_circuit(&self, id: ConnectionId) -> bool {
+        self.circuits.contains_key(&id)
+    }
+
+    /// The swarm says that a dial over relays is over.
+    pub(super) fn settled(&mut self, id: ConnectionId) -> Option<Circuit> {
+        self.circuits.remove(&id)
+    }
+
+    /// The next dial over relays whose first relay has not answered in time.
+    pub(super) fn timed_out(&mut self, now: Instant) -> Option<TimedOut> {
+        let is_over = |circuit: &&mut Circuit| circuit.deadline.is_some_and(|at| at <= now);
+        let circuit = self.circuits.values_mut().find(is_over)?;
+        circuit.deadline = None;
+        let mut addresses = circuit.addresses.iter().cloned();
+        let silent = addresses.next();
+        Some(TimedOut { peer: circuit.peer, silent, remaining: addresses.collect() })
+    }
+
+    /// When [`due`](Self::due) or [`timed_out`](Self::timed_out) has something next.
+    pub(super) fn next_time(&self) -> Option<Instant> {
+        let waiting = self.waiting.values().filter_map(|waiting| waiting.relay_at);
+        waiting.chain(self.circuits.values().filter_map(|circuit| circuit.deadline)).min()
+    }
+}
+
+impl Circuit {
+    fn is_asking(&self, peer: &PeerId) -> bool {
+        self.peer == *peer && self.deadline.is_some()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(number: usize) -> ConnectionId {
+        ConnectionId::new_unchecked(number)
+    }
+
+    fn addresses() -> Vec<Multiaddr> {
+        (1..=3).map(|n| format!("/ip4/192.0.2.{n}/udp/1/quic-v1/p2p-circuit").parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn relays_are_asked_once_for_all_dials_of_a_peer_after_a_second() {
+        let (mut fallback, peer, now) = (Fallback::default(), PeerId::random(), Instant::now());
+        fallback.dialing(peer, id(1), now);
+        fallback.dialing(peer, id(2), now);
+        assert_eq!((fallback.next_time(), fallback.due(now)), (Some(now + HEAD_START), None));
+        assert_eq!(fallback.due(now + HEAD_START), Some(peer));
+        assert_eq!((fallback.next_time(), fallback.due(now + HEAD_START)), (None, None));
+        assert_eq!(fallback.no_longer_waiting(id(1)), None);
+        assert_eq!(fallback.no_longer_waiting(id(2)), Some(peer));
+    }
+
+    #[test]
+    fn a_silent_relay_is_passed_over_until_none_is_left() {
+        let (mut fallback, peer, now) = (Fallback::default(), PeerId::random(), Instant::now());
+        fallback.asked(id(1), peer, addresses(), now);
+        assert!(fallback.is_asking(&peer) && fallback.timed_out(now).is_none());
+        let now = now + RELAY_TIMEOUT;
+        let TimedOut { silent, remaining, .. } = fallback.timed_out(now).unwrap();
+        assert_eq!((silent.as_ref(), remaining.as_slice()), (addresses().first(), &addresses()[1..]));
+        assert!(!fallback.is_asking(&peer) && fallback.timed_out(now).is_none());
+        assert!(fallback.is_circuit(id(1)), "it may still end in a connection");
+        fallback.asked(id(2), peer, addresses()[2..].to_vec(), now);
+        assert_eq!(fallback.timed_out(now + RELAY_TIMEOUT).unwrap().remaining, []);
+        assert!(fallback.settled(id(1)).is_some() && fallback.settled(id(2)).is_some());
+        assert_eq!(fallback.next_time(), None);
+    }
+
+    #[test]
+    fn a_relay_that_arrives_is_asked_for_dials_that_found_none() {
+        let (mut fallback, peer, now) = (Fallback::default(), PeerId::random(), Instant::now());
+        fallback.dialing(peer, id(1), now);
+        fallback.due(now + HEAD_START);
+        let later = now + 5 * HEAD_START;
+        fallback.relay_arrived(later);
+        assert_eq!(fallback.next_time(), Some(later + HEAD_START));
+        fallback.due(later + HEAD_START);
+        fallback.asked(id(2), peer, addresses(), later);
+        fallback.relay_arrived(later);
+        assert_eq!(fallback.next_time(), Some(later + RELAY_TIMEOUT), "they are being asked");
+    }
+}

@@ -1,0 +1,237 @@
+//! Direct connections that a swarm does not want, or does not keep, beside a relayed one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    convert::Infallible,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use libp2p::{
+    Multiaddr, PeerId, Swarm,
+    core::{Endpoint, transport::PortUse},
+    multiaddr::Protocol,
+    relay,
+    swarm::{
+        ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, SwarmEvent, THandler, THandlerInEvent,
+        THandlerOutEvent, ToSwarm, dummy,
+    },
+};
+use libp2p_punch::{Behaviour, Event};
+use libp2p_punch_sim::World;
+
+use crate::{
+    network::{Site, client, on_paused_time, run, until},
+    relaying::{self, Peer, Seen, peer, peer_with_idle_timeout, relayed_swarm, reserved, see, serve, watch},
+};
+
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// Denies every connection to a peer that is connected, as libp2p-connection-limits does with a limit of one per peer.
+#[derive(Default)]
+struct OnePerPeer(BTreeMap<PeerId, BTreeSet<ConnectionId>>);
+
+#[derive(Debug, thiserror::Error)]
+#[error("the peer is connected")]
+struct IsConnected;
+
+impl OnePerPeer {
+    fn admit(&self, peer: &PeerId) -> Result<dummy::ConnectionHandler, ConnectionDenied> {
+        match self.0.get(peer).is_some_and(|connections| !connections.is_empty()) {
+            true => Err(ConnectionDenied::new(IsConnected)),
+            false => Ok(dummy::ConnectionHandler),
+        }
+    }
+}
+
+impl NetworkBehaviour for OnePerPeer {
+    type ConnectionHandler = dummy::ConnectionHandler;
+    type ToSwarm = Infallible;
+
+    fn handle_established_inbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: &Multiaddr,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.admit(&peer)
+    }
+
+    fn handle_established_outbound_connection(
+        &mut self,
+        _: ConnectionId,
+        peer: PeerId,
+        _: &Multiaddr,
+        _: Endpoint,
+        _: PortUse,
+    ) -> Result<THandler<Self>, ConnectionDenied> {
+        self.admit(&peer)
+    }
+
+    fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
+        match event {
+            FromSwarm::ConnectionEstablished(event) => {
+                self.0.entry(event.peer_id).or_default().insert(event.connection_id);
+            }
+            FromSwarm::ConnectionClosed(event) => {
+                self.0.entry(event.peer_id).or_default().remove(&event.connection_id);
+            }
+            _ => {}
+        }
+    }
+
+    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
+        match event {}
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
+        Poll::Pending
+    }
+}
+
+#[derive(NetworkBehaviour)]
+struct Limited {
+    limit: OnePerPeer,
+    punch: Behaviour,
+    relay: relay::client::Behaviour,
+}
+
+/// Dials a peer over the relay that both have a reservation with.
+fn dial_over_relay(dialer: &mut Swarm<Peer>, listener: PeerId) {
+    let is_circuit = |address: &&Multiaddr| address.iter().any(|part| part == Protocol::P2pCircuit);
+    let own = dialer.listeners().find(is_circuit).expect("it is reserved");
+    let circuit: Multiaddr = own.iter().take_while(|part| *part != Protocol::P2pCircuit).collect();
+    dialer.dial(circuit.with(Protocol::P2pCircuit).with(Protocol::P2p(listener))).expect("not dialed yet");
+}
+
+/// Waits for the relayed connection.
+async fn relayed(dialer: &mut Swarm<Peer>, listener: PeerId) -> ConnectionId {
+    loop {
+        match see(dialer, listener).await {
+            Seen::Connected { id, relayed } => {
+                assert!(relayed);
+                return id;
+            }
+            Seen::NotDialed(why) => panic!("{why}"),
+            _ => {}
+        }
+    }
+}
+
+fn count(seen: &[Seen], wanted: impl Fn(&Seen) -> bool) -> usize {
+    seen.iter().filter(|seen| wanted(seen)).count()
+}
+
+/// What a dialer sees in five minutes of a peer that it is connected to over a relay, and how many packets all of them send.
+fn with_a_peer(limited: bool) -> (Vec<Seen>, u64) {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address, _) = relaying::relay(&world, 254);
+        let host = Site::EIM_APDF.host(&world, 2, 0.0);
+        let listener = if limited {
+            let mut listener = relayed_swarm(&host, 2, client(&address), |punch, relay, _| Limited {
+                limit: OnePerPeer::default(),
+                punch,
+                relay,
+            });
+            until(&mut listener, |event| {
+                matches!(event, SwarmEvent::Behaviour(LimitedEvent::Punch(Event::Reserved { .. })))
+                    .then_some(())
+            })
+            .await;
+            run(listener)
+        } else {
+            let mut listener = relaying::peer_at(&host, 2, client(&address));
+            reserved(&mut listener).await;
+            serve(listener, Duration::ZERO)
+        };
+        let mut dialer = peer(&world, Site::EIM_APDF, 1, client(&address));
+        reserved(&mut dialer).await;
+        dial_over_relay(&mut dialer, listener);
+        relayed(&mut dialer, listener).await;
+        let before = world.stats().ended();
+        let seen = watch(&mut dialer, listener, 5 * MINUTE).await;
+        (seen, (world.stats().ended() - before) / 5)
+    })
+}
+
+#[test]
+fn a_peer_that_denies_the_direct_connection_is_tried_ever_less_often() {
+    let (seen, packets) = with_a_peer(true);
+    let is_session = |seen: &Seen| matches!(seen, Seen::Punch(Event::Connected { .. }));
+    let (_, idle) = with_a_peer(false);
+    let sessions = count(&seen, is_session);
+    println!("{sessions} sessions, {packets} packets a minute; {idle} with a peer that denies none");
+    assert!((2..=9).contains(&sessions), "{sessions} sessions in five minutes");
+    assert!(packets <= idle * 3 / 2, "{packets} packets a minute");
+    assert_eq!(count(&seen, |seen| matches!(seen, Seen::Punch(Event::Upgraded { .. }))), 0, "it never was");
+    let [opened, closed] = [
+        count(&seen, |seen| matches!(seen, Seen::Connected { .. })),
+        count(&seen, |seen| matches!(seen, Seen::Closed { .. })),
+    ];
+    assert_eq!(opened, closed, "the relayed connection stays: {seen:#?}");
+}
+
+#[test]
+fn a_hopeless_peer_is_not_tried_more_often_because_others_come_and_go() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address, _) = relaying::relay(&world, 254);
+        let mut listener = peer(&world, Site::APDM_RANDOM, 2, client(&address));
+        reserved(&mut listener).await;
+        let listener = serve(listener, Duration::ZERO);
+        let mut others = Vec::new();
+        for number in 10..40 {
+            let mut other = peer(&world, Site::Public, number, client(&address));
+            reserved(&mut other).await;
+            others.push(serve(other, Duration::ZERO));
+        }
+        let mut dialer = peer(&world, Site::APDM_RANDOM, 1, client(&address));
+        reserved(&mut dialer).await;
+        dialer.dial(listener).expect("not dialed yet");
+        let (mut failures, mut observations) = (0, 0);
+        for other in others {
+            dialer.dial(other).expect("it is not connected");
+            let seen = watch(&mut dialer, listener, Duration::from_secs(5)).await;
+            dialer.disconnect_peer_id(other).expect("it is connected");
+            let rest = watch(&mut dialer, listener, Duration::from_secs(5)).await;
+            for seen in [seen, rest] {
+                let is_failure = |seen: &Seen| matches!(seen, Seen::Punch(Event::Failed { peer, .. }) if *peer == listener);
+                failures += count(&seen, is_failure);
+                observations += count(&seen, |seen| matches!(seen, Seen::Punch(Event::Observed { .. })));
+            }
+        }
+        println!("{failures} failures and {observations} observations in five minutes");
+        assert!(observations >= 15, "others tell the dialer where they see it: {observations}");
+        assert!((2..=9).contains(&failures), "{failures} attempts");
+    });
+}
+
+#[test]
+fn a_long_stream_on_the_relayed_connection_keeps_the_direct_one_until_it_has_had_its_time() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address, _) = relaying::relay(&world, 254);
+        let mut listener = peer(&world, Site::EIM_APDF, 2, client(&address));
+        reserved(&mut listener).await;
+        let listener = serve(listener, 10 * MINUTE);
+        // Zero, since every other time-out for idle connections follows the wall clock.
+        let host = Site::EIM_APDF.host(&world, 1, 0.0);
+        let mut dialer = peer_with_idle_timeout(&host, 1, client(&address), Duration::ZERO);
+        reserved(&mut dialer).await;
+        dial_over_relay(&mut dialer, listener);
+        dialer.behaviour_mut().echo.send_request(&listener, "long".to_owned());
+        let relayed = relayed(&mut dialer, listener).await;
+        let seen = watch(&mut dialer, listener, Duration::from_secs(110)).await;
+        assert_eq!(
+            count(&seen, |seen| matches!(seen, Seen::Connected { relayed: false, .. })),
+            1,
+            "{seen:#?}"
+        );
+        assert_eq!(count(&seen, |seen| matches!(seen, Seen::Closed { .. })), 0, "{seen:#?}");
+        let rest = watch(&mut dialer, listener, MINUTE).await;
+        let first = rest.iter().find(|seen| matches!(seen, Seen::Closed { .. }));
+        assert_eq!(first, Some(&Seen::Closed { id: relayed }), "{rest:#?}");
+    });
+}

@@ -1,0 +1,188 @@
+//! When relays are asked: soon enough for every pair, not for those that are direct at once, and never for ever.
+
+use std::{sync::Arc, time::Duration};
+
+use libp2p::{PeerId, Swarm};
+use libp2p_punch::Event;
+use libp2p_punch_sim::{Host, Link, Nat, World};
+use tokio::time::Instant;
+
+use crate::{
+    nats,
+    network::{Site, client, on_paused_time},
+    relaying::{Peer, Seen, clients, peer_at, relay, reserved, see, serve, watch},
+};
+
+const RTT: Duration = Duration::from_millis(50);
+
+/// Round trips of [`RTT`] between all hosts.
+fn apart(world: &World, hosts: &[&Arc<Host>]) {
+    for (index, a) in hosts.iter().enumerate() {
+        hosts[index + 1..].iter().for_each(|b| world.set_path(*a, *b, RTT / 2));
+    }
+}
+
+/// From the dial to a relayed connection.
+async fn relayed_after(dialer: &mut Swarm<Peer>, listener: PeerId) -> Duration {
+    let begin = Instant::now();
+    dialer.dial(listener).expect("not dialed yet");
+    loop {
+        match see(dialer, listener).await {
+            Seen::Connected { relayed, .. } => {
+                assert!(relayed, "nothing gets through directly");
+                return begin.elapsed();
+            }
+            Seen::NotDialed(why) => panic!("{why}"),
+            _ => {}
+        }
+    }
+}
+
+/// Two peers between which nothing gets through, and their hosts, the dialer's first.
+async fn blocked(world: &World, hosts: [Arc<Host>; 2]) -> (Swarm<Peer>, PeerId, [Arc<Host>; 2]) {
+    let (c, address, _) = relay(world, 254);
+    apart(world, &[&hosts[0], &hosts[1], &c]);
+    let mut listener = peer_at(&hosts[1], 2, client(&address));
+    reserved(&mut listener).await;
+    let listener = serve(listener, Duration::ZERO);
+    let mut dialer = peer_at(&hosts[0], 1, client(&address));
+    reserved(&mut dialer).await;
+    watch(&mut dialer, listener, Duration::from_secs(1)).await;
+    world.block(&hosts[0], &hosts[1]);
+    (dialer, listener, hosts)
+}
+
+#[test]
+fn every_pair_that_meets_silence_is_relayed_within_a_second_and_a_half() {
+    let mut longest = Duration::ZERO;
+    for dialer in nats::ALL {
+        for listener in nats::ALL {
+            let took = on_paused_time(async {
+                let world = World::new(1);
+                let hosts =
+                    [nats::host(dialer, &world, 1, 0.0, None), nats::host(listener, &world, 2, 0.0, None)];
+                let (mut swarm, peer, _) = blocked(&world, hosts).await;
+                relayed_after(&mut swarm, peer).await
+            });
+            assert!(took <= Duration::from_millis(1_500), "{dialer:?} -> {listener:?}: {took:?}");
+            longest = longest.max(took);
+        }
+    }
+    println!("the longest: {longest:?}");
+}
+
+#[test]
+fn a_dialer_whose_nat_lost_its_state_is_relayed_within_a_second_and_a_half() {
+    let took = on_paused_time(async {
+        let world = World::new(1);
+        let gateway = world.nat(Nat::random(), [198, 51, 100, 1]);
+        world.set_link(&gateway, Link::with_latency(Duration::ZERO));
+        let hosts = [gateway.host([192, 168, 1, 2]), Site::APDM_RANDOM.host(&world, 2, 0.0)];
+        let (mut swarm, peer, _) = blocked(&world, hosts).await;
+        gateway.flush();
+        relayed_after(&mut swarm, peer).await
+    });
+    println!("{took:?}");
+    assert!(took <= Duration::from_millis(1_500), "{took:?}");
+}
+
+#[test]
+fn the_attempt_goes_on_beside_the_relayed_connection() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let hosts = [1, 2].map(|number| Site::EIM_APDF.host(&world, number, 0.0));
+        let (mut dialer, listener, hosts) = blocked(&world, hosts).await;
+        relayed_after(&mut dialer, listener).await;
+        world.unblock(&hosts[0], &hosts[1]);
+        let seen = watch(&mut dialer, listener, Duration::from_secs(10)).await;
+        let direct = seen.iter().filter(|seen| matches!(seen, Seen::Connected { relayed: false, .. }));
+        assert_eq!(direct.count(), 1, "{seen:#?}");
+        assert!(seen.contains(&Seen::Punch(Event::Upgraded { peer: listener })), "{seen:#?}");
+    });
+}
+
+#[test]
+fn two_peers_that_dial_each_other_at_once_touch_no_relay() {
+    for seed in 0..40 {
+        on_paused_time(async {
+            let world = World::new(seed);
+            let (c, address, _) = relay(&world, 254);
+            let hosts = [1, 2].map(|number| Site::EIM_APDF.host(&world, number, 0.0));
+            apart(&world, &[&hosts[0], &hosts[1], &c]);
+            let mut a = peer_at(&hosts[0], 1, client(&address));
+            reserved(&mut a).await;
+            let mut b = peer_at(&hosts[1], 2, client(&address));
+            reserved(&mut b).await;
+            let [at_a, at_b] = [*a.local_peer_id(), *b.local_peer_id()];
+            a.dial(at_b).expect("not dialed yet");
+            b.dial(at_a).expect("not dialed yet");
+            let time = Duration::from_secs(10);
+            let (seen_a, seen_b) = tokio::join!(watch(&mut a, at_b, time), watch(&mut b, at_a, time));
+            for seen in [seen_a, seen_b] {
+                let connections = |wanted| {
+                    let is_wanted =
+                        |seen: &&Seen| matches!(seen, Seen::Connected { relayed, .. } if *relayed == wanted);
+                    seen.iter().filter(is_wanted).count()
+                };
+                assert_eq!(connections(true), 0, "seed {seed}: {seen:#?}");
+                assert!(connections(false) >= 1, "seed {seed}: {seen:#?}");
+            }
+        });
+    }
+}
+
+#[test]
+fn a_relay_that_does_not_answer_is_passed_over() {
+    let took = [0, 1].map(|silent| {
+        on_paused_time(async {
+            let world = World::new(1);
+            let relays = [253, 254].map(|number| relay(&world, number));
+            let addresses = relays.each_ref().map(|(_, address, _)| address.clone());
+            let hosts = [1, 2].map(|number| Site::APDM_RANDOM.host(&world, number, 0.0));
+            apart(&world, &[&hosts[0], &hosts[1], &relays[0].0, &relays[1].0]);
+            let mut listener = peer_at(&hosts[1], 2, clients(&addresses));
+            reserved(&mut listener).await;
+            reserved(&mut listener).await;
+            let listener = serve(listener, Duration::ZERO);
+            let mut dialer = peer_at(&hosts[0], 1, clients(&addresses));
+            reserved(&mut dialer).await;
+            reserved(&mut dialer).await;
+            // The relay waits for the listener, and the dialer for the relay.
+            world.block(&hosts[1], &relays[silent].0);
+            relayed_after(&mut dialer, listener).await
+        })
+    });
+    println!("{took:?}");
+    assert!(took.iter().all(|took| *took <= Duration::from_secs(5)), "{took:?}");
+    assert!(
+        took.iter().any(|took| *took >= Duration::from_secs(3)),
+        "none of them was asked first: {took:?}"
+    );
+}
+
+#[test]
+fn if_no_relay_answers_the_dial_ends() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (c, address, _) = relay(&world, 254);
+        let hosts = [1, 2].map(|number| Site::APDM_RANDOM.host(&world, number, 0.0));
+        apart(&world, &[&hosts[0], &hosts[1], &c]);
+        let mut listener = peer_at(&hosts[1], 2, client(&address));
+        reserved(&mut listener).await;
+        let listener = serve(listener, Duration::ZERO);
+        let mut dialer = peer_at(&hosts[0], 1, client(&address));
+        reserved(&mut dialer).await;
+        world.block(&hosts[1], &c);
+        let begin = Instant::now();
+        dialer.dial(listener).expect("not dialed yet");
+        let why = loop {
+            match see(&mut dialer, listener).await {
+                Seen::NotDialed(why) => break why,
+                Seen::Connected { .. } => panic!("nothing gets through"),
+                _ => {}
+            }
+        };
+        println!("{:?}: {why}", begin.elapsed());
+        assert!(begin.elapsed() <= Duration::from_secs(30), "{:?}: {why}", begin.elapsed());
+    });
+}
