@@ -86,6 +86,9 @@ pub(crate) fn describe(event: &Event) -> Option<(&'static str, String)> {
             let relay = relay.as_ref().map(|relay| format!(" over {}", short(relay)));
             ("relayed", format!("{} is connected{}", short(peer), relay.unwrap_or_default()))
         }
+        Event::PathLost { peer, .. } => {
+            ("lost", format!("every path to {}: its NAT, or ours, forgot us", short(peer)))
+        }
         Event::RelayFailed { peer, reason } => ("no relay", format!("to {}: {reason}", short(peer))),
         Event::Upgraded { peer } => ("upgraded", format!("{} is connected directly now", short(peer))),
         Event::Reserved { relay } => ("reserved", format!("with the relay {}", short(relay))),

@@ -160,6 +160,7 @@ impl Driver {
                 self.agent.handle_closed(flow, now);
             }
             PathNotice::Silent { flow } => self.agent.handle_silent(flow, now),
+            PathNotice::Quiet { flow } => self.agent.handle_quiet(flow, now),
             PathNotice::Sockets { pool, sockets } => self.agent.handle_sockets_opened(pool, &sockets, now),
             PathNotice::Closed { flow } => self.agent.handle_closed(flow, now),
         }
@@ -285,6 +286,9 @@ impl Driver {
             Event::Failed { peer, reason, .. } => Some((*peer, *reason)),
             _ => None,
         };
+        if let Event::PathLost { peer, role: SessionRole::Initiator } = event {
+            self.channels.events.lost(peer, None);
+        }
         self.channels.events.event(event);
         if let Some((peer, reason)) = failure {
             self.dials.end(peer, reason);

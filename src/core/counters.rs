@@ -29,6 +29,8 @@ pub struct Counters {
     pub probes_refused: u64,
     /// Searches begun after plain probes met silence.
     pub searches: u64,
+    /// Searches that had to wait for others to end.
+    pub searches_queued: u64,
     /// Probes sent by searches; `probes_sent` counts them, too.
     pub search_probes_sent: u64,
     /// Moves of a connected session to another socket that were begun, before our NAT forgot the mapping in use.

@@ -226,6 +226,14 @@ pub enum Event {
         /// Since the session began.
         elapsed: Duration,
     },
+    /// The peer of a connected session is heard through a coordinator, and no path to it works any more. The connection is closed,
+    /// and the side that dialed dials again.
+    PathLost {
+        /// The other peer.
+        peer: PeerId,
+        /// Our part.
+        role: SessionRole,
+    },
     /// An observer told us how it sees one of our sockets, for the first time or anew.
     Observed {
         /// Who says so.

@@ -13,6 +13,7 @@
 //! coordinator observed. That makes [`MAX_SHOTS`] the most that an address which never answered gets in one search.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
@@ -53,10 +54,18 @@ const MAX_SAMPLES: usize = 4;
 const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 65_536 - FIRST_PORT;
 
+/// How long a search waits for its turn, or for that of the peer's, at most.
+pub(crate) const MAX_WAIT: Duration = Duration::from_secs(30);
+/// How often a search that waits asks whether it is its turn.
+const TURN: Duration = Duration::from_millis(50);
+/// An initiator that has given up is known by its silence: as long as it waits, it repeats its request once a second.
+const ABANDONED: Duration = Duration::from_secs(3);
+/// Searches that wait for their turn: a peer has one at most.
+pub(crate) const MAX_WAITING: usize = 64;
 /// Searches at once, over all sessions.
 pub(crate) const MAX_SEARCHES: usize = 16;
 /// Sockets that all searches may have open at once: two sprays, or as many windows as there are searches. A search that
-/// would need more does not begin, and its attempt goes on with plain probes; each socket is a file descriptor of the process.
+/// would need more waits for its turn; each socket is a file descriptor of the process.
 pub(crate) const MAX_SEARCH_SOCKETS: usize = 2 * SPRAY_SOCKETS;
 /// Searches towards one IP address.
 pub(crate) const TARGET_RATE: Rate = Rate { interval: Duration::from_secs(10), burst: 4 };
@@ -70,25 +79,73 @@ pub(crate) struct Gate {
     running: usize,
     sockets: usize,
     targets: Recent<IpAddr, TokenBucket>,
+    /// Tickets of the searches that wait for their turn.
+    waiting: BTreeSet<Ticket>,
+    next_ticket: u64,
+}
+
+/// The place of a search that waits: the lowest has its turn first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
+
+/// When a search may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admission {
+    Now,
+    /// When others are over.
+    Later(Ticket),
+    Never,
 }
 
 impl Gate {
     pub(crate) fn new() -> Self {
-        Self { running: 0, sockets: 0, targets: Recent::new(MAX_TARGETS, TARGET_MEMORY) }
+        Self {
+            running: 0,
+            sockets: 0,
+            targets: Recent::new(MAX_TARGETS, TARGET_MEMORY),
+            waiting: BTreeSet::new(),
+            next_ticket: 0,
+        }
     }
 
-    /// Whether a search towards `target` with so many sockets of its own may begin. They count until they are
-    /// [`closed`](Self::closed), which may be after the search has [`ended`](Self::ended).
-    pub(crate) fn admit(&mut self, target: IpAddr, sockets: usize, now: Instant) -> bool {
-        let mut bucket = self.targets.get(&target, now).copied().unwrap_or_default();
+    /// Whether a search towards `target` with so many sockets of its own may begin, which waits already if it has a ticket. The
+    /// sockets count until they are [`closed`](Self::closed), which may be after the search has [`ended`](Self::ended).
+    pub(crate) fn admit(
+        &mut self,
+        ticket: Option<Ticket>,
+        target: IpAddr,
+        sockets: usize,
+        now: Instant,
+    ) -> Admission {
+        // Who needs no sockets takes nothing away from those that wait for some.
+        let is_first = sockets == 0 || self.waiting.first().copied() == ticket;
         let has_room = self.running < MAX_SEARCHES && self.sockets + sockets <= MAX_SEARCH_SOCKETS;
-        let admitted = has_room && bucket.take(TARGET_RATE, now);
-        if admitted {
-            self.running += 1;
-            self.sockets += sockets;
-            self.targets.insert(target, bucket, now);
+        if !is_first || !has_room {
+            return match ticket {
+                Some(ticket) => Admission::Later(ticket),
+                None if self.waiting.len() < MAX_WAITING => {
+                    let ticket = Ticket(self.next_ticket);
+                    self.next_ticket += 1;
+                    self.waiting.insert(ticket);
+                    Admission::Later(ticket)
+                }
+                None => Admission::Never,
+            };
         }
-        admitted
+        self.left(ticket);
+        let mut bucket = self.targets.get(&target, now).copied().unwrap_or_default();
+        if !bucket.take(TARGET_RATE, now) {
+            return Admission::Never;
+        }
+        self.running += 1;
+        self.sockets += sockets;
+        self.targets.insert(target, bucket, now);
+        Admission::Now
+    }
+
+    /// A search waits no more.
+    pub(crate) fn left(&mut self, ticket: Option<Ticket>) {
+        ticket.map(|ticket| self.waiting.remove(&ticket));
     }
 
     pub(crate) fn ended(&mut self) {
@@ -124,12 +181,18 @@ pub(crate) enum Action {
     Sample(SocketId),
     /// Send a challenge.
     Shoot(Path),
+    /// It may be this search's turn.
+    Turn,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Stage {
     /// Plain probes only.
     Waiting(Instant),
+    /// Others come first; it may be our turn at this time.
+    Queued(Instant),
+    /// The peer's search waits for its turn, and ours with it.
+    Held,
     /// Sockets are being opened, or the peer's window is awaited.
     Preparing,
     /// The NAT is sampled; again at this time.
@@ -154,6 +217,12 @@ pub(crate) struct Search {
     stage: Stage,
     /// It counts as running.
     pub(crate) running: bool,
+    /// It waits for its turn.
+    pub(crate) ticket: Option<Ticket>,
+    /// The peer's waits for its turn.
+    peer_waits: bool,
+    /// When the peer asked for this attempt last.
+    asked: Instant,
     sockets: Vec<SocketId>,
     samples: usize,
     sampled: bool,
@@ -188,6 +257,9 @@ impl Search {
             target,
             stage: Stage::Waiting(begins),
             running: false,
+            ticket: None,
+            peer_waits: false,
+            asked: begins,
             sockets: Vec::new(),
             samples: 0,
             sampled: false,
@@ -251,11 +323,61 @@ impl Search {
         }
     }
 
+    /// Others come first. True if it waits only from now on.
+    pub(crate) fn queue(&mut self, ticket: Ticket, now: Instant) -> bool {
+        self.ticket = Some(ticket);
+        let before = std::mem::replace(&mut self.stage, Stage::Queued(now + TURN));
+        !matches!(before, Stage::Queued(_))
+    }
+
+    /// The peer still waits for this attempt.
+    pub(crate) fn asked_again(&mut self, now: Instant) {
+        self.asked = now;
+    }
+
+    /// Whether it waits for its turn while nobody waits for it any more.
+    pub(crate) fn is_abandoned(&self, now: Instant) -> bool {
+        self.ticket.is_some() && now.saturating_duration_since(self.asked) >= ABANDONED
+    }
+
+    /// Whether it makes sense only at the same time as the peer's, which waits for its turn.
+    pub(crate) fn is_held(&self) -> bool {
+        self.peer_waits && matches!(self.strategy, Strategy::Scan | Strategy::Follow)
+    }
+
+    /// Waits with the peer.
+    pub(crate) fn hold(&mut self) {
+        self.stage = Stage::Held;
+    }
+
+    /// The peer's search waits for its turn, or begins. True if ours is to begin with it.
+    pub(crate) fn peer_turn(&mut self, begins: bool, now: Instant) -> bool {
+        self.peer_waits = !begins;
+        match self.stage {
+            Stage::Shooting(_) if self.is_held() => self.stage = Stage::Held,
+            Stage::Held if begins && self.running => {
+                // The shots that are left.
+                self.stage = match self.strategy {
+                    Strategy::Follow if self.window.is_none() => Stage::Preparing,
+                    _ => Stage::Shooting(now.checked_sub(INTERVAL * self.shots).unwrap_or(now)),
+                };
+            }
+            Stage::Held => return begins,
+            _ => {}
+        }
+        false
+    }
+
+    /// Whether it waits for the peer's turn.
+    pub(crate) fn waits_for_peer(&self) -> bool {
+        self.stage == Stage::Held
+    }
+
     pub(crate) fn next_due(&self) -> Option<Instant> {
         match self.stage {
-            Stage::Waiting(at) | Stage::Sampling(at) => Some(at),
+            Stage::Waiting(at) | Stage::Sampling(at) | Stage::Queued(at) => Some(at),
             Stage::Shooting(first) => (self.shots < self.limit()).then(|| first + INTERVAL * self.shots),
-            Stage::Preparing | Stage::Over => None,
+            Stage::Preparing | Stage::Held | Stage::Over => None,
         }
     }
 
@@ -268,6 +390,10 @@ impl Search {
             Stage::Waiting(_) => {
                 self.stage = Stage::Preparing;
                 Some(Action::Silence)
+            }
+            Stage::Queued(_) => {
+                self.stage = Stage::Queued(now + TURN);
+                Some(Action::Turn)
             }
             Stage::Sampling(_) => match self.to_sample() {
                 Some(socket) => {
@@ -285,7 +411,7 @@ impl Search {
                 self.shots += 1;
                 path.map(Action::Shoot)
             }
-            Stage::Preparing | Stage::Over => None,
+            Stage::Preparing | Stage::Held | Stage::Over => None,
         }
     }
 
@@ -298,6 +424,8 @@ impl Search {
     /// The search was admitted.
     pub(crate) fn begun(&mut self, now: Instant) {
         self.running = true;
+        self.ticket = None;
+        self.stage = Stage::Preparing;
         if self.strategy == Strategy::Scan {
             self.stage = Stage::Shooting(now);
         }

@@ -61,6 +61,21 @@ pub(crate) struct Opening {
     pub(crate) told: Traits,
 }
 
+/// Whether the peer of a connected session is still there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) enum Contact {
+    #[default]
+    Kept,
+    /// It was asked, as it pauses; until the deadline.
+    Asked,
+    /// It has told, through a coordinator, where it is.
+    Told,
+    /// It has, and the path that we know does not work; until the deadline.
+    Missing,
+    /// Its connection is being closed.
+    Lost,
+}
+
 /// How coordinators are asked again for a peer that they do not know.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Lookup {
@@ -111,6 +126,7 @@ pub(crate) struct Session {
     pub(crate) wanted: bool,
     /// Asking coordinators again for the peer, if a dial waits.
     pub(crate) lookup: Option<Box<Lookup>>,
+    pub(crate) contact: Contact,
     pub(crate) phase: Phase,
     pub(crate) phase_since: Instant,
     pub(crate) started: Instant,
@@ -153,6 +169,7 @@ impl Session {
             attempt: 0,
             failures: 0,
             wanted: role == SessionRole::Initiator,
+            contact: Contact::Kept,
             lookup: None,
             phase,
             phase_since: now,
@@ -189,6 +206,20 @@ impl Session {
     pub(crate) fn selected(&self) -> Option<Path> {
         let selected = self.checklist.as_ref().and_then(|checklist| checklist.selected);
         selected.or(self.known.as_ref().map(|known| known.path))
+    }
+
+    /// Whether a path carries the connection that has answered its last challenges.
+    pub(crate) fn has_path(&self) -> bool {
+        match &self.checklist {
+            Some(checklist) => checklist.selected.is_some() && !checklist.is_in_doubt(),
+            None => self.known.is_some(),
+        }
+    }
+
+    /// The time that the peer has for something that takes one round trip.
+    pub(crate) fn time_for(&self, least: Duration, round_trips: u32) -> Duration {
+        let measured = self.checklist.as_ref().and_then(|checklist| checklist.best_rtt());
+        least.max(measured.unwrap_or_default() * round_trips)
     }
 
     /// Whether it waits between two attempts.

@@ -15,7 +15,9 @@ use super::{
     observer::OBSERVE_RATE,
     pair::{MAX_TRIGGERED, SCHEDULE},
     probe_budget::{DESTINATION_RATE, TOTAL_RATE},
-    search::{INTERVAL, MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_SHOTS, SPRAY_SOCKETS, TARGET_RATE},
+    search::{
+        INTERVAL, MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_SHOTS, MAX_WAITING, SPRAY_SOCKETS, TARGET_RATE,
+    },
 };
 use crate::config::Config;
 
@@ -58,7 +60,8 @@ fn caps() -> Vec<(&'static str, String)> {
         ("addresses in FILTER_TESTED", number(MAX_FILTER_SOURCES)),
         ("sockets of a search", number(SPRAY_SOCKETS)),
         ("probes of a search", format!("{}, {a_second} a second", number(MAX_SHOTS))),
-        ("searches at once; towards one IP address", format!("{MAX_SEARCHES}; {towards}")),
+        ("searches at once; those that wait", format!("{MAX_SEARCHES}; {MAX_WAITING}")),
+        ("searches towards one IP address", towards),
         ("sockets of all searches", number(MAX_SEARCH_SOCKETS)),
         (
             "pairs of a session",

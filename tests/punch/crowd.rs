@@ -6,6 +6,7 @@ use futures::{StreamExt, stream::FuturesUnordered};
 use libp2p::{Swarm, swarm::SwarmEvent};
 use libp2p_punch::{Behaviour, Event};
 use libp2p_punch_sim::World;
+use tokio::time::{Instant, timeout};
 
 use crate::network::{Site, client, coordinator, on_paused_time, registered, run, swarm, until};
 
@@ -114,4 +115,45 @@ async fn connected(dialer: &mut Swarm<Behaviour>) {
         _ => None,
     })
     .await;
+}
+
+/// Beyond what one peer searches for at a time.
+const TWENTY: u8 = 20;
+
+/// Each needs 256 sockets of the listener, which has room for two at a time.
+#[test]
+fn twenty_that_need_a_search_of_the_same_peer_have_their_turns_and_end_direct() {
+    on_paused_time(async {
+        let world = World::new(4);
+        let (_, address) = coordinator(&world);
+        let host = Site::APDM_RANDOM.host(&world, TWENTY + 1, 0.0);
+        let mut listener = swarm(&host, TWENTY + 1, client(&address), |punch, _| punch);
+        registered(&mut listener).await;
+        // Until its NAT is measured.
+        let _ = timeout(Duration::from_secs(5), until(&mut listener, |_| None::<()>)).await;
+        let listener = run(listener);
+        let mut dialers = Vec::new();
+        for number in 1..=TWENTY {
+            let host = Site::EIM_APDF.host(&world, number, 0.0);
+            let mut swarm = swarm(&host, number, client(&address), |punch, _| punch);
+            registered(&mut swarm).await;
+            dialers.push(swarm);
+        }
+        let all = dialers.into_iter().map(|mut dialer| async move {
+            let begin = Instant::now();
+            dialer.dial(listener).expect("not dialed yet");
+            // One that waits for long needs another attempt: its QUIC handshake has a time-out.
+            until(&mut dialer, |event| match event {
+                SwarmEvent::Behaviour(Event::Connected { .. }) => Some(()),
+                SwarmEvent::OutgoingConnectionError { error, .. } => panic!("{error}"),
+                _ => None,
+            })
+            .await;
+            begin.elapsed()
+        });
+        let mut times = all.collect::<FuturesUnordered<_>>().collect::<Vec<_>>().await;
+        times.sort();
+        println!("{times:?}");
+        assert_eq!(times.len(), usize::from(TWENTY));
+    });
 }

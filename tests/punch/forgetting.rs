@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use libp2p::swarm::SwarmEvent;
 use libp2p_punch::{Event, core::nat::IdleLifetime};
-use libp2p_punch_sim::{Host, Nat, Ports, World};
+use libp2p_punch_sim::{Filtering, Host, Mapping, Nat, Ports, World};
 use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::{
-    moving::{exchange, two_on},
+    moving::{ApplicationEvent, exchange, exchange_of, two_on},
     network::{client, coordinator, on_paused_time, registered, swarm, until},
 };
 
@@ -110,6 +110,104 @@ fn a_session_outlives_a_reboot_of_either_nat_by_noticing_that_nobody_answers() {
         let stall = reboot(which);
         println!("{which}: {stall:?}");
         assert!(stall <= SILENCE, "{which}: {stall:?}");
+    }
+}
+
+/// Short messages, each answered before the next is sent a while later: the listener has nothing to send by itself, and would
+/// not notice that nobody hears it.
+fn interrupted_talk(dialer: Nat, which: usize, pause: Duration) -> Duration {
+    on_paused_time(async {
+        let world = World::new(1);
+        let listener = Nat { ports: Ports::Random, ..Nat::default() };
+        let gateways = [world.nat(dialer, [198, 51, 100, 1]), world.nat(listener, [198, 51, 100, 2])];
+        let hosts = [0, 1].map(|n| gateways[n].host([192, 168, n as u8 + 1, 2]));
+        let (mut dialer, peer, _) = two_on(&world, hosts).await;
+        let mut times = Vec::new();
+        for number in 0..60 {
+            if number == 30 {
+                gateways[which].flush();
+            }
+            times.push(exchange_of(64, &mut dialer, peer, number).await);
+            let _ = timeout(pause, until(&mut dialer, |_| None::<()>)).await;
+        }
+        times[30..].iter().max().copied().unwrap_or_default()
+    })
+}
+
+#[test]
+fn a_session_whose_listener_only_answers_outlives_a_reboot_of_either_nat() {
+    for filtering in
+        [Filtering::EndpointIndependent, Filtering::AddressDependent, Filtering::AddressAndPortDependent]
+    {
+        for (which, pause) in [(0, 100), (1, 10), (1, 100), (1, 500), (1, 1_000)] {
+            let nat = Nat { ports: Ports::Random, ..Nat::new(Mapping::EndpointIndependent, filtering) };
+            let took = interrupted_talk(nat, which, Duration::from_millis(pause));
+            println!("{filtering:?}, {which}, every {pause} ms: {took:?}");
+            assert!(
+                took <= Duration::from_millis(2_000),
+                "{filtering:?}, {which}, every {pause} ms: {took:?}"
+            );
+        }
+    }
+}
+
+/// What it takes after a reboot of the listener's NAT until the dead session is closed, and until the next one is connected.
+fn replaced(seed: u64) -> [Duration; 2] {
+    on_paused_time(async {
+        let world = World::new(seed);
+        let random = Nat {
+            ports: Ports::Random,
+            ..Nat::new(Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent)
+        };
+        let easy = Nat { ports: Ports::Random, ..Nat::default() };
+        let gateways = [world.nat(random, [198, 51, 100, 1]), world.nat(easy, [198, 51, 100, 2])];
+        let hosts = [0, 1].map(|n| gateways[n].host([192, 168, n as u8 + 1, 2]));
+        let (mut dialer, peer, _) = two_on(&world, hosts).await;
+        // Until the NAT is measured.
+        let _ = timeout(Duration::from_secs(5), until(&mut dialer, |_| None::<()>)).await;
+        for number in 0..30 {
+            exchange_of(64, &mut dialer, peer, number).await;
+            let _ = timeout(Duration::from_millis(100), until(&mut dialer, |_| None::<()>)).await;
+        }
+        gateways[1].flush();
+        let begin = Instant::now();
+        let (mut lost, mut closed) = (false, false);
+        while !closed {
+            dialer.behaviour_mut().echo.send_request(&peer, "anybody there?".to_owned());
+            let event = until(&mut dialer, |event| match event {
+                SwarmEvent::Behaviour(ApplicationEvent::Punch(Event::PathLost { peer: who, .. })) => {
+                    assert_eq!(who, peer);
+                    Some(false)
+                }
+                SwarmEvent::ConnectionClosed { peer_id, .. } if peer_id == peer => Some(true),
+                _ => None,
+            });
+            match timeout(Duration::from_millis(100), event).await {
+                Ok(true) => closed = true,
+                Ok(false) => lost = true,
+                Err(_) => {}
+            }
+        }
+        assert!(lost, "the reason was told");
+        let ended = begin.elapsed();
+        until(&mut dialer, |event| match event {
+            SwarmEvent::ConnectionEstablished { peer_id, .. } if peer_id == peer => Some(()),
+            SwarmEvent::OutgoingConnectionError { error, .. } => panic!("{error}"),
+            _ => None,
+        })
+        .await;
+        exchange_of(64, &mut dialer, peer, 100).await;
+        [ended, begin.elapsed()]
+    })
+}
+
+#[test]
+fn a_session_that_a_reboot_has_cut_for_good_is_closed_within_three_seconds_and_dialed_again() {
+    for seed in 1..=5 {
+        let [closed, again] = replaced(seed);
+        println!("{seed}: closed after {closed:?}, connected again after {again:?}");
+        assert!(closed <= Duration::from_secs(3), "{seed}: {closed:?}");
+        assert!(again <= Duration::from_secs(10), "{seed}: {again:?}");
     }
 }
 

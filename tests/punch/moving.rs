@@ -17,7 +17,7 @@ type Echo = json::Behaviour<String, String>;
 #[derive(NetworkBehaviour)]
 pub(crate) struct Application {
     pub(crate) punch: libp2p_punch::Behaviour,
-    echo: Echo,
+    pub(crate) echo: Echo,
 }
 
 /// Between all three.
@@ -60,7 +60,17 @@ async fn answer(mut swarm: Swarm<Application>) {
 
 /// One message there and back; how long it took.
 pub(crate) async fn exchange(swarm: &mut Swarm<Application>, peer: PeerId, number: usize) -> Duration {
-    let message = format!("{number:08}").repeat(MESSAGE / 8);
+    exchange_of(MESSAGE, swarm, peer, number).await
+}
+
+/// As [`exchange`], of so many characters.
+pub(crate) async fn exchange_of(
+    length: usize,
+    swarm: &mut Swarm<Application>,
+    peer: PeerId,
+    number: usize,
+) -> Duration {
+    let message = format!("{number:08}").repeat(length / 8);
     let begin = Instant::now();
     swarm.behaviour_mut().echo.send_request(&peer, message.clone());
     let answer = until(swarm, |event| match event {

@@ -216,7 +216,7 @@ impl Agent {
                 self.out.event(Event::Observed { observer, socket, address });
                 self.refresh_candidates(now);
                 self.report_views();
-                self.tell_moved();
+                self.tell_moved(now);
                 self.test_filtering(id, true, now);
             }
         }

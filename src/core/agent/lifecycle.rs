@@ -227,6 +227,9 @@ impl Agent {
         if session.deadline.is_none_or(|at| at > now) {
             return self.pump(key, now);
         }
+        if session.is_connected() {
+            return self.contact_due(key, now);
+        }
         if session.is_resting() {
             return self.try_again(key, now);
         }

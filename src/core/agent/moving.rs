@@ -10,16 +10,24 @@ use crate::core::{
     FlowId, SocketId,
     address_policy::Policy,
     candidate::{Candidate, keep_best},
+    command::Command,
+    event::Event,
     frame::{Frame, PunchMoved},
     keys::MAC_LEN,
     limits::Rate,
     links::Link,
     probe_budget::probes_for,
-    session::{Key, Session, Target},
+    session::{Contact, Key, Session, Target},
 };
 
 /// How often a peer may say that it moved. Each time may cost the probes of one checklist.
 const MOVES: Rate = Rate { interval: Duration::from_secs(1), burst: 3 };
+
+/// How long a peer that pauses may take to answer, at least.
+const ANSWER: Duration = Duration::from_millis(250);
+/// How long it may take, at least, until a path works between peers that hear each other through a coordinator. Both know by then
+/// where the other is; what does not get through needs another session, with a search.
+const REUNION: Duration = Duration::from_millis(1_250);
 
 /// How often we renew registrations because a session hears nothing, or its peer says so.
 const SHOWS: Rate = Rate { interval: Duration::from_secs(20), burst: 3 };
@@ -27,7 +35,7 @@ const SHOWS: Rate = Rate { interval: Duration::from_secs(20), burst: 3 };
 impl Agent {
     /// We have learned a new address of ours: peers whose paths are in doubt are told, through all coordinators that both
     /// sides may have in common.
-    pub(super) fn tell_moved(&mut self) {
+    pub(super) fn tell_moved(&mut self, now: Instant) {
         let observations = &self.network.observations;
         let in_doubt = |session: &Session| {
             let checklist = session.checklist.as_ref().filter(|_| session.is_connected());
@@ -41,6 +49,7 @@ impl Agent {
         told.retain(|key| self.sessions.get(*key).is_some_and(in_doubt));
         for key in told {
             self.tell_where(key, self.network.candidates_for(false));
+            self.extend_reunion(key, now);
         }
     }
 
@@ -72,6 +81,7 @@ impl Agent {
             {
                 checklist.remapped(now);
             }
+            self.extend_reunion(key, now);
             self.pump(key, now);
         }
     }
@@ -79,15 +89,95 @@ impl Agent {
     /// QUIC sends to the peer of `flow` and hears nothing: a NAT may have forgotten us, or the path is gone. All paths are probed
     /// anew, and coordinators hear from us, so that they can tell where we are now.
     pub fn handle_silent(&mut self, flow: FlowId, now: Instant) {
+        if let Some(key) = self.sessions.of_flow(flow)
+            && self.sessions.get(key).is_some_and(Session::is_connected)
+        {
+            self.silent(key, now);
+        }
+    }
+
+    /// The peer of `flow` was talking, and pauses. One challenge asks whether it is there: someone who only answers does not notice
+    /// otherwise that its NAT has lost its state.
+    pub fn handle_quiet(&mut self, flow: FlowId, now: Instant) {
         let Some(key) = self.sessions.of_flow(flow) else { return };
-        if !self.sessions.get(key).is_some_and(Session::is_connected) {
+        let is_kept = |session: &Session| session.is_connected() && session.contact == Contact::Kept;
+        if !self.sessions.get(key).is_some_and(is_kept) {
             return;
         }
+        self.wake(key, now);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let Some(checklist) = &mut session.checklist else { return };
+        checklist.recheck_selected(now);
+        session.contact = Contact::Asked;
+        session.deadline = Some(now + session.time_for(ANSWER, 3));
+        self.pump(key, now);
+    }
+
+    /// A peer that was asked whether it is there, or that says it is elsewhere, has had its time.
+    pub(super) fn contact_due(&mut self, key: Key, now: Instant) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.deadline = None;
+        let (contact, has_path) = (session.contact, session.has_path());
+        let (peer, role, flow) = (session.peer, session.role, session.flow);
+        session.contact = Contact::Kept;
+        match contact {
+            Contact::Asked if !has_path => return self.silent(key, now),
+            Contact::Missing if !has_path => {
+                session.contact = Contact::Lost;
+                (session.checklist, session.known) = (None, None);
+                self.out.event(Event::PathLost { peer, role });
+                self.out.commands.extend(flow.map(|flow| Command::Close { flow }));
+            }
+            _ => {}
+        }
+        self.pump(key, now);
+    }
+
+    /// The peer is heard through a coordinator. If no path to it works by the deadline, none will.
+    fn told_of(&mut self, key: Key, is_elsewhere: bool, now: Instant) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let is_missing = !session.has_path();
+        session.contact = match session.contact {
+            Contact::Lost => return,
+            Contact::Missing if !is_elsewhere => return,
+            _ if !is_missing => Contact::Told,
+            _ => Contact::Missing,
+        };
+        session.deadline = is_missing.then(|| now + session.time_for(REUNION, 4));
+        self.sessions.reschedule(key);
+    }
+
+    /// A path has answered.
+    pub(super) fn contact_kept(&mut self, key: Key) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && session.is_connected()
+            && session.contact != Contact::Lost
+            && session.has_path()
+        {
+            (session.contact, session.deadline) = (Contact::Kept, None);
+            self.sessions.reschedule(key);
+        }
+    }
+
+    /// We know our address anew: a peer that is missing gets its time from now on.
+    fn extend_reunion(&mut self, key: Key, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && session.contact == Contact::Missing
+        {
+            session.deadline = Some(now + session.time_for(REUNION, 4));
+            self.sessions.reschedule(key);
+        }
+    }
+
+    fn silent(&mut self, key: Key, now: Instant) {
         self.wake(key, now);
         self.extend_checklist(key, None, now);
         if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
             checklist.restart(now);
             checklist.remapped(now);
+        }
+        if self.sessions.get(key).is_some_and(|session| session.contact == Contact::Told) {
+            self.told_of(key, true, now);
         }
         self.pump(key, now);
         self.show_coordinators(now);
@@ -139,6 +229,9 @@ impl Agent {
         // A peer that says it is where it was does not hear us.
         let path = session.selected();
         let is_unheard = path.is_some_and(|path| moved.candidates.iter().any(|c| c.address == path.remote));
+        let known = session.checklist.as_ref();
+        let is_known = |c: &Candidate| known.is_some_and(|list| list.is_announced(c.address));
+        let is_elsewhere = !moved.candidates.iter().all(is_known);
         let mut candidates = moved.candidates.clone();
         candidates.retain(|candidate| policy.allows(candidate));
         if keep_best(&mut candidates, self.settings.max_candidates) > 0 {
@@ -155,6 +248,7 @@ impl Agent {
                 self.show_coordinators(now);
             }
         }
+        self.told_of(key, is_elsewhere, now);
         self.pump(key, now);
         true
     }

@@ -21,7 +21,7 @@ use crate::core::{
     pair::{Origin, Pair, State},
     probe::{PROBE_LEN, Probe, tag_of},
     probe_budget::probes_for,
-    session::{Key, MAX_KEPT, Session, Target},
+    session::{Contact, Key, MAX_KEPT, Session, Target},
 };
 
 /// What QUIC may send to where an authentic probe came from, before that path is validated (RFC 9000 §8.1). The path
@@ -131,6 +131,7 @@ impl Agent {
     fn answered(&mut self, key: Key, path: Path, data: [u8; 8], now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (peer, flow) = (session.peer, session.flow);
+        let was_asked = session.contact == Contact::Asked;
         let Some(checklist) = &mut session.checklist else { return };
         let (in_doubt, was_heard) = (checklist.is_in_doubt(), checklist.is_heard(path));
         let Some((rtt, first)) = checklist.on_response(path, data, now) else { return };
@@ -139,7 +140,7 @@ impl Agent {
             if !was_heard {
                 self.out.command(Command::Admit { flow, path, heard: true });
             }
-            if works_again {
+            if works_again && !was_asked {
                 // What QUIC sent meanwhile is lost.
                 self.out.command(Command::Select { flow, path });
             }
@@ -149,6 +150,7 @@ impl Agent {
             self.out.event(Event::PathValidated { peer, path, rtt });
         }
         self.choose(key, now);
+        self.contact_kept(key);
     }
 
     /// The first authentic probe begins the phase Validation.
@@ -225,10 +227,12 @@ impl Agent {
                 session.checklist = Some(checklist);
                 return self.sessions.reschedule(key);
             };
-            let works = |remote| {
-                checklist.pairs().iter().any(|p| p.path.remote == remote && p.state == State::Succeeded)
+            // What was not probed this time may work as it did.
+            let fails = |remote| {
+                let mut pairs = checklist.pairs().iter().filter(|pair| pair.path.remote == remote).peekable();
+                pairs.peek().is_some() && !pairs.any(|pair| pair.state == State::Succeeded)
             };
-            session.targets.retain(|target| works(target.remote));
+            session.targets.retain(|target| !fails(target.remote));
             session.targets.truncate(MAX_KEPT);
             session.targets.shrink_to_fit();
             session.known = Some(Box::new(known));

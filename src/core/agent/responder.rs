@@ -181,6 +181,8 @@ impl Agent {
         let request = punch.request;
         let known = self.sessions.get(key).and_then(|session| session.checklist.as_ref());
         let is_new = punch.observed.is_some_and(|at| known.is_some_and(|known| !known.is_announced(at)));
+        let search = self.sessions.get_mut(key).and_then(|session| session.search.as_mut());
+        search.into_iter().for_each(|search| search.asked_again(now));
         self.extend_targets(key, request.candidates, (id, link), punch.observed, now);
         if is_new {
             let bytes: usize = request.first_flight.iter().map(|datagram| datagram.len()).sum();
@@ -229,9 +231,13 @@ impl Agent {
     ) {
         let request_len = punch.request_len();
         let request = punch.request;
+        // Another round of an attempt that waits for its turn keeps its place.
+        let mut ticket = None;
         let key = match self.sessions.pending_with(&initiator) {
             Some(key) => {
                 self.sessions.unname(key);
+                let search = self.sessions.get_mut(key).and_then(|session| session.search.as_mut());
+                ticket = search.and_then(|search| search.ticket.take());
                 self.abandon_attempt(key);
                 self.take_part(key, (request.session, request.round));
                 self.enter(key, Phase::Synchronization, now);
@@ -258,6 +264,10 @@ impl Agent {
         self.form_checklist(key, request.candidates, (id, link), punch.observed, request_len, now);
         self.permit_flight(key, link, (punch.observed, bytes), now);
         self.plan_search(key, (id, link), &request.nat, None, now);
+        match self.sessions.get_mut(key).and_then(|session| session.search.as_mut()) {
+            Some(search) => search.ticket = ticket,
+            None => self.searches.left(ticket),
+        }
         self.pump(key, now);
     }
 

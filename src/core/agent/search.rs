@@ -8,14 +8,14 @@ use super::Agent;
 use crate::core::{
     FlowId, LinkId, SocketId,
     command::{Command, Pool},
-    event::{Event, FailureReason, Phase},
+    event::{Event, FailureReason, Phase, SessionRole},
     frame::{Frame, PunchWindow},
     keys::MAC_LEN,
     links::Link,
     observer::Purpose,
     pair::Origin,
     probe::Probe,
-    search::{Action, DURATION, SILENCE, Search, Window},
+    search::{Action, Admission, DURATION, MAX_WAIT, SILENCE, Search, Window},
     session::{Key, Session},
     strategy::{Strategy, Traits, strategy},
 };
@@ -64,6 +64,10 @@ impl Agent {
             match search.poll(now) {
                 None => return,
                 Some(Action::Silence) => self.silence(key, now),
+                Some(Action::Turn) if search.is_abandoned(now) && session.role == SessionRole::Responder => {
+                    return self.fail(key, FailureReason::PunchingTimeout, now);
+                }
+                Some(Action::Turn) => self.begin_search(key, now),
                 Some(Action::Sample(socket)) => {
                     let link = search.link;
                     if let Some((path, payload)) =
@@ -110,12 +114,31 @@ impl Agent {
     fn begin_search(&mut self, key: Key, now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (Some(search), Some(flow)) = (&mut session.search, session.flow) else { return };
-        let from = self.network.socket(search.from());
+        if search.is_held() {
+            search.hold();
+            session.deadline = Some(now + MAX_WAIT);
+            return;
+        }
         let sockets = search.sockets();
-        let Some(from) = from.filter(|_| self.searches.admit(search.target.ip(), sockets, now)) else {
+        let from = self.network.socket(search.from());
+        let admission = match from {
+            Some(_) => self.searches.admit(search.ticket, search.target.ip(), sockets, now),
+            None => Admission::Never,
+        };
+        let (Some(from), Admission::Now) = (from, admission) else {
+            if let Admission::Later(ticket) = admission {
+                if search.queue(ticket, now) {
+                    session.deadline = Some(now + MAX_WAIT);
+                    self.out.counters.searches_queued += 1;
+                    self.tell_turn(key, false);
+                }
+                return;
+            }
+            self.searches.left(search.ticket);
             session.search = None;
             return self.out.cap_hit();
         };
+        let waited = search.ticket.is_some();
         search.begun(now);
         self.out.counters.searches += 1;
         session.deadline = Some(now + DURATION);
@@ -127,6 +150,25 @@ impl Agent {
             self.out.command(Command::OpenSockets { pool: Pool::Session(flow), local, count: sockets });
         }
         self.out.event(Event::Search { peer, sockets });
+        if waited {
+            self.tell_turn(key, true);
+        }
+    }
+
+    /// Tells the peer that our search waits for its turn, or begins now: a window without a port.
+    fn tell_turn(&mut self, key: Key, begins: bool) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let (Some(search), Some(keys)) = (&session.search, session.keys()) else { return };
+        let mut window = PunchWindow {
+            peer: session.peer,
+            session: session.id,
+            round: session.attempt,
+            port: 0,
+            step: u16::from(begins),
+            authenticator: [0; MAC_LEN],
+        };
+        window.authenticator = keys.authenticate(&window.covered());
+        self.out.frame(search.link, Frame::PunchWindow(Box::new(window)));
     }
 
     /// The sockets of a search are open.
@@ -172,6 +214,19 @@ impl Agent {
         let authentic =
             session.keys().is_some_and(|keys| keys.verify(&window.covered(), &window.authenticator));
         match &mut session.search {
+            Some(search) if authentic && window.port == 0 => {
+                let begins = search.peer_turn(window.step != 0, now);
+                if search.waits_for_peer() {
+                    let latest = session.phase_since + MAX_WAIT;
+                    session.deadline = session.deadline.map(|deadline| deadline.max(latest));
+                } else if search.running && window.step != 0 {
+                    session.deadline = Some(now + DURATION);
+                }
+                if begins {
+                    self.begin_search(key, now);
+                }
+                self.pump(key, now);
+            }
             Some(search) if authentic => {
                 if search.follow(Window { port: window.port, step: window.step }, now) {
                     self.begin_search(key, now);
@@ -186,10 +241,11 @@ impl Agent {
 
     /// Shoots no more. Its sockets stay until [`close_sockets`](Self::close_sockets).
     pub(super) fn end_search(&mut self, key: Key) {
-        if let Some(search) = self.sessions.get_mut(key).and_then(|session| session.search.take())
-            && search.running
-        {
-            self.searches.ended();
+        if let Some(search) = self.sessions.get_mut(key).and_then(|session| session.search.take()) {
+            self.searches.left(search.ticket);
+            if search.running {
+                self.searches.ended();
+            }
         }
     }
 

@@ -140,14 +140,18 @@ fn request(r: &mut Reader<'_>) -> Result<PunchRequest, DecodeError> {
 }
 
 fn window(r: &mut Reader<'_>) -> Result<PunchWindow, DecodeError> {
-    Ok(PunchWindow {
+    let window = PunchWindow {
         peer: peer_id(r, "peer")?,
         session: SessionId(r.array("session")?),
         round: r.u32("round")?,
-        port: nonzero(r, "port")?,
+        port: u16::from_be_bytes(r.array("port")?),
         step: u16::from_be_bytes(r.array("step")?),
         authenticator: r.array("authenticator")?,
-    })
+    };
+    match (window.port, window.step) {
+        (0, 2..) => Err(DecodeError::Invalid { field: "step", cause: "above 1 without a port" }),
+        _ => Ok(window),
+    }
 }
 
 fn moved(r: &mut Reader<'_>) -> Result<PunchMoved, DecodeError> {

@@ -133,7 +133,7 @@ pub struct ObserverOffer {
     pub key: [u8; 32],
 }
 
-/// Where in its sequence the NAT of one peer is.
+/// Where in its sequence the NAT of one peer is; or, without a port, whether that peer's search waits for its turn or begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PunchWindow {
     /// To the coordinator: the peer that it is for. From the coordinator: the peer that it is from.
@@ -142,9 +142,9 @@ pub struct PunchWindow {
     pub session: SessionId,
     /// [`PunchRequest::round`] of the attempt.
     pub round: u32,
-    /// The external port of the newest mapping.
+    /// The external port of the newest mapping; 0 if this is about the turn of a search.
     pub port: u16,
-    /// From one mapping to the next; not 0.
+    /// From one mapping to the next. Without a port: 0 if the search waits, 1 if it begins.
     pub step: u16,
     /// By the probe keys of the session, so that the coordinator cannot make it up.
     pub authenticator: [u8; 16],

@@ -160,27 +160,76 @@ fn searches_are_bounded_in_all_and_towards_one_address() {
     let now = Instant::now();
     let mut gate = Gate::new();
     let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
-    assert!((0..4).all(|_| gate.admit(ip(1), 0, now)));
-    assert!(!gate.admit(ip(1), 0, now), "one address");
-    assert!((0..12).all(|n| gate.admit(ip(10 + n), 0, now)));
-    assert!(!gate.admit(ip(99), 0, now), "in all");
+    assert!((0..4).all(|_| gate.admit(None, ip(1), 0, now) == Admission::Now));
+    assert_eq!(gate.admit(None, ip(1), 0, now), Admission::Never, "one address");
+    assert!((0..12).all(|n| gate.admit(None, ip(10 + n), 0, now) == Admission::Now));
+    let Admission::Later(ticket) = gate.admit(None, ip(99), 0, now) else { panic!("in all") };
     gate.ended();
-    assert!(!gate.admit(ip(1), 0, now + Duration::from_secs(9)));
-    assert!(gate.admit(ip(1), 0, now + Duration::from_secs(10)));
+    assert_eq!(gate.admit(Some(ticket), ip(99), 0, now), Admission::Now);
+    gate.ended();
+    assert_eq!(gate.admit(None, ip(1), 0, now + Duration::from_secs(9)), Admission::Never);
+    assert_eq!(gate.admit(None, ip(1), 0, now + Duration::from_secs(10)), Admission::Now);
 }
 
 #[test]
-fn two_sprays_run_at_once_and_another_only_when_the_sockets_of_one_are_closed() {
+fn two_sprays_run_at_once_and_others_in_turn_as_the_sockets_of_one_are_closed() {
     let now = Instant::now();
     let mut gate = Gate::new();
     let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
-    assert!(gate.admit(ip(1), SPRAY_SOCKETS, now) && gate.admit(ip(2), SPRAY_SOCKETS, now));
-    assert!(!gate.admit(ip(3), SPRAY_SOCKETS, now) && !gate.admit(ip(3), WINDOW_SOCKETS, now));
-    assert!(gate.admit(ip(3), 0, now), "a scan opens none");
+    let later = |admission| match admission {
+        Admission::Later(ticket) => Some(ticket),
+        other => panic!("{other:?}"),
+    };
+    assert!((1..=2).all(|n| gate.admit(None, ip(n), SPRAY_SOCKETS, now) == Admission::Now));
+    let third = later(gate.admit(None, ip(3), SPRAY_SOCKETS, now));
+    let fourth = later(gate.admit(None, ip(4), WINDOW_SOCKETS, now));
+    let fifth = later(gate.admit(None, ip(5), SPRAY_SOCKETS, now));
+    assert_eq!(gate.admit(None, ip(6), 0, now), Admission::Now, "a scan opens none");
     gate.ended();
-    assert!(!gate.admit(ip(4), SPRAY_SOCKETS, now), "its sockets are still open");
+    assert_eq!(later(gate.admit(third, ip(3), SPRAY_SOCKETS, now)), third, "its sockets are still open");
     gate.closed(SPRAY_SOCKETS);
-    assert!(gate.admit(ip(4), SPRAY_SOCKETS, now));
+    for ticket in [fourth, fifth] {
+        assert_eq!(later(gate.admit(ticket, ip(4), WINDOW_SOCKETS, now)), ticket, "not its turn");
+    }
+    gate.left(third);
+    assert_eq!(gate.admit(fourth, ip(4), WINDOW_SOCKETS, now), Admission::Now);
+    assert_eq!(later(gate.admit(fifth, ip(5), SPRAY_SOCKETS, now)), fifth);
+    gate.closed(WINDOW_SOCKETS);
+    assert_eq!(gate.admit(fifth, ip(5), SPRAY_SOCKETS, now), Admission::Now);
+}
+
+#[test]
+fn only_so_many_searches_wait() {
+    let now = Instant::now();
+    let mut gate = Gate::new();
+    let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
+    assert!((1..=2).all(|n| gate.admit(None, ip(n), SPRAY_SOCKETS, now) == Admission::Now));
+    let waits = |gate: &mut Gate| gate.admit(None, ip(3), SPRAY_SOCKETS, now);
+    assert!((0..MAX_WAITING).all(|_| matches!(waits(&mut gate), Admission::Later(_))));
+    assert_eq!(waits(&mut gate), Admission::Never);
+}
+
+#[test]
+fn a_scan_waits_with_the_peer_and_goes_on_with_the_shots_that_are_left() {
+    let now = Instant::now();
+    let mut scan = search(Strategy::Scan, now);
+    assert_eq!(scan.poll(now + SILENCE), Some(Action::Silence));
+    let begins = now + SILENCE;
+    scan.begun(begins);
+    let shots = |scan: &mut Search, at| std::iter::from_fn(|| scan.poll(at)).count();
+    assert_eq!(shots(&mut scan, begins + INTERVAL * 9), 10);
+    assert!(!scan.peer_turn(false, begins + INTERVAL * 9));
+    assert!(scan.waits_for_peer() && scan.next_due().is_none());
+    let turn = begins + Duration::from_secs(20);
+    assert!(!scan.peer_turn(true, turn));
+    assert_eq!(shots(&mut scan, turn), 1, "no burst");
+    assert_eq!(shots(&mut scan, turn + INTERVAL * MAX_SHOTS), usize::try_from(MAX_SHOTS).unwrap() - 11);
+
+    let mut early = search(Strategy::Scan, now);
+    early.peer_turn(false, now);
+    assert!(early.is_held(), "before silence");
+    early.hold();
+    assert!(early.peer_turn(true, turn), "now it begins");
 }
 
 #[test]

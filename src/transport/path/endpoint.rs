@@ -23,7 +23,7 @@ use super::{
     PathError, PathLayer, PathNotice,
     cid::{CidKey, SessionCids, while_opening},
     flow::{Flow, flow_at, virtual_address},
-    pulse::Pulse,
+    pulse::{Concern, Pulse},
     shared::Shared,
     socket::SessionSocket,
 };
@@ -42,8 +42,8 @@ const REPEATS: [Duration; 4] = [
     Duration::from_millis(1_000),
     Duration::from_millis(2_000),
 ];
-/// How often it is looked at whether a connection still hears its peer.
-const LOOK: Duration = Duration::from_millis(500);
+/// What a connection is closed with that has lost its peer.
+const NO_PATH: &[u8] = b"no path to the peer works any more";
 /// quinn wants a name; the sessions' TLS pins the key instead.
 const SERVER_NAME: &str = "l";
 
@@ -196,7 +196,7 @@ impl Supervisor {
             Either::Right((never, _)) => match never {},
         };
         if released.is_err() {
-            connection.close(0u32.into(), b"");
+            connection.close(0u32.into(), NO_PATH);
             self.flow.released.notified().await;
         }
     }
@@ -214,17 +214,20 @@ impl Supervisor {
         self.flow.settle();
     }
 
-    /// Tells when the connection sends and hears nothing. quinn would wait for its idle time-out; meanwhile another path may be
+    /// Tells when the connection sends and hears nothing, and when a peer that was talking pauses. quinn would wait for its idle time-out; meanwhile another path may be
     /// found, or the same one again behind another mapping of a NAT.
     async fn listen(&self, connection: &Connection) -> Infallible {
         let runtime = &self.shared.runtime;
         let mut pulse = Pulse::new(runtime.now());
         loop {
-            Delay::new(&**runtime, LOOK).await;
+            Delay::new(&**runtime, pulse.next_look(runtime.now())).await;
             let stats = connection.stats();
             let counts = (stats.udp_tx.datagrams, stats.udp_rx.datagrams);
-            if pulse.is_lost(counts, stats.path.rtt, runtime.now()) {
-                self.notify(PathNotice::Silent { flow: self.flow.id }).await;
+            let flow = self.flow.id;
+            match pulse.look(counts, stats.path.rtt, runtime.now()) {
+                Some(Concern::Silent) => self.notify(PathNotice::Silent { flow }).await,
+                Some(Concern::Quiet) => self.notify(PathNotice::Quiet { flow }).await,
+                None => {}
             }
         }
     }

@@ -136,6 +136,11 @@ pub(crate) enum PathNotice {
         /// The flow.
         flow: FlowId,
     },
+    /// A peer that was talking pauses: its path may be dead.
+    Quiet {
+        /// The flow.
+        flow: FlowId,
+    },
     /// What `OpenSockets` led to.
     Sockets {
         /// Whose they are.

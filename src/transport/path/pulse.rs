@@ -1,40 +1,86 @@
-//! Whether a connection that sends still hears its peer.
+//! Whether a connection still hears its peer.
 
 use std::time::{Duration, Instant};
 
-/// How long a peer may be silent, at least. What a single lost packet costs is less.
+/// How long a peer to which something was sent may be silent, at least. What a single lost packet costs is less.
 const SILENCE: Duration = Duration::from_secs(1);
 /// The same in round-trip times, for paths that are longer.
 const SILENCE_RTTS: u32 = 3;
 /// Datagrams that must have gone unanswered: more than an idle connection sends to be kept alive.
 const UNANSWERED: u64 = 3;
+/// How long a peer that was talking may pause, at least, before it is asked whether it is there. Someone who only answers would
+/// never notice otherwise that the NAT in front has lost its state.
+const PAUSE: Duration = Duration::from_millis(750);
+/// Datagrams that make a conversation: more than an idle connection hears to be kept alive.
+const CONVERSATION: u64 = 4;
+/// What is heard after as long a silence belongs to another conversation.
+const IDLE: Duration = Duration::from_secs(2);
+/// How often a connection is looked at that is in use.
+const LOOK: Duration = Duration::from_millis(250);
+/// The same for one that idles.
+const IDLE_LOOK: Duration = Duration::from_millis(500);
+
+/// What is to be done about a peer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Concern {
+    /// It does not answer.
+    Silent,
+    /// It was talking, and pauses.
+    Quiet,
+}
 
 /// What was counted when the peer was heard last.
 #[derive(Debug)]
 pub(super) struct Pulse {
     sent: u64,
     heard: u64,
+    /// Since when something goes unanswered.
     at: Instant,
     /// It was said that the peer is silent.
     said: bool,
+    heard_at: Instant,
+    /// What had been heard when the conversation began.
+    began: u64,
+    /// It was said that the peer pauses.
+    paused: bool,
 }
 
 impl Pulse {
     pub(super) fn new(now: Instant) -> Self {
-        Self { sent: 0, heard: 0, at: now, said: false }
+        Self { sent: 0, heard: 0, at: now, said: false, heard_at: now, began: 0, paused: false }
     }
 
-    /// Takes the datagrams that were sent and received so far. Says so once that the peer is silent, and not again before it was
-    /// heard.
-    pub(super) fn is_lost(&mut self, (sent, heard): (u64, u64), rtt: Duration, now: Instant) -> bool {
+    /// When to look next.
+    pub(super) fn next_look(&self, now: Instant) -> Duration {
+        let is_used = now.saturating_duration_since(self.heard_at.max(self.at)) < IDLE;
+        if is_used { LOOK } else { IDLE_LOOK }
+    }
+
+    /// Takes the datagrams that were sent and received so far. Says each concern once, and not again before the peer was heard.
+    pub(super) fn look(&mut self, (sent, heard): (u64, u64), rtt: Duration, now: Instant) -> Option<Concern> {
+        if heard != self.heard {
+            if now.saturating_duration_since(self.heard_at) >= IDLE {
+                self.began = self.heard;
+            }
+            (self.heard_at, self.paused) = (now, false);
+        }
         // Who has nothing to say need not be answered.
         if heard != self.heard || sent == self.sent {
-            *self = Self { sent, heard, at: now, said: false };
-            return false;
+            (self.sent, self.heard, self.at, self.said) = (sent, heard, now, false);
         }
-        let silent = now.saturating_duration_since(self.at) >= SILENCE.max(rtt * SILENCE_RTTS);
-        let lost = silent && sent - self.sent >= UNANSWERED;
-        lost && !std::mem::replace(&mut self.said, true)
+        let long = |least: Duration| least.max(rtt * SILENCE_RTTS);
+        let is_silent = now.saturating_duration_since(self.at) >= long(SILENCE);
+        if is_silent && sent - self.sent >= UNANSWERED && !self.said {
+            (self.said, self.paused) = (true, true);
+            return Some(Concern::Silent);
+        }
+        let pauses = now.saturating_duration_since(self.heard_at) >= long(PAUSE);
+        let talked = self.heard.saturating_sub(self.began) >= CONVERSATION;
+        if pauses && talked && !self.paused {
+            self.paused = true;
+            return Some(Concern::Quiet);
+        }
+        None
     }
 }
 
@@ -49,7 +95,11 @@ mod tests {
         let start = Instant::now();
         let mut pulse = Pulse::new(start);
         let times = (1..).map(|n| start + Duration::from_millis(500) * n);
-        counts.iter().zip(times).map(|(counts, now)| pulse.is_lost(*counts, rtt, now)).collect()
+        counts
+            .iter()
+            .zip(times)
+            .map(|(counts, now)| pulse.look(*counts, rtt, now) == Some(Concern::Silent))
+            .collect()
     }
 
     #[test]
@@ -69,5 +119,27 @@ mod tests {
         let counts = [(10, 10), (20, 10), (30, 10), (40, 10), (50, 10), (60, 10), (70, 10)];
         let lost = said(Duration::from_secs(1), &counts);
         assert_eq!(lost.iter().position(|lost| *lost), Some(6));
+    }
+
+    /// Half-second looks at which it is said that the peer pauses.
+    fn pauses(rtt: Duration, counts: &[(u64, u64)]) -> Vec<usize> {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(start);
+        let times = (1..).map(|n| start + Duration::from_millis(500) * n);
+        let looks = counts.iter().zip(times).map(|(counts, now)| pulse.look(*counts, rtt, now));
+        looks.enumerate().filter(|(_, said)| *said == Some(Concern::Quiet)).map(|(n, _)| n).collect()
+    }
+
+    #[test]
+    fn who_only_answers_asks_once_in_each_pause_of_a_conversation() {
+        let answers = [(10, 10), (20, 20), (20, 20), (20, 20), (21, 21), (21, 21), (21, 21), (21, 21)];
+        assert_eq!(pauses(RTT, &answers), [3, 6]);
+        assert_eq!(pauses(Duration::from_millis(400), &answers), [7], "a long path is given its time");
+    }
+
+    #[test]
+    fn keep_alives_are_no_conversation() {
+        let kept: Vec<_> = (0..100).map(|n| (10 + n / 10, 10 + n / 10)).collect();
+        assert_eq!(pauses(RTT, &kept), [2], "the handshake is one");
     }
 }
