@@ -12,8 +12,8 @@ use libp2p_swarm::Stream;
 
 use crate::core::frame::{self, DecodeError, Frame};
 
-/// Bytes that may wait to be written before no more frames are taken.
-const WRITE_HIGH_WATER: usize = 64 * 1024;
+/// Bytes that may wait to be written before no more frames are taken from the queue.
+const WRITE_HIGH_WATER: usize = 16 * 1024;
 /// Bytes read at once.
 const READ_CHUNK: usize = 4 * 1024;
 
@@ -36,13 +36,15 @@ pub(crate) struct Control {
     stream: Stream,
     incoming: BytesMut,
     outgoing: BytesMut,
+    /// Bytes written so far.
+    written: u64,
 }
 
 impl Control {
     /// The stream alone does not keep a connection alive: a registration does, see the handler.
     pub(crate) fn new(mut stream: Stream) -> Self {
         stream.ignore_for_keep_alive();
-        Self { stream, incoming: BytesMut::new(), outgoing: BytesMut::new() }
+        Self { stream, incoming: BytesMut::new(), outgoing: BytesMut::new(), written: 0 }
     }
 
     /// The next frame of the peer.
@@ -64,6 +66,11 @@ impl Control {
         self.outgoing.len() < WRITE_HIGH_WATER
     }
 
+    /// Returns the bytes that the stream has taken so far, if more wait for it.
+    pub(crate) fn waits_after(&self) -> Option<u64> {
+        (!self.outgoing.is_empty()).then_some(self.written)
+    }
+
     /// Queues a frame; [`poll_flush`](Self::poll_flush) sends it.
     pub(crate) fn push(&mut self, frame: &Frame) {
         frame::encode(frame, &mut self.outgoing);
@@ -77,6 +84,7 @@ impl Control {
                 return Poll::Ready(Err(io::Error::from(io::ErrorKind::WriteZero).into()));
             }
             self.outgoing.advance(written);
+            self.written += written as u64;
         }
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         Poll::Ready(Ok(()))

@@ -6,12 +6,13 @@
 use std::{
     collections::VecDeque,
     convert::Infallible,
+    pin::Pin,
     sync::Arc,
     task::{Context, Poll},
     time::{Duration, Instant},
 };
 
-use futures::{SinkExt, StreamExt, channel::mpsc};
+use futures::{SinkExt, channel::mpsc};
 use libp2p_core::upgrade::ReadyUpgrade;
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
@@ -22,15 +23,23 @@ use libp2p_swarm::{
 use super::{
     PROTOCOL_NAME,
     control::Control,
-    link::{FRAME_QUEUE, Input, Route},
+    frames::{FrameReceiver, QueuedBytes, frame_queue},
+    link::{Input, Route},
 };
 use crate::core::{
     LinkId,
     frame::{Frame, Registration},
 };
 
+/// The place of the stream that we opened.
+const OURS: usize = 0;
+/// The place of the stream that the peer opened.
+const PEERS: usize = 1;
 /// A control stream that broke is opened again so often.
 const MAX_REOPENS: u8 = 3;
+
+/// How long a control stream may take nothing while frames wait for it. A peer that does not read is given up then.
+pub(crate) const STUCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What the behaviour tells a handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,7 +61,12 @@ pub struct Handler {
     reopens: u8,
     /// Ours and the peer's: when both sides think that they dialed, there are two. What we say goes out on the first.
     streams: [Option<Control>; 2],
-    frames: Option<mpsc::Receiver<Frame>>,
+    /// A further stream of the peer, until it is known whether the one before has ended.
+    further: Option<libp2p_swarm::Stream>,
+    frames: Option<FrameReceiver>,
+    queued: QueuedBytes,
+    /// The bytes that the outgoing stream had taken when it took some last, and the time at which it is given up.
+    stuck: Option<Stuck>,
     /// For the driver, before anything that is read from the stream.
     pending: VecDeque<Input>,
     is_coordinator: bool,
@@ -62,19 +76,36 @@ pub struct Handler {
     registered_until: Option<Instant>,
 }
 
+/// An outgoing stream that takes nothing.
+struct Stuck {
+    written: u64,
+    timer: Pin<Box<dyn quinn::AsyncTimer>>,
+}
+
+/// What every handler of a node shares.
+#[derive(Clone)]
+pub(super) struct Shared {
+    pub(super) driver: mpsc::Sender<Input>,
+    pub(super) runtime: Arc<dyn quinn::Runtime>,
+    pub(super) queued: QueuedBytes,
+}
+
 impl Handler {
     pub(super) fn new(
         (link, peer, route): (LinkId, PeerId, Route),
         opens: bool,
         is_coordinator: bool,
-        driver: mpsc::Sender<Input>,
-        runtime: Arc<dyn quinn::Runtime>,
+        shared: Shared,
     ) -> Self {
+        let Shared { driver, runtime, queued } = shared;
         Self {
             link,
             peer,
             runtime,
             driver,
+            queued,
+            further: None,
+            stuck: None,
             opens,
             reopens: 0,
             streams: [None, None],
@@ -95,7 +126,7 @@ impl Handler {
     fn add(&mut self, slot: usize, stream: libp2p_swarm::Stream) {
         self.streams[slot] = Some(Control::new(stream));
         if self.frames.is_none() {
-            let (sender, receiver) = mpsc::channel(FRAME_QUEUE);
+            let (sender, receiver) = frame_queue(self.queued.clone());
             self.frames = Some(receiver);
             self.pending.push_back(Input::Speaks { link: self.link, frames: sender });
         }
@@ -104,10 +135,11 @@ impl Handler {
     fn drop_stream(&mut self, slot: usize, why: &dyn std::fmt::Display) {
         tracing::debug!(peer = %self.peer, %why, "control stream ended");
         self.streams[slot] = None;
+        self.stuck = None;
         if self.streams.iter().all(Option::is_none) {
             self.frames = None;
             self.pending.push_back(Input::Silent { link: self.link });
-            if slot == 0 && self.reopens < MAX_REOPENS {
+            if slot == OURS && self.reopens < MAX_REOPENS {
                 self.reopens += 1;
                 self.opens = true;
             }
@@ -116,7 +148,7 @@ impl Handler {
 
     /// The peer's first, so that ours, which we may open again, goes last.
     fn drop_streams(&mut self) {
-        for slot in [1, 0] {
+        for slot in [PEERS, OURS] {
             if self.streams[slot].is_some() {
                 self.drop_stream(slot, &"given up by the driver");
             }
@@ -177,26 +209,61 @@ impl Handler {
                         return Some(input);
                     }
                 }
+                Poll::Pending if slot == PEERS => {
+                    // The protocol gives each side one stream. What the peer opens besides is reset.
+                    if self.further.take().is_some() {
+                        tracing::debug!(peer = %self.peer, "further control stream refused");
+                    }
+                }
                 Poll::Pending => {}
             }
+        }
+        if self.streams[PEERS].is_none()
+            && let Some(stream) = self.further.take()
+        {
+            self.add(PEERS, stream);
+            return self.poll_streams(cx).or_else(|| self.pending.pop_front());
         }
         None
     }
 
     fn poll_outgoing(&mut self, cx: &mut Context<'_>) {
+        if self.frames.as_ref().is_some_and(|frames| frames.poll_closed(cx)) {
+            // The driver gave the link up. The peer must learn of it, or it goes on talking to nobody.
+            return self.drop_streams();
+        }
+        self.poll_writes(cx);
+        let slot = self.streams.iter().position(Option::is_some);
+        let waits = slot.and_then(|slot| Some((slot, self.streams[slot].as_ref()?.waits_after()?)));
+        let Some((slot, written)) = waits else {
+            self.stuck = None;
+            return;
+        };
+        let stuck = self.stuck.take().filter(|stuck| stuck.written == written);
+        let mut stuck = stuck.unwrap_or_else(|| {
+            let timer = self.runtime.new_timer(self.runtime.now() + STUCK_TIMEOUT);
+            Stuck { written, timer }
+        });
+        if stuck.timer.as_mut().poll(cx).is_ready() {
+            self.drop_stream(slot, &"the peer does not read");
+        } else {
+            self.stuck = Some(stuck);
+        }
+    }
+
+    fn poll_writes(&mut self, cx: &mut Context<'_>) {
         while let Some(slot) = self.streams.iter().position(Option::is_some) {
             let Some(control) = &mut self.streams[slot] else { return };
             let has_room = control.is_writable();
             if has_room {
-                match self.frames.as_mut().map(|frames| frames.poll_next_unpin(cx)) {
+                match self.frames.as_mut().map(|frames| frames.poll_next(cx)) {
                     Some(Poll::Ready(Some(frame))) => {
                         control.push(&frame);
                         self.sent(&frame);
                         continue;
                     }
-                    // The driver gave the link up. The peer must learn of it, or it goes on talking to nobody.
-                    Some(Poll::Ready(None)) => return self.drop_streams(),
-                    Some(Poll::Pending) | None => {}
+                    // The driver has closed the queue: seen above.
+                    Some(Poll::Ready(None) | Poll::Pending) | None => {}
                 }
             }
             match control.poll_flush(cx) {
@@ -258,10 +325,14 @@ impl ConnectionHandler for Handler {
     ) {
         match event {
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound { protocol, .. }) => {
-                self.add(0, protocol)
+                self.add(OURS, protocol)
             }
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, .. }) => {
-                self.add(1, protocol)
+                match self.streams[PEERS] {
+                    None => self.add(PEERS, protocol),
+                    // A third one makes the second one's place: only the last can be the one that a peer uses.
+                    Some(_) => self.further = Some(protocol),
+                }
             }
             ConnectionEvent::DialUpgradeError(error) => match error.error {
                 StreamUpgradeError::NegotiationFailed => {
@@ -292,7 +363,8 @@ mod tests {
     fn handler() -> Handler {
         let (driver, _) = mpsc::channel(1);
         let of = (LinkId(1), PeerId::random(), Route::Other);
-        Handler::new(of, false, false, driver, Arc::new(TokioRuntime))
+        let shared = Shared { driver, runtime: Arc::new(TokioRuntime), queued: QueuedBytes::default() };
+        Handler::new(of, false, false, shared)
     }
 
     fn register(generation: u64) -> Frame {

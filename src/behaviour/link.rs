@@ -2,15 +2,11 @@
 
 use std::net::SocketAddr;
 
-use futures::channel::mpsc;
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
+use super::frames::FrameSender;
 use crate::core::{LinkId, event::Event, frame::Frame};
-
-/// How many frames may wait for a control stream that is slow to take them. A coordinator may have to pass on some hundred
-/// requests to one peer before that peer's handler gets its turn; see `coordinator` and `responder` in `core`.
-pub(crate) const FRAME_QUEUE: usize = 512;
 
 /// One message to the driver, in the order in which things happened.
 #[derive(Debug)]
@@ -18,7 +14,7 @@ pub(crate) enum Input {
     /// A libp2p connection was established, over whatever transport.
     Opened { link: LinkId, peer: PeerId, route: Route },
     /// Both sides of that connection speak the control protocol; frames to the peer go into `frames`.
-    Speaks { link: LinkId, frames: mpsc::Sender<Frame> },
+    Speaks { link: LinkId, frames: FrameSender },
     /// The peer of a connection is at another address now.
     Moved { link: LinkId, remote: SocketAddr },
     /// A frame came in.

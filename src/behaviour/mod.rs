@@ -7,6 +7,7 @@
 
 mod control;
 mod coordinators;
+pub(crate) mod frames;
 mod handler;
 pub(crate) mod link;
 mod reachability;
@@ -33,9 +34,13 @@ use libp2p_swarm::{
 };
 use quinn::{AsyncTimer, Runtime};
 
+#[cfg(test)]
+pub(crate) use self::handler::STUCK_TIMEOUT;
 pub use self::handler::{FromBehaviour, Handler};
 use self::{
     coordinators::{Coordinators, Due},
+    frames::QueuedBytes,
+    handler::Shared,
     link::{FromDriver, Input, Route},
     reachability::{Reachability, is_global_quic},
     redials::{Lost, Redials},
@@ -79,6 +84,8 @@ pub struct Behaviour {
     /// External-address candidates already reported, by observer.
     reported: BTreeMap<PeerId, Multiaddr>,
     links: BTreeMap<ConnectionId, Link>,
+    /// Bytes that wait for the control streams of all handlers.
+    queued: QueuedBytes,
     next_link: u64,
     nat: Report,
     timer: Option<Pin<Box<dyn AsyncTimer>>>,
@@ -102,6 +109,7 @@ impl Behaviour {
             reachability: Reachability::new(local_peer),
             reported: BTreeMap::new(),
             links: BTreeMap::new(),
+            queued: QueuedBytes::default(),
             next_link: 0,
             nat: Report::default(),
             timer: None,
@@ -143,7 +151,8 @@ impl Behaviour {
 
     /// What has been counted so far.
     pub fn counters(&self) -> Counters {
-        *self.ends.counters.lock().unwrap_or_else(PoisonError::into_inner)
+        let counters = *self.ends.counters.lock().unwrap_or_else(PoisonError::into_inner);
+        Counters { frame_bytes_queued: self.queued.get() as u64, ..counters }
     }
 
     /// What is known of the NAT in front of us, as the last [`Event::Nat`] has told it. Nothing but the default before.
@@ -165,14 +174,12 @@ impl Behaviour {
         self.next_link += 1;
         self.links.insert(id, Link { id: link, peer, is_established: false });
         let is_coordinator = self.coordinators.contains(&peer);
-        let driver = self.ends.driver.clone();
-        Handler::new(
-            (link, peer, Route::of(address)),
-            opens,
-            is_coordinator,
-            driver,
-            self.ends.runtime.clone(),
-        )
+        let shared = Shared {
+            driver: self.ends.driver.clone(),
+            runtime: self.ends.runtime.clone(),
+            queued: self.queued.clone(),
+        };
+        Handler::new((link, peer, Route::of(address)), opens, is_coordinator, shared)
     }
 
     /// As [`handler`](Self::handler), for a direct connection. It is kept alive from the start where a relayed one is to drain.

@@ -14,13 +14,16 @@ use quinn::{AsyncTimer, Runtime};
 
 use super::{dials::Dials, reports::Reports, routes::Routes};
 use crate::{
-    behaviour::link::Input,
+    behaviour::{
+        frames::{FrameSender, Unsent},
+        link::Input,
+    },
     core::{
         LinkId, Path,
         agent::Agent,
         counters::Counters,
         event::{Event, SessionRole},
-        frame::Frame,
+        frame::{Frame, RejectReason},
     },
     io::InterfaceWatch,
     transport::{
@@ -47,7 +50,7 @@ pub(super) struct Channels {
 struct Link {
     peer: PeerId,
     path: Option<Path>,
-    frames: Option<mpsc::Sender<Frame>>,
+    frames: Option<FrameSender>,
 }
 
 /// Runs the agent until the transport and the behaviour are gone.
@@ -254,14 +257,16 @@ impl Driver {
 
     /// Carries out what the agent decided: probes before the QUIC flights that follow them.
     fn drain(&mut self, now: Instant) {
-        while let Some(transmit) = self.agent.poll_transmit() {
-            self.path.send_probe(transmit.path, &transmit.payload);
-        }
-        while let Some(command) = self.agent.poll_command() {
-            tracing::trace!(?command, "path layer");
-            self.path.execute(command);
-        }
-        while let Some((link, frame)) = self.agent.poll_frame() {
+        loop {
+            while let Some(transmit) = self.agent.poll_transmit() {
+                self.path.send_probe(transmit.path, &transmit.payload);
+            }
+            while let Some(command) = self.agent.poll_command() {
+                tracing::trace!(?command, "path layer");
+                self.path.execute(command);
+            }
+            // A frame that cannot be sent is another input.
+            let Some((link, frame)) = self.agent.poll_frame() else { break };
             self.send_frame(link, frame, now);
         }
         while let Some(event) = self.agent.poll_event() {
@@ -272,11 +277,19 @@ impl Driver {
     fn send_frame(&mut self, link: LinkId, frame: Frame, now: Instant) {
         let Some(known) = self.links.get_mut(&link) else { return };
         let Some(frames) = &mut known.frames else { return };
-        if frames.try_send(frame).is_err() {
-            // A peer that does not read its control stream cannot be worked with.
-            tracing::debug!(peer = %known.peer, "control stream is stuck or gone");
-            known.frames = None;
-            self.agent.handle_link_down(link, now);
+        match frames.send(frame) {
+            Ok(()) => {}
+            // The peer is slow. The request is as good as refused by it, and its initiator may ask again.
+            Err(Unsent::RequestFull { session, round }) => {
+                let reason = RejectReason::RateLimited;
+                self.agent.handle_frame(link, Frame::PunchRejected { session, round, reason }, now);
+            }
+            Err(Unsent::Full | Unsent::Closed) => {
+                // A peer that does not read its control stream cannot be worked with.
+                tracing::debug!(peer = %known.peer, "control stream is stuck or gone");
+                known.frames = None;
+                self.agent.handle_link_down(link, now);
+            }
         }
     }
 

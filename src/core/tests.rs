@@ -19,7 +19,13 @@ use super::{
         INTERVAL, MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_SHOTS, MAX_WAITING, SPRAY_SOCKETS, TARGET_RATE,
     },
 };
-use crate::config::Config;
+use crate::{
+    behaviour::{
+        STUCK_TIMEOUT,
+        frames::{MAX_IN_ALL, MAX_OTHERS, MAX_REQUESTS},
+    },
+    config::Config,
+};
 
 const DOCUMENT: &str = include_str!("../../docs/protocol.md");
 
@@ -37,6 +43,21 @@ fn rate(rate: Rate) -> String {
 fn rate_of_thousands(rate: Rate) -> String {
     let a_second = (1.0 / rate.interval.as_secs_f64()).round();
     format!("{} at once and {} a second", number(rate.burst), number(a_second as u64))
+}
+
+/// The rows of §9 on what waits for control streams.
+fn queue_caps() -> Vec<(&'static str, String)> {
+    vec![
+        (
+            "bytes of frames that wait for a control stream: PUNCH_ME_NOW; all others",
+            format!("{} KiB; {} KiB", MAX_REQUESTS >> 10, MAX_OTHERS >> 10),
+        ),
+        ("bytes of frames that wait for all control streams", format!("{} MiB", MAX_IN_ALL >> 20)),
+        (
+            "time for which a control stream takes nothing, though frames wait",
+            format!("{} s", STUCK_TIMEOUT.as_secs()),
+        ),
+    ]
 }
 
 /// The rows of §9.
@@ -115,7 +136,8 @@ fn the_caps_in_the_document_are_those_of_the_code() {
     };
     // The path layer looks after its own row.
     let rows = section.lines().filter_map(cells).filter(|(what, _)| !what.starts_with("flows that take"));
-    assert_eq!(rows.skip(1).collect::<Vec<_>>(), caps());
+    let expected: Vec<_> = caps().into_iter().chain(queue_caps()).collect();
+    assert_eq!(rows.skip(1).collect::<Vec<_>>(), expected);
 }
 
 #[test]

@@ -3,6 +3,8 @@
 //! Every test prints the factor or the count that it measured: `cargo test --test attackers -- --nocapture`.
 
 #[cfg(test)]
+mod control_streams;
+#[cfg(test)]
 mod half_open;
 #[cfg(test)]
 #[expect(dead_code, reason = "the scenarios use the rest of the harness")]
