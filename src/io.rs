@@ -5,6 +5,7 @@
 //! simulated network with tokio's paused time. [`OsNetwork`] is the real one.
 
 mod interfaces;
+mod socket;
 
 use std::{
     fmt, io,
@@ -27,6 +28,9 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// Binds a UDP socket. An IPv6 socket carries IPv6 only.
     ///
     /// The runtime is the one that will poll the socket.
+    ///
+    /// A socket that the system took away returns an error from `poll_recv`, or `NotConnected`, `ConnectionAborted` or
+    /// `BrokenPipe` from `try_send`. The crate then binds another one, at the same port first.
     fn bind(&self, address: SocketAddr, runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
     /// Watches the interface addresses.
@@ -104,7 +108,7 @@ fn buffers(socket: &Socket) -> io::Result<SocketBuffers> {
 }
 
 impl Network for OsNetwork {
-    fn bind(&self, address: SocketAddr, runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    fn bind(&self, address: SocketAddr, _: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
@@ -114,7 +118,7 @@ impl Network for OsNetwork {
             tracing::debug!(asked = self.socket_buffer, receive, send, "socket buffers");
         }
         socket.bind(&address.into())?;
-        runtime.wrap_udp_socket(socket.into())
+        Ok(Arc::new(socket::OsSocket::new(socket.into())?))
     }
 
     fn interfaces(&self) -> io::Result<Interfaces> {

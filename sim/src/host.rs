@@ -74,6 +74,21 @@ impl Host {
         self.world.with(|state| state.send_forged(self.id, source, to, payload));
     }
 
+    /// Takes all sockets away, as iOS does after a suspension: those that are open fail, and new ones work. Each keeps its
+    /// port until it is dropped. Returns how many there were.
+    pub fn kill_sockets(&self) -> usize {
+        let inboxes = self.world.with(|state| state.host(self.id).inboxes());
+        let readers: Vec<_> = inboxes.iter().map(|inbox| inbox.kill()).collect();
+        readers.into_iter().flatten().for_each(Waker::wake);
+        inboxes.len()
+    }
+
+    /// Makes the next `count` binds of the [`Network`] fail with this error; of those to a given port only, if so asked.
+    pub fn refuse_binds(&self, kind: io::ErrorKind, count: usize, with_port_only: bool) {
+        let refusal = Refusal { kind, count, with_port_only };
+        self.world.with(|state| state.host_mut(self.id).refusal = Some(refusal));
+    }
+
     /// The number of sockets that are open.
     pub fn open_sockets(&self) -> usize {
         self.world.with(|state| state.host(self.id).open_sockets())
@@ -116,6 +131,7 @@ impl Host {
 
 impl Network for Host {
     fn bind(&self, address: SocketAddr, _: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        self.world.with(|state| state.host_mut(self.id).refuse(address))?;
         Ok(self.socket(address)?)
     }
 
@@ -148,6 +164,14 @@ pub(crate) struct Interface {
     up: bool,
 }
 
+/// Binds that are to fail.
+#[derive(Debug)]
+struct Refusal {
+    kind: io::ErrorKind,
+    count: usize,
+    with_port_only: bool,
+}
+
 /// What a world knows of a host.
 #[derive(Debug, Default)]
 pub(crate) struct HostState {
@@ -155,11 +179,28 @@ pub(crate) struct HostState {
     interfaces: Vec<Interface>,
     sockets: BTreeMap<u16, Vec<(IpAddr, Weak<Inbox>)>>,
     watchers: Vec<mpsc::UnboundedSender<IfEvent>>,
+    refusal: Option<Refusal>,
 }
 
 impl HostState {
     pub(crate) fn up(&self) -> impl Iterator<Item = IpNet> + '_ {
         self.interfaces.iter().filter(|interface| interface.up).map(|interface| interface.net)
+    }
+
+    fn inboxes(&self) -> Vec<Arc<Inbox>> {
+        self.sockets.values().flatten().filter_map(|(_, inbox)| inbox.upgrade()).collect()
+    }
+
+    fn refuse(&mut self, address: SocketAddr) -> io::Result<()> {
+        let applies =
+            |refusal: &&mut Refusal| refusal.count > 0 && (address.port() != 0 || !refusal.with_port_only);
+        match self.refusal.as_mut().filter(applies) {
+            Some(refusal) => {
+                refusal.count -= 1;
+                Err(refusal.kind.into())
+            }
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn open_sockets(&self) -> usize {

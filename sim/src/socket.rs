@@ -67,6 +67,8 @@ struct Queue {
     datagrams: VecDeque<Datagram>,
     bytes: usize,
     reader: Option<Waker>,
+    /// The system took the socket away.
+    is_dead: bool,
 }
 
 impl Queue {
@@ -115,12 +117,27 @@ impl Inbox {
     /// Puts a datagram into the buffer; the waker is for the reader.
     pub(crate) fn push(&self, datagram: Datagram) -> Result<Option<Waker>, Verdict> {
         let mut queue = self.lock();
+        if queue.is_dead {
+            return Err(Verdict::NoSocket);
+        }
         if queue.bytes + datagram.payload.len() > self.config.receive_buffer {
             return Err(Verdict::BufferFull);
         }
         queue.bytes += datagram.payload.len();
         queue.datagrams.push_back(datagram);
         Ok(queue.reader.take())
+    }
+
+    /// Makes the socket fail from now on; the waker is for the reader.
+    pub(crate) fn kill(&self) -> Option<Waker> {
+        let mut queue = self.lock();
+        let reader = queue.reader.take();
+        *queue = Queue { is_dead: true, ..Queue::default() };
+        reader
+    }
+
+    fn is_dead(&self) -> bool {
+        self.lock().is_dead
     }
 
     fn poll<T>(&self, cx: &mut Context<'_>, take: impl FnOnce(&mut Queue) -> T) -> Poll<T> {
@@ -140,7 +157,8 @@ impl Inbox {
 /// A UDP socket of a simulated host. Its port is free again when it is dropped.
 ///
 /// As with a kernel's socket through quinn, sending never fails and never blocks: what cannot be sent
-/// is lost, and the [trace](crate::Trace) says why. One reader can wait at a time.
+/// is lost, and the [trace](crate::Trace) says why. One reader can wait at a time. A socket that
+/// [`Host::kill_sockets`](crate::Host::kill_sockets) took away loses what is sent, and returns errors to quinn's reader.
 #[derive(Debug)]
 pub struct Socket {
     world: World,
@@ -185,6 +203,9 @@ impl Socket {
     }
 
     fn send(&self, transmit: &Transmit<'_>) {
+        if self.inbox.is_dead() {
+            return;
+        }
         let source = transmit.src_ip.filter(|_| self.local.ip().is_unspecified());
         let source = source.unwrap_or(self.local.ip());
         let from = SocketAddr::new(source, self.local.port());
@@ -222,6 +243,9 @@ impl AsyncUdpSocket for Socket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
+        if self.inbox.is_dead() {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        }
         let segments = self.inbox.config.receive_segments;
         let count = ready!(self.inbox.poll(cx, |queue| {
             let slots = bufs.iter_mut().zip(meta);

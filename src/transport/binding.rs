@@ -16,7 +16,14 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
-use super::{Error, live::Registry, path::PathLayer, quic::Quic, wildcard};
+use super::{
+    Error,
+    live::Registry,
+    path::PathLayer,
+    quic::Quic,
+    socket::{Replacement, Socket, SocketNews, is_about_a_sent_datagram},
+    wildcard,
+};
 use crate::{core::SocketId, io::Network};
 
 /// How many receive calls in a row may bring nothing for quinn before other tasks get their turn.
@@ -44,6 +51,11 @@ impl Env {
     ) -> Self {
         let connections = Arc::new(Registry::new(quic.limits(), runtime.clone()));
         Self { network, runtime, quic, path, connections, next_socket: AtomicU32::new(0) }
+    }
+
+    /// Binds a socket that is replaced when it fails.
+    fn bind(&self, address: SocketAddr) -> io::Result<Arc<Socket>> {
+        Socket::bind(&self.network, &self.runtime, address)
     }
 
     fn next_socket(&self) -> SocketId {
@@ -81,7 +93,7 @@ impl Wire {
     }
 
     /// Goes on with another socket, under a new name.
-    fn exchange(&self, env: &Env, socket: Arc<dyn AsyncUdpSocket>) -> io::Result<()> {
+    fn exchange(&self, env: &Env, socket: Arc<Socket>) -> io::Result<()> {
         let hooked = Arc::new(Hooked { id: env.next_socket(), inner: socket, path: env.path.clone() });
         self.endpoint.rebind_abstract(hooked.clone())?;
         *self.hooked.lock().unwrap_or_else(PoisonError::into_inner) = hooked;
@@ -100,14 +112,14 @@ pub(crate) struct Binding {
     pub(crate) local: SocketAddr,
     pub(crate) wire: Arc<Wire>,
     /// The socket at `local`. The wire may use another one while that address is gone.
-    home: Arc<dyn AsyncUdpSocket>,
+    home: Arc<Socket>,
 }
 
 impl Binding {
     /// Binds a socket; `accepts` incoming connections or is for dials only.
     pub(crate) fn new(env: &Env, address: SocketAddr, accepts: bool) -> Result<Self, Error> {
-        let home = env.network.bind(address, &*env.runtime)?;
-        let local = home.local_addr()?;
+        let home = env.bind(address)?;
+        let local = home.local();
         let hooked = Arc::new(Hooked { id: env.next_socket(), inner: home.clone(), path: env.path.clone() });
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             env.quic.endpoint_config(local),
@@ -120,17 +132,44 @@ impl Binding {
 
     /// The address that the socket in use is bound to.
     pub(crate) fn bound(&self) -> SocketAddr {
-        self.wire.socket().local_addr().unwrap_or(self.local)
+        self.wire.hooked().inner.local()
     }
 
     /// The binding's address is gone: its connections go on from whatever address the machine still has.
     pub(crate) fn leave_home(&self, env: &Env) -> Result<(), Error> {
-        Ok(self.wire.exchange(env, env.network.bind(wildcard(self.local), &*env.runtime)?)?)
+        Ok(self.wire.exchange(env, env.bind(wildcard(self.local))?)?)
     }
 
     /// The binding's address is back.
     pub(crate) fn return_home(&self, env: &Env) -> Result<(), Error> {
+        self.home.retry_now();
         Ok(self.wire.exchange(env, self.home.clone())?)
+    }
+
+    /// Waits for what becomes of the socket in use.
+    pub(crate) fn poll_news(&self, cx: &mut Context<'_>) -> Poll<SocketNews> {
+        self.wire.hooked().inner.poll_news(cx)
+    }
+
+    /// Tries at once to replace sockets that have failed.
+    pub(crate) fn retry_now(&self) {
+        self.home.retry_now();
+        self.wire.hooked().inner.retry_now();
+    }
+
+    /// The socket in use was replaced. True if it goes by another name now, as nothing that was known of the old one holds
+    /// for it. Connections tell their servers where they are, in any case.
+    pub(crate) fn replaced(&mut self, env: &Env, replacement: &Replacement) -> io::Result<bool> {
+        let socket = self.wire.hooked().inner.clone();
+        if Arc::ptr_eq(&socket, &self.home) {
+            self.local = replacement.after;
+        }
+        if replacement.keeps_mappings() {
+            self.wire.refresh()?;
+            return Ok(false);
+        }
+        self.wire.exchange(env, socket)?;
+        Ok(true)
     }
 }
 
@@ -138,7 +177,7 @@ impl Binding {
 #[derive(Debug)]
 struct Hooked {
     id: SocketId,
-    inner: Arc<dyn AsyncUdpSocket>,
+    inner: Arc<Socket>,
     path: Option<Arc<PathLayer>>,
 }
 
@@ -163,13 +202,7 @@ impl AsyncUdpSocket for Hooked {
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
         for _ in 0..MAX_EMPTY_RECEIVES {
-            let received = match ready!(self.inner.poll_recv(cx, bufs, meta)) {
-                Ok(received) => received,
-                // quinn ends the endpoint on an error. These only say that a datagram sent earlier
-                // met nobody, and anybody can make us hear that.
-                Err(error) if is_about_a_sent_datagram(&error) => continue,
-                Err(error) => return Poll::Ready(Err(error)),
-            };
+            let received = ready!(self.inner.poll_recv(cx, bufs, meta))?;
             let Some(path) = self.path.as_ref().filter(|path| path.is_active()) else {
                 return Poll::Ready(Ok(received));
             };
@@ -200,69 +233,7 @@ impl AsyncUdpSocket for Hooked {
     }
 }
 
-pub(super) fn is_about_a_sent_datagram(error: &io::Error) -> bool {
-    matches!(
-        error.kind(),
-        io::ErrorKind::ConnectionRefused
-            | io::ErrorKind::ConnectionReset
-            | io::ErrorKind::HostUnreachable
-            | io::ErrorKind::NetworkUnreachable
-            | io::ErrorKind::NetworkDown
-    )
-}
-
 fn is_about_a_route(error: &io::Error) -> bool {
     is_about_a_sent_datagram(error)
         || matches!(error.kind(), io::ErrorKind::AddrNotAvailable | io::ErrorKind::InvalidInput)
-}
-
-#[cfg(test)]
-mod tests {
-    use std::{collections::VecDeque, sync::Mutex, task::Waker};
-
-    use super::*;
-
-    #[derive(Debug)]
-    struct Script(Mutex<VecDeque<io::Result<usize>>>);
-
-    impl AsyncUdpSocket for Script {
-        fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-            unreachable!("nothing is sent")
-        }
-
-        fn try_send(&self, _transmit: &Transmit<'_>) -> io::Result<()> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-
-        fn poll_recv(
-            &self,
-            _cx: &mut Context<'_>,
-            _bufs: &mut [IoSliceMut<'_>],
-            _meta: &mut [RecvMeta],
-        ) -> Poll<io::Result<usize>> {
-            self.0.lock().unwrap().pop_front().map_or(Poll::Pending, Poll::Ready)
-        }
-
-        fn local_addr(&self) -> io::Result<SocketAddr> {
-            Err(io::ErrorKind::Unsupported.into())
-        }
-    }
-
-    fn receive(script: Vec<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        let hooked =
-            Hooked { id: SocketId(0), inner: Arc::new(Script(Mutex::new(script.into()))), path: None };
-        hooked.poll_recv(&mut Context::from_waker(Waker::noop()), &mut [], &mut [])
-    }
-
-    #[test]
-    fn errors_that_others_can_cause_do_not_reach_quinn() {
-        let refused = || Err(io::ErrorKind::ConnectionRefused.into());
-        assert!(matches!(receive(vec![refused(), refused(), Ok(3)]), Poll::Ready(Ok(3))));
-        assert!(matches!(receive((0..100).map(|_| refused()).collect()), Poll::Pending));
-    }
-
-    #[test]
-    fn errors_of_the_socket_reach_quinn() {
-        assert!(matches!(receive(vec![Err(io::ErrorKind::BrokenPipe.into()), Ok(1)]), Poll::Ready(Err(_))));
-    }
 }

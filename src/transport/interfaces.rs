@@ -40,7 +40,7 @@ const LOOK: Duration = Duration::from_millis(50);
 /// The same in round-trip times, for paths that are longer.
 const PATIENCE_RTTS: u32 = 4;
 /// What a peer is told, if it can be told at all, when a connection is given up.
-const ADDRESS_GONE: &[u8] = b"address gone";
+pub(super) const ADDRESS_GONE: &[u8] = b"address gone";
 
 impl Transport {
     /// Begins to watch, unless we do already.
@@ -65,7 +65,9 @@ impl Transport {
     fn on_interface_change(&mut self, change: &Change) {
         for listener in &mut self.listeners {
             listener.follow(change);
+            listener.binding.retry_now();
         }
+        self.clients.iter().for_each(Binding::retry_now);
         let gone = change.down.iter().map(|address| (*address, false));
         let mut changed: BTreeMap<IpAddr, bool> = gone.collect();
         changed.extend(change.up.iter().map(|(address, _)| (*address, true)));

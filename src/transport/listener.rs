@@ -18,6 +18,7 @@ use super::{
     Error, addr,
     binding::{Binding, Env},
     shares::{Place, Shares},
+    socket::{Replacement, SocketNews},
 };
 use crate::{
     config::QuicConfig,
@@ -30,7 +31,9 @@ pub(crate) enum Event {
     AddressExpired(Multiaddr),
     Incoming(Box<quinn::Incoming>),
     Error(io::Error),
-    /// The endpoint has ended.
+    /// The socket failed, and another one has taken its place.
+    Replaced(Replacement),
+    /// The endpoint has ended, which it does with its runtime only.
     Closed,
 }
 
@@ -152,6 +155,24 @@ impl Listener {
         Ok(true)
     }
 
+    /// Announces the new port, if it is another one, and restarts what depends on the socket. True if the socket goes by
+    /// another name now.
+    pub(crate) fn replaced(&mut self, env: &Env, replacement: &Replacement) -> io::Result<bool> {
+        let announced = self.addresses.clone();
+        let before = self.binding.local;
+        if replacement.before == before && replacement.after != before {
+            announced.iter().for_each(|ip| self.expire(*ip));
+        }
+        let renamed = self.binding.replaced(env, replacement);
+        announced.iter().for_each(|ip| self.announce(*ip));
+        renamed
+    }
+
+    /// Returns true while the one address of the socket is there, or if it needs none.
+    pub(crate) fn is_home(&self) -> bool {
+        !self.away
+    }
+
     /// Whether the socket is bound to the wildcard of the family of `source`.
     pub(crate) fn is_wildcard_for(&self, source: IpAddr) -> bool {
         let local = self.binding.local.ip();
@@ -217,6 +238,12 @@ impl Listener {
     pub(crate) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         if let Some(event) = self.news.pop_front() {
             return Poll::Ready(event);
+        }
+        if let Poll::Ready(news) = self.binding.poll_news(cx) {
+            return Poll::Ready(match news {
+                SocketNews::Failed(error) => Event::Error(error),
+                SocketNews::Replaced(replacement) => Event::Replaced(replacement),
+            });
         }
         self.incoming
             .poll_next_unpin(cx)

@@ -32,6 +32,8 @@ mod punch;
 mod qlog;
 pub(crate) mod quic;
 mod shares;
+mod socket;
+mod sockets;
 mod stats;
 mod stream;
 mod time;
@@ -43,6 +45,7 @@ mod tests;
 
 use std::{
     collections::VecDeque,
+    io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -268,9 +271,15 @@ impl Transport {
                 Some(Event::AddressExpired { listener_id, listen_addr })
             }
             listener::Event::Error(error) => Some(Event::ListenerError { listener_id, error: error.into() }),
+            listener::Event::Replaced(replacement) => {
+                self.on_listener_replaced(index, &replacement);
+                None
+            }
             listener::Event::Closed => {
                 self.close_listener(index);
-                Some(Event::ListenerClosed { listener_id, reason: Ok(()) })
+                let reason =
+                    io::Error::new(io::ErrorKind::BrokenPipe, "the QUIC endpoint has ended with its runtime");
+                Some(Event::ListenerClosed { listener_id, reason: Err(reason.into()) })
             }
             listener::Event::Incoming(incoming) => self.on_incoming(index, *incoming),
         }
@@ -401,6 +410,7 @@ impl libp2p_core::Transport for Transport {
         // Whether or not all of it went out, the channel wakes us when there is room.
         let _ = this.notices.poll_flush(cx);
         this.poll_interfaces(cx);
+        this.poll_clients(cx);
         if let Some(event) = this.events.pop_front() {
             return Poll::Ready(event);
         }

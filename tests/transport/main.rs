@@ -21,6 +21,8 @@ mod routes;
 #[cfg(test)]
 mod settings;
 #[cfg(test)]
+mod sockets;
+#[cfg(test)]
 mod stats;
 #[cfg(test)]
 mod streams;

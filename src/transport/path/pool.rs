@@ -4,6 +4,7 @@
 //! are asked. What they receive is sorted as what bindings receive is; there is no endpoint for the rest, which is dropped.
 
 use std::{
+    collections::BTreeMap,
     future::poll_fn,
     io::IoSliceMut,
     net::{IpAddr, SocketAddr},
@@ -21,6 +22,7 @@ use super::{PathNotice, flow::BoundSocket, lock, shared::Shared};
 use crate::{
     core::{SocketId, command::Pool},
     io::Network,
+    transport::socket::{Socket, SocketNews},
 };
 
 /// Sockets of one pool.
@@ -74,7 +76,7 @@ impl Wake for Slot {
 #[derive(Debug)]
 struct Member {
     id: SocketId,
-    io: Arc<dyn AsyncUdpSocket>,
+    io: Arc<Socket>,
     waker: Waker,
 }
 
@@ -103,7 +105,7 @@ impl Sockets {
         closed.into_iter().map(|member| member.id).collect()
     }
 
-    fn add(&self, id: SocketId, io: Arc<dyn AsyncUdpSocket>) -> bool {
+    fn add(&self, id: SocketId, io: Arc<Socket>) -> bool {
         let mut state = lock(&self.state);
         let index = state.members.len();
         if state.closed || index >= MAX_SOCKETS {
@@ -115,15 +117,10 @@ impl Sockets {
         true
     }
 
-    fn member(&self, index: usize) -> Option<(SocketId, Arc<dyn AsyncUdpSocket>, Waker)> {
+    fn member(&self, index: usize) -> Option<(SocketId, Arc<Socket>, Waker)> {
         let state = lock(&self.state);
         let member = state.members.get(index)?.as_ref()?;
         Some((member.id, member.io.clone(), member.waker.clone()))
-    }
-
-    fn drop_member(&self, index: usize) {
-        let gone = lock(&self.state).members.get_mut(index).and_then(Option::take);
-        drop(gone);
     }
 
     fn is_empty(&self) -> bool {
@@ -143,14 +140,13 @@ pub(super) async fn run(
     let mut opened = Vec::new();
     for _ in 0..count.min(MAX_SOCKETS) {
         // The system may run out of descriptors or ports: fewer sockets find the peer later, or not at all.
-        let Ok(io) = network.bind(SocketAddr::new(local, 0), &*shared.runtime) else { break };
-        let Ok(address) = io.local_addr() else { break };
+        let Ok(io) = Socket::bind(&network, &shared.runtime, SocketAddr::new(local, 0)) else { break };
         let id = shared.new_socket_id();
         if !sockets.add(id, io.clone()) {
             break;
         }
         drop(shared.write().add_socket(BoundSocket { id, io: io.clone(), _keep_alive: None }));
-        opened.push((id, address.port()));
+        opened.push((id, io.local().port()));
         writable(io).await;
     }
     if lock(&sockets.state).closed {
@@ -164,8 +160,19 @@ pub(super) async fn run(
         drop(shared);
         weak
     };
-    let mut buffer = vec![0; BUFFER];
-    poll_fn(|cx| read(cx, &shared, &sockets, &mut buffer)).await;
+    let buffer = vec![0; BUFFER];
+    let mut reader = Reader { pool: name, shared, sockets, moved: BTreeMap::new(), buffer };
+    poll_fn(|cx| reader.poll(cx)).await;
+}
+
+/// Reads the sockets of a pool.
+struct Reader {
+    pool: Pool,
+    shared: Weak<Shared>,
+    sockets: Arc<Sockets>,
+    /// Sockets that were replaced at other ports, until the driver has been told.
+    moved: BTreeMap<SocketId, u16>,
+    buffer: Vec<u8>,
 }
 
 /// Waits until the runtime knows that a new socket can be written to: until then it says of every datagram that it would
@@ -176,44 +183,56 @@ async fn writable(io: Arc<dyn AsyncUdpSocket>) {
     let _ = poll_fn(|cx| poller.as_mut().poll_writable(cx)).await;
 }
 
-/// Reads what there is; ready once nothing can come any more.
-fn read(cx: &mut Context<'_>, shared: &Weak<Shared>, sockets: &Sockets, buffer: &mut [u8]) -> Poll<()> {
-    sockets.ready.task.register(cx.waker());
-    let Some(shared) = shared.upgrade().filter(|_| !sockets.is_empty()) else { return Poll::Ready(()) };
-    let mut budget = BUDGET;
-    loop {
-        let ready = sockets.ready.take();
-        if ready.is_empty() {
-            return Poll::Pending;
-        }
-        for index in ready {
-            if budget == 0 {
-                sockets.ready.set(index);
-                continue;
+impl Reader {
+    /// Reads what there is; ready once nothing can come any more.
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let sockets = self.sockets.clone();
+        sockets.ready.task.register(cx.waker());
+        let Some(shared) = self.shared.upgrade().filter(|_| !sockets.is_empty()) else {
+            return Poll::Ready(());
+        };
+        let mut budget = BUDGET;
+        loop {
+            let ready = sockets.ready.take();
+            if ready.is_empty() && self.tell(&shared) {
+                return Poll::Pending;
             }
-            budget -= 1;
-            let Some((id, io, waker)) = sockets.member(index) else { continue };
-            let mut meta = [RecvMeta::default()];
-            let mut bufs = [IoSliceMut::new(buffer)];
-            match io.poll_recv(&mut Context::from_waker(&waker), &mut bufs, &mut meta) {
-                Poll::Ready(Ok(received)) => {
+            if budget == 0 || ready.is_empty() {
+                ready.into_iter().for_each(|index| sockets.ready.set(index));
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            for index in ready {
+                if budget == 0 {
+                    sockets.ready.set(index);
+                    continue;
+                }
+                budget -= 1;
+                let Some((id, io, waker)) = sockets.member(index) else { continue };
+                let mut cx = Context::from_waker(&waker);
+                if let Poll::Ready(SocketNews::Replaced(replacement)) = io.poll_news(&mut cx)
+                    && replacement.before.port() != replacement.after.port()
+                {
+                    self.moved.insert(id, replacement.after.port());
+                }
+                let mut meta = [RecvMeta::default()];
+                let mut bufs = [IoSliceMut::new(&mut self.buffer)];
+                if let Poll::Ready(Ok(received)) = io.poll_recv(&mut cx, &mut bufs, &mut meta) {
                     shared.intercept(id, &mut bufs, &mut meta, received);
                     sockets.ready.set(index);
                 }
-                // Anybody can make us hear that a datagram sent earlier met nobody.
-                Poll::Ready(Err(error)) if crate::transport::binding::is_about_a_sent_datagram(&error) => {
-                    sockets.ready.set(index);
-                }
-                Poll::Ready(Err(error)) => {
-                    tracing::debug!(%error, "a socket of a pool has failed");
-                    sockets.drop_member(index);
-                }
-                Poll::Pending => {}
             }
         }
-        if budget == 0 {
-            cx.waker().wake_by_ref();
-            return Poll::Pending;
+    }
+
+    /// Tells the driver of a coordinator's sockets at other ports: clients must hear of those. True if nothing is left to tell.
+    fn tell(&mut self, shared: &Shared) -> bool {
+        let is_known = matches!(self.pool, Pool::Observers | Pool::Filtering(_));
+        if is_known && !self.moved.is_empty() {
+            let Ok(slot) = shared.notices.try_reserve() else { return shared.notices.is_closed() };
+            let moved = std::mem::take(&mut self.moved);
+            slot.send(PathNotice::Sockets { pool: self.pool, sockets: moved.into_iter().collect() });
         }
+        true
     }
 }
