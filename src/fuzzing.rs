@@ -65,9 +65,9 @@ pub fn addresses(bytes: &[u8]) {
     for address in [Multiaddr::try_from(bytes.to_vec()).ok(), text].into_iter().flatten() {
         if let Some((socket, peer)) = addr::to_socket(&address) {
             assert_eq!(addr::to_socket(&addr::from_socket(socket)), Some((socket, None)));
-            assert_eq!(Route::of(&address), Route::Udp(socket));
+            let is_offer = crate::offers::is_offer(&address);
+            assert_eq!(Route::of(&address), if is_offer { Route::Unresolved } else { Route::Udp(socket) });
             assert_eq!(crate::config::peer_of(&address), peer);
-            assert_eq!(addr::to_bare_peer(&address), None);
             let can_be_dialed = socket.port() != 0 && !socket.ip().is_unspecified();
             assert_eq!(addr::is_remote(socket), can_be_dialed);
             assert_eq!(addr::to_zoned(&address), None);
@@ -79,9 +79,6 @@ pub fn addresses(bytes: &[u8]) {
             assert_eq!(addr::to_zoned(&again).map(|(_, socket, _)| socket), Some(socket));
             assert_eq!(crate::config::peer_of(&address), peer);
             assert_eq!(Route::of(&address), Route::Other);
-        }
-        if let Some(peer) = addr::to_bare_peer(&address) {
-            assert_eq!(crate::config::peer_of(&address), Some(peer));
         }
     }
 }

@@ -33,6 +33,7 @@ pub mod core;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod io;
+mod offers;
 pub mod transport;
 
 use std::sync::Arc;

@@ -26,9 +26,12 @@ use super::{
     frames::{FrameReceiver, QueuedBytes, frame_queue},
     link::{Input, Route},
 };
-use crate::core::{
-    LinkId,
-    frame::{Frame, Registration},
+use crate::{
+    core::{
+        LinkId,
+        frame::{Frame, Registration},
+    },
+    offers::Offer,
 };
 
 /// The place of the stream that we opened.
@@ -74,6 +77,8 @@ pub struct Handler {
     /// The generation and the lifetime of the `REGISTER` that the peer has not answered.
     asked: Option<(u64, Duration)>,
     registered_until: Option<Instant>,
+    /// The offer whose address the swarm dialed.
+    offer: Option<Arc<Offer>>,
 }
 
 /// An outgoing stream that takes nothing.
@@ -115,12 +120,18 @@ impl Handler {
             is_kept_alive: false,
             asked: None,
             registered_until: None,
+            offer: None,
         }
     }
 
     /// Whether the connection is to stay although nobody uses it.
     pub(super) fn set_kept_alive(&mut self, is_kept_alive: bool) {
         self.is_kept_alive = is_kept_alive;
+    }
+
+    /// The swarm knows the connection by the address of this offer, if of any.
+    pub(super) fn dialed_at(self, offer: Option<Arc<Offer>>) -> Self {
+        Self { offer, ..self }
     }
 
     fn add(&mut self, slot: usize, stream: libp2p_swarm::Stream) {
@@ -345,6 +356,12 @@ impl ConnectionHandler for Handler {
                 }
                 error => tracing::warn!(peer = %self.peer, %error, "no control stream"),
             },
+            // libp2p-kad notes the dialed address once it knows the protocols of the peer, and replaces it when it changes.
+            ConnectionEvent::RemoteProtocolsChange(_) => {
+                if let Some(offer) = &self.offer {
+                    offer.repeat_address();
+                }
+            }
             _ => {}
         }
     }

@@ -1,12 +1,15 @@
 //! What the behaviour and its handlers say to the driver.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, sync::Arc};
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
 use super::frames::FrameSender;
-use crate::core::{LinkId, event::Event, frame::Frame};
+use crate::{
+    core::{LinkId, event::Event, frame::Frame},
+    offers::{self, Offer},
+};
 
 /// One message to the driver, in the order in which things happened.
 #[derive(Debug)]
@@ -31,6 +34,12 @@ pub(crate) enum Input {
     Reachable(bool),
     /// Look for a direct path to this peer, which is connected over a relay.
     Upgrade(PeerId),
+    /// The swarm dials a peer, and surely polls the offered address unless another one leads to a connection.
+    Dialing(Arc<Offer>),
+    /// The dial of this offer has ended, with whatever outcome.
+    DialEnded(Arc<Offer>),
+    /// Nobody collects the connection to this peer.
+    Discard { peer: PeerId, remote: SocketAddr },
     /// No relay helped: whoever still waits for this peer learns why traversal failed.
     Release(PeerId),
 }
@@ -40,8 +49,8 @@ pub(crate) enum Input {
 pub(crate) enum FromDriver {
     /// To be reported.
     Event(Event),
-    /// A connection to this peer stands that no dial has asked for: the next dial of `/p2p/PEER` gets it.
-    Collect(PeerId),
+    /// A connection to this peer stands that no dial waits for: the next dial of its real address gets it.
+    Collect { peer: PeerId, remote: SocketAddr },
     /// An interface of ours has an address that it did not have.
     InterfaceUp,
     /// A connection with this peer was closed here, because it could not move with our address. `dialed` is where the peer was
@@ -62,14 +71,16 @@ pub(crate) enum Route {
 
 impl Route {
     pub(crate) fn of(address: &Multiaddr) -> Self {
-        let mut parts = address.iter().peekable();
+        let mut parts = address.iter();
         if address.iter().any(|part| part == Protocol::P2pCircuit) {
             return Route::Other;
+        }
+        if offers::is_offer(address) {
+            return Route::Unresolved;
         }
         let ip = match parts.next() {
             Some(Protocol::Ip4(ip)) => Some(ip.into()),
             Some(Protocol::Ip6(ip)) => Some(ip.into()),
-            Some(Protocol::P2p(_)) if parts.peek().is_none() => return Route::Unresolved,
             Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)) => None,
             _ => return Route::Other,
         };
@@ -87,6 +98,7 @@ impl Route {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::offers::Offers;
 
     #[test]
     fn an_address_tells_what_is_known_of_its_udp_path() {
@@ -97,7 +109,8 @@ mod tests {
                 format!("/ip6/2001:db8::1/udp/1/quic-v1/p2p/{peer}"),
                 Route::Udp("[2001:db8::1]:1".parse().unwrap()),
             ),
-            (format!("/p2p/{peer}"), Route::Unresolved),
+            (format!("/p2p/{peer}"), Route::Other),
+            (Offers::default().open(peer).unwrap().address().to_string(), Route::Unresolved),
             ("/dns4/example.org/udp/4001/quic-v1".to_owned(), Route::Unresolved),
             (format!("/dnsaddr/example.org/p2p/{peer}"), Route::Unresolved),
             ("/ip4/192.0.2.1/tcp/4001".to_owned(), Route::Other),

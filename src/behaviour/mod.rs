@@ -2,8 +2,8 @@
 //!
 //! Decisions are made elsewhere: in [`core`](crate::core), which the bridge's driver runs in its own task. The
 //! behaviour keeps the connections to the coordinators up, gives every connection a [`Handler`] that
-//! links it to the driver, and offers `/p2p/PEER` as an address for every dial of a peer that a
-//! coordinator may know, so that `swarm.dial(peer)` punches beside whatever else is tried.
+//! links it to the driver, and offers an address for every dial of a peer that a coordinator may know
+//! (see `offers`), so that `swarm.dial(peer)` punches in parallel to whatever else is tried.
 
 mod control;
 mod coordinators;
@@ -49,6 +49,7 @@ use self::{
 use crate::{
     config::{Config, ConfigError, peer_of},
     core::{LinkId, counters::Counters, event::Event, nat::Report},
+    offers::{self, Offer, Offers},
 };
 
 /// The control protocol.
@@ -58,6 +59,7 @@ pub const PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/1.0
 pub(crate) struct Ends {
     pub(crate) driver: mpsc::Sender<Input>,
     pub(crate) events: mpsc::Receiver<FromDriver>,
+    pub(crate) offers: Offers,
     pub(crate) counters: Arc<Mutex<Counters>>,
     pub(crate) runtime: Arc<dyn Runtime>,
 }
@@ -86,6 +88,8 @@ pub struct Behaviour {
     links: BTreeMap<ConnectionId, Link>,
     /// Bytes that wait for the control streams of all handlers.
     queued: QueuedBytes,
+    /// Dials that have an offer.
+    dialing: BTreeMap<ConnectionId, Arc<Offer>>,
     next_link: u64,
     nat: Report,
     timer: Option<Pin<Box<dyn AsyncTimer>>>,
@@ -110,6 +114,7 @@ impl Behaviour {
             reported: BTreeMap::new(),
             links: BTreeMap::new(),
             queued: QueuedBytes::default(),
+            dialing: BTreeMap::new(),
             next_link: 0,
             nat: Report::default(),
             timer: None,
@@ -179,7 +184,16 @@ impl Behaviour {
             runtime: self.ends.runtime.clone(),
             queued: self.queued.clone(),
         };
-        Handler::new((link, peer, Route::of(address)), opens, is_coordinator, shared)
+        let offer = self.dialing.get(&id).filter(|_| offers::is_offer(address)).cloned();
+        Handler::new((link, peer, Route::of(address)), opens, is_coordinator, shared).dialed_at(offer)
+    }
+
+    /// A dial has ended, with whatever outcome.
+    fn dial_ended(&mut self, id: ConnectionId) {
+        if let Some(offer) = self.dialing.remove(&id) {
+            self.ends.offers.close(&offer);
+            self.inputs.push_back(Input::DialEnded(offer));
+        }
     }
 
     /// As [`handler`](Self::handler), for a direct connection. It is kept alive from the start where a relayed one is to drain.
@@ -301,17 +315,29 @@ impl NetworkBehaviour for Behaviour {
         &mut self,
         id: ConnectionId,
         peer: Option<PeerId>,
-        _: &[Multiaddr],
+        addresses: &[Multiaddr],
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
         let Some(peer) = peer.filter(|_| role == Endpoint::Dialer) else { return Ok(Vec::new()) };
         if self.relaying.is_own_dial(id) || !self.is_worth_punching(&peer) {
             return Ok(Vec::new());
         }
+        // An address of this form is not dialed for anybody else, and an open offer must not make it look like ours.
+        if addresses.iter().any(offers::is_offer) {
+            return Ok(Vec::new());
+        }
+        let Some(offer) = self.ends.offers.open(peer) else { return Ok(Vec::new()) };
         let now = self.ends.runtime.now();
         self.relaying.dialing(peer, id, now);
         self.coordinators.wanted(now);
-        Ok(vec![Multiaddr::empty().with(Protocol::P2p(peer))])
+        self.dialing.insert(id, offer.clone());
+        let address = offer.address();
+        if addresses.is_empty() {
+            // The dial has no address but those of behaviours, so that the swarm takes them. With others, the session begins
+            // when the swarm hands the offered address to the transport: until then, the swarm may be about to discard it.
+            self.inputs.push_back(Input::Dialing(offer));
+        }
+        Ok(vec![address])
     }
 
     fn handle_established_inbound_connection(
@@ -346,6 +372,7 @@ impl NetworkBehaviour for Behaviour {
         let now = self.ends.runtime.now();
         match event {
             FromSwarm::ConnectionEstablished(event) => {
+                self.dial_ended(event.connection_id);
                 if let Some(link) = self.links.get_mut(&event.connection_id) {
                     link.is_established = true;
                 }
@@ -379,6 +406,7 @@ impl NetworkBehaviour for Behaviour {
                 self.forget_link(event.connection_id);
             }
             FromSwarm::DialFailure(event) => {
+                self.dial_ended(event.connection_id);
                 self.relaying.dial_failed(&event, now);
                 self.forget_link(event.connection_id);
                 if let Some(peer) = event.peer_id
@@ -426,7 +454,7 @@ impl NetworkBehaviour for Behaviour {
                     self.relaying.handle_event(&event, is_coordinator, self.ends.runtime.now());
                     return Poll::Ready(ToSwarm::GenerateEvent(event));
                 }
-                FromDriver::Collect(peer) => self.relaying.collect(peer),
+                FromDriver::Collect { peer, remote } => self.relaying.collect(peer, remote),
                 FromDriver::InterfaceUp => self.network_changed(),
                 FromDriver::Lost { peer, dialed } => self.lost(Lost { peer, dialed }),
             }

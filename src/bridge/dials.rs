@@ -1,115 +1,177 @@
-//! Dials of the swarm that wait for a session.
+//! Dials of the swarm that a session may answer.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    task::{Context, Poll},
-};
+use std::{collections::BTreeMap, sync::Arc};
 
-use futures::channel::oneshot;
 use libp2p_identity::PeerId;
 
 use crate::{
     core::event::FailureReason,
-    transport::{Connection, Error, notice::DialRequest},
+    offers::Offer,
+    transport::{Connection, Error, notice::Reply},
 };
 
-type Reply = oneshot::Sender<Result<(PeerId, Connection), Error>>;
+/// A dial that has an offer. It lives until the behaviour hears of the end of the dial.
+#[derive(Debug)]
+enum Dial {
+    /// The swarm has not polled the offered address yet: other addresses are ahead of it.
+    Begun,
+    /// The offered address is polled.
+    Waiting { offer: Arc<Offer>, reply: Reply },
+    /// The session failed before the swarm polled the offered address.
+    Failed(FailureReason),
+}
 
-/// Dials in flight, by peer. The session of a peer answers the first that still waits.
+/// Who wants a connection with one peer.
+#[derive(Debug, Default)]
+struct Wanted {
+    /// By the number of the offer.
+    dials: BTreeMap<u16, Dial>,
+    /// Dials of plain addresses of the peer. They take the connection if the offered address is not polled.
+    joined: Vec<Reply>,
+    /// Why the session failed whose dials wait for what a relay can do.
+    ended: Option<FailureReason>,
+    /// The behaviour wants a session whether or not a dial has an offer.
+    upgrade: bool,
+}
+
+/// Dials in flight, by peer. The session of a peer answers one that waits.
 #[derive(Debug)]
 pub(super) struct Dials {
-    waiting: BTreeMap<PeerId, Vec<Reply>>,
-    /// Why the sessions failed whose dials wait for what a relay can do.
-    ended: BTreeMap<PeerId, FailureReason>,
-    /// Sessions that the behaviour wants, whether or not a dial waits for them.
-    upgrades: BTreeSet<PeerId>,
-    /// Connections that the next dial of the peer gets.
-    ready: BTreeMap<PeerId, Connection>,
+    wanted: BTreeMap<PeerId, Wanted>,
     /// The behaviour decides when a dial whose session failed has failed.
     may_relay: bool,
 }
 
 impl Dials {
     pub(super) fn new(may_relay: bool) -> Self {
-        Self {
-            waiting: BTreeMap::new(),
-            ended: BTreeMap::new(),
-            upgrades: BTreeSet::new(),
-            ready: BTreeMap::new(),
-            may_relay,
+        Self { wanted: BTreeMap::new(), may_relay }
+    }
+
+    /// The swarm dials the peer. Returns false if that is known.
+    pub(super) fn begin(&mut self, offer: &Offer) -> bool {
+        let dials = &mut self.wanted.entry(offer.peer()).or_default().dials;
+        let is_new = !dials.contains_key(&offer.number());
+        dials.entry(offer.number()).or_insert(Dial::Begun);
+        is_new
+    }
+
+    /// The swarm polls the offered address. Returns true if a session has to answer it.
+    pub(super) fn wait(&mut self, offer: &Arc<Offer>, reply: Reply) -> bool {
+        let wanted = self.wanted.entry(offer.peer()).or_default();
+        if let Some(Dial::Failed(reason)) = wanted.dials.get(&offer.number()) {
+            // The dial may have been dropped meanwhile.
+            let _ = reply.send(Err(Error::Traversal(*reason)));
+            return false;
+        }
+        wanted.dials.insert(offer.number(), Dial::Waiting { offer: offer.clone(), reply });
+        wanted.ended.is_none()
+    }
+
+    /// A plain address of the peer is dialed, while a dial of the peer has an offer, which may not have begun yet.
+    pub(super) fn join(&mut self, peer: PeerId, reply: Reply) {
+        let joined = &mut self.wanted.entry(peer).or_default().joined;
+        joined.retain(|reply| !reply.is_canceled());
+        joined.push(reply);
+    }
+
+    /// A dial has ended, with whatever outcome. Returns true if nobody wants a session with its peer any more.
+    pub(super) fn remove(&mut self, offer: &Offer) -> bool {
+        let Some(wanted) = self.wanted.get_mut(&offer.peer()) else { return false };
+        let was_known = wanted.dials.remove(&offer.number()).is_some();
+        if !wanted.dials.is_empty() {
+            return false;
+        }
+        let is_unwanted = was_known && !wanted.upgrade;
+        wanted.joined.clear();
+        wanted.ended = None;
+        if !wanted.upgrade {
+            self.wanted.remove(&offer.peer());
+        }
+        is_unwanted
+    }
+
+    /// No session can begin for this dial.
+    pub(super) fn refuse(&mut self, offer: &Offer, reason: FailureReason) {
+        if let Some(wanted) = self.wanted.get_mut(&offer.peer())
+            && let Some(Dial::Waiting { reply, .. }) =
+                wanted.dials.insert(offer.number(), Dial::Failed(reason))
+        {
+            let _ = reply.send(Err(Error::Traversal(reason)));
         }
     }
 
-    pub(super) fn add(&mut self, request: DialRequest) {
-        self.waiting.entry(request.peer).or_default().push(request.reply);
+    /// Gives the connection to a dial that waits for it, else to one of a plain address; without either, gives it back.
+    pub(super) fn succeed(&mut self, peer: PeerId, connection: Connection) -> Option<Connection> {
+        let Some(wanted) = self.wanted.get_mut(&peer) else { return Some(connection) };
+        wanted.ended = None;
+        wanted.upgrade = false;
+        let untaken = wanted.give(peer, connection);
+        if wanted.dials.is_empty() {
+            self.wanted.remove(&peer);
+        }
+        untaken
     }
 
-    /// Gives the connection to a dial that waits for it; without one, gives it back.
-    pub(super) fn succeed(&mut self, peer: PeerId, connection: Connection) -> Result<(), Connection> {
-        self.ended.remove(&peer);
-        self.upgrades.remove(&peer);
-        let mut outcome = Ok((peer, connection));
-        for reply in self.waiting.remove(&peer).unwrap_or_default() {
-            match reply.send(outcome) {
-                Ok(()) => return Ok(()),
-                Err(unsent) => outcome = unsent,
-            }
-        }
-        outcome.map_or(Ok(()), |(_, connection)| Err(connection))
+    /// A dial of the peer that waits for a session, and not for what a relay can do.
+    pub(super) fn waiting(&self, peer: &PeerId) -> Option<Arc<Offer>> {
+        let wanted = self.wanted.get(peer).filter(|wanted| wanted.ended.is_none())?;
+        wanted.dials.values().find_map(|dial| match dial {
+            Dial::Waiting { offer, .. } => Some(offer.clone()),
+            _ => None,
+        })
     }
 
     /// The session failed. If a relay may help, the dials go on waiting until the behaviour, which is told,
     /// releases them.
     pub(super) fn end(&mut self, peer: PeerId, reason: FailureReason) {
-        self.upgrades.remove(&peer);
-        if self.waiting.contains_key(&peer) {
-            self.ended.insert(peer, reason);
-            if !self.may_relay || reason == FailureReason::Cancelled {
-                self.release(&peer);
-            }
+        let Some(wanted) = self.wanted.get_mut(&peer) else { return };
+        wanted.upgrade = false;
+        wanted.ended = Some(reason);
+        if wanted.dials.is_empty() {
+            self.wanted.remove(&peer);
+        } else if !self.may_relay || reason == FailureReason::Cancelled {
+            self.release(&peer);
         }
     }
 
-    /// Fails the dials whose session has failed, and drops a connection that nobody collects.
+    /// Fails the dials whose session has failed.
     pub(super) fn release(&mut self, peer: &PeerId) {
-        self.ready.remove(peer);
-        let Some(reason) = self.ended.remove(peer) else { return };
-        for reply in self.waiting.remove(peer).unwrap_or_default() {
-            // Whoever dialed may have lost interest; then nobody needs to know.
-            let _ = reply.send(Err(Error::Traversal(reason)));
+        let Some(wanted) = self.wanted.get_mut(peer) else { return };
+        let Some(reason) = wanted.ended.take() else { return };
+        // Plain dials go on by themselves.
+        wanted.joined.clear();
+        for dial in wanted.dials.values_mut() {
+            if let Dial::Waiting { reply, .. } = std::mem::replace(dial, Dial::Failed(reason)) {
+                // The dial may have been dropped meanwhile.
+                let _ = reply.send(Err(Error::Traversal(reason)));
+            }
         }
     }
 
     /// The behaviour wants a session with `peer`, also when no dial waits for it.
     pub(super) fn upgrade(&mut self, peer: PeerId) {
-        self.upgrades.insert(peer);
+        self.wanted.entry(peer).or_default().upgrade = true;
     }
+}
 
-    /// Keeps a connection for the dial that the behaviour is about to make.
-    pub(super) fn keep(&mut self, peer: PeerId, connection: Connection) {
-        self.ready.insert(peer, connection);
-    }
-
-    /// Answers a dial with the connection that is kept for it; without one, gives it back.
-    pub(super) fn collect(&mut self, request: DialRequest) -> Option<DialRequest> {
-        let Some(connection) = self.ready.remove(&request.peer) else { return Some(request) };
-        // If the dial was dropped, the connection goes with it.
-        let _ = request.reply.send(Ok((request.peer, connection)));
-        None
-    }
-
-    /// Peers whose every dial was dropped, because the swarm got there by another address or gave up.
-    pub(super) fn cancelled(&mut self, cx: &mut Context<'_>) -> Vec<PeerId> {
-        for replies in self.waiting.values_mut() {
-            replies.retain_mut(|reply| reply.poll_canceled(cx) == Poll::Pending);
+impl Wanted {
+    fn give(&mut self, peer: PeerId, mut connection: Connection) -> Option<Connection> {
+        while let Some(reply) = self.next_reply() {
+            match reply.send(Ok((peer, connection))) {
+                // The dial was dropped.
+                Err(Ok((_, unsent))) => connection = unsent,
+                _ => return None,
+            }
         }
-        let is_gone = |replies: &Vec<Reply>| replies.is_empty();
-        let gone: Vec<_> =
-            self.waiting.iter().filter(|(_, replies)| is_gone(replies)).map(|(peer, _)| *peer).collect();
-        for peer in &gone {
-            self.waiting.remove(peer);
-            self.ended.remove(peer);
+        Some(connection)
+    }
+
+    fn next_reply(&mut self) -> Option<Reply> {
+        let is_waiting = |dial: &Dial| matches!(dial, Dial::Waiting { .. });
+        let number = self.dials.iter().find(|(_, dial)| is_waiting(dial)).map(|(number, _)| *number);
+        match number.and_then(|number| self.dials.remove(&number)) {
+            Some(Dial::Waiting { reply, .. }) => Some(reply),
+            _ => self.joined.pop(),
         }
-        gone.into_iter().filter(|peer| !self.upgrades.contains(peer)).collect()
     }
 }

@@ -16,7 +16,7 @@ use super::{dials::Dials, reports::Reports, routes::Routes};
 use crate::{
     behaviour::{
         frames::{FrameSender, Unsent},
-        link::Input,
+        link::{Input, Route},
     },
     core::{
         LinkId, Path,
@@ -26,11 +26,13 @@ use crate::{
         frame::{Frame, RejectReason},
     },
     io::InterfaceWatch,
+    offers::{Offer, Offers},
     transport::{
-        Connection, Error,
+        Connection,
         live::Registry,
-        notice::{DialRequest, InboundSession, Notice},
+        notice::{InboundSession, Notice},
         path::{PathLayer, PathNotice},
+        ready::Ready,
     },
 };
 
@@ -53,11 +55,18 @@ struct Link {
     frames: Option<FrameSender>,
 }
 
+/// What the driver shares with the transport.
+pub(super) struct Shared {
+    pub(super) path: Arc<PathLayer>,
+    pub(super) connections: Arc<Registry>,
+    pub(super) offers: Offers,
+    pub(super) ready: Ready,
+}
+
 /// Runs the agent until the transport and the behaviour are gone.
 pub(super) struct Driver {
     agent: Agent,
-    path: Arc<PathLayer>,
-    connections: Arc<Registry>,
+    shared: Shared,
     runtime: Arc<dyn Runtime>,
     interfaces: Option<InterfaceWatch>,
     channels: Channels,
@@ -72,7 +81,7 @@ pub(super) struct Driver {
 impl Driver {
     pub(super) fn new(
         agent: Agent,
-        (path, connections): (Arc<PathLayer>, Arc<Registry>),
+        shared: Shared,
         runtime: Arc<dyn Runtime>,
         interfaces: InterfaceWatch,
         channels: Channels,
@@ -81,8 +90,7 @@ impl Driver {
     ) -> Self {
         Self {
             agent,
-            path,
-            connections,
+            shared,
             runtime,
             interfaces: Some(interfaces),
             channels,
@@ -144,17 +152,21 @@ impl Driver {
                     // The session was given up meanwhile. Dropping the guard closes the connection.
                     return self.agent.handle_closed(flow, now);
                 };
-                let connection = Connection::of_session(&self.connections, connection, guard, kind);
+                let connection = Connection::of_session(&self.shared.connections, connection, guard, kind);
                 let Ok(connection) = connection else { return self.agent.handle_closed(flow, now) };
                 self.agent.handle_established(flow, now);
                 self.routes.add(peer, path);
-                let Err(connection) = self.dials.succeed(peer, connection) else { return };
-                let is_ours = role == SessionRole::Initiator;
-                if is_ours {
-                    self.channels.events.collect(peer);
-                    self.dials.keep(peer, connection);
+                let untaken = self.dials.succeed(peer, connection);
+                if let Some(waiting) = self.dials.waiting(&peer) {
+                    // A session answers one dial.
+                    self.connect_for(&waiting, now);
+                }
+                let Some(connection) = untaken else { return };
+                let Path { socket, remote } = path;
+                if role == SessionRole::Initiator {
+                    self.shared.ready.keep(peer, remote, connection);
+                    self.channels.events.collect(peer, remote);
                 } else {
-                    let Path { socket, remote } = path;
                     self.inbound.push_back(InboundSession { connection, peer, socket, remote });
                 }
             }
@@ -178,17 +190,30 @@ impl Driver {
             Notice::ConnectionUp { peer, remote, socket } => self.routes.add(peer, Path { socket, remote }),
             Notice::Unanswered { peer } => self.agent.handle_unreachable(peer, now),
             Notice::Lost { peer, dialed } => self.channels.events.lost(peer, dialed),
-            Notice::Dial(request) => self.dial(request, now),
+            Notice::Dial(offer) => self.begin(&offer, now),
+            Notice::Await { offer, reply } => {
+                if self.shared.offers.is_open(&offer) && self.dials.wait(&offer, reply) {
+                    self.connect_for(&offer, now);
+                }
+            }
+            Notice::Join { peer, reply } => {
+                if self.shared.offers.has_any_of(peer) {
+                    self.dials.join(peer, reply);
+                }
+            }
         }
     }
 
-    fn dial(&mut self, request: DialRequest, now: Instant) {
-        let Some(request) = self.dials.collect(request) else { return };
-        match self.agent.connect(request.peer, now) {
-            Ok(()) => self.dials.add(request),
-            Err(reason) => {
-                let _ = request.reply.send(Err(Error::Traversal(reason)));
-            }
+    /// The swarm dials a peer. The dial may have ended before this is known.
+    fn begin(&mut self, offer: &Offer, now: Instant) {
+        if self.shared.offers.is_open(offer) && self.dials.begin(offer) {
+            self.connect_for(offer, now);
+        }
+    }
+
+    fn connect_for(&mut self, offer: &Offer, now: Instant) {
+        if let Err(reason) = self.agent.connect(offer.peer(), now) {
+            self.dials.refuse(offer, reason);
         }
     }
 
@@ -206,8 +231,12 @@ impl Driver {
             }
             Input::Moved { link, remote } => {
                 let Some(known) = self.links.get_mut(&link) else { return };
-                let Some(path) = &mut known.path else { return };
-                path.remote = remote;
+                match &mut known.path {
+                    Some(path) => path.remote = remote,
+                    // The swarm knew another address of the peer until now.
+                    None => known.path = self.routes.claim(&known.peer, Route::Udp(remote)),
+                }
+                let Some(path) = known.path else { return };
                 if known.frames.is_some() {
                     self.agent.handle_link_up(link, known.peer, Some(remote), Some(path.socket), now);
                 }
@@ -232,6 +261,13 @@ impl Driver {
                 Err(reason) => tracing::debug!(%peer, %reason, "no attempt to upgrade"),
             },
             Input::Release(peer) => self.dials.release(&peer),
+            Input::Dialing(offer) => self.begin(&offer, now),
+            Input::DialEnded(offer) => {
+                if self.dials.remove(&offer) {
+                    self.agent.cancel(&offer.peer(), now);
+                }
+            }
+            Input::Discard { peer, remote } => self.shared.ready.discard(&peer, remote),
         }
     }
 
@@ -259,11 +295,11 @@ impl Driver {
     fn drain(&mut self, now: Instant) {
         loop {
             while let Some(transmit) = self.agent.poll_transmit() {
-                self.path.send_probe(transmit.path, &transmit.payload);
+                self.shared.path.send_probe(transmit.path, &transmit.payload);
             }
             while let Some(command) = self.agent.poll_command() {
                 tracing::trace!(?command, "path layer");
-                self.path.execute(command);
+                self.shared.path.execute(command);
             }
             // A frame that cannot be sent is another input.
             let Some((link, frame)) = self.agent.poll_frame() else { break };
@@ -310,7 +346,8 @@ impl Driver {
 
     fn publish_counters(&self) {
         let events_dropped = self.channels.events.dropped();
-        let counters = Counters { paths: self.path.counters(), events_dropped, ..self.agent.counters() };
+        let counters =
+            Counters { paths: self.shared.path.counters(), events_dropped, ..self.agent.counters() };
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
     }
 
@@ -339,9 +376,6 @@ impl Future for Driver {
 
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
         let this = self.get_mut();
-        for peer in this.dials.cancelled(cx) {
-            this.agent.cancel(&peer, this.runtime.now());
-        }
         for _ in 0..BUDGET {
             let now = this.runtime.now();
             let progressed = match this.step(cx, now) {

@@ -61,12 +61,23 @@ pub(crate) fn build(
         path.clone(),
         interfaces.subscribe(),
     );
-    let ends = Ends { driver: input_sender, events, counters: counters.clone(), runtime: runtime.clone() };
+    let ends = Ends {
+        driver: input_sender,
+        events,
+        offers: transport.offers(),
+        counters: counters.clone(),
+        runtime: runtime.clone(),
+    };
     let behaviour = Behaviour::new(keypair.public().to_peer_id(), &config, ends)?;
     let agent = Agent::new(&config, keypair.clone(), rand::random(), runtime.now());
     let driver = Driver::new(
         agent,
-        (path, transport.connections()),
+        driver::Shared {
+            path,
+            connections: transport.connections(),
+            offers: transport.offers(),
+            ready: transport.ready(),
+        },
         runtime.clone(),
         interfaces,
         driver::Channels { notices, path_notices, inputs, events: Reports::new(event_sender), inbound },

@@ -35,9 +35,9 @@ impl Reports {
         self.tell(FromDriver::Event(event), may_drop);
     }
 
-    /// A connection to `peer` is to be collected.
-    pub(super) fn collect(&mut self, peer: PeerId) {
-        self.tell(FromDriver::Collect(peer), false);
+    /// A connection to `peer`, which is at `remote`, is to be collected.
+    pub(super) fn collect(&mut self, peer: PeerId, remote: SocketAddr) {
+        self.tell(FromDriver::Collect { peer, remote }, false);
     }
 
     /// A connection with `peer` could not move, and was closed.
@@ -113,6 +113,9 @@ mod tests {
     use super::*;
     use crate::core::event::{FailureReason, SessionRole};
 
+    const REMOTE: SocketAddr =
+        SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 9);
+
     fn failed(peer: PeerId) -> Event {
         let (role, reason) = (SessionRole::Initiator, FailureReason::NoCoordinator);
         Event::Failed { peer, role, reason, elapsed: Duration::ZERO }
@@ -131,7 +134,7 @@ mod tests {
         for peer in &peers {
             reports.event(failed(*peer));
             reports.event(search(*peer));
-            reports.collect(*peer);
+            reports.collect(*peer, REMOTE);
         }
         let mut told = Vec::new();
         loop {
@@ -146,7 +149,7 @@ mod tests {
             .iter()
             .filter_map(|news| match news {
                 FromDriver::Event(Event::Failed { peer, .. }) => Some((false, *peer)),
-                FromDriver::Collect(peer) => Some((true, *peer)),
+                FromDriver::Collect { peer, .. } => Some((true, *peer)),
                 FromDriver::Event(_) | FromDriver::InterfaceUp | FromDriver::Lost { .. } => None,
             })
             .collect();
@@ -161,7 +164,7 @@ mod tests {
         let (sender, mut receiver) = mpsc::channel(1);
         let mut reports = Reports::new(sender);
         while !reports.is_full() {
-            reports.collect(PeerId::random());
+            reports.collect(PeerId::random(), REMOTE);
         }
         assert_eq!(reports.owed.len(), MAX_OWED);
         reports.poll(&mut cx);

@@ -1,7 +1,7 @@
 //! Which UDP path lies beneath a libp2p connection.
 //!
 //! The transport reports each connection that it authenticated, and later the swarm reports the same
-//! connection by its multiaddr, which may be a DNS name or a bare `/p2p/PEER`. The two are matched here.
+//! connection by its multiaddr, which may be a DNS name or an offered address. The two are matched here.
 
 use std::collections::{BTreeMap, VecDeque};
 

@@ -8,8 +8,7 @@ use std::{
 
 use futures::{FutureExt, future::join_all, task::noop_waker_ref};
 use libp2p_core::{
-    Endpoint, Multiaddr, Transport as _,
-    multiaddr::Protocol,
+    Endpoint, Transport as _,
     transport::{DialOpts, PortUse},
 };
 use libp2p_identity::{Keypair, PeerId};
@@ -47,8 +46,10 @@ async fn a_swarm_that_is_busy_hears_of_every_failure_later_and_nothing_new_begin
     let (mut transport, mut behaviour) =
         build(&keypair, config, Arc::new(OsNetwork::default()), Arc::new(TokioRuntime)).unwrap();
     let mut dial = || {
-        let address = Multiaddr::empty().with(Protocol::P2p(PeerId::random()));
-        transport.dial(address, DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse }).unwrap()
+        let offer = transport.offers().open(PeerId::random()).unwrap();
+        transport
+            .dial(offer.address(), DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse })
+            .unwrap()
     };
     let dials = join_all((0..DIALS).map(|_| dial())).await;
     assert!(dials.iter().all(Result::is_err));

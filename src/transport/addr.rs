@@ -49,15 +49,6 @@ pub(crate) fn is_zoned(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }
 
-/// The peer of an address that says nothing but `/p2p/PEER`.
-pub(crate) fn to_bare_peer(address: &Multiaddr) -> Option<PeerId> {
-    let mut parts = address.iter();
-    match (parts.next(), parts.next()) {
-        (Some(Protocol::P2p(peer)), None) => Some(peer),
-        _ => None,
-    }
-}
-
 /// `/ip4|ip6/…/udp/…/quic-v1`. A scope or flow label of IPv6 is left out.
 pub(crate) fn from_socket(socket: SocketAddr) -> Multiaddr {
     Multiaddr::from(socket.ip()).with(Protocol::Udp(socket.port())).with(Protocol::QuicV1)
@@ -142,13 +133,5 @@ mod tests {
         }
         assert_eq!(parse(address), None);
         assert!(is_zoned(socket.ip().to_owned().into()) && !is_zoned([169, 254, 0, 1].into()));
-    }
-
-    #[test]
-    fn only_a_lone_peer_is_a_bare_peer() {
-        let peer = PeerId::random();
-        assert_eq!(to_bare_peer(&format!("/p2p/{peer}").parse().unwrap()), Some(peer));
-        assert_eq!(to_bare_peer(&format!("/ip4/127.0.0.1/udp/1/quic-v1/p2p/{peer}").parse().unwrap()), None);
-        assert_eq!(to_bare_peer(&format!("/p2p/{peer}/p2p-circuit").parse().unwrap()), None);
     }
 }

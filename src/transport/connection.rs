@@ -2,6 +2,7 @@
 
 use std::{
     fmt,
+    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -9,6 +10,7 @@ use std::{
 
 use futures::{FutureExt, future::BoxFuture};
 use libp2p_core::{
+    Multiaddr,
     multiaddr::Protocol,
     muxing::{StreamMuxer, StreamMuxerEvent},
 };
@@ -23,7 +25,7 @@ use super::{
     tls::HandshakeMode,
     window::SendWindow,
 };
-use crate::{core::event::PathKind, io::Network};
+use crate::{core::event::PathKind, io::Network, offers::Offer};
 
 type Pair = Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>;
 
@@ -32,6 +34,12 @@ pub struct Connection {
     pub(super) live: Arc<Live>,
     /// Of a traversal session: knows the real remote address, and tells the path layer when the connection is gone.
     session: Option<FlowGuard>,
+    /// The swarm dialed it: it knows the remote by an address that names the peer.
+    is_dialed: bool,
+    /// The offer whose address the swarm dialed.
+    offer: Option<Arc<Offer>>,
+    /// A remote address that the swarm is to be told next.
+    owed: Option<Multiaddr>,
     inbound: Option<BoxFuture<'static, Pair>>,
     outbound: Option<BoxFuture<'static, Pair>>,
     closing: Option<BoxFuture<'static, Result<(), quinn::ConnectionError>>>,
@@ -56,7 +64,17 @@ impl Connection {
             more_streams: (streams > FIRST_STREAMS).then_some(streams),
             window: Arc::new(SendWindow::new(live.connection.clone(), send_window)),
         });
-        Self { live, session, inbound: None, outbound: None, closing: None, growth }
+        Self {
+            live,
+            session,
+            is_dialed: true,
+            offer: None,
+            owed: None,
+            inbound: None,
+            outbound: None,
+            closing: None,
+            growth,
+        }
     }
 
     /// A connection that a traversal session ended in, over a path of this kind.
@@ -76,6 +94,34 @@ impl Connection {
         let source = self.live.remote().and_then(|remote| network.source_for(remote.ip()).ok());
         if let Some(source) = source {
             self.live.sends_from(source);
+        }
+    }
+
+    /// The swarm dialed the address of this offer, and has to be told the real one.
+    pub(super) fn dialed_at(self, offer: Arc<Offer>) -> Self {
+        Self { offer: Some(offer), ..self }
+    }
+
+    /// The swarm knows that the remote is there.
+    pub(super) fn told(&mut self, remote: SocketAddr) {
+        if let Some(session) = &mut self.session {
+            session.told(remote);
+            self.live.moved();
+        }
+    }
+
+    /// The swarm accepts a session from this address.
+    pub(super) fn accepted_from(&mut self, remote: SocketAddr) {
+        self.is_dialed = false;
+        self.told(remote);
+    }
+
+    /// The real remote address of a session, in the form of the address that the swarm knows it by.
+    fn session_address(&self, remote: SocketAddr) -> Multiaddr {
+        let address = addr::from_socket(remote);
+        match self.is_dialed {
+            true => address.with(Protocol::P2p(self.live.peer())),
+            false => address,
         }
     }
 
@@ -133,15 +179,26 @@ impl StreamMuxer for Connection {
     }
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {
-        let Some(session) = &mut self.session else {
-            let moved = self.live.poll_moved(cx.waker()).map(addr::from_socket);
+        let this = &mut *self;
+        let Some(session) = &mut this.session else {
+            let moved = this.live.poll_moved(cx.waker()).map(addr::from_socket);
             return moved.map_or(Poll::Pending, |to| Poll::Ready(Ok(StreamMuxerEvent::AddressChange(to))));
         };
-        let remote = ready!(session.poll_remote(cx));
-        // The swarm hears of it in any case; this is for the events.
-        self.live.moved();
-        let address = addr::from_socket(remote).with(Protocol::P2p(self.live.peer()));
-        Poll::Ready(Ok(StreamMuxerEvent::AddressChange(address)))
+        if let Some(address) = this.owed.take() {
+            return Poll::Ready(Ok(StreamMuxerEvent::AddressChange(address)));
+        }
+        if let Poll::Ready(remote) = session.poll_remote(cx) {
+            // The swarm hears of it in any case; this is for the events.
+            this.live.moved();
+            let address = this.session_address(remote);
+            return Poll::Ready(Ok(StreamMuxerEvent::AddressChange(address)));
+        }
+        let Some(offer) = this.offer.clone() else { return Poll::Pending };
+        ready!(offer.poll_repeat(cx));
+        let Some(remote) = this.live.remote() else { return Poll::Pending };
+        // A change replaces an address by another one where it was noted, so that the offered one comes first.
+        this.owed = Some(this.session_address(remote));
+        Poll::Ready(Ok(StreamMuxerEvent::AddressChange(offer.address())))
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {

@@ -1,4 +1,4 @@
-//! Dialing: by address, by address in the role of the listener, and by peer.
+//! Dialing: by address, by address in the role of the listener, and through a traversal.
 
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -8,7 +8,7 @@ use std::{
 use futures::{
     FutureExt,
     channel::{mpsc, oneshot},
-    future::BoxFuture,
+    future::{self, BoxFuture, Either},
 };
 use libp2p_core::{
     Endpoint, Multiaddr,
@@ -18,15 +18,17 @@ use libp2p_identity::PeerId;
 
 use super::{
     Error, Transport, addr,
-    binding::{Binding, Wire},
+    binding::{Binding, Env, Wire},
     handshake::{self, Output},
     listener::Listener,
-    notice::{self, DialRequest, Notice},
+    notice::{self, Notice},
     punch,
     stats::ConnectedThrough,
     tls::Expected,
     wildcard,
 };
+use crate::offers::{self, Offer};
+
 /// quinn wants a server name; it is never sent.
 const SERVER_NAME: &str = "libp2p";
 
@@ -38,8 +40,13 @@ impl Transport {
         address: Multiaddr,
         opts: DialOpts,
     ) -> Result<Dial, TransportError<Error>> {
-        if let (Some(peer), Some(driver)) = (addr::to_bare_peer(&address), self.notices.sender()) {
-            return Ok(self.dial_peer(peer, driver)?);
+        if offers::is_offer(&address) {
+            // An address that is not offered, or not any more, leads nowhere.
+            let offer = self.offers.take(&address).filter(|_| opts.role == Endpoint::Dialer);
+            return match (offer, self.notices.sender()) {
+                (Some(offer), Some(driver)) => Ok(self.dial_offer(offer, driver)?),
+                _ => Err(TransportError::MultiaddrNotSupported(address)),
+            };
         }
         let named = self.socket_of(&address)?;
         let Some((remote, peer)) = named.filter(|(remote, _)| addr::is_remote(*remote)) else {
@@ -63,23 +70,33 @@ impl Transport {
             PortUse::Reuse => Some(self.binding_towards(remote)?),
             PortUse::New => None,
         };
+        // A dial from a new port is a question about this address, which no other path answers.
+        let session_peer = peer.filter(|_| reused.is_some());
+        if let Some(peer) = session_peer
+            && let Some(mut connection) = self.ready.take(peer, remote)
+        {
+            connection.note_source(&*self.env.network);
+            connection.told(remote);
+            return Ok(future::ready(Ok((peer, connection))).boxed());
+        }
         let env = self.env.clone();
         let driver = self.notices.sender();
-        let expected = Expected::new(peer);
+        let plain = plain_dial(PlainDial { env, remote, peer, reused, driver: driver.clone() });
+        let (Some(peer), Some(driver)) = (session_peer, driver) else { return Ok(plain.boxed()) };
+        let (offers, network) = (self.offers.clone(), self.env.network.clone());
         Ok(async move {
-            let wire = match reused {
-                Some(reused) => reused,
-                None => Binding::new(&env, wildcard(remote), false)?.wire,
-            };
-            let config = env.quic.client_config(&expected);
-            let connecting = wire.endpoint().connect_with(config, remote, SERVER_NAME)?;
-            let through = ConnectedThrough::Dial;
-            let dialed = handshake::finish(env, connecting, expected, wire, through, driver.clone()).await;
-            if let (true, Some(peer)) = (dialed.as_ref().is_err_and(Error::is_silence), peer) {
-                // The dial has failed, driver or not.
-                let _ = notice::tell(driver, Notice::Unanswered { peer }).await;
+            // Asked when the dial is polled: the swarm may have been given the offer after this address.
+            if !offers.has_any_of(peer) {
+                return plain.await;
             }
-            dialed
+            match future::select(plain.boxed(), join(peer, driver).boxed()).await {
+                Either::Left((dialed, _)) => dialed,
+                Either::Right((Some((peer, connection)), _)) => {
+                    connection.note_source(&*network);
+                    Ok((peer, connection))
+                }
+                Either::Right((None, plain)) => plain.await,
+            }
         }
         .boxed())
     }
@@ -92,20 +109,23 @@ impl Transport {
         Ok(punch::punch(self.env.clone(), socket, punch).boxed())
     }
 
-    fn dial_peer(&mut self, peer: PeerId, driver: mpsc::Sender<Notice>) -> Result<Dial, Error> {
+    /// Begins a session at once, however many addresses the swarm polls before this one.
+    fn dial_offer(&mut self, offer: Arc<Offer>, driver: mpsc::Sender<Notice>) -> Result<Dial, Error> {
         if self.listeners.is_empty() && self.clients.is_empty() {
             // A host may be without IPv4, but then it has IPv6.
             let any_v4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0));
             let any_v6 = SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0));
             self.client_binding(any_v4).or_else(|_| self.client_binding(any_v6))?;
         }
+        self.notices.push(Notice::Dial(offer.clone()));
+        self.wake();
         let network = self.env.network.clone();
         Ok(async move {
             let (reply, answer) = oneshot::channel();
-            notice::tell(Some(driver), Notice::Dial(DialRequest { peer, reply })).await?;
+            notice::tell(Some(driver), Notice::Await { offer: offer.clone(), reply }).await?;
             let (peer, connection) = answer.await.map_err(|_| Error::DriverStopped)??;
             connection.note_source(&*network);
-            Ok((peer, connection))
+            Ok((peer, connection.dialed_at(offer)))
         }
         .boxed())
     }
@@ -153,4 +173,39 @@ impl Transport {
             self.retire(client.wire.id());
         }
     }
+}
+
+/// A dial of an address of the peer's own.
+struct PlainDial {
+    env: Arc<Env>,
+    remote: SocketAddr,
+    peer: Option<PeerId>,
+    /// What the dial leaves through. `None` for a socket of its own.
+    reused: Option<Arc<Wire>>,
+    driver: Option<mpsc::Sender<Notice>>,
+}
+
+async fn plain_dial(dial: PlainDial) -> Result<Output, Error> {
+    let PlainDial { env, remote, peer, reused, driver } = dial;
+    let expected = Expected::new(peer);
+    let wire = match reused {
+        Some(reused) => reused,
+        None => Binding::new(&env, wildcard(remote), false)?.wire,
+    };
+    let config = env.quic.client_config(&expected);
+    let connecting = wire.endpoint().connect_with(config, remote, SERVER_NAME)?;
+    let through = ConnectedThrough::Dial;
+    let dialed = handshake::finish(env, connecting, expected, wire, through, driver.clone()).await;
+    if let (true, Some(peer)) = (dialed.as_ref().is_err_and(Error::is_silence), peer) {
+        // The dial has failed, driver or not.
+        let _ = notice::tell(driver, Notice::Unanswered { peer }).await;
+    }
+    dialed
+}
+
+/// Waits for a connection of the peer's session that no other dial takes. `None` if there will be none.
+async fn join(peer: PeerId, driver: mpsc::Sender<Notice>) -> Option<Output> {
+    let (reply, answer) = oneshot::channel();
+    notice::tell(Some(driver), Notice::Join { peer, reply }).await.ok()?;
+    answer.await.ok()?.ok()
 }

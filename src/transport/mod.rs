@@ -1,7 +1,7 @@
 //! QUIC as a libp2p transport, with traversal sessions beneath.
 //!
 //! [`Transport`] speaks `/quic-v1` with every libp2p implementation and is a drop-in for `libp2p-quic`: use it alone
-//! with [`Transport::new`], or beside the behaviour with `libp2p_punch::new`, which makes `/p2p/PEER` dialable.
+//! with [`Transport::new`], or beside the behaviour with `libp2p_punch::new`, which offers addresses that lead through traversals.
 //!
 //! # How it is cut
 //!
@@ -31,6 +31,7 @@ pub(crate) mod path;
 mod punch;
 mod qlog;
 pub(crate) mod quic;
+pub(crate) mod ready;
 mod shares;
 mod socket;
 mod sockets;
@@ -68,6 +69,7 @@ use self::{
     path::PathLayer,
     punch::Punches,
     quic::Quic,
+    ready::Ready,
     tls::Expected,
 };
 pub use self::{
@@ -82,6 +84,7 @@ use crate::{
     config::Config,
     core::SocketId,
     io::{InterfaceWatch, Network, OsNetwork},
+    offers::Offers,
 };
 
 /// The TLS layer's readers on arbitrary bytes.
@@ -112,6 +115,10 @@ pub struct Transport {
     clients: Vec<Binding>,
     punches: Punches,
     notices: Notices,
+    /// Dials that a traversal may answer.
+    offers: Offers,
+    /// Connections of sessions that no dial waits for.
+    ready: Ready,
     /// Connections that peers opened through sessions. `None` without a driver.
     inbound: Option<mpsc::Receiver<InboundSession>>,
     /// Interface addresses, from the first socket on.
@@ -150,8 +157,7 @@ impl Transport {
         Ok(Self::build(Env::new(network, runtime, quic, None), Notices::new(None), None, None))
     }
 
-    /// A transport that tells a driver of its sockets and connections, and asks it for peers that are dialed by
-    /// nothing but their name.
+    /// A transport that tells a driver of its sockets and connections, and asks it for peers whose offered address is dialed.
     pub(crate) fn bridged(
         quic: Quic,
         network: Arc<dyn Network>,
@@ -177,6 +183,8 @@ impl Transport {
             clients: Vec::new(),
             punches: Punches::default(),
             notices,
+            offers: Offers::default(),
+            ready: Ready::default(),
             inbound,
             interfaces,
             events: VecDeque::new(),
@@ -193,6 +201,14 @@ impl Transport {
     /// The connections, for the driver to add those of sessions to.
     pub(crate) fn connections(&self) -> Arc<Registry> {
         self.env.connections.clone()
+    }
+
+    pub(crate) fn offers(&self) -> Offers {
+        self.offers.clone()
+    }
+
+    pub(crate) fn ready(&self) -> Ready {
+        self.ready.clone()
     }
 
     /// The socket address that a multiaddr of ours names, and the peer; `None` if it is none of ours.
@@ -357,8 +373,9 @@ impl Transport {
     /// Reports a session's connection as incoming at a real listen address. Without any listener it is dropped, which
     /// closes it: the application does not listen.
     fn on_session(&self, session: InboundSession) -> Option<Event> {
-        let InboundSession { connection, peer, socket, remote } = session;
+        let InboundSession { mut connection, peer, socket, remote } = session;
         connection.note_source(&*self.env.network);
+        connection.accepted_from(remote);
         let same_socket = self.listeners.iter().find(|listener| listener.binding.wire.id() == socket);
         let listener = same_socket.or_else(|| self.listeners.first())?;
         let source = self.env.network.source_for(remote.ip()).ok();

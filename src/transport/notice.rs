@@ -3,6 +3,7 @@
 use std::{
     collections::VecDeque,
     net::SocketAddr,
+    sync::Arc,
     task::{Context, Poll},
 };
 
@@ -13,7 +14,7 @@ use futures::{
 use libp2p_identity::PeerId;
 
 use super::{Connection, Error};
-use crate::core::SocketId;
+use crate::{core::SocketId, offers::Offer};
 
 /// What the transport tells the driver.
 #[derive(Debug)]
@@ -56,18 +57,26 @@ pub(crate) enum Notice {
         /// Where it was dialed, if it was, and not through a session.
         dialed: Option<SocketAddr>,
     },
-    /// The swarm dials a peer by nothing but its name.
-    Dial(DialRequest),
+    /// The swarm dials a peer through a traversal. It may poll other addresses first.
+    Dial(Arc<Offer>),
+    /// The swarm polls the offered address of a dial.
+    Await {
+        /// The offer of the dial.
+        offer: Arc<Offer>,
+        /// Takes the answer.
+        reply: Reply,
+    },
+    /// A plain address of a peer is dialed while a dial of the peer has an offer.
+    Join {
+        /// Whom the address belongs to.
+        peer: PeerId,
+        /// Takes the connection of the session, if no other dial of the peer waits for it.
+        reply: Reply,
+    },
 }
 
-/// A dial that only a traversal can answer. It is cancelled when `reply.is_canceled()`.
-#[derive(Debug)]
-pub(crate) struct DialRequest {
-    /// Whom to reach.
-    pub(crate) peer: PeerId,
-    /// Takes the answer.
-    pub(crate) reply: oneshot::Sender<Result<(PeerId, Connection), Error>>,
-}
+/// Takes what a dial ends in.
+pub(crate) type Reply = oneshot::Sender<Result<(PeerId, Connection), Error>>;
 
 /// A connection that a peer opened through a traversal session.
 #[derive(Debug)]

@@ -3,9 +3,11 @@
 use std::time::Duration;
 
 use futures::{AsyncReadExt, AsyncWriteExt, FutureExt, future::poll_fn};
-use libp2p_core::{Endpoint, Transport as _, muxing::StreamMuxerExt, transport::PortUse};
+use libp2p_core::{
+    Endpoint, Transport as _, multiaddr::Protocol, muxing::StreamMuxerExt, transport::PortUse,
+};
 
-use super::{notice::DialRequest, path::SessionConfigs, *};
+use super::{path::SessionConfigs, *};
 use crate::config::CongestionController;
 
 const V4: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
@@ -91,45 +93,69 @@ async fn the_driver_hears_of_every_socket_in_order() {
 }
 
 #[tokio::test]
-async fn a_peer_without_an_address_is_asked_for_when_the_dial_is_polled() {
+async fn the_driver_hears_of_an_offered_dial_at_once_and_answers_it_when_it_is_polled() {
     let (mut transport, mut driver) = bridged();
-    let peer = PeerId::random();
-    let mut dial = transport.dial(format!("/p2p/{peer}").parse().unwrap(), PLAIN).unwrap();
+    let offer = transport.offers().open(PeerId::random()).unwrap();
+    let mut dial = transport.dial(offer.address(), PLAIN).unwrap();
     assert!(matches!(driver.notice(), Some(Notice::SocketUp { accepts: false, .. })));
+    assert!(matches!(driver.notice(), Some(Notice::Dial(asked)) if asked.number() == offer.number()));
     assert!(driver.notice().is_none());
 
     assert!((&mut dial).now_or_never().is_none());
-    let Some(Notice::Dial(DialRequest { peer: asked, reply })) = driver.notice() else {
-        panic!("no request")
-    };
-    assert_eq!(asked, peer);
+    let Some(Notice::Await { offer: asked, reply }) = driver.notice() else { panic!("no request") };
+    assert_eq!((asked.peer(), asked.number()), (offer.peer(), offer.number()));
     assert!(!reply.is_canceled());
     reply.send(Err(Error::HandshakeTimedOut)).unwrap();
     assert!(matches!(dial.await, Err(Error::HandshakeTimedOut)));
 }
 
 #[tokio::test]
-async fn dropping_the_dial_of_a_peer_cancels_the_request() {
+async fn a_driver_that_stops_fails_the_dials_of_offers() {
     let (mut transport, mut driver) = bridged();
-    let mut dial = transport.dial(format!("/p2p/{}", PeerId::random()).parse().unwrap(), PLAIN).unwrap();
-    driver.notice().unwrap();
-    assert!((&mut dial).now_or_never().is_none());
-    let Some(Notice::Dial(request)) = driver.notice() else { panic!("no request") };
-    drop(dial);
-    assert!(request.reply.is_canceled());
-}
-
-#[tokio::test]
-async fn a_driver_that_stops_fails_the_dials_of_peers() {
-    let (mut transport, mut driver) = bridged();
-    let address: Multiaddr = format!("/p2p/{}", PeerId::random()).parse().unwrap();
-    let mut asked = transport.dial(address.clone(), PLAIN).unwrap();
-    driver.notice().unwrap();
+    let mut dial = || {
+        let offer = transport.offers().open(PeerId::random()).unwrap();
+        transport.dial(offer.address(), PLAIN).unwrap()
+    };
+    let (mut asked, unasked) = (dial(), dial());
+    while driver.notice().is_some() {}
     assert!((&mut asked).now_or_never().is_none());
-    let unasked = transport.dial(address, PLAIN).unwrap();
     drop(driver);
     assert!(matches!(asked.await, Err(Error::DriverStopped)));
     assert!(matches!(unasked.await, Err(Error::DriverStopped)));
+}
+
+#[tokio::test]
+async fn only_an_offer_that_is_open_is_dialed_and_only_once() {
+    let (mut transport, _driver) = bridged();
+    let (peer, offers) = (PeerId::random(), transport.offers());
+    let (closed, taken) = (offers.open(peer).unwrap(), offers.open(peer).unwrap());
+    offers.close(&closed);
+    let dialed = transport.dial(taken.address(), PLAIN);
+    assert!(dialed.is_ok());
+    let bare = Multiaddr::empty().with(Protocol::P2p(peer));
+    for address in [closed.address(), taken.address(), bare] {
+        let refused = transport.dial(address, PLAIN).err().unwrap();
+        assert!(matches!(refused, TransportError::MultiaddrNotSupported(_)), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_plain_dial_joins_the_session_of_its_peer_unless_it_asks_for_a_port_of_its_own() {
+    let (mut transport, mut driver) = bridged();
+    let offer = transport.offers().open(PeerId::random()).unwrap();
+    let address: Multiaddr = format!("/ip4/127.0.0.1/udp/9/quic-v1/p2p/{}", offer.peer()).parse().unwrap();
+    let new_port = DialOpts { port_use: PortUse::New, ..PLAIN };
+    let mut alone = transport.dial(address.clone(), new_port).unwrap();
+    assert!((&mut alone).now_or_never().is_none());
+    assert!(driver.notice().is_none());
+
+    let mut joins = transport.dial(address, PLAIN).unwrap();
+    while driver.notice().is_some() {}
+    assert!((&mut joins).now_or_never().is_none());
+    let Some(Notice::Join { peer, reply }) = driver.notice() else { panic!("no request") };
+    assert_eq!(peer, offer.peer());
+    drop(reply);
+    assert!((&mut joins).now_or_never().is_none(), "it goes on alone");
 }
 
 #[tokio::test]

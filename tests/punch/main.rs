@@ -23,5 +23,6 @@ mod redials;
 mod relay;
 mod relaying;
 mod stale;
+mod starved;
 mod stock;
 mod wrapped;

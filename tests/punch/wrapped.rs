@@ -78,6 +78,17 @@ impl libp2p::core::Transport for Names {
     }
 }
 
+/// How the bytes of sessions are labelled.
+const SESSION_LABEL: &str = "/ip6/udp/quic-v1/p2p";
+
+/// The protocols by which bytes are counted.
+fn labels(registry: &metrics::Registry) -> Vec<String> {
+    let mut text = String::new();
+    prometheus_client::encoding::text::encode(&mut text, registry).expect("it fits");
+    let label = |line: &str| Some(line.split_once("protocols=\"")?.1.split_once('"')?.0.to_owned());
+    text.lines().filter_map(label).collect()
+}
+
 fn wrapped(host: &Arc<Host>, seed: u8, config: Config, registry: &mut metrics::Registry) -> Swarm<Behaviour> {
     let (keypair, transport, punch) = parts(host, seed, config);
     let address = Protocol::Ip4([203, 0, 113, 254].into());
@@ -117,5 +128,16 @@ fn peers_that_know_their_coordinator_by_name_and_count_bytes_get_through() {
             _ => None,
         });
         assert!(!endpoint.await.expect("connected").is_relayed());
+        // What the control stream sends is counted in any case.
+        let control = async {
+            while !labels(&registries[0]).contains(&SESSION_LABEL.to_owned()) {
+                tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+            }
+        };
+        tokio::select! {
+            () = control => {}
+            () = async { loop { until(&mut dialer, |_| Some(())).await } } => {}
+        }
+        assert!(labels(&registries[0]).iter().all(|label| label.contains("/udp/quic-v1")));
     });
 }

@@ -17,13 +17,13 @@ mod upgrades;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    net::SocketAddr,
     num::NonZeroU8,
     time::Instant,
 };
 
 use libp2p_core::{
     ConnectedPoint, Multiaddr,
-    multiaddr::Protocol,
     transport::{ListenerId, TransportError},
 };
 use libp2p_identity::PeerId;
@@ -40,7 +40,7 @@ use self::{
     reservations::{Outcome, Reservations},
     upgrades::{News, Origin, Upgrades},
 };
-use super::{FromBehaviour, link::Input};
+use super::{FromBehaviour, link::Input, quic_v1};
 use crate::{
     config::{Config, Role},
     core::event::{Event, FailureReason, RelayFailure},
@@ -73,7 +73,7 @@ pub(super) struct Relaying {
     /// Peers of dials that wait, whose session has failed for good.
     ended: BTreeSet<PeerId>,
     /// Our own dials for connections that stand already.
-    collecting: BTreeMap<ConnectionId, PeerId>,
+    collecting: BTreeMap<ConnectionId, (PeerId, SocketAddr)>,
     out: VecDeque<Output>,
 }
 
@@ -141,13 +141,11 @@ impl Relaying {
         }
     }
 
-    /// A connection stands that no dial has asked for.
-    pub(super) fn collect(&mut self, peer: PeerId) {
-        let opts = DialOpts::peer_id(peer)
-            .condition(PeerCondition::Always)
-            .addresses(vec![Multiaddr::empty().with(Protocol::P2p(peer))])
-            .build();
-        self.collecting.insert(opts.connection_id(), peer);
+    /// A connection stands that no dial waits for. The peer is at `remote`.
+    pub(super) fn collect(&mut self, peer: PeerId, remote: SocketAddr) {
+        let opts =
+            DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(vec![quic_v1(remote)]).build();
+        self.collecting.insert(opts.connection_id(), (peer, remote));
         self.out.push_back(Output::Swarm(ToSwarm::Dial { opts }));
     }
 
@@ -288,9 +286,9 @@ impl Relaying {
 
     pub(super) fn dial_failed(&mut self, event: &DialFailure<'_>, now: Instant) {
         self.no_longer_waiting(event.connection_id);
-        if let Some(peer) = self.collecting.remove(&event.connection_id) {
+        if let Some((peer, remote)) = self.collecting.remove(&event.connection_id) {
             self.upgrades.failed(&peer, now);
-            self.out.push_back(Output::Driver(Input::Release(peer)));
+            self.out.push_back(Output::Driver(Input::Discard { peer, remote }));
         }
         let Some(Circuit { peer, .. }) = self.dials.settled(event.connection_id) else { return };
         if let DialError::Transport(errors) = event.error {

@@ -273,6 +273,11 @@ impl FlowGuard {
         self.path().map(|path| path.remote)
     }
 
+    /// It is known that the peer is there.
+    pub(crate) fn told(&mut self, remote: SocketAddr) {
+        self.reported = Some(remote);
+    }
+
     /// The peer's real address, first when it is known and then whenever it has changed.
     pub(crate) fn poll_remote(&mut self, cx: &mut Context<'_>) -> Poll<SocketAddr> {
         self.flow.moved.register(cx.waker());
