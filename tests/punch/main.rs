@@ -1,5 +1,6 @@
 //! Whole swarms behind simulated NATs, on paused time.
 
+mod autonat;
 mod crowd;
 mod dcutr;
 mod denied;

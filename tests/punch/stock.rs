@@ -47,7 +47,7 @@ fn key(seed: u8) -> Keypair {
     Keypair::ed25519_from_bytes([seed; 32]).expect("32 bytes make a key")
 }
 
-fn identify(keypair: &Keypair) -> identify::Behaviour {
+pub(crate) fn identify(keypair: &Keypair) -> identify::Behaviour {
     identify::Behaviour::new(identify::Config::new("/test/1".to_owned(), keypair.public()))
 }
 

@@ -1,0 +1,145 @@
+//! AutoNAT v2, identify, kad and relays in one swarm with ours.
+
+use std::{collections::BTreeSet, sync::Arc};
+
+use futures::StreamExt;
+use libp2p::{
+    Multiaddr, PeerId, Swarm, SwarmBuilder, autonat, identify, kad,
+    multiaddr::Protocol,
+    noise, relay,
+    swarm::{NetworkBehaviour, SwarmEvent},
+    yamux,
+};
+use libp2p_punch::{Behaviour, Config, Event, Role};
+use libp2p_punch_sim::{Host, World};
+
+use crate::{
+    network::{NEVER, Site, client, listening, parts, run, swarm, until},
+    stock::{identify, on_running_time},
+};
+
+type Kad = kad::Behaviour<kad::store::MemoryStore>;
+
+#[derive(NetworkBehaviour)]
+struct Server {
+    punch: Behaviour,
+    relay: relay::Behaviour,
+    identify: identify::Behaviour,
+    autonat: autonat::v2::server::Behaviour,
+}
+
+#[derive(NetworkBehaviour)]
+struct Peer {
+    punch: Behaviour,
+    relay: relay::client::Behaviour,
+    identify: identify::Behaviour,
+    kad: Kad,
+    autonat_client: autonat::v2::client::Behaviour,
+    autonat_server: autonat::v2::server::Behaviour,
+}
+
+/// A coordinator, relay and AutoNAT server at 203.0.113.254.
+fn server(world: &World) -> Multiaddr {
+    let host = world.public_host([203, 0, 113, 254]);
+    let config = Config { role: Role::Server, ..Config::default() };
+    let mut server = swarm(&host, 254, config, |punch, keypair| Server {
+        punch,
+        relay: relay::Behaviour::new(keypair.public().to_peer_id(), relay::Config::default()),
+        identify: identify(keypair),
+        autonat: autonat::v2::server::Behaviour::default(),
+    });
+    let address: Multiaddr = "/ip4/203.0.113.254/udp/4001/quic-v1".parse().expect("valid");
+    server.add_external_address(address.clone());
+    address.with(Protocol::P2p(run(server)))
+}
+
+fn peer(host: &Arc<Host>, number: u8, config: Config) -> Swarm<Peer> {
+    let (keypair, transport, punch) = parts(host, number, config);
+    let swarm = SwarmBuilder::with_existing_identity(keypair)
+        .with_tokio()
+        .with_other_transport(|_| transport)
+        .expect("it is a transport")
+        .with_relay_client(noise::Config::new, yamux::Config::default)
+        .expect("it is a relay client")
+        .with_behaviour(|keypair, relay| {
+            let own = keypair.public().to_peer_id();
+            let mut kad = Kad::new(own, kad::store::MemoryStore::new(own));
+            kad.set_mode(Some(kad::Mode::Server));
+            Peer {
+                punch,
+                relay,
+                identify: identify(keypair),
+                kad,
+                autonat_client: autonat::v2::client::Behaviour::default(),
+                autonat_server: autonat::v2::server::Behaviour::default(),
+            }
+        })
+        .expect("it is a behaviour")
+        .with_swarm_config(|config| config.with_idle_connection_timeout(NEVER))
+        .with_connection_timeout(NEVER)
+        .build();
+    listening(swarm)
+}
+
+async fn reserved(swarm: &mut Swarm<Peer>) {
+    until(swarm, |event| {
+        matches!(event, SwarmEvent::Behaviour(PeerEvent::Punch(Event::Reserved { .. }))).then_some(())
+    })
+    .await;
+}
+
+/// The addresses of a peer in the routing table.
+fn routing_addresses(kad: &mut Kad, peer: PeerId) -> BTreeSet<Multiaddr> {
+    let mut addresses = BTreeSet::new();
+    for bucket in kad.kbuckets() {
+        let entries = bucket.iter().filter(|entry| *entry.node.key.preimage() == peer);
+        addresses.extend(entries.flat_map(|entry| entry.node.value.iter().cloned().collect::<Vec<_>>()));
+    }
+    addresses
+}
+
+#[test]
+fn a_peer_that_only_a_traversal_reaches_is_not_taken_for_reachable() {
+    on_running_time(async {
+        let world = World::new(1);
+        let address = server(&world);
+        let [a, b] = [1, 2].map(|number| Site::EIM_APDF.host(&world, number, 0.0));
+        let mut listener = peer(&b, 2, client(&address));
+        reserved(&mut listener).await;
+        let mut dialer = peer(&a, 1, client(&address));
+        reserved(&mut dialer).await;
+        let id = *listener.local_peer_id();
+        dialer.dial(id).expect("not dialed yet");
+
+        let real: Multiaddr = format!("/ip4/198.51.100.2/udp/4001/quic-v1/p2p/{id}").parse().expect("valid");
+        let (mut candidates, mut tested) = (BTreeSet::new(), BTreeSet::new());
+        let is_done = |kad: &mut Kad, candidates: &BTreeSet<Multiaddr>, tested: &BTreeSet<Multiaddr>| {
+            // The server and the dialer have told how they see the listener, and both were asked to dial it.
+            candidates.len() >= 2
+                && candidates.is_subset(tested)
+                && routing_addresses(kad, id) == BTreeSet::from([real.clone()])
+        };
+        while !is_done(&mut dialer.behaviour_mut().kad, &candidates, &tested) {
+            tokio::select! {
+                event = listener.select_next_some() => match event {
+                    SwarmEvent::NewExternalAddrCandidate { address } => {
+                        let is_named = matches!(address.iter().next(), None | Some(Protocol::P2p(_)));
+                        assert!(!is_named, "{address}");
+                        candidates.insert(address);
+                    }
+                    SwarmEvent::ExternalAddrConfirmed { address } => panic!("{address} is confirmed"),
+                    SwarmEvent::Behaviour(PeerEvent::AutonatClient(event)) => {
+                        assert!(event.result.is_err(), "{event:?}");
+                        tested.insert(event.tested_addr);
+                    }
+                    SwarmEvent::Behaviour(PeerEvent::Punch(Event::Unreserved { relay })) => {
+                        panic!("the reservation with {relay} is given up")
+                    }
+                    _ => {}
+                },
+                _ = dialer.select_next_some() => {}
+            }
+        }
+        assert!(listener.listeners().any(|address| address.iter().any(|part| part == Protocol::P2pCircuit)));
+    });
+}
