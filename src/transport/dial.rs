@@ -146,7 +146,10 @@ impl Transport {
             let mut all = self.listeners.iter();
             return all.clone().find(here).or_else(|| all.find(anywhere));
         }
-        let source = self.env.network.source_for(remote.ip()).ok()?;
+        let Ok(source) = self.env.network.source_for(remote.ip()) else {
+            // No route leads there at present. A wildcard listener sends from whatever address comes next.
+            return self.listeners.iter().find(|listener| listener.is_wildcard_for(remote.ip()));
+        };
         let fits = |listener: &&Listener| listener.sends_from(source);
         let exact =
             self.listeners.iter().find(|listener| fits(listener) && !listener.is_wildcard_for(source));

@@ -40,7 +40,7 @@ enum Delivery {
 
 /// One QUIC connection attempt as the path layer sees it.
 #[derive(Debug, Default)]
-struct Flow {
+pub(crate) struct Flow {
     token: u64,
     is_client: bool,
     admitted: BTreeSet<Path>,
@@ -62,7 +62,7 @@ pub(crate) struct Node {
     pub(crate) pool: BTreeMap<SocketId, SocketAddr>,
     pub(crate) opened: Vec<(Pool, SocketId, u16)>,
     pub(crate) links: BTreeMap<LinkId, (usize, LinkId)>,
-    flows: BTreeMap<FlowId, Flow>,
+    pub(crate) flows: BTreeMap<FlowId, Flow>,
     pub(crate) events: Vec<(Duration, Event)>,
     pub(crate) commands: Vec<(Duration, Command)>,
     pub(crate) probes: Vec<(Duration, Path)>,

@@ -132,3 +132,26 @@ fn peers_that_see_us_elsewhere_again_and_again_cost_a_socket_in_ten_seconds_and_
     let moves = world.nodes[b].agent.counters().renewals;
     assert!((30..=60).contains(&opened) && (30..=120).contains(&moves), "{opened} sockets, {moves} moves");
 }
+
+#[test]
+fn the_socket_of_sessions_that_moved_is_closed_when_the_last_session_ends() {
+    let (mut world, b, links) = connected();
+    see(&mut world, b, &links, 1);
+    while pools(&world, b).is_empty() {
+        world.run_for(ms(100));
+    }
+    open(&mut world, b, links, at("203.0.113.2:7777"));
+    world.run_for(ms(5_000));
+    assert_eq!(world.nodes[b].agent.counters().renewals, 1);
+    let closed = |world: &World| {
+        let closes = |command: &Command| matches!(command, Command::CloseSockets { pool: Pool::Renewal(1), keep } if keep.is_empty());
+        world.nodes[b].commands.iter().any(|(_, command)| closes(command))
+    };
+    assert!(!closed(&world), "a session uses it");
+    let flows: Vec<_> = world.nodes[b].flows.keys().copied().collect();
+    for flow in flows {
+        world.input(b, |agent, now| agent.handle_closed(flow, now));
+    }
+    world.run_for(ms(10_000));
+    assert!(closed(&world), "nothing uses it");
+}

@@ -143,3 +143,28 @@ async fn later_dials_take_another_listener_when_the_route_has_changed() {
     assert_eq!(after.send_back, at(HERE[0], 4001));
     assert!(begin.elapsed() < Duration::from_millis(200), "at once: {:?}", begin.elapsed());
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_dial_while_no_interface_is_up_waits_on_the_wildcard_listener_and_opens_no_other_socket() {
+    let world = World::new(1);
+    let mut remote = everywhere(&world).await;
+    let host = host(&world, &HERE[..1]);
+    let mut dialer = transport(&host);
+    listen(&mut dialer, "/ip4/0.0.0.0/udp/5000/quic-v1").await;
+    host.interface_down(HERE[0].parse::<IpAddr>().unwrap());
+    let dial = tokio::spawn(dialer.dial(at(THERE[0], 4001), PLAIN).unwrap());
+    drive(dialer);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(host.open_sockets(), 1);
+    host.interface_up(HERE[0].parse::<IpAddr>().unwrap());
+    let incoming = loop {
+        if let Some(incoming) = next(&mut remote).await.into_incoming() {
+            break incoming;
+        }
+    };
+    assert_eq!(incoming.1, at(HERE[0], 5000));
+    let (dialed, accepted) = future::join(dial, incoming.0).await;
+    dialed.unwrap().unwrap();
+    accepted.unwrap();
+    assert_eq!(host.open_sockets(), 1);
+}

@@ -67,8 +67,7 @@ impl Agent {
             self.network.observations.lifetimes.outlived(now.saturating_duration_since(since));
         }
         let lifetime = self.network.observations.lifetimes.shortest();
-        let any = self.sessions.keys().iter().any(|key| self.is_connected(*key));
-        if !self.renewals.sockets.is_empty() || lifetime.is_some() && any {
+        if !self.renewals.sockets.is_empty() || lifetime.is_some() && self.is_any_connected() {
             self.renewals.due = Some(now + LOOK);
         }
         let Some(lifetime) = lifetime else { return };
@@ -96,6 +95,10 @@ impl Agent {
 
     fn is_connected(&self, key: Key) -> bool {
         self.sessions.get(key).is_some_and(Session::is_connected)
+    }
+
+    fn is_any_connected(&self) -> bool {
+        self.sessions.keys().iter().any(|key| self.is_connected(*key))
     }
 
     fn sessions_on_mappings_older_than(&self, age: Duration, now: Instant) -> VecDeque<Key> {
@@ -220,7 +223,7 @@ impl Agent {
             .map(|path| path.socket)
             .collect();
         let latest = self.renewals.latest().map(|(socket, ..)| socket);
-        let awaits = self.network.observations.lifetimes.shortest().is_some();
+        let awaits = self.network.observations.lifetimes.shortest().is_some() && self.is_any_connected();
         let (kept, unused): (Vec<Fresh>, Vec<Fresh>) = self
             .renewals
             .sockets
