@@ -20,6 +20,8 @@ const MIN_GAP: Duration = Duration::from_secs(1);
 struct Coordinator {
     addresses: BTreeSet<Multiaddr>,
     connections: BTreeSet<ConnectionId>,
+    /// The one of them that we keep of those that we dialed.
+    dialed: Option<ConnectionId>,
     /// Dials in a row that failed or led to a connection that was soon lost.
     failures: u32,
     connected_at: Option<Instant>,
@@ -94,18 +96,20 @@ impl Coordinators {
         self.0.remove(peer).is_some()
     }
 
-    pub(super) fn connected(&mut self, peer: &PeerId, connection: ConnectionId, now: Instant) {
-        if let Some(coordinator) = self.0.get_mut(peer) {
-            coordinator.connections.insert(connection);
-            coordinator.dials.remove(&connection);
-            coordinator.connected_at.get_or_insert(now);
-            coordinator.dial_at = None;
-        }
+    /// Notes a connection. Returns true if it is one too many: a dial that ran in parallel to another one of ours succeeded, too.
+    pub(super) fn connected(&mut self, peer: &PeerId, connection: ConnectionId, now: Instant) -> bool {
+        let Some(coordinator) = self.0.get_mut(peer) else { return false };
+        coordinator.connections.insert(connection);
+        coordinator.connected_at.get_or_insert(now);
+        coordinator.dial_at = None;
+        let is_dialed = coordinator.dials.remove(&connection);
+        is_dialed && *coordinator.dialed.get_or_insert(connection) != connection
     }
 
     pub(super) fn disconnected(&mut self, peer: &PeerId, connection: ConnectionId, now: Instant) {
         if let Some(coordinator) = self.0.get_mut(peer) {
             let known = coordinator.connections.remove(&connection);
+            coordinator.dialed.take_if(|dialed| *dialed == connection);
             if known && coordinator.connections.is_empty() {
                 // Who accepts us only to turn us away is not asked every second.
                 let since = coordinator.connected_at.take();
@@ -171,6 +175,21 @@ impl Coordinators {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn of_two_dials_that_both_succeed_one_connection_is_kept() {
+        let (mut coordinators, peer, now) = one();
+        let [first, second, theirs] = [1, 2, 3].map(ConnectionId::new_unchecked);
+        coordinators.dialing(&peer, first, now);
+        coordinators.dialing(&peer, second, now);
+        assert!(!coordinators.connected(&peer, theirs, now), "the coordinator dialed us, and may keep that");
+        assert!(!coordinators.connected(&peer, first, now));
+        assert!(coordinators.connected(&peer, second, now));
+        coordinators.disconnected(&peer, second, now);
+        coordinators.disconnected(&peer, first, now);
+        coordinators.dialing(&peer, second, now);
+        assert!(!coordinators.connected(&peer, second, now));
+    }
 
     fn one() -> (Coordinators, PeerId, Instant) {
         let (peer, now) = (PeerId::random(), Instant::now());

@@ -28,8 +28,8 @@ use futures::{SinkExt, StreamExt, channel::mpsc};
 use libp2p_core::{Endpoint, Multiaddr, multiaddr::Protocol, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
-    ConnectionDenied, ConnectionId, FromSwarm, ListenError, ListenOpts, NetworkBehaviour, NotifyHandler,
-    StreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, ListenError, ListenOpts, NetworkBehaviour,
+    NotifyHandler, StreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
     dial_opts::{DialOpts, PeerCondition},
 };
 use quinn::{AsyncTimer, Runtime};
@@ -376,7 +376,10 @@ impl NetworkBehaviour for Behaviour {
                 if let Some(link) = self.links.get_mut(&event.connection_id) {
                     link.is_established = true;
                 }
-                self.coordinators.connected(&event.peer_id, event.connection_id, now);
+                if self.coordinators.connected(&event.peer_id, event.connection_id, now) {
+                    let connection = CloseConnection::One(event.connection_id);
+                    self.actions.push_back(ToSwarm::CloseConnection { peer_id: event.peer_id, connection });
+                }
                 let is_coordinator = self.coordinators.contains(&event.peer_id);
                 self.relaying.established(&event, is_coordinator, now);
             }
