@@ -18,7 +18,7 @@ pub mod frame;
 mod hairpin;
 pub mod idling;
 pub mod keys;
-mod limits;
+pub(crate) mod limits;
 mod links;
 pub mod nat;
 mod network;

@@ -19,6 +19,7 @@ use quinn::{
 use super::{
     Error,
     live::Registry,
+    migration::{self, ClientPoller},
     path::PathLayer,
     quic::Quic,
     socket::{Replacement, Socket, SocketNews, is_about_a_sent_datagram},
@@ -183,10 +184,13 @@ struct Hooked {
 
 impl AsyncUdpSocket for Hooked {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.inner.clone().create_io_poller()
+        Box::pin(ClientPoller::new(self.inner.clone().create_io_poller()))
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        if !migration::may_send(transmit.destination) {
+            return Ok(());
+        }
         match self.inner.try_send(transmit) {
             // quinn ends the connection on an error. A datagram for which there is no way at present is a lost one:
             // the way may come back, or another one be found.

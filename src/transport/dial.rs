@@ -21,6 +21,8 @@ use super::{
     binding::{Binding, Env, Wire},
     handshake::{self, Output},
     listener::Listener,
+    live::Beneath,
+    migration,
     notice::{self, Notice},
     punch,
     stats::ConnectedThrough,
@@ -196,9 +198,10 @@ async fn plain_dial(dial: PlainDial) -> Result<Output, Error> {
         None => Binding::new(&env, wildcard(remote), false)?.wire,
     };
     let config = env.quic.client_config(&expected);
-    let connecting = wire.endpoint().connect_with(config, remote, SERVER_NAME)?;
-    let through = ConnectedThrough::Dial;
-    let dialed = handshake::finish(env, connecting, expected, wire, through, driver.clone()).await;
+    let connecting =
+        migration::while_opening(None, || wire.endpoint().connect_with(config, remote, SERVER_NAME))?;
+    let (beneath, through) = (Beneath::Dialed(wire), ConnectedThrough::Dial);
+    let dialed = handshake::finish(env, connecting, expected, beneath, through, driver.clone()).await;
     if let (true, Some(peer)) = (dialed.as_ref().is_err_and(Error::is_silence), peer) {
         // The dial has failed, driver or not.
         let _ = notice::tell(driver, Notice::Unanswered { peer }).await;

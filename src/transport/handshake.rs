@@ -17,8 +17,7 @@ use libp2p_identity::PeerId;
 
 use super::{
     Connection, Error,
-    binding::{Env, Wire},
-    clients,
+    binding::Env,
     live::Beneath,
     notice::{self, Notice},
     stats::ConnectedThrough,
@@ -57,7 +56,7 @@ pub(crate) async fn finish(
     env: Arc<Env>,
     connecting: quinn::Connecting,
     expected: Expected,
-    wire: Arc<Wire>,
+    beneath: Beneath,
     through: ConnectedThrough,
     notices: Option<mpsc::Sender<Notice>>,
 ) -> Result<Output, Error> {
@@ -66,17 +65,17 @@ pub(crate) async fn finish(
         Either::Left((connected, _)) => connected.map_err(|error| expected.explain(error))?,
         Either::Right(_) => return Err(Error::HandshakeTimedOut),
     };
-    let (remote, socket) = (connection.remote_address(), wire.id());
+    let remote = beneath.remote(&connection);
     let source = match through {
-        ConnectedThrough::Dial => env.network.source_for(remote.ip()).ok(),
+        ConnectedThrough::Dial => remote.and_then(|remote| env.network.source_for(remote.ip()).ok()),
         _ => connection.local_ip(),
     };
-    let live = env.connections.add(connection, through, Beneath::Wire(wire), source)?;
-    let peer = live.peer();
-    if through != ConnectedThrough::Dial {
-        clients::follow(&env);
+    let live = env.connections.add(connection, through, beneath, source)?;
+    if let (Some(wire), Some(remote)) = (live.wire(), remote) {
+        let (peer, socket) = (live.peer(), wire.id());
+        // The connection is as good without a driver.
+        let _ = notice::tell(notices, Notice::ConnectionUp { peer, remote, socket }).await;
     }
-    // The connection is as good without a driver.
-    let _ = notice::tell(notices, Notice::ConnectionUp { peer, remote, socket }).await;
+    let peer = live.peer();
     Ok((peer, Connection::new(live, None)))
 }

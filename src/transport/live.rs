@@ -8,16 +8,16 @@ use std::{
         atomic::{AtomicU64, Ordering::Relaxed},
     },
     task::Waker,
-    time::{Duration, Instant},
 };
 
-use futures::{channel::mpsc, task::AtomicWaker};
+use futures::channel::mpsc;
 use libp2p_identity::PeerId;
 use quinn::Runtime;
 
 use super::{
     Error, addr,
     binding::Wire,
+    migration::{MoveBudget, Whereabouts},
     path::FlowView,
     shares::{self, Shares},
     stats::{ConnectedThrough, ConnectionNumber, ConnectionStats, Stats, StatsEvent},
@@ -27,10 +27,23 @@ use super::{
 /// What lies beneath a connection.
 #[derive(Debug)]
 pub(crate) enum Beneath {
-    /// A socket, which sends to the connection's own remote address.
-    Wire(Arc<Wire>),
+    /// The socket of a connection that we dialed. Its QUIC server stays where it is.
+    Dialed(Arc<Wire>),
+    /// The socket of a connection that a peer made, and where that peer is.
+    Accepted(Arc<Wire>, Arc<Whereabouts>),
     /// A flow of the path layer.
     Flow(FlowView),
+}
+
+impl Beneath {
+    /// The real remote address, as far as QUIC has validated it.
+    pub(super) fn remote(&self, connection: &quinn::Connection) -> Option<SocketAddr> {
+        match self {
+            Self::Dialed(_) => Some(connection.remote_address()),
+            Self::Accepted(_, client) => Some(client.proven()),
+            Self::Flow(flow) => flow.remote(),
+        }
+    }
 }
 
 /// One authenticated connection, from its handshake to the moment when the swarm drops it.
@@ -45,8 +58,6 @@ pub(crate) struct Live {
     pub(super) connection: quinn::Connection,
     registry: Arc<Registry>,
     place: Mutex<Place>,
-    /// Whoever tells the swarm that the peer has moved.
-    mover: AtomicWaker,
     /// The place of an accepted connection in the share of its network.
     _accepted: Option<shares::Place>,
 }
@@ -58,12 +69,7 @@ struct Place {
     remote: Option<SocketAddr>,
     /// The address that the routing table sent from when it was last asked.
     source: Option<IpAddr>,
-    /// When it was last looked whether a client has moved.
-    looked: Option<Instant>,
 }
-
-/// From one look at a busy client's address to the next: a look takes the connection's lock, which its driver needs.
-const PAUSE: Duration = Duration::from_millis(2);
 
 impl Live {
     pub(crate) fn peer(&self) -> PeerId {
@@ -90,17 +96,17 @@ impl Live {
     /// What carries a plain connection.
     pub(crate) fn wire(&self) -> Option<&Arc<Wire>> {
         match &self.beneath {
-            Beneath::Wire(wire) => Some(wire),
+            Beneath::Dialed(wire) | Beneath::Accepted(wire, _) => Some(wire),
             Beneath::Flow(_) => None,
         }
     }
 
-    /// The real remote address.
+    /// The real remote address, as far as QUIC has validated it.
     pub(crate) fn remote(&self) -> Option<SocketAddr> {
-        match &self.beneath {
-            Beneath::Wire(_) => Some(self.connection.remote_address()),
-            Beneath::Flow(flow) => flow.remote(),
+        if let Beneath::Accepted(_, client) = &self.beneath {
+            client.look(&self.connection);
         }
+        self.beneath.remote(&self.connection)
     }
 
     /// The remote address of a connection that has one which changed since this was last asked.
@@ -116,24 +122,10 @@ impl Live {
         Some(remote)
     }
 
-    /// Whether the peer made the connection and may move: a QUIC client may (RFC 9000 §9).
-    fn is_of_client(&self) -> bool {
-        self.through.is_accepted()
-    }
-
-    /// Where a client has moved to, if it has. Otherwise `waker` is called once it has, a little later than it did.
+    /// Where a client has moved to, if it has. Otherwise `waker` is called once there is something to look at.
     pub(super) fn poll_moved(&self, waker: &Waker) -> Option<SocketAddr> {
-        if !self.is_of_client() {
-            // A server stays where it is.
-            return None;
-        }
-        self.mover.register(waker);
-        let now = self.registry.runtime.now();
-        let looked = self.place().looked;
-        if looked.is_some_and(|at| now < at + PAUSE) {
-            return None;
-        }
-        self.place().looked = Some(now);
+        let Beneath::Accepted(_, client) = &self.beneath else { return None };
+        client.register(waker);
         self.moved()
     }
 
@@ -198,6 +190,7 @@ pub(crate) struct Registry {
     runtime: Arc<dyn Runtime>,
     limits: Limits,
     next: AtomicU64,
+    moves: Arc<MoveBudget>,
     accepted: Arc<Shares>,
     inner: Mutex<Inner>,
 }
@@ -205,7 +198,6 @@ pub(crate) struct Registry {
 #[derive(Debug, Default)]
 struct Inner {
     live: BTreeMap<ConnectionNumber, Weak<Live>>,
-    follows_clients: bool,
     subscribers: Vec<Subscriber>,
 }
 
@@ -218,6 +210,7 @@ struct Subscriber {
 impl Registry {
     pub(crate) fn new(limits: Limits, runtime: Arc<dyn Runtime>) -> Self {
         Self {
+            moves: Arc::new(MoveBudget::new(runtime.clone())),
             runtime,
             limits,
             next: AtomicU64::default(),
@@ -237,7 +230,7 @@ impl Registry {
         let (peer, handshake) = tls::peer_of(&connection)?;
         let number = ConnectionNumber(self.next.fetch_add(1, Relaxed));
         let remote = match &beneath {
-            Beneath::Wire(_) => Some(connection.remote_address()),
+            Beneath::Dialed(_) | Beneath::Accepted(..) => beneath.remote(&connection),
             // A session's address is news to the swarm, which knows it by its peer only.
             Beneath::Flow(_) => None,
         };
@@ -251,10 +244,12 @@ impl Registry {
             beneath,
             connection,
             registry: self.clone(),
-            place: Mutex::new(Place { remote, source, looked: None }),
-            mover: AtomicWaker::new(),
+            place: Mutex::new(Place { remote, source }),
             _accepted: accepted,
         });
+        if let Beneath::Accepted(_, client) = &live.beneath {
+            client.connected(&live);
+        }
         self.lock().live.insert(number, Arc::downgrade(&live));
         self.tell(|| StatsEvent::Opened(live.stats()));
         Ok(live)
@@ -263,6 +258,11 @@ impl Registry {
     /// How many connections there are.
     pub(crate) fn len(&self) -> usize {
         self.lock().live.len()
+    }
+
+    /// Bounds what goes to addresses that clients claim.
+    pub(super) fn moves(&self) -> &Arc<MoveBudget> {
+        &self.moves
     }
 
     /// How many accepted connections there are of the network of `address`.
@@ -277,29 +277,6 @@ impl Registry {
 
     pub(crate) fn get(&self, number: ConnectionNumber) -> Option<Arc<Live>> {
         self.lock().live.get(&number)?.upgrade()
-    }
-
-    /// Whether clients are to be followed that nobody follows yet.
-    pub(super) fn begins_to_follow(&self) -> bool {
-        !std::mem::replace(&mut self.lock().follows_clients, true)
-    }
-
-    /// Wakes those who tell of clients that have moved. If there are no clients, nobody follows them any more.
-    pub(super) fn follow_clients(&self) -> bool {
-        let all = self.live();
-        let mut clients = all.iter().filter(|live| live.is_of_client()).peekable();
-        if clients.peek().is_none() {
-            self.lock().follows_clients = false;
-            // One may have come meanwhile, and have been told that it is followed.
-            return self.live().iter().any(|live| live.is_of_client()) && self.begins_to_follow();
-        }
-        for live in clients {
-            let remote = live.remote();
-            if remote != live.place().remote {
-                live.mover.wake();
-            }
-        }
-        true
     }
 
     /// Serves one more stream of events; what it counts is the events that this one missed.

@@ -17,7 +17,6 @@
 
 pub(crate) mod addr;
 mod binding;
-mod clients;
 mod closing;
 mod connection;
 mod dial;
@@ -26,6 +25,7 @@ mod handshake;
 mod interfaces;
 mod listener;
 pub(crate) mod live;
+mod migration;
 pub(crate) mod notice;
 pub(crate) mod path;
 mod punch;
@@ -64,7 +64,8 @@ use quinn::Runtime;
 use self::{
     binding::{Binding, Env},
     listener::{Admission, Listener},
-    live::Registry,
+    live::{Beneath, Registry},
+    migration::Whereabouts,
     notice::{InboundSession, Notice, Notices},
     path::PathLayer,
     punch::Punches,
@@ -326,10 +327,12 @@ impl Transport {
         let local_ip = incoming.local_ip().unwrap_or_else(|| listener.binding.local.ip());
         let local_addr = listener.address_at(local_ip);
         let expected = Expected::new(punch.as_ref().map(|punch| punch.peer));
-        let connecting = match self.env.quic.own_server_config(punch.is_some().then_some(&expected)) {
+        let client = Arc::new(Whereabouts::new(remote, self.env.connections.moves().clone()));
+        let config = self.env.quic.own_server_config(punch.is_some().then_some(&expected));
+        let connecting = migration::while_opening(Some(client.clone()), || match config {
             Some(config) => incoming.accept_with(config),
             None => incoming.accept(),
-        };
+        });
         let connecting = match connecting {
             Ok(connecting) => connecting,
             Err(error) => return Some(Event::ListenerError { listener_id, error: error.into() }),
@@ -339,8 +342,9 @@ impl Transport {
             Some(_) => ConnectedThrough::PunchAsListener,
             None => ConnectedThrough::Listener,
         };
-        let (wire, driver) = (listener.binding.wire.clone(), self.notices.sender());
-        let finish = handshake::finish(self.env.clone(), connecting, expected, wire, through, driver);
+        let beneath = Beneath::Accepted(listener.binding.wire.clone(), client);
+        let driver = self.notices.sender();
+        let finish = handshake::finish(self.env.clone(), connecting, expected, beneath, through, driver);
         let upgrade = Upgrade::new(async move {
             let connected = finish.await;
             drop(place);

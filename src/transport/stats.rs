@@ -128,6 +128,12 @@ impl Stats {
         Self(registry)
     }
 
+    /// How often clients moved, or claimed so, to an address to which nothing more was sent, because they had moved too often or
+    /// too many had moved there. See `docs/protocol.md` §8.
+    pub fn moves_refused(&self) -> u64 {
+        self.0.moves().refused()
+    }
+
     /// Every connection that the swarm holds, oldest first.
     pub fn connections(&self) -> Vec<ConnectionStats> {
         self.0.live().iter().map(|live| live.stats()).collect()

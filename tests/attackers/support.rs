@@ -22,7 +22,7 @@ pub(crate) use libp2p_punch::{
     Behaviour, Config, Event, Role, Transport,
     config::QuicConfig,
     io::{Interfaces, Network},
-    transport::{Error, Stats, Upgrade},
+    transport::{Connection, Error, Stats, Upgrade},
 };
 pub(crate) use libp2p_punch_sim::{Host, Link, World};
 
@@ -136,6 +136,7 @@ pub(crate) enum Hears {
     Everything,
     /// So a client proves its address, and its handshake goes no further than the server's flight.
     Retry,
+    Nothing,
 }
 
 /// The network of a host whose sockets lie.
@@ -206,6 +207,7 @@ impl AsyncUdpSocket for AttackerSocket {
             let heard = match self.behaving.lock().unwrap().hears {
                 Hears::Everything => true,
                 Hears::Retry => bufs[..received].iter().all(is_retry),
+                Hears::Nothing => false,
             };
             if heard {
                 return Poll::Ready(Ok(received));
