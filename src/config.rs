@@ -10,7 +10,7 @@ use libp2p_identity::PeerId;
 pub use self::quic::{CipherPreference, CongestionController, MTU, QuicConfig, SOCKET_BUFFER};
 
 /// Bounds of [`Config::max_candidates`].
-pub const MAX_CANDIDATES: RangeInclusive<usize> = 1..=256;
+pub const MAX_CANDIDATES: RangeInclusive<usize> = 1..=16;
 /// Bounds of [`Config::max_concurrent_attempts`].
 pub const MAX_CONCURRENT_ATTEMPTS: RangeInclusive<usize> = 1..=16;
 /// Bounds of [`Config::coordination_timeout`] and of every time-out in [`PhaseTimeouts`].
@@ -72,7 +72,7 @@ pub struct Config {
     pub coordinators: Vec<Multiaddr>,
     /// QUIC addresses to listen on as soon as the swarm runs. Default none: the application listens.
     pub bind_addresses: Vec<Multiaddr>,
-    /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=256. A session probes at most 56 pairs of a
+    /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=16. A session probes at most 56 pairs of a
     /// socket of ours and a candidate of the peer, the best candidates first, beside up to eight that it learns by being probed.
     pub max_candidates: usize,
     /// Pairs of one session whose opening burst runs at the same time. Default 3, 1..=16 and not above
@@ -135,7 +135,7 @@ pub enum ConfigError {
         value: Duration,
     },
     /// [`Config::max_candidates`] is out of bounds.
-    #[error("max_candidates is {value}, it must be within 1..=256")]
+    #[error("max_candidates is {value}, it must be within 1..=16")]
     MaxCandidates {
         /// The value found.
         value: usize,
@@ -312,8 +312,8 @@ mod tests {
     #[test]
     fn every_violated_rule_names_field_value_and_bound() {
         assert_all_named(vec![
-            (Box::new(|c| c.max_candidates = 0), &["max_candidates", "0", "1..=256"]),
-            (Box::new(|c| c.max_candidates = 257), &["max_candidates", "257", "1..=256"]),
+            (Box::new(|c| c.max_candidates = 0), &["max_candidates", "0", "1..=16"]),
+            (Box::new(|c| c.max_candidates = 17), &["max_candidates", "17", "1..=16"]),
             (Box::new(|c| c.max_concurrent_attempts = 0), &["max_concurrent_attempts", "0", "1..=16"]),
             (Box::new(|c| c.max_concurrent_attempts = 17), &["max_concurrent_attempts", "17", "1..=16"]),
             (Box::new(|c| c.max_candidates = 2), &["max_concurrent_attempts", "3", "max_candidates", "2"]),

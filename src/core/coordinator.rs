@@ -4,7 +4,8 @@
 //! for in its own name is the address at which it sees a peer.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -12,20 +13,16 @@ use libp2p_identity::PeerId;
 use sha2::{Digest, Sha256};
 
 use super::{
-    LinkId, SessionId,
+    LinkId, NetworkPrefix, SessionId,
     candidate::Candidate,
-    frame::{
-        Frame, MAX_FRAME_CANDIDATES, PunchAnswer, PunchMeNow, PunchMoved, PunchWindow, Registration,
-        RejectReason,
-    },
+    frame::{Frame, PunchAnswer, PunchMeNow, PunchMoved, PunchWindow, Registration, RejectReason},
     limits::{PAIR_RATE, Rate, Recent, RecentBuckets, TokenBucket},
     links::{Link, Links},
     observer::OBSERVE_RATE,
     outbox::Outbox,
+    registrations::{Full, MAX_ANNOUNCED, NewRegistration, Registered, Registrations},
 };
 
-/// Peers that may be registered at once. At about 1 KiB each this is a small part of what their connections cost.
-pub(crate) const MAX_REGISTRATIONS: usize = 10_000;
 /// The longest a registration lasts without another `REGISTER`.
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(3600);
 /// `REGISTER`s of one peer: candidates change in bursts when a laptop changes networks, and rarely otherwise.
@@ -45,15 +42,6 @@ const MAX_DEPARTED: usize = 16_384;
 const DEPARTED_LIFETIME: Duration = Duration::from_secs(10);
 /// How long a responder may take for its `PUNCH_REJECTED`.
 const FORWARD_LIFETIME: Duration = Duration::from_secs(10);
-
-/// A peer that we coordinate for.
-#[derive(Debug)]
-struct Registered {
-    link: LinkId,
-    registration: Registration,
-    candidates: Vec<Candidate>,
-    expires: Instant,
-}
 
 /// What a peer may still do.
 #[derive(Debug, Clone, Copy, Default)]
@@ -89,10 +77,9 @@ pub(crate) struct Coordinator {
     active: bool,
     clients: BTreeMap<PeerId, Client>,
     departed: Recent<PeerId, Allowance>,
-    /// Candidates announced on each link, by sequence number.
-    announced: BTreeMap<LinkId, BTreeMap<u64, Candidate>>,
-    registry: BTreeMap<PeerId, Registered>,
-    expiries: BTreeSet<(Instant, PeerId)>,
+    /// Candidates announced on each link.
+    announced: BTreeMap<LinkId, Arc<Vec<Candidate>>>,
+    registry: Registrations,
     /// By responder and session.
     forwards: Recent<(PeerId, SessionId), Forward>,
     /// By initiator and responder: nobody uses up what one responder takes from us.
@@ -106,8 +93,7 @@ impl Coordinator {
             clients: BTreeMap::new(),
             departed: Recent::new(MAX_DEPARTED, DEPARTED_LIFETIME),
             announced: BTreeMap::new(),
-            registry: BTreeMap::new(),
-            expiries: BTreeSet::new(),
+            registry: Registrations::default(),
             forwards: Recent::new(MAX_FORWARDS, FORWARD_LIFETIME),
             pairs: RecentBuckets::new(PAIR_RATE, MAX_PAIRS),
         }
@@ -117,9 +103,8 @@ impl Coordinator {
     pub(crate) fn set_active(&mut self, active: bool, out: &mut Outbox) {
         self.active = active;
         if !active {
-            self.expiries.clear();
             self.announced.clear();
-            for entry in std::mem::take(&mut self.registry).into_values() {
+            for entry in self.registry.clear() {
                 let generation = entry.registration.generation;
                 let reason = RejectReason::NotWilling;
                 out.frame(entry.link, Frame::RegisterRejected { generation, reason });
@@ -139,7 +124,7 @@ impl Coordinator {
     pub(crate) fn link_down(&mut self, id: LinkId, peer: &PeerId, now: Instant) {
         self.announced.remove(&id);
         if self.registry.get(peer).is_some_and(|entry| entry.link == id) {
-            self.forget(peer);
+            self.registry.remove(peer);
         }
         if let Some(client) = self.clients.get_mut(peer) {
             client.links = client.links.saturating_sub(1);
@@ -153,24 +138,13 @@ impl Coordinator {
         }
     }
 
-    fn forget(&mut self, peer: &PeerId) {
-        if let Some(entry) = self.registry.remove(peer) {
-            self.expiries.remove(&(entry.expires, *peer));
-        }
-    }
-
     /// When the next registration expires.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.expiries.first().map(|(at, _)| *at)
+        self.registry.next_expiry()
     }
 
     pub(crate) fn handle_timeout(&mut self, now: Instant) {
-        while let Some((at, peer)) = self.expiries.first().copied()
-            && at <= now
-        {
-            self.expiries.pop_first();
-            self.forget(&peer);
-        }
+        self.registry.expire(now);
         self.forwards.expire(now);
     }
 
@@ -178,17 +152,21 @@ impl Coordinator {
         if !self.active {
             return;
         }
-        let announced = self.announced.entry(link).or_default();
-        if announced.len() >= MAX_FRAME_CANDIDATES && !announced.contains_key(&candidate.sequence) {
+        let announced = Arc::make_mut(self.announced.entry(link).or_default());
+        let known = announced.iter().position(|known| known.sequence == candidate.sequence);
+        if let Some(known) = known.and_then(|index| announced.get_mut(index)) {
+            *known = candidate;
+        } else if announced.len() < MAX_ANNOUNCED {
+            announced.push(candidate);
+        } else {
             out.cap_hit();
-            return out.refuse_frame();
+            out.refuse_frame();
         }
-        announced.insert(candidate.sequence, candidate);
     }
 
     pub(crate) fn remove_address(&mut self, link: LinkId, sequence: u64) {
         if let Some(announced) = self.announced.get_mut(&link) {
-            announced.remove(&sequence);
+            Arc::make_mut(announced).retain(|candidate| candidate.sequence != sequence);
         }
     }
 
@@ -201,7 +179,14 @@ impl Coordinator {
     ) {
         let generation = registration.generation;
         match self.try_register((id, link), registration, now) {
-            Ok(lifetime) => out.frame(id, Frame::Registered { generation, lifetime }),
+            Ok((lifetime, evicted)) => {
+                out.frame(id, Frame::Registered { generation, lifetime });
+                if let Some(evicted) = evicted {
+                    out.cap_hit();
+                    let (generation, reason) = (evicted.registration.generation, RejectReason::Full);
+                    out.frame(evicted.link, Frame::RegisterRejected { generation, reason });
+                }
+            }
             Err(reason) => {
                 match reason {
                     RejectReason::Full | RejectReason::RateLimited => out.cap_hit(),
@@ -218,7 +203,7 @@ impl Coordinator {
         (id, link): (LinkId, &Link),
         registration: Registration,
         now: Instant,
-    ) -> Result<Duration, RejectReason> {
+    ) -> Result<(Duration, Option<Registered>), RejectReason> {
         if !self.active {
             return Err(RejectReason::NotWilling);
         }
@@ -232,17 +217,17 @@ impl Coordinator {
         if is_older || registration.lifetime.is_zero() || !is_key_of(&registration.peer, &link.peer) {
             return Err(RejectReason::Malformed);
         }
-        if known.is_none() && self.registry.len() >= MAX_REGISTRATIONS {
-            return Err(RejectReason::Full);
-        }
         let lifetime = registration.lifetime.min(MAX_LIFETIME);
-        let candidates =
-            self.announced.get(&id).map(|all| all.values().copied().collect()).unwrap_or_default();
-        self.forget(&link.peer);
-        let expires = now + lifetime;
-        self.expiries.insert((expires, link.peer));
-        self.registry.insert(link.peer, Registered { link: id, registration, candidates, expires });
-        Ok(lifetime)
+        let new = NewRegistration {
+            peer: link.peer,
+            link: id,
+            network: link.remote.and_then(|remote| NetworkPrefix::of(remote.ip())),
+            registration,
+            candidates: self.announced.get(&id).cloned().unwrap_or_default(),
+            lifetime,
+        };
+        let evicted = self.registry.insert(new, now).map_err(|Full| RejectReason::Full)?;
+        Ok((lifetime, evicted))
     }
 
     /// Passes a request on, and answers it at once with what the responder has registered.
@@ -259,7 +244,7 @@ impl Coordinator {
             Ok(entry) => {
                 let observed = links.get(entry.link).and_then(|link| link.remote);
                 let registration = entry.registration.clone();
-                let candidates = entry.candidates.clone();
+                let candidates = entry.candidates.to_vec();
                 (entry.link, PunchAnswer { session, round, registration, candidates, observed })
             }
             Err(reason) => {
@@ -307,12 +292,14 @@ impl Coordinator {
         if taken.is_some_and(|forward| forward.initiator != link.peer) {
             return Err(RejectReason::Malformed);
         }
-        let entry = self.registry.get(&request.responder).filter(|entry| entry.expires > now);
-        let entry = entry.ok_or(RejectReason::NotConnected)?;
-        match self.pairs.take((link.peer, request.responder), now) {
-            true => Ok(entry),
-            false => Err(RejectReason::RateLimited),
+        let known = self.registry.get(&request.responder).filter(|entry| entry.expires > now);
+        if known.is_none() {
+            return Err(RejectReason::NotConnected);
         }
+        if !self.pairs.take((link.peer, request.responder), now) {
+            return Err(RejectReason::RateLimited);
+        }
+        self.registry.ask_for(&request.responder, now).ok_or(RejectReason::NotConnected)
     }
 
     /// Whether a peer is registered over this link.

@@ -22,12 +22,14 @@ pub(crate) mod limits;
 mod links;
 pub mod nat;
 mod network;
+mod network_prefix;
 mod observer;
 mod outbox;
 mod pair;
 pub mod probe;
 mod probe_budget;
 mod registration;
+mod registrations;
 mod renewal;
 mod search;
 mod session;
@@ -36,6 +38,8 @@ pub mod strategy;
 mod tests;
 
 use std::{fmt, net::SocketAddr};
+
+pub(crate) use network_prefix::NetworkPrefix;
 
 /// A local UDP socket of the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

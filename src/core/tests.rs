@@ -3,7 +3,7 @@
 use super::{
     agent::{COORDINATOR_RATE, FLIGHT_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, MAX_SESSIONS, NEWCOMERS},
     checklist::{ANSWERS, MAX_FORMED, MAX_PAIRS},
-    coordinator::{MAX_LIFETIME, MAX_REGISTRATIONS, OBSERVED_RATE, PUNCH_RATE, REGISTER_RATE},
+    coordinator::{MAX_LIFETIME, OBSERVED_RATE, PUNCH_RATE, REGISTER_RATE},
     filtering::{ASSIST_RATE, FILTER_RATE, MAX_ASSISTS, MAX_SOURCES, MAX_TESTS, ROUNDS},
     frame::{
         MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES,
@@ -15,6 +15,7 @@ use super::{
     observer::OBSERVE_RATE,
     pair::{MAX_TRIGGERED, SCHEDULE},
     probe_budget::{DESTINATION_RATE, TOTAL_RATE},
+    registrations::{MAX_ANNOUNCED, MAX_REGISTRATIONS},
     search::{
         INTERVAL, MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_SHOTS, MAX_WAITING, SPRAY_SOCKETS, TARGET_RATE,
     },
@@ -109,9 +110,9 @@ fn caps() -> Vec<(&'static str, String)> {
         ("sessions", number(MAX_SESSIONS)),
         ("sessions under way that others asked for", number(MAX_RESPONDING)),
         ("connections that one peer gets by asking", number(MAX_CONNECTED_TO_ONE)),
-        ("registrations at a coordinator", number(MAX_REGISTRATIONS)),
+        ("registrations at a coordinator", format!("{}, networks share", number(MAX_REGISTRATIONS))),
         ("lifetime that a coordinator grants", format!("{} s", number(MAX_LIFETIME.as_secs()))),
-        ("candidates announced on a stream", number(MAX_FRAME_CANDIDATES)),
+        ("candidates announced on a stream", number(MAX_ANNOUNCED)),
         ("REGISTER of a peer", rate(REGISTER_RATE)),
         ("PUNCH_ME_NOW and PUNCH_WINDOW of a peer, at a coordinator", rate(PUNCH_RATE)),
         ("PUNCH_ME_NOW of a peer for one responder, at a coordinator", rate(PAIR_RATE)),

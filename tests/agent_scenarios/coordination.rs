@@ -337,7 +337,7 @@ fn candidates_announced_on_a_link_are_bounded() {
         let candidate = Candidate { sequence, kind, priority: priority(kind, address.ip()), address };
         alone.say(1, Frame::AddAddress(candidate));
     }
-    assert_eq!(alone.world.nodes[alone.c].agent.counters().caps_hit, 44);
+    assert_eq!(alone.world.nodes[alone.c].agent.counters().caps_hit, 284);
 }
 
 #[test]

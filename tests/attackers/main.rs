@@ -13,6 +13,8 @@ mod harness;
 #[cfg(test)]
 mod migration;
 #[cfg(test)]
+mod registrations;
+#[cfg(test)]
 mod resets;
 #[cfg(test)]
 mod sessions;
