@@ -23,6 +23,7 @@ mod reachable;
 mod redials;
 mod relay;
 mod relaying;
+mod sockets;
 mod stale;
 mod starved;
 mod stock;
