@@ -84,6 +84,14 @@ fn main() {
         let probes = format!("{}, {} B", counters.probes_sent, counters.probe_bytes_sent);
         println!("| {geometry:?} | {bound:.1} | {took:.1} | {:.1} ms | {probes} |", took - bound);
     }
+    println!("\n| a, b, d (ms) | bound (ms) | a + d (ms) | dial (ms) | dial of a public dialer (ms) |");
+    println!("|---|---|---|---|---|");
+    for geometry in [[300, 20, 50], [200, 20, 20], [100, 40, 20], [180, 20, 100]] {
+        let [a, b, d] = geometry;
+        let took = [HARD, [Site::Public, HARD[1]]].map(|sites| figures(sites, geometry, 0.0, 1).at(1.0));
+        let bound = (a + b + d) as f64 / 2.0;
+        println!("| {geometry:?} | {bound:.1} | {} | {:.1} | {:.1} |", a + d, took[0], took[1]);
+    }
     println!("\n| dialer | listener | dial (ms), a = b = d = 50 ms |");
     println!("|---|---|---|");
     let endpoint_dependent = [Site::EIM_EIF, Site::EIM_ADF].map(|open| [Site::APDM_RANDOM, open]);

@@ -41,6 +41,15 @@ struct Nomination {
     started: Instant,
 }
 
+/// The flight of our QUIC server that waits for the peer to be heard.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct FlightOnceHeard {
+    /// The coordinator that passed the request on.
+    pub(crate) coordinator: PeerId,
+    /// Bytes that may go to an address to which none went before.
+    pub(crate) budget: usize,
+}
+
 #[derive(Debug)]
 pub(crate) struct Checklist {
     pairs: Vec<Pair>,
@@ -55,6 +64,8 @@ pub(crate) struct Checklist {
     spent: BTreeMap<Destination, u32>,
     /// The coordinator on whose word our server flight went to an address from which nothing came yet.
     pub(crate) flight_vouched_by: Option<PeerId>,
+    /// The server flight for the first announced address from which the peer is heard; `None` once that went.
+    pub(crate) flight_once_heard: Option<FlightOnceHeard>,
     last_sent: Option<Instant>,
     pub(crate) selected: Option<Path>,
     /// Nominated by the peer before it was validated here.
@@ -110,6 +121,7 @@ impl Checklist {
             destination_budget: u32::MAX,
             spent: BTreeMap::new(),
             flight_vouched_by: None,
+            flight_once_heard: None,
             last_sent: None,
             selected: None,
             nominated: None,

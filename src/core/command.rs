@@ -72,6 +72,8 @@ pub enum Command {
         path: Path,
         /// Bytes of UDP payload that may be sent.
         budget: usize,
+        /// Send what is kept again, if it was sent there before: the peer was heard only now, and its NAT may have dropped it.
+        again: bool,
     },
     /// `path` is validated and from now on carries what QUIC sends; it is admitted before all that were only heard. What was
     /// held back is sent now; if nothing was heard yet, the first flight is sent again. If it was selected already, it

@@ -373,6 +373,45 @@ fn a_request_over_a_link_that_is_no_coordinator_of_ours_is_refused() {
 }
 
 #[test]
+fn a_probe_from_an_address_that_only_the_peer_named_brings_one_flight_to_one_address() {
+    let (mut world, a, b, _) = triangle();
+    let link = *world.nodes[b].links.keys().next().unwrap();
+    let probe_key = Rc::new(RefCell::new(None));
+    let copy = Rc::clone(&probe_key);
+    world.tamper = change(move |frame| {
+        if let Frame::PunchAnswer(answer) = frame {
+            *copy.borrow_mut() = Some(answer.registration.probe_key);
+        }
+    });
+    world.connect(a, b).unwrap();
+    world.run_for(ms(300));
+    let theirs = probe_key.borrow_mut().take().unwrap();
+    let attacker = Attacker::new(99);
+    let named = ["192.0.2.50:4001", "192.0.2.51:4001"].map(at);
+    let candidates = vec![candidate(0, "192.0.2.50:4001"), candidate(1, "192.0.2.51:4001")];
+    let frame = attacker.request(&world, b, 1, candidates);
+    let begin = world.nodes[b].commands.len();
+    world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+    let (us, them) = (attacker.keypair.public().to_peer_id(), world.nodes[b].peer);
+    let keys =
+        ProbeKeys::derive(&attacker.secret, &theirs, SessionId([1; 16]), &us, &them, SessionRole::Initiator)
+            .unwrap();
+    for n in 0..6_u8 {
+        let path = Path { socket: SOCKET, remote: named[usize::from(n % 2)] };
+        let challenge = Probe::Challenge { data: [n; 8], nominate: false }.encode(&keys);
+        world.input(b, |agent, now| agent.handle_datagram(path, &challenge, now));
+    }
+    let permitted: Vec<_> = world.nodes[b].commands[begin..]
+        .iter()
+        .filter_map(|(_, command)| match command {
+            Command::Permit { path, budget, again, .. } => Some((path.remote, *budget, *again)),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(permitted, [(at("192.0.2.9:9"), 3 * 1200, false), (named[0], 3 * 1200, false)]);
+}
+
+#[test]
 fn the_peer_can_make_paths_of_its_own_only_up_to_a_cap_and_only_with_its_keys() {
     let (mut world, a, b, c) = triangle();
     let link = *world.nodes[b].links.keys().next().unwrap();

@@ -5,7 +5,7 @@ use std::{net::Ipv6Addr, sync::Arc, time::Duration};
 use libp2p::{Multiaddr, Swarm, SwarmBuilder, swarm::SwarmEvent};
 use libp2p_punch::{Behaviour, Config, Event, Role};
 use libp2p_punch_sim::{Filtering, Hairpin, Host, Mapping, Nat, Ports, World};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::{
     network::{NEVER, Site, client, on_paused_time, parts, registered, run, until},
@@ -39,17 +39,17 @@ fn direct_peer(host: &Arc<Host>, seed: u8, config: Config, listen: &[&str]) -> S
     swarm
 }
 
-/// A coordinator with an address of each family; both.
-fn coordinator(world: &World) -> [Multiaddr; 2] {
+/// A coordinator with an address of each family; its host and both addresses.
+fn coordinator(world: &World) -> (Arc<Host>, [Multiaddr; 2]) {
     let host = world.public_host([203, 0, 113, 254]);
     world.attach(&host, v6(0xfe));
     let swarm = direct_peer(&host, 254, Config { role: Role::Server, ..Config::default() }, &[V4, V6]);
     let id = run(swarm);
-    [
+    let addresses = [
         format!("/ip4/203.0.113.254/udp/4001/quic-v1/p2p/{id}"),
         format!("/ip6/{}/udp/4001/quic-v1/p2p/{id}", v6(0xfe)),
-    ]
-    .map(|address| address.parse().expect("valid"))
+    ];
+    (host, addresses.map(|address| address.parse().expect("valid")))
 }
 
 /// Two peers with these hosts and this coordinator: where the dialer reaches the listener, or why it does not.
@@ -58,16 +58,33 @@ fn dial(
     family: usize,
     listen: &[&str],
 ) -> Result<String, String> {
+    timed_dial(world, Duration::ZERO, family, listen).map(|(remote, _)| remote)
+}
+
+/// As [`dial`], with this round-trip time between any two of the three hosts; also how long the dial took.
+fn timed_dial(
+    world: impl FnOnce(&World) -> [Arc<Host>; 2],
+    rtt: Duration,
+    family: usize,
+    listen: &[&str],
+) -> Result<(String, Duration), String> {
     on_paused_time(async {
         let all = World::new(1);
         let hosts = world(&all);
-        let coordinator = coordinator(&all)[family].clone();
+        let (server, addresses) = coordinator(&all);
+        for (x, y) in [(&hosts[0], &server), (&hosts[1], &server), (&hosts[0], &hosts[1])] {
+            if !rtt.is_zero() {
+                all.set_path(x, y, rtt / 2);
+            }
+        }
+        let coordinator = addresses[family].clone();
         let config = || Config { coordinators: vec![coordinator.clone()], ..Config::default() };
         let mut listener = direct_peer(&hosts[1], 2, config(), listen);
         registered(&mut listener).await;
         let id = run(listener);
         let mut dialer = direct_peer(&hosts[0], 1, config(), listen);
         registered(&mut dialer).await;
+        let begin = Instant::now();
         dialer.dial(id).expect("not dialed yet");
         let mut selected = None;
         let mut note = |event: &SwarmEvent<Event>| {
@@ -88,13 +105,14 @@ fn dial(
             }
         });
         connected.await?;
+        let took = begin.elapsed();
         // Probing goes on for a while, in search of a better path.
         let later = until(&mut dialer, |event| {
             note(&event);
             None::<()>
         });
         let _ = timeout(Duration::from_secs(10), later).await;
-        Ok(selected.expect("a path was selected"))
+        Ok((selected.expect("a path was selected"), took))
     })
 }
 
@@ -157,6 +175,22 @@ fn ipv6_gets_through_where_both_ipv4_nats_are_hopeless() {
         );
         assert_eq!(reached, Ok(format!("[{}]:4001", v6(2))), "coordinator over family {family}");
     }
+}
+
+#[test]
+fn a_dial_over_the_family_that_the_coordinator_does_not_see_waits_for_half_a_round_trip_more() {
+    let rtt = Duration::from_millis(50);
+    let host = |world: &World, n: u8| {
+        let gateway = world.nat(random(), [198, 51, 100, n]);
+        let host = gateway.host([192, 168, n, 2]);
+        gateway.attach(&host, v6(n.into()));
+        host
+    };
+    let (remote, took) =
+        timed_dial(|world| [1, 2].map(|n| host(world, n)), rtt, 0, &[V4, V6]).expect("direct");
+    assert_eq!(remote, format!("[{}]:4001", v6(2)));
+    // The coordinator vouches for IPv4 only: the server's flight waits for the dialer's probe.
+    assert!(took <= 2 * rtt + Duration::from_millis(10), "{took:?}");
 }
 
 #[test]

@@ -156,6 +156,23 @@ fn a_dial_takes_half_the_sum_of_the_three_round_trips() {
 }
 
 #[test]
+fn a_dialer_far_from_the_coordinator_waits_for_one_round_trip_after_the_answer() {
+    for geometry in [
+        Geometry::ms(300, 20, 50),
+        Geometry::ms(200, 20, 20),
+        Geometry::ms(100, 40, 20),
+        Geometry::ms(180, 20, 100),
+    ] {
+        for (dialer, listener) in eim_pairs() {
+            let elapsed = dial(dialer, listener, geometry, 0.0, 1).expect("direct");
+            println!("{dialer:?} to {listener:?}, {geometry:?}: {elapsed:?}");
+            let limit = geometry.a + geometry.d + Duration::from_millis(10);
+            assert!(elapsed <= limit, "{elapsed:?} at {geometry:?}, {dialer:?} to {listener:?}");
+        }
+    }
+}
+
+#[test]
 fn a_hopeless_pair_fails_with_a_reason_within_the_time_outs() {
     let why = dial(Site::APDM_RANDOM, Site::APDM_RANDOM, EVEN, 0.0, 1).expect_err("no way through");
     assert!(why.contains("only a relay can help"), "{why}");

@@ -115,15 +115,26 @@ impl Agent {
         let Some(checklist) = &mut session.checklist else { return };
         let unselected = checklist.selected.is_none();
         let announced = checklist.is_announced(path.remote);
-        if let Some(pair) = checklist.get_mut(path)
-            && let Some(flow) = flow
-            && role == SessionRole::Initiator
-            && announced
-            && unselected
-            && !pair.permitted
-        {
-            pair.permitted = true;
-            self.out.command(Command::Permit { flow, path, budget: HEARD_BUDGET });
+        if let Some(flow) = flow.filter(|_| announced && unselected) {
+            let once_heard = checklist.flight_once_heard.take();
+            if let Some(pair) = checklist.get_mut(path) {
+                // The NAT of an initiator lets our server flight in only after the initiator has sent. What went out before
+                // that is lost, and goes out again within what is left of the same budget.
+                let permit = match (role, pair.permitted) {
+                    (SessionRole::Initiator, false) => Some((HEARD_BUDGET, false)),
+                    (SessionRole::Initiator, true) => None,
+                    (SessionRole::Responder, true) => once_heard.map(|_| (HEARD_BUDGET, true)),
+                    // The source may be forged, and nobody but the peer named it.
+                    (SessionRole::Responder, false) => once_heard.and_then(|flight| {
+                        let is_allowed = self.gate.flights.take(flight.coordinator, now).is_ok();
+                        is_allowed.then_some((flight.budget, false))
+                    }),
+                };
+                if let Some((budget, again)) = permit {
+                    pair.permitted = true;
+                    self.out.command(Command::Permit { flow, path, budget, again });
+                }
+            }
         }
         self.choose(key, now);
     }
@@ -391,7 +402,7 @@ impl Agent {
             && let Some(pair) = checklist.get_mut(path)
         {
             pair.permitted = true;
-            self.out.command(Command::Permit { flow, path, budget });
+            self.out.command(Command::Permit { flow, path, budget, again: false });
         }
     }
 

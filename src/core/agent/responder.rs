@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{Agent, MAX_SESSIONS};
 use crate::core::{
     LinkId, SessionId,
+    checklist::FlightOnceHeard,
     command::Command,
     event::{Phase, SessionRole},
     frame::{MAX_FIRST_FLIGHT_DATAGRAMS, PunchMeNow, PunchRequest, RejectReason},
@@ -32,6 +33,8 @@ pub(crate) const NEWCOMERS: u32 = 50;
 /// Server flights to addresses that one coordinator names and from which nothing comes. A coordinator that lies can aim
 /// them, at most three times the bytes of the request each. An address that answers gives its place back.
 pub(crate) const FLIGHT_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 128 };
+/// Bytes of a server flight for each byte of the first flight (RFC 9000 §8.1), to an address that is not validated.
+const FLIGHT_FACTOR: usize = 3;
 /// Initiators, as each coordinator names them, whose rate is remembered.
 const MAX_ASKERS: usize = 4096;
 /// How long after a request the same one is taken for a repeated one.
@@ -263,6 +266,10 @@ impl Agent {
         self.out.command(Command::Accept { flow, peer: initiator, first_flight, rtt, binding });
         self.form_checklist(key, request.candidates, (id, link), punch.observed, request_len, now);
         self.permit_flight(key, link, (punch.observed, bytes), now);
+        if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
+            let budget = FLIGHT_FACTOR * bytes;
+            checklist.flight_once_heard = Some(FlightOnceHeard { coordinator: link.peer, budget });
+        }
         self.plan_search(key, (id, link), &request.nat, None, now);
         match self.sessions.get_mut(key).and_then(|session| session.search.as_mut()) {
             Some(search) => search.ticket = ticket,
@@ -286,7 +293,7 @@ impl Agent {
         if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
             checklist.flight_vouched_by = Some(link.peer);
         }
-        self.permit_observed(key, link, observed, 3 * bytes);
+        self.permit_observed(key, link, observed, FLIGHT_FACTOR * bytes);
     }
 
     fn take_part(&mut self, key: Key, (id, attempt): (SessionId, u32)) {

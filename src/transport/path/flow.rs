@@ -199,9 +199,10 @@ impl Flow {
         &self,
         target: FlowTarget,
         budget: usize,
+        again: bool,
         counters: &Counters,
     ) -> Result<(), super::paths::Full> {
-        let result = lock(&self.state).paths.permit(target, budget, within_budget(counters));
+        let result = lock(&self.state).paths.permit(target, budget, again, within_budget(counters));
         self.moved.wake();
         result
     }

@@ -265,11 +265,13 @@ impl PathLayer {
             Command::Admit { flow, path, heard } => {
                 shared.admit(flow, path, if heard { Claim::Heard } else { Claim::Announced })
             }
-            Command::Permit { flow, path, budget } => shared.with_target(flow, path, |flow, target| {
-                if flow.permit(target, budget, &shared.counters).is_err() {
-                    count(&shared.counters.paths_refused, 1);
-                }
-            }),
+            Command::Permit { flow, path, budget, again } => {
+                shared.with_target(flow, path, |flow, target| {
+                    if flow.permit(target, budget, again, &shared.counters).is_err() {
+                        count(&shared.counters.paths_refused, 1);
+                    }
+                })
+            }
             Command::Select { flow, path } => {
                 shared.admit(flow, path, Claim::Selected);
                 shared.with_target(flow, path, |flow, target| flow.select(target, &shared.counters))

@@ -173,16 +173,21 @@ impl<S: Clone> Paths<S> {
         lost
     }
 
-    /// Adds to the budget of a path, and sends on it what is kept and was not sent on it, within the budget.
+    /// Adds to the budget of a path, and sends on it what is kept and was not sent on it, within the budget; `again` also what was
+    /// sent on it.
     pub(super) fn permit(
         &mut self,
         target: Target<S>,
         budget: usize,
+        again: bool,
         send: impl FnMut(&Target<S>, &[u8]) -> bool,
     ) -> Result<(), Full> {
         if self.selected.is_none() {
             let path = target.path;
-            self.entry(target)?;
+            let entry = self.entry(target)?;
+            if again {
+                entry.sent = 0;
+            }
             self.credit(&path, budget, send);
         }
         Ok(())

@@ -63,22 +63,34 @@ fn a_client_keeps_its_handshake_until_the_server_is_done_with_its_own() {
 }
 
 #[test]
+fn what_was_lost_before_the_peer_was_heard_goes_out_again_within_the_budget() {
+    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    paths.permit(target(0), 350, false, wire.send()).unwrap();
+    assert_eq!(paths.hold(&datagrams(&[1, 2], 100), 100, wire.send()), 0);
+    assert_eq!(wire.take(), [(0, 1), (0, 2)]);
+    paths.permit(target(0), 60, true, wire.send()).unwrap();
+    assert_eq!(wire.take(), [(0, 1), (0, 2)], "150 were left, and 60 came");
+    paths.permit(target(0), 60, true, wire.send()).unwrap();
+    assert_eq!(wire.take(), []);
+}
+
+#[test]
 fn the_first_four_datagrams_are_kept_and_go_out_when_permitted() {
     let (mut paths, mut wire) = (Paths::default(), Wire::default());
     assert_eq!(paths.hold(&datagrams(&[1, 2, 3], 100), 100, wire.send()), 0);
     assert_eq!(paths.hold(&datagrams(&[4, 5], 100), 100, wire.send()), 1, "one too many");
     assert_eq!(wire.take(), []);
-    paths.permit(target(0), 350, wire.send()).unwrap();
+    paths.permit(target(0), 350, false, wire.send()).unwrap();
     assert_eq!(wire.take(), [(0, 1), (0, 2), (0, 3)]);
-    paths.permit(target(0), 60, wire.send()).unwrap();
+    paths.permit(target(0), 60, false, wire.send()).unwrap();
     assert_eq!(wire.take(), [(0, 4)], "50 were left over, and nothing goes twice");
 }
 
 #[test]
 fn the_most_recently_permitted_path_with_room_carries_what_comes_next() {
     let (mut paths, mut wire) = (Paths::default(), Wire::default());
-    paths.permit(target(0), 1000, wire.send()).unwrap();
-    paths.permit(target(1), 150, wire.send()).unwrap();
+    paths.permit(target(0), 1000, false, wire.send()).unwrap();
+    paths.permit(target(1), 150, false, wire.send()).unwrap();
     assert_eq!(paths.best(), Some(&target(1)));
     paths.hold(&datagrams(&[1, 2], 100), 100, wire.send());
     assert_eq!(wire.take(), [(1, 1), (0, 2)]);
@@ -87,16 +99,16 @@ fn the_most_recently_permitted_path_with_room_carries_what_comes_next() {
 #[test]
 fn a_path_that_blocks_costs_no_budget() {
     let (mut paths, mut wire) = (Paths::default(), Wire::default());
-    paths.permit(target(0), 100, wire.send()).unwrap();
+    paths.permit(target(0), 100, false, wire.send()).unwrap();
     paths.hold(&datagrams(&[1], 100), 100, |_, _| false);
-    paths.permit(target(0), 0, wire.send()).unwrap();
+    paths.permit(target(0), 0, false, wire.send()).unwrap();
     assert_eq!(wire.take(), [(0, 1)]);
 }
 
 #[test]
 fn selection_sends_everything_again_while_nothing_was_heard() {
     let (mut paths, mut wire) = (Paths::default(), Wire::default());
-    paths.permit(target(0), 1000, wire.send()).unwrap();
+    paths.permit(target(0), 1000, false, wire.send()).unwrap();
     paths.hold(&datagrams(&[1, 2], 100), 100, wire.send());
     assert_eq!(firsts(Some(paths.select(target(0), false))), Some(vec![1, 2]));
     assert_eq!(firsts(Some(paths.select(target(0), false))), Some(vec![]), "selected already");
@@ -121,7 +133,7 @@ fn selection_sends_what_was_held_back_and_the_last_datagram_once_the_peer_was_he
 #[test]
 fn after_selection_no_budget_is_left() {
     let (mut paths, mut wire) = (Paths::default(), Wire::default());
-    paths.permit(target(0), 1000, wire.send()).unwrap();
+    paths.permit(target(0), 1000, false, wire.send()).unwrap();
     paths.select(target(1), false);
     assert!(!paths.forget(&target(1).path), "it was never admitted");
     assert_eq!(paths.selected(), None);
@@ -137,7 +149,7 @@ fn paths_are_bounded_and_selection_always_works() {
     }
     assert_eq!(paths.admit(target(0)), Ok(()), "again");
     assert_eq!(paths.admit(target(999)), Err(Full));
-    assert_eq!(paths.permit(target(999), 1, |_, _| true), Err(Full));
+    assert_eq!(paths.permit(target(999), 1, false, |_, _| true), Err(Full));
     let _ = paths.select(target(999), false);
     assert_eq!(paths.best(), Some(&target(999)));
     assert!(paths.forget(&target(0).path));
@@ -150,7 +162,7 @@ fn who_no_longer_listens_on_a_path_may_still_send_there() {
     let (mut paths, mut wire) = (Paths::default(), Wire::default());
     paths.admit(target(0)).unwrap();
     paths.admit(target(1)).unwrap();
-    paths.permit(target(0), 1000, wire.send()).unwrap();
+    paths.permit(target(0), 1000, false, wire.send()).unwrap();
     (0..2).for_each(|n| paths.dismiss(&target(n).path));
     assert_eq!(paths.admitted().count(), 0);
     paths.hold(&datagrams(&[1], 100), 100, wire.send());
@@ -183,7 +195,7 @@ proptest! {
             match step {
                 Step::Permit(path, budget) => {
                     allowed[path as usize] += budget;
-                    paths.permit(target(path), budget, &mut send).unwrap();
+                    paths.permit(target(path), budget, false, &mut send).unwrap();
                 }
                 Step::Send(sizes) => for size in sizes {
                     paths.hold(&vec![0; size], size, &mut send);

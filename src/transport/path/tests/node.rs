@@ -201,7 +201,7 @@ impl Node {
     }
 
     pub(super) fn permit(&self, flow: FlowId, path: Path, budget: usize) {
-        self.layer.execute(Command::Permit { flow, path, budget });
+        self.layer.execute(Command::Permit { flow, path, budget, again: false });
     }
 }
 
