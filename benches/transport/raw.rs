@@ -1,6 +1,10 @@
 //! quinn without libp2p.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    sync::Arc,
+    time::Duration,
+};
 
 use libp2p_identity::Keypair;
 use libp2p_punch::config::QuicConfig;
@@ -15,8 +19,6 @@ use rustls::{
     pki_types::{CertificateDer, ServerName, UnixTime},
     sign::{CertifiedKey, SingleCertAndKey},
 };
-
-use crate::stacks::endpoint;
 
 /// `tuned`: with what `libp2p_punch` sets by default. Its handshakes do not authenticate the client, so they are not to be
 /// compared.
@@ -69,6 +71,28 @@ pub(crate) fn client(tuned: bool) -> quinn::Endpoint {
     let mut endpoint = endpoint(None, buffer(tuned));
     endpoint.set_default_client_config(config);
     endpoint
+}
+
+/// Returns an endpoint on loopback.
+fn endpoint(server: Option<quinn::ServerConfig>, buffer: Option<usize>) -> quinn::Endpoint {
+    quinn::Endpoint::new(
+        quinn::EndpointConfig::default(),
+        server,
+        socket(buffer),
+        Arc::new(quinn::TokioRuntime),
+    )
+    .expect("a runtime")
+}
+
+/// Binds a UDP socket on loopback. Without `buffer`, the socket keeps the kernel's default sizes.
+fn socket(buffer: Option<usize>) -> UdpSocket {
+    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
+    if let Some(buffer) = buffer {
+        let view = socket2::SockRef::from(&socket);
+        view.set_recv_buffer_size(buffer).expect("a size");
+        view.set_send_buffer_size(buffer).expect("a size");
+    }
+    socket
 }
 
 fn buffer(tuned: bool) -> Option<usize> {

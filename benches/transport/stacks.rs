@@ -2,9 +2,9 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr, UdpSocket},
+    net::SocketAddr,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::Mutex,
     task::{Context, Poll},
 };
 
@@ -331,26 +331,4 @@ impl AsyncWrite for Stream {
             Self::Quinn(send, _) => Poll::Ready(send.finish().map_err(io::Error::other)),
         }
     }
-}
-
-/// A UDP socket on loopback; quinn's default is the kernel's default buffer.
-pub(crate) fn socket(buffer: Option<usize>) -> UdpSocket {
-    let socket = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("loopback");
-    if let Some(buffer) = buffer {
-        let view = socket2::SockRef::from(&socket);
-        view.set_recv_buffer_size(buffer).expect("a size");
-        view.set_send_buffer_size(buffer).expect("a size");
-    }
-    socket
-}
-
-/// For quinn's endpoints.
-pub(crate) fn endpoint(server: Option<quinn::ServerConfig>, buffer: Option<usize>) -> quinn::Endpoint {
-    quinn::Endpoint::new(
-        quinn::EndpointConfig::default(),
-        server,
-        socket(buffer),
-        Arc::new(quinn::TokioRuntime),
-    )
-    .expect("a runtime")
 }

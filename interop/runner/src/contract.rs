@@ -6,9 +6,10 @@ use anyhow::{Context, ensure};
 use tokio::process::{Child, Command};
 
 use crate::{
+    check::{Check, Direction},
     expected,
-    install::Layout,
-    matrix::{Check, Direction, Matrix},
+    layout::Layout,
+    matrix::Matrix,
     namespace,
     peer::Peer,
     redis::Server,

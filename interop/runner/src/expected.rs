@@ -3,7 +3,7 @@
 use interop_testplan::{features::Feature, key::KeyType};
 
 use crate::{
-    matrix::{Check, Direction},
+    check::{Check, Direction},
     peer::Peer,
 };
 

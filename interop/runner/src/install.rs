@@ -1,45 +1,14 @@
 //! Gets the peers onto this machine: from their registries, in the versions of their lock files, into a directory that
 //! git ignores. What is there already, for the same lock file, is left alone.
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
 use anyhow::{Context, ensure};
 
-use crate::peer::{Peer, Source};
-
-/// Where things are.
-#[derive(Debug, Clone)]
-pub(crate) struct Layout {
-    /// The repository.
-    pub(crate) root: PathBuf,
-    /// Where peers are installed.
-    pub(crate) cache: PathBuf,
-    /// Where cargo puts the workspace's programs.
-    programs: PathBuf,
-}
-
-impl Layout {
-    /// From where this program is, which cargo has just built.
-    pub(crate) fn find() -> anyhow::Result<Self> {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize()?;
-        let program = env::current_exe()?;
-        let programs = program.parent().context("a program has a directory")?.to_owned();
-        Ok(Self { cache: root.join("interop/.cache"), root, programs })
-    }
-
-    pub(crate) fn binary(&self, name: &str) -> PathBuf {
-        self.programs.join(name)
-    }
-
-    /// The directory of a peer's sources.
-    pub(crate) fn peer(&self, peer: &Peer) -> PathBuf {
-        self.root.join("interop/peers").join(peer.name)
-    }
-}
+use crate::{
+    layout::Layout,
+    peer::{Peer, Source},
+};
 
 /// Installs what is missing of these peers, and returns those that could not be installed, having said why. The
 /// workspace's own programs are built by the launcher.
@@ -55,7 +24,7 @@ pub(crate) fn all(layout: &Layout, peers: &[&'static Peer]) -> Vec<&'static Peer
 }
 
 fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
-    let sources = layout.peer(peer);
+    let sources = layout.peer_sources(peer.name);
     let target = layout.cache.join(peer.name);
     let lock = match peer.source {
         Source::Ourselves | Source::Workspace => return Ok(()),
@@ -145,7 +114,7 @@ fn copy_go(sources: &Path, target: &Path) -> anyhow::Result<()> {
 
 /// Builds a peer that is a workspace of its own, beside ours: what both have in common is built once.
 fn build(layout: &Layout, sources: &Path, protoc: &Path) -> anyhow::Result<()> {
-    let target = layout.programs.parent().context("programs are in a directory of the target directory")?;
+    let target = layout.target()?;
     let mut cargo = Command::new("cargo");
     cargo.args(["build", "--quiet", "--locked", "--manifest-path"]).arg(sources.join("Cargo.toml"));
     run(cargo.arg("--target-dir").arg(target).env("PROTOC", protoc))

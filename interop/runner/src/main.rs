@@ -8,9 +8,11 @@
 #![forbid(unsafe_code)]
 
 mod capture;
+mod check;
 mod contract;
 mod expected;
 mod install;
+mod layout;
 mod matrix;
 mod namespace;
 mod peer;
@@ -25,7 +27,7 @@ use anyhow::ensure;
 use clap::{Parser, builder::FalseyValueParser};
 
 use crate::{
-    install::Layout,
+    layout::Layout,
     matrix::Matrix,
     peer::{Peer, Source},
 };

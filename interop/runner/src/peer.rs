@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use anyhow::{Context, ensure};
 use interop_testplan::key::KeyType;
 
-use crate::{install::Layout, matrix::Direction};
+use crate::{check::Direction, layout::Layout};
 
 /// How a peer gets onto this machine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -161,7 +161,7 @@ impl Peer {
 
     /// The command that starts it, without `listen` or `dial`.
     pub(crate) fn command(&self, layout: &Layout) -> anyhow::Result<Vec<String>> {
-        let directory = layout.peer(self);
+        let directory = layout.peer_sources(self.name);
         let cache = layout.cache.join(self.name);
         let words = match self.source {
             Source::Ourselves => vec![layout.binary("testplan")],

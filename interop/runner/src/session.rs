@@ -8,9 +8,10 @@ use interop_testplan::{features::Feature, key::KeyType, report::Line};
 
 use crate::{
     capture::{self, Capture, Presented, Scratch, Wanted},
+    check::{Check, Direction},
     expected,
-    install::Layout,
-    matrix::{Check, Direction, Matrix},
+    layout::Layout,
+    matrix::Matrix,
     peer::Peer,
     probe,
     process::Process,

@@ -3,22 +3,15 @@
 use std::time::Duration;
 
 use clap::{Args, Subcommand};
-use libp2p::{
-    Multiaddr,
-    core::{muxing::StreamMuxerBox, transport::Boxed},
-    identity::{Keypair, PeerId},
-};
+use libp2p::{Multiaddr, identity::Keypair};
 use tokio::io::AsyncReadExt;
 
 use crate::{
     features::{self, Feature, Remote},
     key::KeyType,
-    node::{Connected, Node},
+    node::{BoxedTransport, Connected, Node},
     report::Line,
 };
-
-/// A transport whatever it is made of.
-pub type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
 
 /// What a peer can be told to do.
 #[derive(Debug, Clone, Subcommand)]

@@ -12,7 +12,7 @@ mod perf;
 mod transport;
 
 use clap::{Parser, Subcommand};
-use interop_testplan::cli::{self, BoxedTransport};
+use interop_testplan::{cli, node::BoxedTransport};
 use libp2p::{Transport as _, core::muxing::StreamMuxerBox, identity::Keypair};
 use tracing_subscriber::EnvFilter;
 

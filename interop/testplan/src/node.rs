@@ -8,7 +8,9 @@ use std::{
 use anyhow::{Context, anyhow, ensure};
 use futures::StreamExt;
 use libp2p::{
-    Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder, identify,
+    Multiaddr, PeerId, StreamProtocol, Swarm, SwarmBuilder,
+    core::{muxing::StreamMuxerBox, transport::Boxed},
+    identify,
     identity::Keypair,
     multiaddr::Protocol,
     swarm::{ConnectionId, NetworkBehaviour, SwarmEvent, dial_opts::DialOpts},
@@ -16,12 +18,14 @@ use libp2p::{
 use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::{
-    cli::BoxedTransport,
     features::Remote,
     protocol::{PING, mounted},
     report::Line,
     serve, streams,
 };
+
+/// A libp2p transport of any kind, with its streams behind one type.
+pub type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
 
 /// Long enough that nothing of ours keeps an idle connection alive, or closes it.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
@@ -90,7 +94,13 @@ impl Node {
         let (commands, receiver) = mpsc::channel(8);
         let (sender, state) = watch::channel(State::default());
         tokio::spawn(Task { swarm, state: sender, dials: BTreeMap::new(), reports: false }.run(receiver));
-        tokio::spawn(serve::run(incoming, Disconnector(commands.clone())));
+        let closer = commands.clone();
+        let disconnect = move |peer| {
+            let commands = closer.clone();
+            // An error means that the node has stopped, so no connection is left.
+            async move { drop(commands.send(Command::Disconnect(peer)).await) }
+        };
+        tokio::spawn(serve::run(incoming, disconnect));
         Ok(Self { peer, commands, state })
     }
 
@@ -181,18 +191,6 @@ impl Node {
         let found = self.state.wait_for(|state| picked(state).is_some());
         let state = tokio::time::timeout(timeout, found).await.map_err(|_| anyhow!("timed out"))??;
         picked(&state).context("lost in between")
-    }
-}
-
-/// Closes connections of a [`Node`].
-#[derive(Clone)]
-pub struct Disconnector(mpsc::Sender<Command>);
-
-impl Disconnector {
-    /// Closes every connection with a peer.
-    pub async fn disconnect(self, peer: PeerId) {
-        // Fails only if the node has stopped, and then nothing is connected.
-        let _ = self.0.send(Command::Disconnect(peer)).await;
     }
 }
 

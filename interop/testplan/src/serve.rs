@@ -4,11 +4,10 @@ use std::future::Future;
 
 use anyhow::{Context, bail};
 use futures::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use libp2p::StreamProtocol;
+use libp2p::{PeerId, StreamProtocol};
 use tokio::sync::mpsc;
 
 use crate::{
-    node::Disconnector,
     protocol::{CLOSE, ECHO, HALF_CLOSE, PERF, PING, RESET, unmounted},
     streams::Incoming,
 };
@@ -19,10 +18,13 @@ pub const BLOCK: usize = 64 << 10;
 /// What every peer serves.
 pub const SERVED: [StreamProtocol; 6] = [PING, ECHO, HALF_CLOSE, RESET, CLOSE, PERF];
 
-/// Serves every stream that comes in, each in a task of its own.
-pub async fn run(mut incoming: mpsc::UnboundedReceiver<Incoming>, disconnector: Disconnector) {
+/// Serves every incoming stream in a task of its own. `disconnect` closes all connections with a peer.
+pub async fn run<D>(mut incoming: mpsc::UnboundedReceiver<Incoming>, disconnect: impl Fn(PeerId) -> D)
+where
+    D: Future<Output = ()> + Send + 'static,
+{
     while let Some(Incoming { peer, protocol, stream }) = incoming.recv().await {
-        let disconnect = disconnector.clone().disconnect(peer);
+        let disconnect = disconnect(peer);
         tokio::spawn(async move {
             if let Err(error) = handle(&protocol, stream, disconnect).await {
                 tracing::debug!(%peer, %protocol, %error, "a stream ended early");
