@@ -176,6 +176,12 @@ fn frame() -> impl Strategy<Value = Frame> {
         }),
         (vec(1..=u16::MAX, 1..=4), any::<[u8; 8]>(), any::<[u8; 32]>())
             .prop_map(|(ports, token, key)| Frame::Observer(ObserverOffer { ports, token, key })),
+        (address(), vec(1..=u16::MAX, 1..=4), any::<[u8; 8]>(), any::<[u8; 32]>()).prop_map(
+            |(address, ports, token, key)| Frame::ObserverAt {
+                ip: address.ip(),
+                offer: ObserverOffer { ports, token, key }
+            }
+        ),
         (any::<[u8; 8]>(), address()).prop_map(|(data, address)| Frame::ProbeObserved { data, address }),
         (any::<[u8; 8]>(), any::<[u8; 32]>()).prop_map(|(data, key)| Frame::FilterTest { data, key }),
         (any::<[u8; 8]>(), any::<u8>(), vec(address(), 0..=4))

@@ -123,6 +123,11 @@ impl Vector {
         .expect("a well-formed vector")
     }
 
+    fn offer(&self) -> ObserverOffer {
+        let ports = self.all("port").iter().map(|port| port.parse().expect("a port")).collect();
+        ObserverOffer { ports, token: self.array("token"), key: self.array("key") }
+    }
+
     fn frame(&self) -> Frame {
         let generation = || self.parsed("generation");
         let reason = || reason(self.text("reason"));
@@ -152,11 +157,8 @@ impl Vector {
                 round: self.parsed("round"),
                 reason: reason(),
             },
-            "OBSERVER" => {
-                let ports = self.all("port").iter().map(|port| port.parse().expect("a port")).collect();
-                let (token, key) = (self.array("token"), self.array("key"));
-                Frame::Observer(ObserverOffer { ports, token, key })
-            }
+            "OBSERVER" => Frame::Observer(self.offer()),
+            "OBSERVER_AT" => Frame::ObserverAt { ip: self.parsed("ip"), offer: self.offer() },
             "PROBE_OBSERVED" => {
                 Frame::ProbeObserved { data: self.array("data"), address: self.parsed("address") }
             }
@@ -274,6 +276,7 @@ fn every_frame_encodes_to_and_decodes_from_the_bytes_of_the_document() {
         ("FILTER_TESTED", 2),
         ("OBSERVED_ADDRESS", 2),
         ("OBSERVER", 1),
+        ("OBSERVER_AT", 2),
         ("PROBE_OBSERVED", 2),
         ("PUNCH_ANSWER", 3),
         ("PUNCH_ME_NOW", 3),

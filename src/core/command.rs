@@ -12,8 +12,8 @@ use super::{FlowId, Path, SocketId, keys::FlightBinding};
 pub enum Pool {
     /// Those of a flow that searches.
     Session(FlowId),
-    /// Those at which a coordinator observes.
-    Observers,
+    /// Those at which a coordinator observes, by their local address.
+    Observers(IpAddr),
     /// Those with which it is measured how long a mapping stands that nobody uses.
     Idling,
     /// The one to which connected sessions move before our NAT forgets the mapping that they use, by a number of its own.

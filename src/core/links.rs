@@ -25,6 +25,8 @@ pub(crate) struct Link {
     pub(crate) moved: Option<Instant>,
     /// `OBSERVER` was sent.
     pub(crate) told_observers: bool,
+    /// `OBSERVER_AT` was sent.
+    pub(crate) told_observers_at: bool,
 }
 
 /// After this time an address to which a connection has moved has proved itself: QUIC follows a client at once, and goes
@@ -81,6 +83,11 @@ impl Links {
     /// Notes that `OBSERVER` is sent on a link; whether that is the first time.
     pub(crate) fn told_observers(&mut self, id: LinkId) -> bool {
         self.get_mut(id).is_some_and(|link| !std::mem::replace(&mut link.told_observers, true))
+    }
+
+    /// Notes that `OBSERVER_AT` is sent on a link; whether that is the first time.
+    pub(crate) fn told_observers_at(&mut self, id: LinkId) -> bool {
+        self.get_mut(id).is_some_and(|link| !std::mem::replace(&mut link.told_observers_at, true))
     }
 
     /// The link to `peer`: the one of UDP whose ends are known, if there is such a one.

@@ -246,6 +246,13 @@ impl Observations {
         self.mapped.remove(&socket);
     }
 
+    /// An observer at this address no longer answers: it may not see `socket` where it did.
+    pub(crate) fn not_seen_from(&mut self, socket: SocketId, from: SocketAddr) {
+        if let Some(all) = self.by_socket.get_mut(&socket) {
+            all.retain(|o| o.from != from);
+        }
+    }
+
     /// A peer no longer sees `socket`, since our connections with it use another; what it has shown of the NAT stays.
     pub(crate) fn leaves(&mut self, observer: &PeerId, socket: SocketId) {
         if let Some(mapping) = mapping(&self.used(socket)) {

@@ -16,6 +16,34 @@ use super::{
 /// observer, and few of them are of use to anybody else.
 const MAX_REFLEXIVE: usize = 3;
 
+/// An address family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    pub(crate) fn of(ip: IpAddr) -> Self {
+        if ip.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    pub(crate) fn other(self) -> Self {
+        match self {
+            Self::V4 => Self::V6,
+            Self::V6 => Self::V4,
+        }
+    }
+}
+
+/// An address at which others reach this host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Reachable {
+    pub(crate) ip: IpAddr,
+    /// What a socket binds to that is to be reached there, perhaps a wildcard.
+    pub(crate) local: IpAddr,
+}
+
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Socket {
     pub(crate) local: SocketAddr,
@@ -86,6 +114,28 @@ impl Network {
             .collect();
         usable.sort_by_key(|(id, socket)| (!socket.accepts, **id));
         usable.into_iter().map(|(id, _)| *id).collect()
+    }
+
+    /// Returns the address of this family at which others reach us, if we accept connections over it: a global one, or else
+    /// one that reaches as far as `reach`. An address of our own comes before one at which others see us.
+    pub(crate) fn reachable_at(&self, family: Family, reach: Scope) -> Option<Reachable> {
+        let accepting = || {
+            self.sockets
+                .iter()
+                .filter(|(_, socket)| socket.accepts && Family::of(socket.local.ip()) == family)
+        };
+        let own = accepting().flat_map(|(_, socket)| {
+            self.addresses_of(socket).into_iter().map(move |address| (socket, address))
+        });
+        let seen = accepting().flat_map(|(id, socket)| {
+            self.observations.reflexive(*id).into_iter().map(move |address| (socket, address))
+        });
+        let all: Vec<Reachable> = own
+            .chain(seen)
+            .map(|(socket, address)| Reachable { ip: address.ip(), local: socket.local.ip() })
+            .collect();
+        let reaching = |wanted: Scope| all.iter().find(|at| scope(at.ip) == wanted).copied();
+        reaching(Scope::Global).or_else(|| reaching(reach))
     }
 
     /// The networks that we share with others.

@@ -15,12 +15,15 @@ use std::{
 use hmac::{Hmac, Mac, digest::KeyInit};
 use sha2::Sha256;
 
+use libp2p_identity::PeerId;
+
 use super::{
     LinkId, Path, SocketId,
     frame::{MAX_OBSERVER_PORTS, ObserverOffer},
     idling::delay_of,
     keys::MAC_LEN,
-    limits::Rate,
+    limits::{Rate, RecentBuckets},
+    network::Family,
     probe::{COVERED_LEN, HOLD, OBSERVE, PROBE_FIRST_BYTE, PROBE_LEN},
     strategy::{Allocation, allocation},
 };
@@ -34,6 +37,15 @@ pub(crate) const EARLY: usize = 3;
 pub(crate) const EARLY_DATAGRAMS: usize = 2;
 /// Requests of one client: three and their repetitions for each link, and four for each session that samples its NAT.
 pub(crate) const OBSERVE_RATE: Rate = Rate { interval: Duration::from_millis(50), burst: 60 };
+/// Offers of one coordinator that its client takes. Each leads to at most four requests to each of four ports.
+pub(crate) const OFFER_RATE: Rate = Rate { interval: Duration::from_secs(30), burst: 8 };
+/// Coordinators whose offers are remembered.
+const MAX_OFFERING: usize = 1024;
+/// How often the mapping is used over the family that the coordinator's connection does not use. Nothing is sent back on it, and
+/// Linux forgets such a flow after 30 s.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Rounds without an answer until what an observer of the other family saw no longer counts.
+const MAX_SILENT: u8 = 3;
 /// When requests that were not answered are sent again, after the first.
 const AGAIN: [Duration; 3] =
     [Duration::from_millis(150), Duration::from_millis(450), Duration::from_millis(1500)];
@@ -81,33 +93,40 @@ pub(crate) enum Request {
 #[derive(Debug)]
 pub(crate) struct Observers {
     secret: [u8; 32],
-    ports: BTreeMap<SocketId, u16>,
-    /// The sockets were asked for.
-    pub(crate) asked: bool,
+    /// The ports by the local address to which their sockets are bound, as far as they were asked for.
+    ports: BTreeMap<IpAddr, BTreeMap<SocketId, u16>>,
 }
 
 impl Observers {
     pub(crate) fn new(secret: [u8; 32]) -> Self {
-        Self { secret, ports: BTreeMap::new(), asked: false }
+        Self { secret, ports: BTreeMap::new() }
     }
 
-    pub(crate) fn opened(&mut self, sockets: &[(SocketId, u16)]) {
-        self.ports.extend(sockets.iter().copied());
+    /// Notes that sockets at `local` are asked for. Returns true the first time.
+    pub(crate) fn ask_for(&mut self, local: IpAddr) -> bool {
+        let is_new = !self.ports.contains_key(&local);
+        self.ports.entry(local).or_default();
+        is_new
+    }
+
+    pub(crate) fn opened(&mut self, local: IpAddr, sockets: &[(SocketId, u16)]) {
+        self.ports.entry(local).or_default().extend(sockets.iter().copied());
     }
 
     pub(crate) fn has(&self, socket: SocketId) -> bool {
-        self.ports.contains_key(&socket)
+        self.ports.values().any(|ports| ports.contains_key(&socket))
     }
 
-    /// The socket that sends first, if all could be opened.
-    pub(crate) fn early(&self) -> Option<SocketId> {
-        self.ports.keys().copied().nth(EARLY)
+    /// The socket at `local` that sends first, if all could be opened.
+    pub(crate) fn early(&self, local: IpAddr) -> Option<SocketId> {
+        self.ports.get(&local)?.keys().copied().nth(EARLY)
     }
 
-    /// What is offered on `link`, with or without the port that sends first; `None` as long as there are no ports.
-    pub(crate) fn offer(&self, link: LinkId, early: bool) -> Option<ObserverOffer> {
+    /// What is offered on `link` of the ports at `local`, with or without the one that sends first; `None` as long as there are
+    /// no ports.
+    pub(crate) fn offer(&self, link: LinkId, local: IpAddr, early: bool) -> Option<ObserverOffer> {
         let count = if early { MAX_OBSERVER_PORTS } else { EARLY };
-        let ports: Vec<u16> = self.ports.values().copied().take(count).collect();
+        let ports: Vec<u16> = self.ports.get(&local)?.values().copied().take(count).collect();
         let token = link.0.to_be_bytes();
         (!ports.is_empty()).then(|| ObserverOffer { ports, token, key: self.key(token) })
     }
@@ -145,6 +164,8 @@ impl Observers {
 pub(crate) enum Purpose {
     /// To know how the NAT maps the socket of a link: the port of this place in the offer was asked.
     Link(usize),
+    /// The same for the socket of the family that the link does not use. Where it is seen, others find us.
+    OtherFamily(usize),
     /// A session samples its NAT.
     Session(super::session::Key),
     /// To know where the socket is seen to which sessions are to move.
@@ -167,51 +188,152 @@ struct Outstanding {
     observed: Observed,
 }
 
+/// Ports of a coordinator that observe us.
+#[derive(Debug)]
+pub(crate) struct Offered {
+    pub(crate) offer: ObserverOffer,
+    /// The coordinator's address.
+    pub(crate) ip: IpAddr,
+    /// Our socket that is to be observed.
+    pub(crate) socket: Option<SocketId>,
+    /// The coordinator's connection uses the other family. Nobody else keeps this mapping alive or tells of it.
+    pub(crate) is_other_family: bool,
+}
+
 #[derive(Debug)]
 struct Service {
-    offer: ObserverOffer,
-    ip: IpAddr,
-    socket: SocketId,
+    offered: Offered,
     seen: Vec<Option<u16>>,
+    /// Places in the offer that are asked in this round and have not answered.
+    unanswered: Vec<usize>,
+    /// How often they were asked.
     sent: usize,
     due: Option<Instant>,
+    /// Rounds in a row without an answer.
+    silent: u8,
+}
+
+impl Service {
+    fn new(offered: Offered, now: Instant) -> Self {
+        let mut service =
+            Self { offered, seen: Vec::new(), unanswered: Vec::new(), sent: 0, due: None, silent: 0 };
+        service.restart(now);
+        service
+    }
+
+    /// Asks all ports, as if none had answered.
+    fn restart(&mut self, now: Instant) {
+        let count = self.offered.offer.ports.len();
+        self.seen = vec![None; count];
+        self.unanswered = (0..count).collect();
+        (self.sent, self.silent) = (0, 0);
+        self.due = self.offered.socket.map(|_| now);
+    }
+
+    /// Asks the first port whether it still sees us where it did.
+    fn refresh(&mut self, now: Instant) {
+        self.unanswered = vec![0];
+        (self.sent, self.due) = (0, Some(now));
+    }
+
+    fn is_known(&self) -> bool {
+        self.seen.first().is_some_and(Option::is_some)
+    }
+
+    /// The places to ask now.
+    fn poll(&mut self, now: Instant) -> Vec<usize> {
+        if self.unanswered.is_empty() {
+            self.refresh(now);
+        }
+        let again = AGAIN.get(self.sent).map(|after| now + *after);
+        self.sent += 1;
+        let places = self.unanswered.clone();
+        self.due = again;
+        if again.is_none() && self.offered.is_other_family && self.is_known() {
+            self.silent = self.silent.saturating_add(1);
+            self.unanswered.clear();
+            self.due = Some(now + KEEP_ALIVE);
+        }
+        // What was sent from the fourth has arrived by the second round, though the offer may have been faster.
+        places.into_iter().filter(|place| *place != EARLY || self.sent > 1).collect()
+    }
+
+    fn answered(&mut self, place: usize, port: u16, now: Instant) {
+        if let Some(seen) = self.seen.get_mut(place) {
+            *seen = Some(port);
+        }
+        self.unanswered.retain(|other| *other != place);
+        self.silent = 0;
+        if self.unanswered.is_empty() {
+            self.due = self.offered.is_other_family.then(|| now + KEEP_ALIVE);
+        }
+    }
 }
 
 /// What a client has of its coordinators.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Observing {
-    services: BTreeMap<LinkId, Service>,
+    services: BTreeMap<(LinkId, Family), Service>,
     outstanding: BTreeMap<[u8; 8], Outstanding>,
+    offers: RecentBuckets<PeerId>,
+}
+
+impl Default for Observing {
+    fn default() -> Self {
+        let offers = RecentBuckets::new(OFFER_RATE, MAX_OFFERING);
+        Self { services: BTreeMap::new(), outstanding: BTreeMap::new(), offers }
+    }
 }
 
 impl Observing {
-    /// A coordinator, seen at `ip` from `socket`, offers to observe.
-    pub(crate) fn offered(
-        &mut self,
-        link: LinkId,
-        offer: ObserverOffer,
-        (ip, socket): (IpAddr, SocketId),
-        now: Instant,
-    ) {
-        let seen = vec![None; offer.ports.len()];
-        self.services.insert(link, Service { offer, ip, socket, seen, sent: 0, due: Some(now) });
+    /// Returns true if another offer of this coordinator may be followed.
+    pub(crate) fn takes_offer(&mut self, coordinator: PeerId, now: Instant) -> bool {
+        self.offers.take(coordinator, now)
+    }
+
+    /// A coordinator offers to observe.
+    pub(crate) fn offered(&mut self, link: LinkId, offered: Offered, now: Instant) {
+        self.services.insert((link, Family::of(offered.ip)), Service::new(offered, now));
     }
 
     /// The coordinator of this link sees us elsewhere: its other ports are asked anew.
     pub(crate) fn again(&mut self, link: LinkId, now: Instant) {
-        if let Some(service) = self.services.get_mut(&link) {
-            service.seen = vec![None; service.offer.ports.len()];
-            (service.sent, service.due) = (0, Some(now));
+        let of_link = self.services.iter_mut().filter(|((id, _), _)| *id == link);
+        let over_link = of_link.filter(|(_, service)| !service.offered.is_other_family);
+        over_link.for_each(|(_, service)| service.restart(now));
+    }
+
+    /// Our network changed: what only requests tell is asked for at once.
+    pub(crate) fn network_changed(&mut self, now: Instant) {
+        for service in self.services.values_mut().filter(|service| service.offered.is_other_family) {
+            if service.is_known() {
+                service.refresh(now);
+            } else {
+                service.restart(now);
+            }
+        }
+    }
+
+    /// Our sockets changed: `choose` says which one sends to a coordinator of the family that its connection does not use.
+    pub(crate) fn sockets_changed(&mut self, choose: impl Fn(SocketAddr) -> Option<SocketId>, now: Instant) {
+        for service in self.services.values_mut().filter(|service| service.offered.is_other_family) {
+            let first = service.offered.offer.ports.first().copied().unwrap_or_default();
+            let chosen = choose(SocketAddr::new(service.offered.ip, first));
+            if service.offered.socket != chosen {
+                service.offered.socket = chosen;
+                service.restart(now);
+            }
         }
     }
 
     pub(crate) fn link_down(&mut self, link: LinkId) {
-        self.services.remove(&link);
+        self.services.retain(|(id, _), _| *id != link);
         self.outstanding.retain(|_, outstanding| outstanding.link != link);
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
-        self.services.values().filter_map(|service| service.due).min()
+        let usable = self.services.values().filter(|service| service.offered.socket.is_some());
+        usable.filter_map(|service| service.due).min()
     }
 
     /// The requests that are due, with the paths on which they leave.
@@ -221,68 +343,85 @@ impl Observing {
         mut data: impl FnMut() -> [u8; 8],
     ) -> Vec<(Path, [u8; PROBE_LEN])> {
         let mut requests = Vec::new();
-        for (link, service) in &mut self.services {
-            if service.due.is_none_or(|at| at > now) {
+        for ((link, _), service) in &mut self.services {
+            let Some(socket) = service.offered.socket.filter(|_| service.due.is_some_and(|at| at <= now))
+            else {
                 continue;
-            }
-            service.due = AGAIN.get(service.sent).map(|after| now + *after);
-            service.sent += 1;
-            for (place, port) in service.offer.ports.iter().enumerate() {
-                // What was sent from the fourth has arrived by the second round, though the offer may have been faster.
-                let is_time = place != EARLY || service.sent > 1;
-                if is_time && service.seen.get(place).copied().flatten().is_none() {
-                    requests.push((*link, Purpose::Link(place), service.socket, *port));
-                }
+            };
+            for place in service.poll(now) {
+                let purpose = match service.offered.is_other_family {
+                    true => Purpose::OtherFamily(place),
+                    false => Purpose::Link(place),
+                };
+                let port = service.offered.offer.ports.get(place).copied();
+                let to = port.map(|port| SocketAddr::new(service.offered.ip, port));
+                requests.extend(to.map(|to| (*link, purpose, Path { socket, remote: to })));
             }
         }
-        let ask = |(link, purpose, socket, port)| self.ask(link, purpose, (socket, port), data(), now);
+        let ask = |(link, purpose, path)| self.ask(link, purpose, path, data(), now);
         requests.into_iter().filter_map(ask).collect()
     }
 
-    /// Asks the first port of a link's coordinator where `socket` is seen.
+    /// Returns the observers of the other family that have been silent for too long, with the socket that each saw. Says so once.
+    pub(crate) fn take_silent(&mut self) -> Vec<Path> {
+        let mut silent = Vec::new();
+        for service in self.services.values_mut().filter(|service| service.silent >= MAX_SILENT) {
+            service.silent = 0;
+            let Offered { offer, ip, socket, .. } = &service.offered;
+            if let (Some(port), Some(socket)) = (offer.ports.first(), *socket) {
+                silent.push(Path { socket, remote: SocketAddr::new(*ip, *port) });
+            }
+        }
+        silent
+    }
+
+    /// Asks the first port of a link's coordinator where `socket`, of this family, is seen.
     pub(crate) fn sample(
         &mut self,
-        link: LinkId,
+        (link, family): (LinkId, Family),
         (purpose, socket): (Purpose, SocketId),
         data: [u8; 8],
         now: Instant,
     ) -> Option<(Path, [u8; PROBE_LEN])> {
-        let port = *self.services.get(&link)?.offer.ports.first()?;
-        self.ask(link, purpose, (socket, port), data, now)
+        let offered = &self.services.get(&(link, family))?.offered;
+        let remote = SocketAddr::new(offered.ip, *offered.offer.ports.first()?);
+        self.ask(link, purpose, Path { socket, remote }, data, now)
     }
 
     fn ask(
         &mut self,
         link: LinkId,
         purpose: Purpose,
-        (socket, port): (SocketId, u16),
+        path: Path,
         data: [u8; 8],
         now: Instant,
     ) -> Option<(Path, [u8; PROBE_LEN])> {
-        let service = self.services.get(&link)?;
+        let service = self.services.get(&(link, Family::of(path.remote.ip())))?;
         self.outstanding.retain(|_, outstanding| outstanding.until > now);
         if self.outstanding.len() >= MAX_OUTSTANDING {
             return None;
         }
-        let from = SocketAddr::new(service.ip, port);
-        let observed = Observed { purpose, socket, from };
+        let observed = Observed { purpose, socket: path.socket, from: path.remote };
         self.outstanding.insert(data, Outstanding { link, until: now + PATIENCE, observed });
-        Some((Path { socket, remote: from }, request(&service.offer, data)))
+        Some((path, request(&service.offered.offer, data)))
     }
 
     /// A coordinator says where it saw a request; `None` if it was not asked. Each request is answered once.
-    pub(crate) fn answered(&mut self, link: LinkId, data: [u8; 8], port: u16) -> Option<Observed> {
+    pub(crate) fn answered(
+        &mut self,
+        link: LinkId,
+        data: [u8; 8],
+        port: u16,
+        now: Instant,
+    ) -> Option<Observed> {
         if self.outstanding.get(&data)?.link != link {
             return None;
         }
         let observed = self.outstanding.remove(&data)?.observed;
-        if let (Purpose::Link(place), Some(service)) = (observed.purpose, self.services.get_mut(&link)) {
-            if let Some(seen) = service.seen.get_mut(place) {
-                *seen = Some(port);
-            }
-            if service.seen.iter().all(Option::is_some) {
-                service.due = None;
-            }
+        if let Purpose::Link(place) | Purpose::OtherFamily(place) = observed.purpose
+            && let Some(service) = self.services.get_mut(&(link, Family::of(observed.from.ip())))
+        {
+            service.answered(place, port, now);
         }
         Some(observed)
     }
@@ -291,17 +430,22 @@ impl Observing {
     pub(crate) fn asks(&self, address: SocketAddr) -> bool {
         self.services
             .values()
-            .any(|service| service.ip == address.ip() && service.offer.ports.contains(&address.port()))
+            .map(|service| &service.offered)
+            .any(|offered| offered.ip == address.ip() && offered.offer.ports.contains(&address.port()))
     }
 
-    /// Whether the coordinator of this link offers to observe, over IPv4 or over IPv6.
-    pub(crate) fn serves(&self, link: LinkId, v4: bool) -> bool {
-        self.services.get(&link).is_some_and(|service| service.ip.is_ipv4() == v4)
+    /// Whether the coordinator of this link offers to observe over this family.
+    pub(crate) fn serves(&self, link: LinkId, family: Family) -> bool {
+        self.services.contains_key(&(link, family))
+    }
+
+    fn of_socket(&self, socket: SocketId) -> impl Iterator<Item = &Service> {
+        self.services.values().filter(move |service| service.offered.socket == Some(socket))
     }
 
     /// How the NAT in front of `socket`, which has this port, allocates.
     pub(crate) fn allocation(&self, socket: SocketId, local: u16) -> Option<Allocation> {
-        self.services.values().filter(|service| service.socket == socket).find_map(|service| {
+        self.of_socket(socket).find_map(|service| {
             let ports: Vec<u16> = service.seen.iter().take(EARLY).copied().collect::<Option<_>>()?;
             allocation(&ports, local)
         })
@@ -310,7 +454,6 @@ impl Observing {
     /// Whether the NAT in front of `socket` gives a flow another port if a packet of the other end came before it. Only
     /// where it otherwise gives all flows the same.
     pub(crate) fn early_packets_harm(&self, socket: SocketId) -> Option<bool> {
-        let all = self.services.values().filter(|service| service.socket == socket);
         let judge = |service: &Service| {
             let usual: Vec<u16> = service.seen.iter().take(EARLY).copied().collect::<Option<_>>()?;
             let early = service.seen.get(EARLY).copied().flatten()?;
@@ -318,110 +461,9 @@ impl Observing {
             usual.iter().all(|port| *port == first).then_some(early != first)
         };
         // One that got lost harmed nobody.
-        all.filter_map(judge).max()
+        self.of_socket(socket).filter_map(judge).max()
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn observers() -> Observers {
-        let mut observers = Observers::new([7; 32]);
-        assert!(observers.offer(LinkId(1), false).is_none());
-        observers.opened(&[(SocketId(5), 1005), (SocketId(6), 1006), (SocketId(7), 1007)]);
-        observers
-    }
-
-    #[test]
-    fn a_request_is_authentic_under_its_own_token_only() {
-        let observers = observers();
-        let offer = observers.offer(LinkId(3), false).unwrap();
-        let datagram = request(&offer, [9; 8]);
-        assert_eq!(observers.judge(&datagram), Some((LinkId(3), Request::Where { data: [9; 8] })));
-        for at in 0..PROBE_LEN {
-            let mut forged = datagram;
-            forged[at] ^= 1;
-            assert_eq!(observers.judge(&forged), None, "byte {at}");
-        }
-        assert_eq!(observers.judge(&datagram[..52]), None);
-        assert_eq!(Observers::new([8; 32]).judge(&datagram), None, "another coordinator's");
-    }
-
-    #[test]
-    fn every_port_is_asked_until_it_answers_and_never_more_than_four_times() {
-        let offer = observers().offer(LinkId(3), false).unwrap();
-        let start = Instant::now();
-        let (mut observing, mut next) = (Observing::default(), 0u64);
-        observing.offered(LinkId(8), offer, ([192, 0, 2, 1].into(), SocketId(1)), start);
-        let (mut sent, mut first) = (Vec::new(), None);
-        while let Some(at) = observing.next_deadline() {
-            for (path, datagram) in observing.poll(at, || {
-                next += 1;
-                next.to_be_bytes()
-            }) {
-                sent.push((at - start, path.remote.port()));
-                first.get_or_insert(datagram);
-            }
-            if at == start {
-                assert_eq!(observing.answered(LinkId(9), 1u64.to_be_bytes(), 5000), None, "another link");
-                assert!(observing.answered(LinkId(8), 1u64.to_be_bytes(), 5000).is_some());
-                assert_eq!(observing.answered(LinkId(8), 1u64.to_be_bytes(), 5000), None, "once");
-            }
-        }
-        assert_eq!(sent.iter().filter(|(_, port)| *port == 1005).count(), 1);
-        assert_eq!(sent.iter().filter(|(_, port)| *port == 1006).count(), 4);
-        assert_eq!(observing.allocation(SocketId(1), 1), None, "not all answered");
-    }
-
-    #[test]
-    fn three_answers_tell_the_allocation() {
-        let offer = observers().offer(LinkId(3), false).unwrap();
-        let now = Instant::now();
-        let (mut observing, mut next) = (Observing::default(), 0u64);
-        observing.offered(LinkId(8), offer, ([192, 0, 2, 1].into(), SocketId(1)), now);
-        let asked = observing.poll(now, || {
-            next += 1;
-            next.to_be_bytes()
-        });
-        assert_eq!(asked.len(), 3);
-        for n in 1..=3u16 {
-            assert!(observing.answered(LinkId(8), u64::from(n).to_be_bytes(), 6000 + 2 * n).is_some());
-        }
-        assert_eq!(observing.allocation(SocketId(1), 1), Some(Allocation::Sequential { step: 2 }));
-        assert_eq!(observing.next_deadline(), None);
-        observing.link_down(LinkId(8));
-        assert_eq!(observing.allocation(SocketId(1), 1), None);
-    }
-
-    /// What follows from these ports of the four.
-    fn judged(seen: [u16; 4]) -> Option<bool> {
-        let mut observers = observers();
-        observers.opened(&[(SocketId(8), 1008)]);
-        assert_eq!(observers.early(), Some(SocketId(8)));
-        let (mut observing, mut next, now) = (Observing::default(), 0u64, Instant::now());
-        let offer = observers.offer(LinkId(3), true).unwrap();
-        observing.offered(LinkId(8), offer, ([192, 0, 2, 1].into(), SocketId(1)), now);
-        let mut asked = Vec::new();
-        while let Some(at) = observing.next_deadline() {
-            let requests = observing.poll(at, || {
-                next += 1;
-                next.to_be_bytes()
-            });
-            asked.push(requests.len());
-            for (path, datagram) in requests {
-                let port = seen[usize::from(path.remote.port() - 1005)];
-                observing.answered(LinkId(8), datagram[11..19].try_into().unwrap(), port);
-            }
-        }
-        assert_eq!(asked, [3, 1], "the fourth comes later");
-        observing.early_packets_harm(SocketId(1))
-    }
-
-    #[test]
-    fn a_port_that_was_given_away_shows_where_the_observer_sent_first() {
-        assert_eq!(judged([7000, 7000, 7000, 7000]), Some(false));
-        assert_eq!(judged([7000, 7000, 7000, 9000]), Some(true));
-        assert_eq!(judged([7000, 7001, 7002, 7003]), None, "every destination has another port there");
-    }
-}
+mod tests;

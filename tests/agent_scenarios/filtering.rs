@@ -1,6 +1,12 @@
 //! Filtering tests: every kind, loss, and what clients and coordinators can make others believe or send by lying.
 
-use std::{cell::Cell, collections::BTreeSet, net::SocketAddr, rc::Rc, time::Duration};
+use std::{
+    cell::Cell,
+    collections::BTreeSet,
+    net::{Ipv4Addr, SocketAddr},
+    rc::Rc,
+    time::Duration,
+};
 
 use libp2p_punch::core::{
     LinkId, Path, SocketId,
@@ -334,7 +340,8 @@ fn the_ports_that_tests_come_from_are_never_offered_to_clients() {
     world.coordinate(b, c);
     world.run_for(ms(500));
     let sockets = [(SocketId(900), 7101), (SocketId(901), 7102), (SocketId(902), 7103)];
-    world.input(c, |agent, now| agent.handle_sockets_opened(Pool::Observers, &sockets, now));
+    let pool = Pool::Observers(Ipv4Addr::UNSPECIFIED.into());
+    world.input(c, |agent, now| agent.handle_sockets_opened(pool, &sockets, now));
     world.run_for(ms(5000));
     let asked: BTreeSet<u16> = world.nodes[b].probes.iter().map(|(_, path)| path.remote.port()).collect();
     assert!([7101, 7102, 7103].iter().all(|port| asked.contains(port)));

@@ -1,6 +1,9 @@
 //! Searches and observers, and what peers and coordinators can make us send by lying about them.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use libp2p_punch::{
@@ -18,6 +21,8 @@ use libp2p_punch::{
 
 use crate::harness::{World, at, client, keypair, ms, server};
 
+/// Where the listeners of the scenarios are bound.
+const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const VICTIM: &str = "192.0.2.66:6";
 
 fn random() -> Traits {
@@ -158,14 +163,14 @@ fn a_coordinator_opens_observers_once_and_offers_them_once_to_each_client() {
         .commands
         .iter()
         .filter_map(|(_, command)| match command {
-            Command::OpenSockets { pool: pool @ Pool::Observers, count, .. } => Some((*pool, *count)),
+            Command::OpenSockets { pool: pool @ Pool::Observers(_), count, .. } => Some((*pool, *count)),
             _ => None,
         })
         .collect();
-    assert_eq!(opened, [(Pool::Observers, 4)]);
+    assert_eq!(opened, [(Pool::Observers(ANY), 4)]);
     let before = world.nodes[1].agent.counters().frames_refused;
     let sockets = [(SocketId(900), 7001), (SocketId(901), 7002), (SocketId(902), 7003)];
-    world.input(c, |agent, now| agent.handle_sockets_opened(Pool::Observers, &sockets, now));
+    world.input(c, |agent, now| agent.handle_sockets_opened(Pool::Observers(ANY), &sockets, now));
     world.run_for(ms(100));
     let ports = |n: usize| -> Vec<u16> {
         world.nodes[n].probes.iter().map(|(_, path)| path.remote.port()).take(3).collect()

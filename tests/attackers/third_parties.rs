@@ -9,10 +9,10 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use libp2p_identity::Keypair;
 use libp2p_punch::core::{
-    LinkId, SessionId,
+    LinkId, SessionId, SocketId,
     candidate::{Candidate, CandidateKind, priority},
     command::Command,
-    frame::{Frame, PunchMeNow, PunchRequest, encode},
+    frame::{Frame, ObserverOffer, PunchMeNow, PunchRequest, encode},
     keys::ProbeSecret,
     probe::PROBE_LEN,
 };
@@ -250,4 +250,61 @@ fn one_coordinator_alone_gets_nothing_probed_beyond_our_own_link() {
     scene.world.run_for(ms(20_000));
     println!("probed: {:?}", scene.probes());
     assert!(targets.iter().all(|target| !scene.probes().contains_key(&target.ip())));
+}
+
+/// A coordinator names an observer at this address.
+fn observer_at(ip: &str, ports: &[u16]) -> Frame {
+    let offer = ObserverOffer { ports: ports.to_vec(), token: [1; 8], key: [2; 32] };
+    Frame::ObserverAt { ip: ip.parse().unwrap(), offer }
+}
+
+/// A responder that also listens on IPv6.
+fn dual_stack() -> Scene {
+    let mut scene = Scene::new();
+    let socket = SocketId(77);
+    scene.world.input(scene.victim, |agent, now| {
+        agent.handle_interface_up("2001:db8::2".parse().unwrap(), 64, now);
+        agent.handle_interface_up("fd00::2".parse().unwrap(), 64, now);
+        agent.handle_socket_up(socket, at("[::]:4001"), true, now);
+    });
+    scene
+}
+
+#[test]
+fn a_coordinator_that_names_observers_elsewhere_aims_135_small_datagrams_in_a_minute() {
+    let mut scene = dual_stack();
+    let third: IpAddr = "2001:db8:66::66".parse().unwrap();
+    for _ in 0..20 {
+        scene.take(observer_at("2001:db8:66::66", &[4001, 4002, 4003, 4004]));
+        scene.world.run_for(ms(3_000));
+    }
+    let sent = scene.probes()[&third];
+    println!("20 offers in a minute: {sent} datagrams, {} bytes", sent * PROBE_LEN);
+    // Nine offers count. The fourth port of each is not asked in the first round.
+    assert!((100..=135).contains(&sent), "{sent}");
+    scene.world.nodes[scene.victim].probes.clear();
+    scene.world.run_for(ms(60_000));
+    assert_eq!(scene.probes().get(&third), None, "it never answered, and is asked no more");
+}
+
+#[test]
+fn no_observer_is_asked_in_our_own_network_or_at_the_port_of_a_service() {
+    for (ip, port) in [
+        ("fd00::1", 4001),
+        ("fd77::1", 4001),
+        ("fe80::1", 4001),
+        ("::1", 4001),
+        ("2001:db8::2", 4001),
+        ("64:ff9b::a00:1", 4001),
+        ("2001:db8:66::66", 53),
+        // The family of the connection: OBSERVER is for that, and names no address.
+        ("192.0.2.66", 4001),
+    ] {
+        let mut scene = dual_stack();
+        let refused = scene.world.nodes[scene.victim].agent.counters().frames_refused;
+        scene.take(observer_at(ip, &[port]));
+        scene.world.run_for(ms(10_000));
+        assert_eq!(scene.probes().get(&ip.parse::<IpAddr>().unwrap()), None, "{ip}");
+        assert_eq!(scene.world.nodes[scene.victim].agent.counters().frames_refused, refused + 1, "{ip}");
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::{net::Ipv6Addr, sync::Arc, time::Duration};
 
-use libp2p::{Multiaddr, Swarm, SwarmBuilder, swarm::SwarmEvent};
+use libp2p::{Multiaddr, Swarm, SwarmBuilder, multiaddr::Protocol, swarm::SwarmEvent};
 use libp2p_punch::{Behaviour, Config, Event, Role};
 use libp2p_punch_sim::{Filtering, Hairpin, Host, Mapping, Nat, Ports, World};
 use tokio::time::{Instant, timeout};
@@ -191,6 +191,99 @@ fn a_dial_over_the_family_that_the_coordinator_does_not_see_waits_for_half_a_rou
     assert_eq!(remote, format!("[{}]:4001", v6(2)));
     // The coordinator vouches for IPv4 only: the server's flight waits for the dialer's probe.
     assert!(took <= 2 * rtt + Duration::from_millis(10), "{took:?}");
+}
+
+/// The address families that a peer has. Its IPv4 address is behind a NAT, its IPv6 address behind a firewall.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Families {
+    V4,
+    V6,
+    Both,
+}
+
+impl Families {
+    fn host(self, world: &World, n: u8) -> Arc<Host> {
+        let gateway = world.nat(Nat::default(), [198, 51, 100, n]);
+        match self {
+            Self::V4 => gateway.host([192, 168, n, 2]),
+            Self::V6 => world.firewall(Nat::default()).host(v6(n.into())),
+            Self::Both => {
+                let host = gateway.host([192, 168, n, 2]);
+                gateway.attach(&host, v6(n.into()));
+                host
+            }
+        }
+    }
+
+    fn listen(self) -> &'static [&'static str] {
+        match self {
+            Self::V4 => &[V4],
+            Self::V6 => &[V6],
+            Self::Both => &[V4, V6],
+        }
+    }
+
+    /// The addresses of a coordinator that such a peer uses, if it knows these.
+    fn usable(self, known: &[Multiaddr]) -> Vec<Multiaddr> {
+        let is_usable = |address: &&Multiaddr| match address.iter().next() {
+            Some(Protocol::Ip4(_)) => self != Self::V6,
+            _ => self != Self::V4,
+        };
+        known.iter().filter(is_usable).cloned().collect()
+    }
+}
+
+/// Returns how long the dial took, or why it led to no direct connection.
+fn dial_between(peers: [Families; 2], known: &[usize], rtt: Duration) -> Result<Duration, String> {
+    on_paused_time(async {
+        let world = World::new(1);
+        let hosts = [peers[0].host(&world, 1), peers[1].host(&world, 2)];
+        let (server, addresses) = coordinator(&world);
+        for (x, y) in [(&hosts[0], &server), (&hosts[1], &server), (&hosts[0], &hosts[1])] {
+            world.set_path(x, y, rtt / 2);
+        }
+        let known: Vec<Multiaddr> = known.iter().map(|family| addresses[*family].clone()).collect();
+        let swarm = |at: usize| {
+            // A peer that reaches none of the known addresses knows the one that it can reach.
+            let usable = [peers[at].usable(&known), peers[at].usable(&addresses)];
+            let coordinators = usable.into_iter().find(|usable| !usable.is_empty()).expect("one family");
+            let config = Config { coordinators, ..Config::default() };
+            direct_peer(&hosts[at], at as u8 + 1, config, peers[at].listen())
+        };
+        let (mut dialer, mut listener) = (swarm(0), swarm(1));
+        registered(&mut listener).await;
+        let id = run(listener);
+        registered(&mut dialer).await;
+        // Both have had time to be observed.
+        let _ = timeout(Duration::from_secs(1), until(&mut dialer, |_| None::<()>)).await;
+        let begin = Instant::now();
+        dialer.dial(id).expect("not dialed yet");
+        until(&mut dialer, |event| match event {
+            SwarmEvent::ConnectionEstablished { peer_id, .. } if peer_id == id => Some(Ok(begin.elapsed())),
+            SwarmEvent::OutgoingConnectionError { peer_id: Some(who), error, .. } if who == id => {
+                Some(Err(error.to_string()))
+            }
+            _ => None,
+        })
+        .await
+    })
+}
+
+#[test]
+fn a_dual_stack_peer_and_any_other_are_connected_whichever_family_leads_to_the_coordinator() {
+    let rtt = Duration::from_millis(50);
+    let mut failed = Vec::new();
+    for known in [&[0][..], &[1], &[0, 1]] {
+        for other in [Families::V4, Families::V6, Families::Both] {
+            for peers in [[Families::Both, other], [other, Families::Both]] {
+                match dial_between(peers, known, rtt) {
+                    Ok(took) => println!("{peers:?} {known:?}: {took:?}"),
+                    Err(error) => failed.push(format!("{peers:?} {known:?}: {error}")),
+                }
+            }
+        }
+    }
+    assert!(failed.is_empty(), "{} of 18 dials: {failed:#?}", failed.len());
 }
 
 #[test]

@@ -61,6 +61,7 @@ impl Agent {
             last_observation: None,
             moved: None,
             told_observers: false,
+            told_observers_at: false,
         };
         self.links.insert(link, state);
         self.coordinator.link_up(peer, now);
@@ -137,6 +138,7 @@ impl Agent {
             Frame::PunchMeNow(punch) => self.punch_me_now((id, &link), punch, now),
             Frame::PunchAnswer(answer) => self.punch_answer((id, &link), *answer, now),
             Frame::Observer(offer) => self.observer_offered(id, &link, offer, now),
+            Frame::ObserverAt { ip, offer } => self.observer_at_offered(id, &link, (ip, offer), now),
             Frame::ProbeObserved { data, address } => self.probe_observed(id, &link, (data, address), now),
             Frame::PunchWindow(window) => {
                 if !self.search_window(&window, now) {

@@ -169,6 +169,7 @@ impl Agent {
     /// A UDP socket is ready. `local` may be a wildcard; `accepts` if it is a listener's.
     pub fn handle_socket_up(&mut self, socket: SocketId, local: SocketAddr, accepts: bool, now: Instant) {
         self.network.socket_up(socket, local, accepts);
+        self.choose_observed_sockets(now);
         self.refresh_candidates(now);
         self.extend_checklists(now);
     }
@@ -179,6 +180,7 @@ impl Agent {
             self.filter_tests.socket_down(socket);
             self.hairpins.socket_down(socket);
             self.expect_probes();
+            self.choose_observed_sockets(now);
             self.refresh_candidates(now);
             self.shrink_checklists(socket, now);
             self.report_nat();
@@ -208,6 +210,7 @@ impl Agent {
     fn network_changed(&mut self, address: IpAddr, now: Instant) {
         if matches!(scope(address), Scope::Private | Scope::Global) {
             self.network.observations.network_changed(now);
+            self.observing.network_changed(now);
             if self.idling.network_changed(now) {
                 self.close_idling();
             }

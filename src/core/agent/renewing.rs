@@ -16,6 +16,7 @@ use crate::core::{
     checklist::MAX_PAIRS,
     command::{Command, Pool},
     nat::MappingBehaviour,
+    network::Family,
     observer::Purpose,
     outbox::Transmit,
     pair::Origin,
@@ -151,12 +152,12 @@ impl Agent {
 
     /// Asks one coordinator after the other where the socket is seen.
     fn sample_renewal(&mut self, socket: SocketId, place: usize, now: Instant) {
-        let v4 = self.local().is_some_and(|local| local.is_ipv4());
+        let Some(family) = self.local().map(Family::of) else { return };
         let mut links = self.registrar.connected();
-        links.retain(|(_, link)| self.observing.serves(*link, v4));
+        links.retain(|(_, link)| self.observing.serves(*link, family));
         let Some((_, link)) = links.get(place % links.len().max(1)) else { return };
         let (purpose, data) = ((Purpose::Renewal, socket), self.rng.random());
-        if let Some((path, payload)) = self.observing.sample(*link, purpose, data, now) {
+        if let Some((path, payload)) = self.observing.sample((*link, family), purpose, data, now) {
             self.out.transmits.push_back(Transmit { path, payload });
         }
     }

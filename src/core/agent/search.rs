@@ -12,6 +12,7 @@ use crate::core::{
     frame::{Frame, PunchWindow},
     keys::MAC_LEN,
     links::Link,
+    network::Family,
     observer::Purpose,
     pair::Origin,
     probe::Probe,
@@ -69,10 +70,9 @@ impl Agent {
                 }
                 Some(Action::Turn) => self.begin_search(key, now),
                 Some(Action::Sample(socket)) => {
-                    let link = search.link;
-                    if let Some((path, payload)) =
-                        self.observing.sample(link, (Purpose::Session(key), socket), data, now)
-                    {
+                    let asked = (search.link, Family::of(search.target.ip()));
+                    let sample = (Purpose::Session(key), socket);
+                    if let Some((path, payload)) = self.observing.sample(asked, sample, data, now) {
                         self.out.transmits.push_back(crate::core::outbox::Transmit { path, payload });
                     }
                 }

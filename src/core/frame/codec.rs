@@ -1,13 +1,16 @@
 //! Frames to bytes, and how they are cut; [`decode`](super::decode) is the way back.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 use super::{
     DecodeError, Frame, ObserverOffer, PunchMoved, PunchRequest, PunchWindow, Registration, RejectReason,
     decode::decode_body,
-    wire::{is_v6, peek_varint, put_address, put_bytes, put_varint},
+    wire::{is_v6, peek_varint, put_address, put_bytes, put_ip, put_varint},
 };
 use crate::core::candidate::{Candidate, CandidateKind};
 
@@ -61,6 +64,8 @@ pub(super) const FILTER_TEST: u64 = 0x3d7ea1;
 pub(super) const FILTER_TESTED: u64 = 0x3d7ea2;
 pub(super) const FILTER_ASK: u64 = 0x3d7ea3;
 pub(super) const FILTER_ASKED: u64 = 0x3d7ea4;
+pub(super) const OBSERVER_AT_V4: u64 = 0x3d7ea6;
+pub(super) const OBSERVER_AT_V6: u64 = 0x3d7ea7;
 
 pub(super) const FAMILY_V4: u64 = 4;
 pub(super) const FAMILY_V6: u64 = 6;
@@ -156,7 +161,8 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_varint(out, (*round).into());
             put_varint(out, reason_code(*reason));
         }
-        Frame::Observer(offer) => put_offer(out, offer),
+        Frame::Observer(offer) => put_offer(out, None, offer),
+        Frame::ObserverAt { ip, offer } => put_offer(out, Some(*ip), offer),
         Frame::ProbeObserved { data, address } => {
             put_varint(out, if is_v6(*address) { PROBE_OBSERVED_V6 } else { PROBE_OBSERVED_V4 });
             out.put_slice(data);
@@ -174,8 +180,15 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
     }
 }
 
-fn put_offer(out: &mut BytesMut, offer: &ObserverOffer) {
-    put_varint(out, OBSERVER);
+/// An offer to observe, at this IP address or at that of the connection.
+fn put_offer(out: &mut BytesMut, ip: Option<IpAddr>, offer: &ObserverOffer) {
+    match ip {
+        None => put_varint(out, OBSERVER),
+        Some(ip) => {
+            put_varint(out, if ip.to_canonical().is_ipv6() { OBSERVER_AT_V6 } else { OBSERVER_AT_V4 });
+            put_ip(out, ip);
+        }
+    }
     let ports = offer.ports.get(..MAX_OBSERVER_PORTS).unwrap_or(&offer.ports);
     put_varint(out, ports.len() as u64);
     ports.iter().for_each(|port| out.put_u16(*port));

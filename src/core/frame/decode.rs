@@ -61,11 +61,11 @@ pub(super) fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
             round: r.u32("round")?,
             reason: reason(r)?,
         },
-        OBSERVER => Frame::Observer(ObserverOffer {
-            ports: ports(r)?,
-            token: r.array("token")?,
-            key: r.array("observation key")?,
-        }),
+        OBSERVER => Frame::Observer(offer(r)?),
+        OBSERVER_AT_V4 | OBSERVER_AT_V6 => Frame::ObserverAt {
+            ip: r.ip("observer address", frame_type == OBSERVER_AT_V6)?,
+            offer: offer(r)?,
+        },
         PROBE_OBSERVED_V4 | PROBE_OBSERVED_V6 => Frame::ProbeObserved {
             data: r.array("data")?,
             address: r.address("observed address", frame_type == PROBE_OBSERVED_V6)?,
@@ -173,6 +173,10 @@ fn nonzero(r: &mut Reader<'_>, field: &'static str) -> Result<u16, DecodeError> 
         0 => Err(DecodeError::Invalid { field, cause: "0" }),
         value => Ok(value),
     }
+}
+
+fn offer(r: &mut Reader<'_>) -> Result<ObserverOffer, DecodeError> {
+    Ok(ObserverOffer { ports: ports(r)?, token: r.array("token")?, key: r.array("observation key")? })
 }
 
 fn ports(r: &mut Reader<'_>) -> Result<Vec<u16>, DecodeError> {

@@ -19,7 +19,10 @@ pub use codec::{
 pub use signed::{SignError, VerifyError};
 pub use wire::{DecodeError, VARINT_MAX};
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use bytes::Bytes;
 use libp2p_identity::PeerId;
@@ -74,6 +77,14 @@ pub enum Frame {
     },
     /// Coordinator to client: ask these ports where you come from.
     Observer(ObserverOffer),
+    /// Coordinator to client: ask these ports of another IP address of mine, over the address family that this connection
+    /// does not use.
+    ObserverAt {
+        /// The IP address.
+        ip: IpAddr,
+        /// The ports there. Token and key are as in [`Frame::Observer`].
+        offer: ObserverOffer,
+    },
     /// Coordinator to client: where a request to an observer came from.
     ProbeObserved {
         /// That of the request.
@@ -125,7 +136,7 @@ pub enum Frame {
 /// Further ports of a coordinator that tell a client its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObserverOffer {
-    /// UDP ports at the IP address at which the client reached the coordinator, at least one.
+    /// UDP ports, at least one: at the IP address at which the client reached the coordinator, unless the frame names another.
     pub ports: Vec<u16>,
     /// Names the client in its requests.
     pub token: [u8; 8],

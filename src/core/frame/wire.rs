@@ -70,11 +70,16 @@ pub(in crate::core) fn put_bytes(out: &mut BytesMut, bytes: &[u8], max: usize) {
 
 /// Writes address and port. An IPv4-mapped IPv6 address is written as IPv4, as [`is_v6`] says.
 pub(super) fn put_address(out: &mut BytesMut, address: SocketAddr) {
-    match address.ip().to_canonical() {
+    put_ip(out, address.ip());
+    out.put_u16(address.port());
+}
+
+/// Writes an IP address. An IPv4-mapped IPv6 address is written as IPv4.
+pub(super) fn put_ip(out: &mut BytesMut, ip: IpAddr) {
+    match ip.to_canonical() {
         IpAddr::V4(ip) => out.put_slice(&ip.octets()),
         IpAddr::V6(ip) => out.put_slice(&ip.octets()),
     }
-    out.put_u16(address.port());
 }
 
 /// Whether [`put_address`] writes an IPv6 address.
@@ -144,17 +149,21 @@ impl<'a> Reader<'a> {
         Ok(Bytes::copy_from_slice(self.take(field, length)?))
     }
 
+    /// An IP address.
+    pub(super) fn ip(&mut self, field: &'static str, v6: bool) -> Result<IpAddr, DecodeError> {
+        if !v6 {
+            return Ok(IpAddr::V4(Ipv4Addr::from(self.array::<4>(field)?)));
+        }
+        let ip = Ipv6Addr::from(self.array::<16>(field)?);
+        match ip.to_ipv4_mapped() {
+            Some(_) => Err(DecodeError::Invalid { field, cause: "an IPv4-mapped IPv6 address" }),
+            None => Ok(IpAddr::V6(ip)),
+        }
+    }
+
     /// An address and a port.
     pub(super) fn address(&mut self, field: &'static str, v6: bool) -> Result<SocketAddr, DecodeError> {
-        let ip = if v6 {
-            let ip = Ipv6Addr::from(self.array::<16>(field)?);
-            if ip.to_ipv4_mapped().is_some() {
-                return Err(DecodeError::Invalid { field, cause: "an IPv4-mapped IPv6 address" });
-            }
-            IpAddr::V6(ip)
-        } else {
-            IpAddr::V4(Ipv4Addr::from(self.array::<4>(field)?))
-        };
+        let ip = self.ip(field, v6)?;
         match u16::from_be_bytes(self.array(field)?) {
             0 => Err(DecodeError::Invalid { field, cause: "port 0" }),
             port => Ok(SocketAddr::new(ip, port)),

@@ -227,7 +227,7 @@ impl Reader {
 
     /// Tells the driver of a coordinator's sockets at other ports: clients must hear of those. True if nothing is left to tell.
     fn tell(&mut self, shared: &Shared) -> bool {
-        let is_known = matches!(self.pool, Pool::Observers | Pool::Filtering(_));
+        let is_known = matches!(self.pool, Pool::Observers(_) | Pool::Filtering(_));
         if is_known && !self.moved.is_empty() {
             let Ok(slot) = shared.notices.try_reserve() else { return shared.notices.is_closed() };
             let moved = std::mem::take(&mut self.moved);

@@ -48,7 +48,7 @@ async fn closed(port: u16) {
 #[tokio::test]
 async fn every_socket_of_a_pool_sends_and_hands_on_the_probes_that_it_receives() {
     let (layer, mut notices) = layer(Configs(Keypair::generate_ed25519()), 64);
-    let sockets = open(&layer, &mut notices, Pool::Observers, MAX_SOCKETS + 1).await;
+    let sockets = open(&layer, &mut notices, Pool::Observers(LOCAL), MAX_SOCKETS + 1).await;
     assert_eq!(sockets.len(), MAX_SOCKETS);
     let peer = UdpSocket::bind((LOCAL, 0)).unwrap();
     let remote = peer.local_addr().unwrap();
@@ -66,16 +66,16 @@ async fn every_socket_of_a_pool_sends_and_hands_on_the_probes_that_it_receives()
 #[tokio::test]
 async fn closing_a_pool_frees_all_ports_but_those_to_keep() {
     let (layer, mut notices) = layer(Configs(Keypair::generate_ed25519()), 64);
-    let sockets = open(&layer, &mut notices, Pool::Observers, 8).await;
+    let sockets = open(&layer, &mut notices, Pool::Observers(LOCAL), 8).await;
     let (kept, gone) = sockets.split_first().unwrap();
-    layer.execute(Command::CloseSockets { pool: Pool::Observers, keep: vec![kept.0] });
+    layer.execute(Command::CloseSockets { pool: Pool::Observers(LOCAL), keep: vec![kept.0] });
     for (_, port) in gone {
         closed(*port).await;
     }
     let peer = UdpSocket::bind((LOCAL, 0)).unwrap();
     peer.send_to(b"\x04", (LOCAL, kept.1)).unwrap();
     assert!(matches!(next(&mut notices).await, PathNotice::Probe { path, .. } if path.socket == kept.0));
-    layer.execute(Command::CloseSockets { pool: Pool::Observers, keep: vec![] });
+    layer.execute(Command::CloseSockets { pool: Pool::Observers(LOCAL), keep: vec![] });
     closed(kept.1).await;
 }
 
@@ -86,8 +86,8 @@ async fn a_pool_ends_with_its_layer_and_one_for_no_flow_is_not_opened() {
     let pool = Pool::Session(FlowId(7));
     layer.execute(Command::OpenSockets { pool, local: LOCAL, count: 4 });
     assert_eq!(layer.counters().commands_ignored, before + 1);
-    let sockets = open(&layer, &mut notices, Pool::Observers, 4).await;
-    layer.execute(Command::OpenSockets { pool: Pool::Observers, local: LOCAL, count: 4 });
+    let sockets = open(&layer, &mut notices, Pool::Observers(LOCAL), 4).await;
+    layer.execute(Command::OpenSockets { pool: Pool::Observers(LOCAL), local: LOCAL, count: 4 });
     assert_eq!(layer.counters().commands_ignored, before + 2, "once for a pool");
     drop(layer);
     for (_, port) in sockets {

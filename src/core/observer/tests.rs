@@ -1,0 +1,160 @@
+use super::*;
+
+const LOCAL: IpAddr = IpAddr::V4(std::net::Ipv4Addr::UNSPECIFIED);
+
+fn observers() -> Observers {
+    let mut observers = Observers::new([7; 32]);
+    assert!(observers.offer(LinkId(1), LOCAL, false).is_none());
+    observers.opened(LOCAL, &[(SocketId(5), 1005), (SocketId(6), 1006), (SocketId(7), 1007)]);
+    observers
+}
+
+fn offered(offer: ObserverOffer, is_other_family: bool) -> Offered {
+    Offered { offer, ip: [192, 0, 2, 1].into(), socket: Some(SocketId(1)), is_other_family }
+}
+
+#[test]
+fn a_request_is_authentic_under_its_own_token_only() {
+    let observers = observers();
+    let offer = observers.offer(LinkId(3), LOCAL, false).unwrap();
+    let datagram = request(&offer, [9; 8]);
+    assert_eq!(observers.judge(&datagram), Some((LinkId(3), Request::Where { data: [9; 8] })));
+    for at in 0..PROBE_LEN {
+        let mut forged = datagram;
+        forged[at] ^= 1;
+        assert_eq!(observers.judge(&forged), None, "byte {at}");
+    }
+    assert_eq!(observers.judge(&datagram[..52]), None);
+    assert_eq!(Observers::new([8; 32]).judge(&datagram), None, "another coordinator's");
+}
+
+#[test]
+fn every_port_is_asked_until_it_answers_and_never_more_than_four_times() {
+    let offer = observers().offer(LinkId(3), LOCAL, false).unwrap();
+    let start = Instant::now();
+    let (mut observing, mut next) = (Observing::default(), 0u64);
+    observing.offered(LinkId(8), offered(offer, false), start);
+    let (mut sent, mut first) = (Vec::new(), None);
+    while let Some(at) = observing.next_deadline() {
+        for (path, datagram) in observing.poll(at, || {
+            next += 1;
+            next.to_be_bytes()
+        }) {
+            sent.push((at - start, path.remote.port()));
+            first.get_or_insert(datagram);
+        }
+        if at == start {
+            assert_eq!(observing.answered(LinkId(9), 1u64.to_be_bytes(), 5000, at), None, "another link");
+            assert!(observing.answered(LinkId(8), 1u64.to_be_bytes(), 5000, at).is_some());
+            assert_eq!(observing.answered(LinkId(8), 1u64.to_be_bytes(), 5000, at), None, "once");
+        }
+    }
+    assert_eq!(sent.iter().filter(|(_, port)| *port == 1005).count(), 1);
+    assert_eq!(sent.iter().filter(|(_, port)| *port == 1006).count(), 4);
+    assert_eq!(observing.allocation(SocketId(1), 1), None, "not all answered");
+}
+
+/// The times and ports of the requests until `end`, with each request answered if `answers` says so.
+fn asked(observing: &mut Observing, [start, end]: [Instant; 2], answers: bool) -> Vec<(Duration, u16)> {
+    let (mut asked, mut next) = (Vec::new(), 0u64);
+    while let Some(at) = observing.next_deadline().filter(|at| *at < end) {
+        for (path, datagram) in observing.poll(at, || {
+            next += 1;
+            next.to_be_bytes()
+        }) {
+            asked.push((at - start, path.remote.port()));
+            if answers {
+                observing.answered(LinkId(8), datagram[11..19].try_into().unwrap(), 5000, at);
+            }
+        }
+    }
+    asked
+}
+
+#[test]
+fn the_mapping_of_the_other_family_is_kept_alive_and_given_up_when_its_observer_is_silent() {
+    let start = Instant::now();
+    let after = |seconds| start + Duration::from_secs(seconds);
+    let mut observing = Observing::default();
+    observing.offered(LinkId(8), offered(observers().offer(LinkId(3), LOCAL, false).unwrap(), true), start);
+    let first = asked(&mut observing, [start, after(1)], true);
+    assert_eq!(first.iter().map(|(_, port)| *port).collect::<Vec<_>>(), [1005, 1006, 1007]);
+    let kept = asked(&mut observing, [start, after(61)], true);
+    let every: Vec<_> = (1..=6).map(|n| (n * KEEP_ALIVE, 1005)).collect();
+    assert_eq!(kept, every);
+    assert!(observing.take_silent().is_empty());
+    let silent = asked(&mut observing, [start, after(100)], false);
+    assert_eq!(silent.len(), 12, "three rounds of four requests: {silent:?}");
+    assert_eq!(observing.take_silent().len(), 1);
+    assert!(observing.take_silent().is_empty(), "once");
+}
+
+#[test]
+fn an_observer_of_the_other_family_that_never_answers_is_not_kept_alive() {
+    let start = Instant::now();
+    let mut observing = Observing::default();
+    observing.offered(LinkId(8), offered(observers().offer(LinkId(3), LOCAL, false).unwrap(), true), start);
+    let end = start + Duration::from_secs(600);
+    assert_eq!(asked(&mut observing, [start, end], false).len(), 12);
+    assert_eq!(observing.next_deadline(), None);
+}
+
+#[test]
+fn offers_of_one_coordinator_are_bounded() {
+    let (mut observing, now) = (Observing::default(), Instant::now());
+    let [one, other] = [PeerId::random(), PeerId::random()];
+    assert_eq!((0..100).filter(|_| observing.takes_offer(one, now)).count(), 8);
+    assert!(observing.takes_offer(other, now));
+    assert!(observing.takes_offer(one, now + Duration::from_secs(30)));
+}
+
+#[test]
+fn three_answers_tell_the_allocation() {
+    let offer = observers().offer(LinkId(3), LOCAL, false).unwrap();
+    let now = Instant::now();
+    let (mut observing, mut next) = (Observing::default(), 0u64);
+    observing.offered(LinkId(8), offered(offer, false), now);
+    let asked = observing.poll(now, || {
+        next += 1;
+        next.to_be_bytes()
+    });
+    assert_eq!(asked.len(), 3);
+    for n in 1..=3u16 {
+        assert!(observing.answered(LinkId(8), u64::from(n).to_be_bytes(), 6000 + 2 * n, now).is_some());
+    }
+    assert_eq!(observing.allocation(SocketId(1), 1), Some(Allocation::Sequential { step: 2 }));
+    assert_eq!(observing.next_deadline(), None);
+    observing.link_down(LinkId(8));
+    assert_eq!(observing.allocation(SocketId(1), 1), None);
+}
+
+/// What follows from these ports of the four.
+fn judged(seen: [u16; 4]) -> Option<bool> {
+    let mut observers = observers();
+    observers.opened(LOCAL, &[(SocketId(8), 1008)]);
+    assert_eq!(observers.early(LOCAL), Some(SocketId(8)));
+    let (mut observing, mut next, now) = (Observing::default(), 0u64, Instant::now());
+    let offer = observers.offer(LinkId(3), LOCAL, true).unwrap();
+    observing.offered(LinkId(8), offered(offer, false), now);
+    let mut asked = Vec::new();
+    while let Some(at) = observing.next_deadline() {
+        let requests = observing.poll(at, || {
+            next += 1;
+            next.to_be_bytes()
+        });
+        asked.push(requests.len());
+        for (path, datagram) in requests {
+            let port = seen[usize::from(path.remote.port() - 1005)];
+            observing.answered(LinkId(8), datagram[11..19].try_into().unwrap(), port, at);
+        }
+    }
+    assert_eq!(asked, [3, 1], "the fourth comes later");
+    observing.early_packets_harm(SocketId(1))
+}
+
+#[test]
+fn a_port_that_was_given_away_shows_where_the_observer_sent_first() {
+    assert_eq!(judged([7000, 7000, 7000, 7000]), Some(false));
+    assert_eq!(judged([7000, 7000, 7000, 9000]), Some(true));
+    assert_eq!(judged([7000, 7001, 7002, 7003]), None, "every destination has another port there");
+}
