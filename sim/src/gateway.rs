@@ -8,17 +8,22 @@ use std::{
 
 use tokio::time::Instant;
 
-use crate::{Host, Nat, NodeId, Translation, World};
+use crate::{
+    engine::Engine,
+    host::Host,
+    ids::NodeId,
+    nat::{Nat, Translation},
+};
 
 /// A NAT or a firewall, and the network behind it. Hosts there reach each other directly.
 pub struct Gateway {
-    world: World,
+    engine: Engine,
     id: NodeId,
 }
 
 impl Gateway {
-    pub(crate) fn new(world: World, id: NodeId) -> Self {
-        Self { world, id }
+    pub(crate) fn new(engine: Engine, id: NodeId) -> Self {
+        Self { engine, id }
     }
 
     /// The name of this node in its world.
@@ -32,7 +37,7 @@ impl Gateway {
     ///
     /// If the address is taken.
     pub fn host(&self, address: impl Into<IpAddr>) -> Arc<Host> {
-        let host = self.world.host();
+        let host = Arc::new(Host::new(self.engine.clone()));
         self.attach(&host, address);
         host
     }
@@ -44,7 +49,7 @@ impl Gateway {
     ///
     /// If the address is taken, or if the host is of another world.
     pub fn attach(&self, host: &Host, address: impl Into<IpAddr>) {
-        self.world.with(|state| {
+        self.engine.with(|state| {
             let realm = state.gateway(self.id).inside;
             state.attach(host.id(), realm, address.into());
         });
@@ -56,27 +61,27 @@ impl Gateway {
     ///
     /// If the address is taken, or if `nat` has no ports.
     pub fn nat(&self, nat: Nat, address: impl Into<IpAddr>) -> Arc<Self> {
-        let id = self.world.with(|state| {
+        let id = self.engine.with(|state| {
             let realm = state.gateway(self.id).inside;
             state.add_gateway(nat, realm, vec![address.into()])
         });
-        Arc::new(Self::new(self.world.clone(), id))
+        Arc::new(Self::new(self.engine.clone(), id))
     }
 
     /// The mappings that are alive, by external endpoint.
     pub fn mappings(&self) -> Vec<Translation> {
-        self.world.with(|state| state.gateway(self.id).table.translations(Instant::now()))
+        self.engine.with(|state| state.gateway(self.id).table.translations(Instant::now()))
     }
 
     /// Forgets all mappings but those made by hand, as a reboot does.
     pub fn flush(&self) {
-        self.world.with(|state| state.gateway_mut(self.id).0.table.flush());
+        self.engine.with(|state| state.gateway_mut(self.id).0.table.flush());
     }
 
     /// Maps an external port by hand, as UPnP or PCP would: open to everybody, for ever. A firewall, which
     /// translates nothing, opens the internal endpoint.
     pub fn forward(&self, external_port: u16, internal: SocketAddr) {
-        self.world.with(|state| {
+        self.engine.with(|state| {
             let (gateway, _) = state.gateway_mut(self.id);
             let outer = gateway.outer(internal.ip());
             let external = outer.map_or(internal, |outer| SocketAddr::new(outer, external_port));
@@ -88,5 +93,17 @@ impl Gateway {
 impl fmt::Debug for Gateway {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Gateway({})", self.id.0)
+    }
+}
+
+impl From<&Gateway> for NodeId {
+    fn from(gateway: &Gateway) -> Self {
+        gateway.id()
+    }
+}
+
+impl From<&Arc<Gateway>> for NodeId {
+    fn from(gateway: &Arc<Gateway>) -> Self {
+        gateway.id()
     }
 }

@@ -43,52 +43,28 @@
 
 #![forbid(unsafe_code)]
 
+mod engine;
 mod gateway;
 mod host;
+mod ids;
+mod inbox;
 mod link;
 mod nat;
+mod recorder;
 mod socket;
 mod state;
 mod trace;
-mod traffic;
 mod world;
-
-use std::sync::Arc;
 
 pub use self::{
     gateway::Gateway,
     host::Host,
+    ids::NodeId,
+    inbox::{Datagram, SocketConfig},
     link::Link,
     nat::{Filtering, Hairpin, Mapping, Nat, Ports, Translation},
-    socket::{Datagram, Socket, SocketConfig},
-    trace::{Packet, Record, Stats, Trace, Verdict},
+    recorder::Trace,
+    socket::Socket,
+    trace::{Packet, Record, Stats, Verdict},
     world::World,
 };
-
-/// The name of a host or a gateway in its [`World`]. It means nothing in another one.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NodeId(usize);
-
-impl From<&Host> for NodeId {
-    fn from(host: &Host) -> Self {
-        host.id()
-    }
-}
-
-impl From<&Arc<Host>> for NodeId {
-    fn from(host: &Arc<Host>) -> Self {
-        host.id()
-    }
-}
-
-impl From<&Gateway> for NodeId {
-    fn from(gateway: &Gateway) -> Self {
-        gateway.id()
-    }
-}
-
-impl From<&Arc<Gateway>> for NodeId {
-    fn from(gateway: &Arc<Gateway>) -> Self {
-        gateway.id()
-    }
-}

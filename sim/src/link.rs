@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use rand::{Rng, rngs::StdRng};
 use tokio::time::Instant;
 
-use crate::{NodeId, trace::Verdict};
+use crate::{ids::NodeId, trace::Verdict};
 
 /// The link between a node and the network outside of it, alike in both directions.
 ///

@@ -1,14 +1,6 @@
-//! What became of each datagram: verdicts, records, counters and the recorder behind a time line.
+//! Fates of datagrams: verdicts, records and counters.
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
-
-use crate::World;
+use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
 /// How the journey of a datagram ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -21,7 +13,7 @@ pub enum Verdict {
     QueueFull,
     /// Larger than the MTU of a link. No ICMP error says so to the sender.
     TooBig,
-    /// The way is blocked, see [`World::block`].
+    /// The way is blocked, see [`World::block`](crate::World::block).
     Blocked,
     /// Nobody has the destination address, or the sender no longer has the source address.
     NoRoute,
@@ -82,7 +74,7 @@ impl fmt::Display for Record {
     }
 }
 
-/// What a [tap](World::tap) is shown: the record and the bytes.
+/// What a [tap](crate::World::tap) is shown: the record and the bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Packet<'a> {
     /// The journey.
@@ -122,34 +114,5 @@ impl Stats {
         if record.verdict == Verdict::Delivered {
             self.bytes_delivered = self.bytes_delivered.saturating_add(record.size as u64);
         }
-    }
-}
-
-/// Keeps the records of a world from the moment it was made, in the order in which journeys ended.
-#[derive(Debug, Clone, Default)]
-pub struct Trace(Arc<Mutex<Vec<Record>>>);
-
-impl Trace {
-    /// Starts recording.
-    pub fn start(world: &World) -> Self {
-        let trace = Self::default();
-        let records = trace.clone();
-        world.tap(move |packet| records.lock().push(packet.record.clone()));
-        trace
-    }
-
-    /// The records so far.
-    pub fn records(&self) -> Vec<Record> {
-        self.lock().clone()
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Record>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl fmt::Display for Trace {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.lock().iter().try_for_each(|record| writeln!(f, "{record}"))
     }
 }

@@ -1,32 +1,21 @@
 //! The world: what a test or a demo holds.
 
-use std::{
-    fmt,
-    future::Future,
-    net::IpAddr,
-    pin::Pin,
-    sync::{Arc, Mutex, PoisonError, Weak},
-    task::{Context, Poll},
-    time::Duration,
-};
-
-use tokio::time::{Instant, Sleep, sleep_until};
+use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
 use crate::{
-    Gateway, Host, Link, Nat, NodeId, Packet, Stats,
-    state::{CORE, Effects, State},
+    engine::Engine,
+    gateway::Gateway,
+    host::Host,
+    ids::{CORE, NodeId},
+    link::Link,
+    nat::Nat,
+    state::State,
+    trace::{Packet, Stats},
 };
-
-type Tap = Box<dyn FnMut(Packet<'_>) + Send>;
 
 /// A simulated network. Clones are handles to the same world.
 #[derive(Clone)]
-pub struct World(Arc<Shared>);
-
-struct Shared {
-    state: Mutex<State>,
-    taps: Mutex<Vec<Tap>>,
-}
+pub struct World(Engine);
 
 impl World {
     /// An empty world, whose every random choice follows from `seed`.
@@ -35,10 +24,7 @@ impl World {
     ///
     /// Outside of a tokio runtime with time enabled: a task of that runtime delivers the datagrams.
     pub fn new(seed: u64) -> Self {
-        let shared = Arc::new(Shared { state: Mutex::new(State::new(seed)), taps: Mutex::default() });
-        let sleep = Box::pin(sleep_until(Instant::now()));
-        tokio::spawn(Driver { world: Arc::downgrade(&shared), sleep });
-        Self(shared)
+        Self(Engine::start(seed))
     }
 
     /// A host with a public address.
@@ -54,8 +40,7 @@ impl World {
 
     /// A host without an address; see [`World::attach`] and [`Gateway::attach`].
     pub fn host(&self) -> Arc<Host> {
-        let id = self.with(State::add_host);
-        Arc::new(Host::new(self.clone(), id))
+        Arc::new(Host::new(self.0.clone()))
     }
 
     /// Gives a host one more public address.
@@ -75,13 +60,13 @@ impl World {
     /// If the address is taken, or if `nat` has no ports.
     pub fn nat(&self, nat: Nat, address: impl Into<IpAddr>) -> Arc<Gateway> {
         let id = self.with(|state| state.add_gateway(nat, CORE, vec![address.into()]));
-        Arc::new(Gateway::new(self.clone(), id))
+        Arc::new(Gateway::new(self.0.clone(), id))
     }
 
     /// A firewall: it translates nothing, and filters as `nat` says.
     pub fn firewall(&self, nat: Nat) -> Arc<Gateway> {
         let id = self.with(|state| state.add_gateway(nat, CORE, Vec::new()));
-        Arc::new(Gateway::new(self.clone(), id))
+        Arc::new(Gateway::new(self.0.clone(), id))
     }
 
     /// Changes the link between a node and the network outside of it. Without this, it takes 10 ms to the core, and
@@ -144,7 +129,7 @@ impl World {
     /// Shows every datagram to `tap` when its fate is sealed. A tap must not add taps, and whatever it holds of
     /// this world, such as a socket, keeps the world alive for ever.
     pub fn tap(&self, tap: impl FnMut(Packet<'_>) + Send + 'static) {
-        self.0.taps.lock().unwrap_or_else(PoisonError::into_inner).push(Box::new(tap));
+        self.0.add_tap(tap);
     }
 
     /// The counters so far.
@@ -157,7 +142,7 @@ impl World {
         self.with(|state| state.start.elapsed())
     }
 
-    pub(crate) fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
+    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         self.0.with(act)
     }
 }
@@ -165,60 +150,5 @@ impl World {
 impl fmt::Debug for World {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("World").finish_non_exhaustive()
-    }
-}
-
-impl Shared {
-    /// Acts under the lock, and then, without it, wakes readers and shows the taps what ended.
-    fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let result = act(&mut state);
-        let Effects { wakers, ended } = std::mem::take(&mut state.effects);
-        drop(state);
-        wakers.into_iter().for_each(|waker| waker.wake());
-        if !ended.is_empty() {
-            let mut taps = self.taps.lock().unwrap_or_else(PoisonError::into_inner);
-            for (record, payload) in &ended {
-                tracing::trace!(%record, "datagram");
-                taps.iter_mut().for_each(|tap| tap(Packet { record, payload }));
-            }
-        }
-        result
-    }
-}
-
-impl Drop for Shared {
-    /// The driver sees that its world is gone, and ends.
-    fn drop(&mut self) {
-        let state = self.state.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if let Some(driver) = state.driver.take() {
-            driver.wake();
-        }
-    }
-}
-
-/// The task that lets events happen when they are due.
-struct Driver {
-    world: Weak<Shared>,
-    sleep: Pin<Box<Sleep>>,
-}
-
-impl Future for Driver {
-    type Output = ();
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-        let Some(world) = self.world.upgrade() else { return Poll::Ready(()) };
-        loop {
-            let next = world.with(|state| {
-                state.advance(Instant::now());
-                state.driver = Some(cx.waker().clone());
-                state.events.next()
-            });
-            let Some(next) = next else { return Poll::Pending };
-            self.sleep.as_mut().reset(next);
-            if self.sleep.as_mut().poll(cx).is_pending() {
-                return Poll::Pending;
-            }
-        }
     }
 }

@@ -3,6 +3,11 @@
 //! A **realm** is one network in which addresses are unique: the core, or the one behind a gateway. A host is
 //! in the realms of its interfaces, a gateway in the one inside and in the one outside.
 
+mod events;
+mod gateway;
+mod host;
+mod traffic;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -15,22 +20,15 @@ use std::{
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::time::Instant;
 
+pub(crate) use self::host::Refusal;
+use self::{events::Events, gateway::GatewayState, host::HostState};
 use crate::{
-    Link, Nat, NodeId,
-    host::HostState,
-    link::{Direction, Order},
-    nat::Table,
-    socket::Inbox,
+    ids::{CORE, NodeId, RealmId},
+    inbox::Inbox,
+    link::{Direction, Link, Order},
+    nat::{Nat, Table},
     trace::{Record, Stats},
-    traffic::Events,
 };
-
-/// One network in which addresses are unique.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct RealmId(usize);
-
-/// The public internet.
-pub(crate) const CORE: RealmId = RealmId(0);
 
 /// From a node to the core, unless [`World::set_link`](crate::World::set_link) says otherwise.
 const CORE_LINK_LATENCY: Duration = Duration::from_millis(10);
@@ -41,22 +39,6 @@ pub(crate) struct Realm {
     pub(crate) gateway: Option<NodeId>,
     /// Between two nodes neither of which is the gateway.
     pub(crate) latency: Duration,
-}
-
-/// A NAT or a firewall.
-#[derive(Debug)]
-pub(crate) struct GatewayState {
-    outer: Vec<IpAddr>,
-    pub(crate) inside: RealmId,
-    pub(crate) outside: RealmId,
-    pub(crate) table: Table,
-}
-
-impl GatewayState {
-    /// The external address for a family; `None` where the gateway does not translate it.
-    pub(crate) fn outer(&self, like: IpAddr) -> Option<IpAddr> {
-        self.outer.iter().copied().find(|outer| outer.is_ipv4() == like.is_ipv4())
-    }
 }
 
 #[derive(Debug)]

@@ -5,102 +5,21 @@
 //! ([`Hop::Enter`]): a host delivers it, a gateway translates it and lets it leave into its other realm. It
 //! goes up through gateways and then down, and turns around once at most, so it cannot go in circles.
 
-use std::{cmp::Ordering, collections::BinaryHeap, net::SocketAddr, sync::Arc, time::Duration};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
 
 use quinn::udp::EcnCodepoint;
 use tokio::time::Instant;
 
+use super::{
+    Kind, State,
+    events::{Event, Flight, Hop, Place},
+};
 use crate::{
-    Hairpin, NodeId,
-    socket::Datagram,
-    state::{Kind, RealmId, State},
+    ids::NodeId,
+    inbox::Datagram,
+    nat::Hairpin,
     trace::{Record, Verdict},
 };
-
-/// A datagram under way.
-#[derive(Debug, Clone)]
-struct Flight {
-    id: u64,
-    sent: Instant,
-    /// The addresses as the sender knows them.
-    from: SocketAddr,
-    to: SocketAddr,
-    /// The addresses as they are here, after translation.
-    source: SocketAddr,
-    destination: SocketAddr,
-    ecn: Option<EcnCodepoint>,
-    payload: Arc<[u8]>,
-}
-
-impl Flight {
-    /// With IP and UDP headers.
-    fn size(&self) -> usize {
-        self.payload.len() + if self.destination.is_ipv4() { 28 } else { 48 }
-    }
-}
-
-/// A node, and the realm that it is met in.
-#[derive(Debug, Clone, Copy)]
-struct Place {
-    node: NodeId,
-    realm: RealmId,
-}
-
-#[derive(Debug, Clone, Copy)]
-enum Hop {
-    Leave(Place),
-    Arrive(Place),
-    Enter(Place),
-    /// To the sending host itself.
-    Local(NodeId),
-}
-
-#[derive(Debug)]
-struct Event {
-    at: Instant,
-    order: u64,
-    hop: Hop,
-    flight: Flight,
-}
-
-impl Ord for Event {
-    /// The earliest is the greatest, for a max-heap; of one instant, the one that was made first.
-    fn cmp(&self, other: &Self) -> Ordering {
-        (other.at, other.order).cmp(&(self.at, self.order))
-    }
-}
-
-impl PartialOrd for Event {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Event {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other).is_eq()
-    }
-}
-
-impl Eq for Event {}
-
-/// What is going to happen.
-#[derive(Debug, Default)]
-pub(crate) struct Events {
-    heap: BinaryHeap<Event>,
-    made: u64,
-}
-
-impl Events {
-    pub(crate) fn next(&self) -> Option<Instant> {
-        self.heap.peek().map(|event| event.at)
-    }
-
-    fn push(&mut self, at: Instant, hop: Hop, flight: Flight) {
-        self.heap.push(Event { at, order: self.made, hop, flight });
-        self.made += 1;
-    }
-}
 
 impl State {
     /// Takes a datagram from a socket. It is under way from the next turn of the driver on, so that what is
@@ -164,8 +83,7 @@ impl State {
 
     /// Lets everything happen that is due.
     pub(crate) fn advance(&mut self, now: Instant) {
-        while self.events.next().is_some_and(|at| at <= now) {
-            let Some(Event { at, hop, flight, .. }) = self.events.heap.pop() else { return };
+        while let Some(Event { at, hop, flight, .. }) = self.events.pop_due(now) {
             match hop {
                 Hop::Leave(place) => self.leave(at, place, flight),
                 Hop::Arrive(place) => self.arrive(at, place, flight),

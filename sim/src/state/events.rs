@@ -1,0 +1,101 @@
+//! Datagrams under way and the queue of their next events.
+
+use std::{cmp::Ordering, collections::BinaryHeap, net::SocketAddr, sync::Arc};
+
+use quinn::udp::EcnCodepoint;
+use tokio::time::Instant;
+
+use crate::ids::{NodeId, RealmId};
+
+/// A datagram under way.
+#[derive(Debug, Clone)]
+pub(super) struct Flight {
+    pub(super) id: u64,
+    pub(super) sent: Instant,
+    /// The addresses as the sender knows them.
+    pub(super) from: SocketAddr,
+    pub(super) to: SocketAddr,
+    /// The addresses as they are here, after translation.
+    pub(super) source: SocketAddr,
+    pub(super) destination: SocketAddr,
+    pub(super) ecn: Option<EcnCodepoint>,
+    pub(super) payload: Arc<[u8]>,
+}
+
+impl Flight {
+    /// With IP and UDP headers.
+    pub(super) fn size(&self) -> usize {
+        self.payload.len() + if self.destination.is_ipv4() { 28 } else { 48 }
+    }
+}
+
+/// A node, and the realm that it is met in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    pub(super) node: NodeId,
+    pub(super) realm: RealmId,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Hop {
+    Leave(Place),
+    Arrive(Place),
+    Enter(Place),
+    /// To the sending host itself.
+    Local(NodeId),
+}
+
+#[derive(Debug)]
+pub(super) struct Event {
+    pub(super) at: Instant,
+    order: u64,
+    pub(super) hop: Hop,
+    pub(super) flight: Flight,
+}
+
+impl Ord for Event {
+    /// The earliest is the greatest, for a max-heap; of one instant, the one that was made first.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.at, other.order).cmp(&(self.at, self.order))
+    }
+}
+
+impl PartialOrd for Event {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Event {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Event {}
+
+/// What is going to happen.
+#[derive(Debug, Default)]
+pub(crate) struct Events {
+    heap: BinaryHeap<Event>,
+    made: u64,
+}
+
+impl Events {
+    pub(crate) fn next(&self) -> Option<Instant> {
+        self.heap.peek().map(|event| event.at)
+    }
+
+    /// Takes the earliest event if it is due.
+    pub(super) fn pop_due(&mut self, now: Instant) -> Option<Event> {
+        if self.next()? > now {
+            return None;
+        }
+        self.heap.pop()
+    }
+
+    pub(super) fn push(&mut self, at: Instant, hop: Hop, flight: Flight) {
+        self.heap.push(Event { at, order: self.made, hop, flight });
+        self.made += 1;
+    }
+}

@@ -1,0 +1,182 @@
+//! A host as the network knows it: interfaces, routes and the ports of its sockets.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    sync::{Arc, Weak},
+    task::Waker,
+};
+
+use futures::{StreamExt, channel::mpsc, stream};
+use if_watch::{IfEvent, IpNet};
+use libp2p_punch::io::Interfaces;
+use rand::{Rng, rngs::StdRng};
+
+use crate::{
+    ids::RealmId,
+    inbox::{Datagram, Inbox, SocketConfig, conflict},
+    trace::Verdict,
+};
+
+/// Ports that a bind to port 0 may get (RFC 6335 §6).
+const EPHEMERAL: RangeInclusive<u16> = 49152..=65535;
+
+/// An address of a host in a network.
+#[derive(Debug)]
+pub(crate) struct Interface {
+    pub(crate) net: IpNet,
+    pub(crate) realm: RealmId,
+    up: bool,
+}
+
+/// Binds that are to fail.
+#[derive(Debug)]
+pub(crate) struct Refusal {
+    pub(crate) kind: io::ErrorKind,
+    pub(crate) count: usize,
+    pub(crate) with_port_only: bool,
+}
+
+/// What a world knows of a host.
+#[derive(Debug, Default)]
+pub(crate) struct HostState {
+    pub(crate) config: SocketConfig,
+    interfaces: Vec<Interface>,
+    sockets: BTreeMap<u16, Vec<(IpAddr, Weak<Inbox>)>>,
+    watchers: Vec<mpsc::UnboundedSender<IfEvent>>,
+    pub(crate) refusal: Option<Refusal>,
+}
+
+impl HostState {
+    pub(crate) fn up(&self) -> impl Iterator<Item = IpNet> + '_ {
+        self.interfaces.iter().filter(|interface| interface.up).map(|interface| interface.net)
+    }
+
+    pub(crate) fn inboxes(&self) -> Vec<Arc<Inbox>> {
+        self.sockets.values().flatten().filter_map(|(_, inbox)| inbox.upgrade()).collect()
+    }
+
+    pub(crate) fn refuse(&mut self, address: SocketAddr) -> io::Result<()> {
+        let applies =
+            |refusal: &&mut Refusal| refusal.count > 0 && (address.port() != 0 || !refusal.with_port_only);
+        match self.refusal.as_mut().filter(applies) {
+            Some(refusal) => {
+                refusal.count -= 1;
+                Err(refusal.kind.into())
+            }
+            None => Ok(()),
+        }
+    }
+
+    pub(crate) fn open_sockets(&self) -> usize {
+        self.sockets.values().flatten().filter(|(_, inbox)| inbox.strong_count() > 0).count()
+    }
+
+    pub(crate) fn interface(&self, address: IpAddr) -> Option<&Interface> {
+        self.interfaces.iter().find(|interface| interface.net.addr() == address)
+    }
+
+    pub(crate) fn realms(&self) -> impl Iterator<Item = RealmId> + '_ {
+        self.interfaces.iter().map(|interface| interface.realm)
+    }
+
+    /// The network that `source` is an address in, while it is up.
+    pub(crate) fn realm_of(&self, source: IpAddr) -> Option<RealmId> {
+        self.interface(source).filter(|interface| interface.up).map(|interface| interface.realm)
+    }
+
+    /// Whether a datagram to `address` never leaves the host.
+    pub(crate) fn is_local(&self, address: IpAddr) -> bool {
+        address.is_loopback() || self.up().any(|net| net.addr() == address)
+    }
+
+    pub(crate) fn source_for(&self, destination: IpAddr) -> Option<IpAddr> {
+        if self.is_local(destination) {
+            return Some(destination);
+        }
+        let on_link = self.up().find(|net| net.contains(&destination));
+        let same_family = || self.up().find(|net| net.addr().is_ipv4() == destination.is_ipv4());
+        on_link.or_else(same_family).map(|net| net.addr())
+    }
+
+    /// Adds or changes an interface; `None` if there is nothing to change.
+    pub(crate) fn set(&mut self, address: IpAddr, realm: RealmId, up: bool) -> Option<()> {
+        let net = with_usual_prefix(address);
+        match self.interfaces.iter_mut().find(|interface| interface.net.addr() == address) {
+            Some(known) if known.up == up && known.realm == realm => return None,
+            Some(known) => *known = Interface { net, realm, up },
+            None => self.interfaces.push(Interface { net, realm, up }),
+        }
+        let event = if up { IfEvent::Up(net) } else { IfEvent::Down(net) };
+        self.watchers.retain(|watcher| watcher.unbounded_send(event).is_ok());
+        Some(())
+    }
+
+    pub(crate) fn watch(&mut self) -> Interfaces {
+        let (sender, receiver) = mpsc::unbounded();
+        self.watchers.push(sender);
+        let present: Vec<_> = self.up().map(IfEvent::Up).collect();
+        stream::iter(present).chain(receiver).map(Ok).boxed()
+    }
+
+    pub(crate) fn bind(
+        &mut self,
+        address: SocketAddr,
+        rng: &mut StdRng,
+    ) -> io::Result<(SocketAddr, Arc<Inbox>)> {
+        let ip = address.ip();
+        if !ip.is_unspecified() && !self.is_local(ip) {
+            return Err(io::ErrorKind::AddrNotAvailable.into());
+        }
+        let port = match address.port() {
+            0 => self.ephemeral(ip, rng),
+            port => Some(port).filter(|port| self.is_free(ip, *port)),
+        };
+        let port = port.ok_or(io::ErrorKind::AddrInUse)?;
+        let inbox = Arc::new(Inbox::new(self.config));
+        self.sockets.entry(port).or_default().push((ip, Arc::downgrade(&inbox)));
+        Ok((SocketAddr::new(ip, port), inbox))
+    }
+
+    pub(crate) fn release(&mut self, local: SocketAddr, inbox: &Arc<Inbox>) {
+        if let Some(sockets) = self.sockets.get_mut(&local.port()) {
+            sockets.retain(|(_, other)| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(inbox)));
+            if sockets.is_empty() {
+                self.sockets.remove(&local.port());
+            }
+        }
+    }
+
+    /// Puts a datagram into the buffer of its socket; the waker is for the reader.
+    pub(crate) fn deliver(&self, datagram: Datagram) -> Result<Option<Waker>, Verdict> {
+        // The address may have gone down while the datagram was under way.
+        if !self.is_local(datagram.to.ip()) {
+            return Err(Verdict::NoRoute);
+        }
+        let inbox = self.inbox(datagram.to).ok_or(Verdict::NoSocket)?;
+        inbox.push(datagram)
+    }
+
+    /// The socket for a datagram to `local`. There is one at most, as binding sees to it.
+    fn inbox(&self, local: SocketAddr) -> Option<Arc<Inbox>> {
+        let (_, inbox) = self.sockets.get(&local.port())?.iter().find(|(ip, _)| conflict(*ip, local.ip()))?;
+        inbox.upgrade()
+    }
+
+    fn is_free(&self, ip: IpAddr, port: u16) -> bool {
+        !self.sockets.get(&port).is_some_and(|sockets| sockets.iter().any(|(other, _)| conflict(ip, *other)))
+    }
+
+    fn ephemeral(&self, ip: IpAddr, rng: &mut StdRng) -> Option<u16> {
+        let first = rng.random_range(EPHEMERAL);
+        (first..=*EPHEMERAL.end()).chain(*EPHEMERAL.start()..first).find(|port| self.is_free(ip, *port))
+    }
+}
+
+/// A network of the usual size: /24 for IPv4, /64 for IPv6.
+fn with_usual_prefix(address: IpAddr) -> IpNet {
+    let length = if address.is_ipv4() { 24 } else { 64 };
+    IpNet::new(address, length).unwrap_or_else(|_| address.into())
+}
