@@ -3,15 +3,20 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
-use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
+use libp2p::{Multiaddr, PeerId};
 
-use crate::{demo, exit::Failure, lab};
+use crate::{
+    demo,
+    exit::Failure,
+    lab,
+    values::{coordinator_address, listen_address, seconds},
+};
 
 /// Direct connections between two peers behind NATs, through a coordinator.
 #[derive(Debug, Parser)]
 #[command(name = "punch", version, arg_required_else_help = true)]
 pub(crate) struct Arguments {
-    /// What to do.
+    /// The subcommand.
     #[command(subcommand)]
     pub(crate) command: Command,
 }
@@ -31,10 +36,10 @@ pub(crate) enum Command {
     Lab(lab::Arguments),
 }
 
-/// What all peers over real UDP have in common.
+/// Arguments of all peers over real UDP.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// File with the peer's Ed25519 key; created if it is not there. Without it, every run has a new key.
+    /// File with the peer's Ed25519 key; created if it does not exist. Without it, every run has a new key.
     #[arg(long, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
     /// Print one JSON object a line on stdout, and nothing else.
@@ -48,8 +53,8 @@ pub(crate) struct Coordinator {
     /// Addresses to listen on, such as /ip4/0.0.0.0/udp/4001/quic-v1.
     #[arg(long, value_name = "MULTIADDR", required = true, num_args = 1.., value_parser = listen_address)]
     pub(crate) listen: Vec<Multiaddr>,
-    /// Other coordinators, as /ip4/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID. Those that are started with the address of this one, too, help it to
-    /// test how its clients' NATs filter, and it helps them.
+    /// Other coordinators, as /ip4/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID. Two coordinators that name each
+    /// other test together how the NATs of their clients filter.
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = coordinator_address)]
     pub(crate) coordinator: Vec<Multiaddr>,
     /// Key and output.
@@ -80,10 +85,11 @@ pub(crate) struct Dial {
     /// Coordinators that may know the peer, as /ip4/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID.
     #[arg(long, value_name = "MULTIADDR", required = true, num_args = 1.., value_parser = target)]
     coordinator: Vec<Target>,
-    /// Give up after so many seconds.
+    /// Give up after this number of seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) timeout: Duration,
-    /// Stay connected for so many seconds, with an echo every tenth of a second: to see what a change of networks does.
+    /// Stay connected for this number of seconds, with an echo every tenth of a second: shows what a
+    /// change of networks does.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) watch: Option<Duration>,
     /// Key and output.
@@ -91,7 +97,7 @@ pub(crate) struct Dial {
     pub(crate) common: Common,
 }
 
-/// One word after `--coordinator`: `--coordinator A B PEER` is as good as `PEER --coordinator A B`.
+/// Word after `--coordinator`: `--coordinator A B PEER` means the same as `PEER --coordinator A B`.
 #[derive(Debug, Clone)]
 enum Target {
     Coordinator(Multiaddr),
@@ -99,7 +105,7 @@ enum Target {
 }
 
 impl Dial {
-    /// The peer to connect to, and the coordinators.
+    /// Returns the peer to connect to, and the coordinators.
     pub(crate) fn targets(&self) -> Result<(PeerId, Vec<Multiaddr>), Failure> {
         let mut peers = Vec::from_iter(self.peer);
         let mut coordinators = Vec::new();
@@ -118,24 +124,6 @@ impl Dial {
     }
 }
 
-/// `/ip4|ip6/ADDRESS/udp/PORT/quic-v1`.
-fn listen_address(text: &str) -> Result<Multiaddr, String> {
-    let address = parse(text)?;
-    match parts(&address) {
-        Some((_, None)) => Ok(address),
-        _ => Err("an address to listen on looks like /ip4/0.0.0.0/udp/4001/quic-v1".into()),
-    }
-}
-
-/// `/ip4|ip6/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID`, and a port that can be dialed.
-fn coordinator_address(text: &str) -> Result<Multiaddr, String> {
-    let address = parse(text)?;
-    match parts(&address) {
-        Some((1.., Some(_))) => Ok(address),
-        _ => Err("a coordinator's address looks like /ip4/192.0.2.1/udp/4001/quic-v1/p2p/PEER_ID".into()),
-    }
-}
-
 fn target(text: &str) -> Result<Target, String> {
     match text.parse() {
         Ok(peer) => Ok(Target::Peer(peer)),
@@ -143,35 +131,7 @@ fn target(text: &str) -> Result<Target, String> {
     }
 }
 
-fn parse(text: &str) -> Result<Multiaddr, String> {
-    text.parse().map_err(|error| format!("it is not a multiaddr ({error})"))
-}
-
-/// Port and peer of `/ip4|ip6/ADDRESS/udp/PORT/quic-v1[/p2p/PEER_ID]`.
-fn parts(address: &Multiaddr) -> Option<(u16, Option<PeerId>)> {
-    let mut parts = address.iter();
-    let (Protocol::Ip4(_) | Protocol::Ip6(_)) = parts.next()? else { return None };
-    let Protocol::Udp(port) = parts.next()? else { return None };
-    let Protocol::QuicV1 = parts.next()? else { return None };
-    match (parts.next(), parts.next()) {
-        (None, _) => Some((port, None)),
-        (Some(Protocol::P2p(peer)), None) => Some((port, Some(peer))),
-        _ => None,
-    }
-}
-
-/// A day is the longest that anybody may want to wait.
-pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    let refused = "it must be a number of seconds above 0 and at most 86400";
-    let seconds: f64 = text.parse().map_err(|_| refused)?;
-    if seconds > 0.0 && seconds <= 86_400.0 {
-        Ok(Duration::from_secs_f64(seconds))
-    } else {
-        Err(refused.into())
-    }
-}
-
-/// What clap says about wrong arguments, as one sentence.
+/// Returns clap's message about wrong arguments as one sentence.
 pub(crate) fn sentence(error: &clap::Error) -> String {
     let text = error.render().to_string();
     let lines = text.lines().take_while(|line| !line.trim().is_empty()).map(str::trim);
@@ -195,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn the_peer_may_stand_before_and_after_the_coordinators() {
+    fn the_peer_may_come_before_and_after_the_coordinators() {
         let coordinator = format!("{ADDRESS}/p2p/{OTHER}");
         let peer: PeerId = PEER.parse().unwrap();
         assert_eq!(dial(&[PEER, "--coordinator", &coordinator]), Ok((peer, 1)));
@@ -213,26 +173,5 @@ mod tests {
         assert_eq!(two, Err("only one PEER_ID can be dialed".into()));
         let none = dial(&["--coordinator", PEER]);
         assert_eq!(none, Err("--coordinator needs the address of a coordinator".into()));
-    }
-
-    #[test]
-    fn addresses_of_another_shape_are_refused() {
-        assert!(listen_address(ADDRESS).is_ok());
-        for wrong in ["", "here", "/ip4/1.2.3.4/tcp/1", "/ip4/1.2.3/udp/1/quic-v1", "/ip4/1.2.3.4/udp/1/quic"]
-        {
-            assert!(listen_address(wrong).is_err(), "{wrong}");
-        }
-        assert!(coordinator_address(&format!("{ADDRESS}/p2p/{PEER}")).is_ok());
-        assert!(coordinator_address(&format!("/ip4/192.0.2.1/udp/0/quic-v1/p2p/{PEER}")).is_err());
-        assert!(coordinator_address(ADDRESS).is_err());
-        assert!(listen_address(&format!("{ADDRESS}/p2p/{PEER}")).is_err());
-    }
-
-    #[test]
-    fn a_timeout_is_a_positive_number_of_seconds() {
-        assert_eq!(seconds("2.5"), Ok(Duration::from_millis(2_500)));
-        for wrong in ["0", "-1", "NaN", "inf", "1e9", "soon"] {
-            assert!(seconds(wrong).is_err(), "{wrong}");
-        }
     }
 }

@@ -1,8 +1,10 @@
 //! Exit codes, and failures that end the program with one clear sentence.
 
-use std::{fmt, process::ExitCode};
+use std::{fmt, io, process::ExitCode};
 
-/// How the program ends.
+use crate::node::NodeError;
+
+/// Exit code of the program.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// 0: done; of `dial`: connected directly.
@@ -29,7 +31,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// Why the program ends early.
+/// Reason why the program ends early.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Failure {
     /// The exit code.
@@ -39,13 +41,29 @@ pub(crate) struct Failure {
 }
 
 impl Failure {
-    /// Something outside failed.
+    /// Something outside of the program failed.
     pub(crate) fn error(message: impl fmt::Display) -> Self {
         Self { exit: Exit::Error, message: message.to_string() }
     }
 
-    /// The user asked for something that cannot be done.
+    /// The request of the user cannot be carried out.
     pub(crate) fn usage(message: impl fmt::Display) -> Self {
         Self { exit: Exit::Usage, message: message.to_string() }
+    }
+
+    /// stdout cannot be written to.
+    pub(crate) fn stdout(error: &io::Error) -> Self {
+        Self::error(format!("cannot write to stdout: {error}"))
+    }
+}
+
+impl From<NodeError> for Failure {
+    fn from(error: NodeError) -> Self {
+        match error {
+            NodeError::Library(libp2p_punch::Error::Config(error)) => Self::usage(error),
+            // The observers of this program write to stdout, or cannot fail.
+            NodeError::Observer(error) => Self::stdout(&error),
+            error => Self::error(error),
+        }
     }
 }

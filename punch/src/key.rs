@@ -13,10 +13,10 @@ use crate::exit::Failure;
 /// `KeyType` of the libp2p peer id specification, by number.
 const KINDS: [&str; 4] = ["RSA", "Ed25519", "secp256k1", "ECDSA"];
 const ED25519: u8 = 1;
-/// Far more than any key; keeps a wrong path from being read whole.
+/// Longest file that is read, far longer than any key.
 const MAX_LENGTH: u64 = 16 * 1024;
 
-/// The key in `path`, which is created if it is not there; without a path a new key that is kept nowhere.
+/// Returns the key in `path`, which is created if it does not exist; without a path a new key.
 pub(crate) fn load(path: Option<&Path>) -> Result<Keypair, Failure> {
     let Some(path) = path else { return Ok(Keypair::generate_ed25519()) };
     match fs::metadata(path) {

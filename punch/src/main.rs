@@ -1,25 +1,24 @@
 //! The program `punch`: direct connections between peers behind NATs.
 //!
-//! One subcommand a file. stdout is for results only, in words or as JSON lines; logs go to stderr as `RUST_LOG`
-//! says; whatever ends the program early is one sentence on stderr and an exit code of [`exit::Exit`].
+//! Data flows one way: [`args`], a subcommand ([`commands`], [`demo`], [`lab`]), [`output`], [`node`].
+//! The node drives the swarm and prints nothing; [`output`] observes its events and prints them.
+//!
+//! stdout is for results only, in words or as JSON lines. Logs go to stderr under the control of
+//! `RUST_LOG`. A failure is one sentence on stderr and an exit code of [`exit::Exit`].
 
 #![forbid(unsafe_code)]
 
 mod args;
-mod coordinator;
+mod commands;
 mod demo;
-mod dial;
-mod echo;
 mod exit;
 mod key;
 mod lab;
-mod listen;
-mod nat;
 mod node;
-mod reason;
-mod report;
+mod output;
 mod signal;
-mod swarm;
+mod simulation;
+mod values;
 
 use std::{
     io::{self, Write},
@@ -28,6 +27,7 @@ use std::{
 
 use args::{Arguments, Command};
 use clap::Parser;
+use commands::{coordinator, dial, listen};
 use exit::{Exit, Failure};
 use tokio::runtime;
 use tracing_subscriber::EnvFilter;
@@ -39,7 +39,7 @@ fn main() -> ExitCode {
             return end(Err(Failure::usage(format!("{}; see 'punch --help'", args::sentence(&error)))));
         }
         Err(help) => {
-            // Help that nobody can read is no reason to fail in another way.
+            // A failure to print help does not change the exit code.
             let _ = help.print();
             return if help.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() };
         }
@@ -67,7 +67,7 @@ fn in_real_time(work: impl Future<Output = Result<Exit, Failure>>) -> Result<Exi
         .build()
         .map_err(|error| Failure::error(format!("cannot start: {error}")))?;
     let result = runtime.block_on(work);
-    // Nothing that still runs is worth waiting for: connections were closed by whoever opened them.
+    // The subcommand has closed its connections, so nothing that still runs needs a wait.
     runtime.shutdown_background();
     result
 }
@@ -76,7 +76,7 @@ fn end(result: Result<Exit, Failure>) -> ExitCode {
     match result {
         Ok(exit) => exit.into(),
         Err(failure) => {
-            // Without a stderr, the exit code has to say it all.
+            // Without a stderr, the exit code alone reports the failure.
             let _ = writeln!(io::stderr(), "punch: {}", failure.message);
             failure.exit.into()
         }

@@ -1,4 +1,4 @@
-//! The wish of the outside that the program ends.
+//! Signals that end the program.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use tokio::signal::windows::{CtrlC, ctrl_c};
 
 /// Listens for Ctrl-C, and for SIGTERM where there is one, from the moment it is made.
 ///
-/// It is made before anything is printed: whoever has read that we listen may send a signal at once.
+/// It is made before the first line is printed, because the reader of that line may send a signal at once.
 pub(crate) struct Stop {
     #[cfg(unix)]
     signals: [Signal; 2],
@@ -20,7 +20,7 @@ pub(crate) struct Stop {
 }
 
 impl Stop {
-    /// Must be called within a tokio runtime.
+    /// Begins to listen. The caller must be within a tokio runtime.
     pub(crate) fn new() -> Result<Self, Failure> {
         Self::listen().map_err(|error| Failure::error(format!("cannot listen for signals: {error}")))
     }
@@ -35,8 +35,8 @@ impl Stop {
         Ok(Self { ctrl_c: ctrl_c()? })
     }
 
-    /// Ends when the program is told to end.
-    pub(crate) async fn told(&mut self) {
+    /// Waits for a signal.
+    pub(crate) async fn requested(&mut self) {
         #[cfg(unix)]
         {
             let [interrupt, terminate] = &mut self.signals;

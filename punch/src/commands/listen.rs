@@ -1,34 +1,34 @@
-//! `punch listen`: registers with its coordinators and waits for peers until it is told to end.
+//! `punch listen`: registers with its coordinators and waits for peers until a signal ends it.
 
 use libp2p_punch::config::Config;
 
+use super::service;
 use crate::{
     args::Listen,
-    coordinator,
     exit::{Exit, Failure},
-    node::Node,
+    output::Printer,
     signal::Stop,
 };
 
-/// Runs until Ctrl-C or SIGTERM; ends with a failure if no coordinator accepts the registration at the start.
+/// Runs until Ctrl-C or SIGTERM; fails if no coordinator accepts the registration at the start.
 pub(crate) async fn run(arguments: Listen) -> Result<Exit, Failure> {
     let mut stop = Stop::new()?;
     let config = Config { coordinators: arguments.coordinator, ..Config::default() };
-    let mut node = Node::new(&arguments.common, config)?;
+    let mut node = service::start(&arguments.common, config, Printer::new(arguments.common.json))?;
     if arguments.listen.is_empty() {
         node.listen_anywhere()?;
     } else {
         node.listen_on(&arguments.listen)?;
     }
     let end = tokio::select! {
-        () = stop.told() => Some(Ok(Exit::Success)),
-        result = node.register() => result.err().map(Err),
+        () = stop.requested() => Some(Ok(Exit::Success)),
+        result = node.register() => result.err().map(|error| Err(error.into())),
     };
     match end {
         Some(end) => {
-            node.leave().await;
+            node.close().await;
             end
         }
-        None => coordinator::serve(node, stop).await,
+        None => service::serve(node, stop).await,
     }
 }

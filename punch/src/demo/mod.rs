@@ -1,108 +1,142 @@
-//! `punch demo`: a coordinator and two peers, full swarms, in one process over a simulated network.
-//!
-//! The engine is the one of the other subcommands; only sockets, interface watcher and clock are simulated. Since
-//! the clock jumps to whatever happens next, seconds of simulated time pass in a moment, and times are exact.
+//! `punch demo`: shows how two simulated peers behind NATs find each other.
 
-mod nat;
-mod scene;
-mod story;
+mod args;
+mod timeline;
 
-use std::time::Duration;
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
-use clap::Args;
-use tokio::runtime;
+use libp2p_punch_sim::{Record, Trace, World};
 
-pub(crate) use self::{
-    nat::{Behind, parse as nat},
-    scene::meet,
-    story::Story,
+pub(crate) use self::args::Arguments;
+use self::timeline::{Timeline, TimelineObserver, fate, in_milliseconds};
+use crate::{
+    exit::{Exit, Failure},
+    node::DialFailure,
+    output::print,
+    simulation::{
+        COORDINATOR, DIALER, HostAddresses, LISTENER, Measurement, NatSpec, PeerKeys, PeerObservers,
+        Scenario, TRANSFER_LENGTH, run_in_simulated_time,
+    },
 };
-use crate::exit::{Exit, Failure};
 
-/// Arguments of `punch demo`.
-#[derive(Debug, Args)]
-#[command(after_help = nat::HELP)]
-pub(crate) struct Arguments {
-    /// What the dialer is behind.
-    #[arg(long, value_name = "NAT", default_value = "eim+apdf", value_parser = nat::parse)]
-    dialer_nat: Behind,
-    /// What the listener is behind.
-    #[arg(long, value_name = "NAT", default_value = "eim+apdf", value_parser = nat::parse)]
-    listener_nat: Behind,
-    /// Round-trip time between any two of the three, in milliseconds.
-    #[arg(long, value_name = "MS", default_value = "50", value_parser = milliseconds)]
-    rtt: Duration,
-    /// Round-trip time between dialer and coordinator, where it is not the others'.
-    #[arg(long, value_name = "MS", value_parser = milliseconds)]
-    dialer_rtt: Option<Duration>,
-    /// Round-trip time between listener and coordinator, where it is not the others'.
-    #[arg(long, value_name = "MS", value_parser = milliseconds)]
-    listener_rtt: Option<Duration>,
-    /// Round-trip time between dialer and listener, where it is not the others'.
-    #[arg(long, value_name = "MS", value_parser = milliseconds)]
-    peer_rtt: Option<Duration>,
-    /// How much is lost on the way from any of the three to any other, in percent.
-    #[arg(long, value_name = "PERCENT", default_value = "0", value_parser = percent)]
-    loss: f64,
-    /// From which all that is random in the network follows.
-    #[arg(long, value_name = "NUMBER", default_value = "1")]
-    seed: u64,
+/// Simulated time for the dial.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(60);
+/// Probes that the time line shows. Later ones look for a better path.
+const PROBES_SHOWN: usize = 12;
+
+/// Runs the scenario and prints the time line.
+pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
+    run_in_simulated_time(play(arguments))?
 }
 
-impl Arguments {
-    fn setting(&self) -> Setting {
-        Setting {
-            dialer: self.dialer_nat.clone(),
-            listener: self.listener_nat.clone(),
-            round_trips: [self.dialer_rtt, self.listener_rtt, self.peer_rtt]
-                .map(|own| own.unwrap_or(self.rtt)),
-            loss: self.loss,
+async fn play(arguments: &Arguments) -> Result<Exit, Failure> {
+    let scenario = arguments.scenario();
+    let world = World::new(arguments.seed);
+    let trace = Trace::start(&world);
+    let keys = PeerKeys::generate();
+    let names = [(&keys.coordinator, "coordinator"), (&keys.listener, "listener"), (&keys.dialer, "dialer")]
+        .map(|(key, name)| (key.public().to_peer_id(), name));
+    let timeline = Arc::new(Timeline::new(names.to_vec()));
+    print_scenario(&scenario, arguments.seed)?;
+
+    let observers = PeerObservers {
+        listener: Box::new(TimelineObserver::new("listener", &timeline)),
+        dialer: Box::new(TimelineObserver::new("dialer", &timeline)),
+    };
+    let mut dialer = scenario.start(&world, keys, observers).await?;
+    let dialed = timeline.now();
+    let result = dialer.exchange(DIAL_TIMEOUT).await;
+    let probes = add_probes(&timeline, &trace, dialed);
+    print("The coordinator gets to know the peers (simulated time):\n")?;
+    print(&timeline.between(Duration::ZERO, dialed))?;
+    print("The dialer asks for the listener (simulated time since then):\n")?;
+    print(&timeline.between(dialed, Duration::MAX))?;
+    match result {
+        Ok(measurement) => {
+            print_measurement(&scenario, &measurement, &probes)?;
+            Ok(if measurement.is_relayed { Exit::Relayed } else { Exit::Success })
+        }
+        Err(DialFailure::Node(error)) => Err(error.into()),
+        Err(failure) => {
+            let message = format!("the peers did not connect: {failure}");
+            Err(Failure { exit: Exit::Failed, message })
         }
     }
 }
 
-/// Where the peers are.
-#[derive(Debug, Clone)]
-pub(crate) struct Setting {
-    /// What the dialer is behind.
-    pub(crate) dialer: Behind,
-    /// What the listener is behind.
-    pub(crate) listener: Behind,
-    /// Round-trip times dialer to coordinator, listener to coordinator, and dialer to listener.
-    pub(crate) round_trips: [Duration; 3],
-    /// How much is lost on the way from any of the three to any other, in percent.
-    pub(crate) loss: f64,
+/// Prints the peers and the network between them.
+fn print_scenario(scenario: &Scenario, seed: u64) -> Result<(), Failure> {
+    let Scenario { dialer, listener, round_trips, loss } = scenario;
+    let place = |nat: &NatSpec, addresses: HostAddresses| match nat {
+        NatSpec::Public => format!("{:<15}  {nat}", addresses.public),
+        _ => format!("{:<15}  behind {}: {nat}", addresses.private, addresses.public),
+    };
+    print(&format!(
+        "  dialer       {}\n  listener     {}\n  coordinator  {COORDINATOR:<15}  no NAT\n\n  \
+         round trips  dialer-coordinator {}, listener-coordinator {}, dialer-listener {}\n  \
+         network      loss {loss}%, seed {seed}\n",
+        place(dialer, DIALER),
+        place(listener, LISTENER),
+        in_milliseconds(round_trips.dialer_coordinator),
+        in_milliseconds(round_trips.listener_coordinator),
+        in_milliseconds(round_trips.dialer_listener),
+    ))
 }
 
-/// Plays the scene and tells the story.
-pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
-    in_simulated_time(scene::play(arguments))?
+/// Returns true for a probe: no other datagram begins with these bytes (RFC 9443 §2).
+fn is_probe(record: &Record) -> bool {
+    record.first.is_some_and(|first| (4..=15).contains(&first))
 }
 
-/// Runs where the clock jumps to whatever happens next.
-pub(crate) fn in_simulated_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
-    let runtime = runtime::Builder::new_current_thread()
-        .enable_all()
-        .start_paused(true)
-        .build()
-        .map_err(|error| Failure::error(format!("cannot start: {error}")))?;
-    Ok(runtime.block_on(work))
-}
-
-/// Not more than a minute, which is more than any network on Earth needs.
-pub(crate) fn milliseconds(text: &str) -> Result<Duration, String> {
-    let refused = "it must be a number of milliseconds from 0 to 60000";
-    let value: f64 = text.parse().map_err(|_| refused)?;
-    if (0.0..=60_000.0).contains(&value) {
-        Ok(Duration::from_secs_f64(value / 1e3))
-    } else {
-        Err(refused.into())
+/// Adds the probes since the dial to the time line, and returns them.
+fn add_probes(timeline: &Timeline, trace: &Trace, dialed: Duration) -> Vec<Record> {
+    let mut probes = trace.records();
+    probes.retain(|record| is_probe(record) && record.sent >= dialed);
+    probes.sort_by_key(|record| record.id);
+    for (index, record) in probes.iter().enumerate() {
+        let peer = match record.from.ip() {
+            IpAddr::V4(ip) if DIALER.contains(ip) => "dialer",
+            IpAddr::V4(ip) if LISTENER.contains(ip) => "listener",
+            _ => "somebody",
+        };
+        if index == PROBES_SHOWN {
+            let text = format!("and {} more, which are not shown", probes.len() - index);
+            timeline.add(record.sent, "both", "probe", text);
+            break;
+        }
+        timeline.add(record.sent, peer, "probe", format!("to {} {}", record.to, fate(record)));
     }
+    probes
 }
 
-/// How much of something, in percent.
-pub(crate) fn percent(text: &str) -> Result<f64, String> {
-    let refused = "it must be a number from 0 to 100";
-    let value: f64 = text.parse().map_err(|_| refused)?;
-    if (0.0..=100.0).contains(&value) { Ok(value) } else { Err(refused.into()) }
+/// Prints the times of the exchange.
+fn print_measurement(
+    scenario: &Scenario,
+    measurement: &Measurement,
+    probes: &[Record],
+) -> Result<(), Failure> {
+    let bound = scenario.round_trips.bound();
+    let path = if measurement.is_relayed { "through a relay" } else { "directly" };
+    let over = measurement.elapsed.saturating_sub(bound);
+    let bytes = probes.iter().map(|probe| probe.size).sum::<usize>();
+    let bits = (TRANSFER_LENGTH * 2 * 8) as f64;
+    let speed = bits / 1e6 / measurement.transfer.as_secs_f64().max(1e-9);
+    let round_trip = scenario.round_trips.dialer_listener;
+    let rtts = measurement.elapsed.as_secs_f64() / round_trip.as_secs_f64().max(1e-9);
+    let in_rtts =
+        if round_trip.is_zero() { String::new() } else { format!(", {rtts:.2} times their round trip") };
+    print(&format!(
+        "Connected {path}.\n\n  \
+         connect   {}{in_rtts}\n  \
+         bound     {}, half of the three round trips: no scheme with a third party is faster; we took {} more\n  \
+         probes    {}, {bytes} bytes in all\n  \
+         ping      {} there and back\n  \
+         transfer  1 MiB there and back in {}, {speed:.0} Mbit/s",
+        in_milliseconds(measurement.elapsed),
+        in_milliseconds(bound),
+        in_milliseconds(over),
+        probes.len(),
+        in_milliseconds(measurement.ping),
+        in_milliseconds(measurement.transfer),
+    ))
 }

@@ -1,8 +1,9 @@
-//! What happened, in the order of simulated time, told in columns.
+//! Events of all peers in the order of simulated time, in columns.
 
 use std::{
     fmt::Write as _,
-    sync::{Mutex, MutexGuard, PoisonError},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -10,59 +11,57 @@ use libp2p::PeerId;
 use libp2p_punch_sim::{Record, Verdict};
 use tokio::time::Instant;
 
-use crate::report::short;
+use crate::{
+    node::{NodeEvent, Observer},
+    output::{TextLog, short},
+};
 
-/// One line.
+/// Line of the time line.
 #[derive(Debug, Clone)]
 struct Entry {
     at: Duration,
-    who: &'static str,
+    peer: &'static str,
     label: &'static str,
     text: String,
 }
 
-/// Lines from all peers.
+/// Lines of all peers.
 #[derive(Debug)]
-pub(crate) struct Story {
-    begun: Instant,
+pub(super) struct Timeline {
+    started: Instant,
     names: Vec<(PeerId, &'static str)>,
     entries: Mutex<Vec<Entry>>,
 }
 
-impl Story {
-    /// A story that begins now, in which these peers are called by these names.
-    pub(crate) fn new(names: Vec<(PeerId, &'static str)>) -> Self {
-        Self { begun: Instant::now(), names, entries: Mutex::default() }
+impl Timeline {
+    /// Creates a time line that begins now and shows these peers by these names.
+    pub(super) fn new(names: Vec<(PeerId, &'static str)>) -> Self {
+        Self { started: Instant::now(), names, entries: Mutex::default() }
     }
 
-    /// Adds what `who` has to say now.
-    pub(crate) fn tell(&self, who: &'static str, label: &'static str, text: &str) {
-        self.tell_at(self.now(), who, label, text.to_owned());
-    }
-
-    /// Adds what happened at another time.
-    pub(super) fn tell_at(&self, at: Duration, who: &'static str, label: &'static str, mut text: String) {
-        for (peer, name) in &self.names {
-            text = text.replace(&peer.to_string(), name).replace(&short(peer), name);
+    /// Adds a line of `peer` at a time since the beginning.
+    pub(super) fn add(&self, at: Duration, peer: &'static str, label: &'static str, mut text: String) {
+        for (id, name) in &self.names {
+            text = text.replace(&id.to_string(), name).replace(&short(id), name);
         }
-        self.lock().push(Entry { at, who, label, text });
+        self.lock().push(Entry { at, peer, label, text });
     }
 
-    /// Simulated time since the beginning.
+    /// Returns the simulated time since the beginning.
     pub(super) fn now(&self) -> Duration {
-        self.begun.elapsed()
+        self.started.elapsed()
     }
 
-    /// The lines from one time to another, with the times counted from the first one.
+    /// Returns the lines from one time to another. Their times count from the first.
     pub(super) fn between(&self, from: Duration, to: Duration) -> String {
         let mut entries: Vec<Entry> = self.lock().clone();
         entries.retain(|entry| (from..to).contains(&entry.at));
-        // Stable: what happened at the same time stays in the order in which it was told.
+        // The sort is stable: lines of one time keep the order in which they were added.
         entries.sort_by_key(|entry| entry.at);
         let mut text = String::new();
-        for Entry { at, who, label, text: words } in entries {
+        for Entry { at, peer, label, text: words } in entries {
             let at = in_milliseconds(at.saturating_sub(from));
-            let _ = writeln!(text, "  {at:>10}  {who:<9} {label:<11} {words}");
+            let _ = writeln!(text, "  {at:>10}  {peer:<9} {label:<11} {words}");
         }
         text
     }
@@ -72,12 +71,35 @@ impl Story {
     }
 }
 
-/// Such as `75.0 ms`.
+/// Observer that adds the events of one peer to a time line.
+pub(super) struct TimelineObserver {
+    peer: &'static str,
+    timeline: Arc<Timeline>,
+    log: TextLog,
+}
+
+impl TimelineObserver {
+    /// Creates an observer of the peer of this name.
+    pub(super) fn new(peer: &'static str, timeline: &Arc<Timeline>) -> Self {
+        Self { peer, timeline: timeline.clone(), log: TextLog::default() }
+    }
+}
+
+impl Observer for TimelineObserver {
+    fn observe(&mut self, event: &NodeEvent) -> io::Result<()> {
+        if let Some(entry) = self.log.entry(event) {
+            self.timeline.add(self.timeline.now(), self.peer, entry.label, entry.text);
+        }
+        Ok(())
+    }
+}
+
+/// Formats a time, such as `75.0 ms`.
 pub(super) fn in_milliseconds(time: Duration) -> String {
     format!("{:.1} ms", time.as_secs_f64() * 1e3)
 }
 
-/// What became of a datagram.
+/// Describes the fate of a datagram.
 pub(super) fn fate(record: &Record) -> String {
     let word = match record.verdict {
         Verdict::Delivered => {
@@ -101,16 +123,20 @@ mod tests {
     use super::*;
 
     #[tokio::test(start_paused = true)]
-    async fn a_story_is_told_in_the_order_of_time_and_with_names() {
+    async fn a_time_line_has_the_order_of_time_and_the_names_of_peers() {
         let peer = PeerId::random();
-        let story = Story::new(vec![(peer, "listener")]);
+        let timeline = Arc::new(Timeline::new(vec![(peer, "listener")]));
         tokio::time::advance(Duration::from_millis(80)).await;
-        story.tell("dialer", "connected", &format!("with {peer}, that is {}", short(&peer)));
-        story.tell_at(Duration::from_millis(60), "dialer", "probe", "to 192.0.2.20:4001".into());
-        story.tell_at(Duration::from_millis(10), "listener", "registered", "too early to be told".into());
-        let told = story.between(Duration::from_millis(50), Duration::MAX);
+        let mut dialer = TimelineObserver::new("dialer", &timeline);
+        dialer.observe(&NodeEvent::Registered { coordinator: peer }).unwrap();
+        dialer.observe(&NodeEvent::Disconnected { peer }).unwrap();
+        let (probe, early) = (Duration::from_millis(60), Duration::from_millis(10));
+        timeline.add(probe, "dialer", "probe", "to 192.0.2.20:4001".into());
+        timeline.add(early, "listener", "registered", "too early to be shown".into());
+        let shown = timeline.between(Duration::from_millis(50), Duration::MAX);
         let expected = "     10.0 ms  dialer    probe       to 192.0.2.20:4001\n     \
-                        30.0 ms  dialer    connected   with listener, that is listener\n";
-        assert_eq!(told, expected);
+                        30.0 ms  dialer    registered  with listener\n     \
+                        30.0 ms  dialer    closed      the connection to listener\n";
+        assert_eq!(shown, expected);
     }
 }

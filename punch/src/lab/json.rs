@@ -1,12 +1,12 @@
-//! All results as one JSON document.
+//! The results as one JSON document.
 
 use punch_lab::Outcome;
 use serde_json::{Value, json};
 
-use super::matrix::{Cell, Matrix, Mode, Study, quantile};
-use crate::report::milliseconds;
+use super::matrix::{Cell, Conditions, Matrix, Mode, Study, quantile};
+use crate::output::milliseconds;
 
-/// The document; times are milliseconds.
+/// Returns the document; times are milliseconds.
 pub(super) fn document(study: &Study) -> Value {
     let mode = match &study.mode {
         Mode::Kernel { release, measured } => {
@@ -20,7 +20,7 @@ pub(super) fn document(study: &Study) -> Value {
             });
             json!({ "mode": "kernel", "kernel": release, "measured": kinds.collect::<Vec<_>>() })
         }
-        Mode::Simulated { rtt, loss } => {
+        Mode::Simulated(Conditions { rtt, loss }) => {
             json!({ "mode": "simulated", "rtt_ms": milliseconds(*rtt), "loss_percent": loss })
         }
     };

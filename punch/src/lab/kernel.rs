@@ -1,4 +1,4 @@
-//! The matrix on real NATs, with processes of their own for coordinator, listener and dialer.
+//! The matrix on real NATs, with one process each for coordinator, listener and dialer.
 
 use std::{env, path::PathBuf};
 
@@ -9,19 +9,18 @@ use punch_lab::{
 };
 
 use super::{
-    Arguments,
-    crew::Crew,
-    dials, matrix,
-    matrix::{Implementation, Mode, Study},
+    args::Arguments,
+    matrix::{Implementation, Matrix, Mode, PairDial, Study},
     progress::Progress,
+    workers::Workers,
 };
-use crate::{exit::Failure, report::print};
+use crate::{exit::Failure, output::print};
 
-/// The program of the stock implementation, beside this one.
+/// Program of the stock implementation, in the directory of this program.
 const STOCK: &str = "punch-stock";
 
-/// Measures every kind, then dials every pair as often as is asked for.
-pub(super) fn run(arguments: &Arguments, crew: &mut Crew) -> Result<Study, Failure> {
+/// Measures every kind, then dials every pair.
+pub(super) fn run(arguments: &Arguments, workers: &mut Workers) -> Result<Study, Failure> {
     let programs: Vec<(Implementation, PathBuf)> = arguments
         .implementation
         .iter()
@@ -36,25 +35,26 @@ pub(super) fn run(arguments: &Arguments, crew: &mut Crew) -> Result<Study, Failu
         print(&format!("removed {stale} namespaces of labs that were killed"))?;
     }
     let kinds = arguments.kinds();
-    let mode = Mode::Kernel { release: release(), measured: verify(&kinds, crew)? };
+    let mode = Mode::Kernel { release: release(), measured: verify(&kinds, workers)? };
     let mut matrices = Vec::new();
     for (implementation, program) in programs {
         let exchange = Exchange { program, timeout: arguments.timeout, arguments: Default::default() };
-        let dials = dials(&kinds, arguments.runs);
+        let dials = PairDial::all(&kinds, arguments.runs);
         let mut progress = Progress::new(implementation.word(), dials.len());
-        let outcomes = crew.all(&mut progress, &dials, |(dialer, listener, _), stop| {
-            let lab = Lab::new([*dialer, *listener]).map_err(Failure::error)?;
+        let outcomes = workers.run_all(&mut progress, &dials, |dial, stop| {
+            let lab = Lab::new([dial.dialer, dial.listener]).map_err(Failure::error)?;
             kernel::exchange(&lab, &exchange, stop).map_err(Failure::error)
         })?;
-        matrices.push(matrix(implementation, &kinds, &dials, outcomes));
+        matrices.push(Matrix::of_dials(implementation, &kinds, &dials, outcomes));
     }
     Ok(Study { mode, runs: arguments.runs, matrices })
 }
 
-/// Measures each kind, and prints what was found; a kind that is not what its name says ends the lab.
-fn verify(kinds: &[Kind], crew: &mut Crew) -> Result<Vec<(Kind, punch_lab::Behaviour)>, Failure> {
+/// Measures each kind and prints its behaviour; a kind that behaves otherwise than its name ends the lab.
+fn verify(kinds: &[Kind], workers: &mut Workers) -> Result<Vec<(Kind, punch_lab::Behaviour)>, Failure> {
     let mut progress = Progress::new("measuring NATs", kinds.len());
-    let measured = crew.all(&mut progress, kinds, |kind, _| kernel::verify(*kind).map_err(Failure::error))?;
+    let measured =
+        workers.run_all(&mut progress, kinds, |kind, _| kernel::verify(*kind).map_err(Failure::error))?;
     drop(progress);
     let measured: Vec<_> = kinds.iter().copied().zip(measured).collect();
     for (kind, behaviour) in &measured {
@@ -80,7 +80,7 @@ fn program(implementation: Implementation) -> Result<PathBuf, Failure> {
     }
 }
 
-/// Such as `6.12.3`, without what a distribution adds.
+/// Returns the kernel release, such as `6.12.3`, without the suffix of a distribution.
 fn release() -> String {
     let release = uname().map(|name| name.release().to_string_lossy().into_owned()).unwrap_or_default();
     release.split(|c: char| !c.is_ascii_digit() && c != '.').next().unwrap_or_default().to_owned()

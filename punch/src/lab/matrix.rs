@@ -1,10 +1,10 @@
-//! What came of all dials.
+//! Dials of the lab, and their outcomes.
 
 use std::{fmt, str::FromStr, time::Duration};
 
 use punch_lab::{Behaviour, Kind, Outcome};
 
-/// Who dials and listens.
+/// Implementation of both peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Implementation {
     /// This program.
@@ -14,7 +14,7 @@ pub(crate) enum Implementation {
 }
 
 impl Implementation {
-    /// The word by which it is asked for.
+    /// Name on the command line.
     pub(super) fn word(self) -> &'static str {
         match self {
             Implementation::Punch => "punch",
@@ -22,7 +22,7 @@ impl Implementation {
         }
     }
 
-    /// What a reader is told.
+    /// Name in tables and pictures.
     pub(super) fn title(self) -> &'static str {
         match self {
             Implementation::Punch => "libp2p-punch",
@@ -41,16 +41,44 @@ impl FromStr for Implementation {
     }
 }
 
-/// Where the dials were made.
+/// Network of the dials.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Mode {
-    /// On NATs of this kernel release, each kind measured.
+    /// NATs of this kernel release, and the measured behaviour of each kind.
     Kernel { release: String, measured: Vec<(Kind, Behaviour)> },
-    /// On simulated ones.
-    Simulated { rtt: Duration, loss: f64 },
+    /// A simulated network.
+    Simulated(Conditions),
 }
 
-/// Everything that one call of `punch lab` found out.
+/// Conditions between any two of the three peers in a simulated network.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Conditions {
+    pub(super) rtt: Duration,
+    /// In percent.
+    pub(super) loss: f64,
+}
+
+/// Dial of one pair of kinds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct PairDial {
+    pub(super) dialer: Kind,
+    pub(super) listener: Kind,
+    /// Number of the run, from 0.
+    pub(super) run: u32,
+}
+
+impl PairDial {
+    /// Returns all dials of a matrix, run by run: the runs of a pair are spread over the whole time.
+    pub(super) fn all(kinds: &[Kind], runs: u32) -> Vec<Self> {
+        let pairs = || kinds.iter().flat_map(|dialer| kinds.iter().map(move |listener| (dialer, listener)));
+        let dials = (0..runs).flat_map(|run| {
+            pairs().map(move |(dialer, listener)| Self { dialer: *dialer, listener: *listener, run })
+        });
+        dials.collect()
+    }
+}
+
+/// Results of one call of `punch lab`.
 #[derive(Debug, Clone)]
 pub(super) struct Study {
     pub(super) mode: Mode,
@@ -74,7 +102,7 @@ pub(super) struct Cell {
     pub(super) outcomes: Vec<Outcome>,
 }
 
-/// How many dials ended how.
+/// Number of dials by their end.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(super) struct Tally {
     pub(super) direct: usize,
@@ -83,11 +111,25 @@ pub(super) struct Tally {
 }
 
 impl Matrix {
-    /// A matrix without results.
+    /// Creates a matrix without results.
     pub(super) fn new(implementation: Implementation, kinds: &[Kind]) -> Self {
         let pairs = kinds.iter().flat_map(|dialer| kinds.iter().map(move |listener| (*dialer, *listener)));
         let cells = pairs.map(|(dialer, listener)| Cell { dialer, listener, outcomes: Vec::new() });
         Self { implementation, kinds: kinds.to_vec(), cells: cells.collect() }
+    }
+
+    /// Creates a matrix with the outcomes of `dials`, which are in the same order.
+    pub(super) fn of_dials(
+        implementation: Implementation,
+        kinds: &[Kind],
+        dials: &[PairDial],
+        outcomes: Vec<Outcome>,
+    ) -> Self {
+        let mut matrix = Self::new(implementation, kinds);
+        for (dial, outcome) in dials.iter().zip(outcomes) {
+            matrix.add(dial.dialer, dial.listener, outcome);
+        }
+        matrix
     }
 
     /// Adds the outcome of one dial.
@@ -98,12 +140,12 @@ impl Matrix {
         }
     }
 
-    /// All pairs, dialer by dialer.
+    /// Returns all pairs, dialer by dialer.
     pub(super) fn cells(&self) -> &[Cell] {
         &self.cells
     }
 
-    /// Pairs of each dialer.
+    /// Returns the pairs of each dialer.
     pub(super) fn rows(&self) -> impl Iterator<Item = &[Cell]> {
         self.cells.chunks(self.kinds.len().max(1))
     }
@@ -116,7 +158,7 @@ impl Matrix {
         })
     }
 
-    /// Times to all direct connections.
+    /// Returns the times to all direct connections, in order.
     pub(super) fn direct_times(&self) -> Vec<Duration> {
         sorted(self.cells.iter().flat_map(|cell| &cell.outcomes).filter_map(|outcome| match outcome {
             Outcome::Connected { relayed: false, elapsed, .. } => Some(*elapsed),
@@ -138,7 +180,7 @@ impl Cell {
         tally
     }
 
-    /// Times to all connections, relayed ones, too, in order.
+    /// Returns the times to all connections, direct and relayed, in order.
     pub(super) fn times(&self) -> Vec<Duration> {
         sorted(self.outcomes.iter().filter_map(|outcome| match outcome {
             Outcome::Connected { elapsed, .. } => Some(*elapsed),
@@ -153,7 +195,7 @@ fn sorted(times: impl Iterator<Item = Duration>) -> Vec<Duration> {
     times
 }
 
-/// That which a share `quantile` of the times in order, from 0 to 1, does not exceed (nearest rank).
+/// Returns the quantile of times in order; `quantile` is from 0 to 1 (nearest rank).
 pub(super) fn quantile(times: &[Duration], quantile: f64) -> Option<Duration> {
     let rank = (quantile.clamp(0.0, 1.0) * times.len() as f64).ceil() as usize;
     times.get(rank.max(1) - 1).copied()
@@ -165,7 +207,7 @@ impl fmt::Display for Tally {
     }
 }
 
-/// A time as short as it can be read: `950 µs`, `2.4 ms`, `75 ms`, `1.3 s`.
+/// Formats a time with two or three digits: `950 µs`, `2.4 ms`, `75 ms`, `1.3 s`.
 pub(super) fn short(time: Duration) -> String {
     let milliseconds = time.as_secs_f64() * 1e3;
     match milliseconds {

@@ -1,9 +1,9 @@
-//! The place of kernel mode where there is none.
+//! Kernel mode on systems without it.
 
-use super::{Arguments, crew::Crew, matrix::Study};
+use super::{args::Arguments, matrix::Study, workers::Workers};
 use crate::exit::Failure;
 
-/// Says so.
-pub(super) fn run(_: &Arguments, _: &mut Crew) -> Result<Study, Failure> {
+/// Fails: kernel mode needs Linux.
+pub(super) fn run(_: &Arguments, _: &mut Workers) -> Result<Study, Failure> {
     Err(Failure::error("the lab with real NATs needs Linux; with --simulated it runs anywhere"))
 }

@@ -8,7 +8,7 @@ use std::{
 /// Characters of the bar.
 const WIDTH: usize = 32;
 
-/// How far the work is. Removed from the terminal on drop.
+/// Progress bar. Removed from the terminal on drop.
 pub(super) struct Progress {
     shown: bool,
     what: &'static str,
@@ -18,20 +18,20 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    /// So many steps of this work are to be done.
+    /// Shows a bar for work of this number of steps.
     pub(super) fn new(what: &'static str, all: usize) -> Self {
         let progress = Self { shown: io::stderr().is_terminal(), what, done: 0, all, begun: Instant::now() };
         progress.show();
         progress
     }
 
-    /// One that is never shown.
+    /// Creates a bar that is never shown.
     #[cfg(test)]
     pub(super) fn silent() -> Self {
         Self { shown: false, what: "", done: 0, all: 0, begun: Instant::now() }
     }
 
-    /// One more step is done.
+    /// Counts one step that is done.
     pub(super) fn step(&mut self) {
         self.done += 1;
         self.show();
@@ -39,7 +39,7 @@ impl Progress {
 
     fn show(&self) {
         if self.shown {
-            // Progress that cannot be shown does not matter.
+            // A bar that cannot be written is no failure.
             let _ = write!(io::stderr(), "\r\x1b[2K{}", self.line(self.begun.elapsed()));
             let _ = io::stderr().flush();
         }

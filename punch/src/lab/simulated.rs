@@ -5,50 +5,54 @@ use std::{sync::atomic::AtomicBool, time::Duration};
 use punch_lab::{Kind, Outcome};
 
 use super::{
-    Arguments,
-    crew::Crew,
-    dials, matrix,
-    matrix::{Implementation, Mode, Study},
+    args::Arguments,
+    matrix::{Conditions, Implementation, Matrix, Mode, PairDial, Study},
     progress::Progress,
+    workers::Workers,
 };
 use crate::{
-    demo::{self, Behind, Setting},
-    dial::Trouble,
     exit::Failure,
+    node::DialFailure,
+    simulation::{NatSpec, RoundTrips, Scenario, run_in_simulated_time},
 };
 
-/// Dials every pair as often as is asked for; `rtt` and `loss` (in percent) are between any two of the three peers.
-pub(super) fn run(
-    arguments: &Arguments,
-    (rtt, loss): (Duration, f64),
-    crew: &mut Crew,
-) -> Result<Study, Failure> {
+/// Dials every pair.
+pub(super) fn run(arguments: &Arguments, workers: &mut Workers) -> Result<Study, Failure> {
     let kinds = arguments.kinds();
-    let dials = dials(&kinds, arguments.runs);
+    let conditions = arguments.conditions();
+    let dials = PairDial::all(&kinds, arguments.runs);
     let mut progress = Progress::new("simulated dials", dials.len());
-    let outcomes = crew.all(&mut progress, &dials, |(dialer, listener, run), _: &AtomicBool| {
-        let [dialer, listener] = [behind(*dialer)?, behind(*listener)?];
-        let setting = Setting { dialer, listener, round_trips: [rtt; 3], loss };
-        once(&setting, u64::from(*run), arguments.timeout)
-    })?;
-    let matrices = vec![matrix(Implementation::Punch, &kinds, &dials, outcomes)];
-    Ok(Study { mode: Mode::Simulated { rtt, loss }, runs: arguments.runs, matrices })
+    let outcomes = workers
+        .run_all(&mut progress, &dials, |dial, _: &AtomicBool| once(dial, conditions, arguments.timeout))?;
+    let matrices = vec![Matrix::of_dials(Implementation::Punch, &kinds, &dials, outcomes)];
+    Ok(Study { mode: Mode::Simulated(conditions), runs: arguments.runs, matrices })
 }
 
-fn once(setting: &Setting, seed: u64, patience: Duration) -> Result<Outcome, Failure> {
-    match demo::in_simulated_time(demo::meet(setting, seed, patience))? {
-        Ok(met) => Ok(Outcome::Connected { relayed: met.relayed, elapsed: met.elapsed, remote: None }),
-        Err(Trouble::Failed { reason, message }) => Ok(Outcome::Failed { reason: reason.into(), message }),
-        // Over a network that loses packets, a peer may fail before it could ask for the other.
-        Err(Trouble::Program(failure)) => {
-            Ok(Outcome::Failed { reason: "not_registered".into(), message: failure.message })
+/// Dials once; the number of the run is the seed.
+fn once(dial: &PairDial, conditions: Conditions, limit: Duration) -> Result<Outcome, Failure> {
+    let scenario = Scenario {
+        dialer: nat_spec(dial.dialer)?,
+        listener: nat_spec(dial.listener)?,
+        round_trips: RoundTrips::all(conditions.rtt),
+        loss: conditions.loss,
+    };
+    let measured = run_in_simulated_time(scenario.measure(u64::from(dial.run), limit))?;
+    Ok(match measured {
+        Ok(measurement) => {
+            let (relayed, elapsed) = (measurement.is_relayed, measurement.elapsed);
+            Outcome::Connected { relayed, elapsed, remote: None }
         }
-    }
+        // Over a network that loses packets, a peer may fail before it can ask for the other.
+        Err(DialFailure::Node(error)) => {
+            Outcome::Failed { reason: "not_registered".into(), message: error.to_string() }
+        }
+        Err(failure) => Outcome::Failed { reason: failure.code().into(), message: failure.to_string() },
+    })
 }
 
-/// The simulated NAT of a kind: the same words name both.
-fn behind(kind: Kind) -> Result<Behind, Failure> {
-    demo::nat(kind.word()).map_err(|error| Failure::error(format!("{kind}: {error}")))
+/// Returns the simulated NAT of a kind: the same words name both.
+fn nat_spec(kind: Kind) -> Result<NatSpec, Failure> {
+    kind.word().parse().map_err(|error| Failure::error(format!("{kind}: {error}")))
 }
 
 #[cfg(test)]
@@ -58,7 +62,7 @@ mod tests {
     #[test]
     fn every_kind_can_be_simulated() {
         for kind in Kind::ALL {
-            let [shown, expected] = [behind(kind).map(|nat| nat.to_string()), {
+            let [shown, expected] = [nat_spec(kind).map(|nat| nat.to_string()), {
                 let words = match kind {
                     Kind::Public => "no NAT",
                     Kind::EimEif => "EIM+EIF, ports kept",

@@ -1,4 +1,4 @@
-//! The matrix in characters.
+//! The matrix as a table of characters.
 
 use std::fmt::Write as _;
 
@@ -7,7 +7,7 @@ use super::matrix::{Cell, Matrix, Tally, quantile, short};
 /// Characters between columns.
 const GAP: usize = 2;
 
-/// A table of all pairs, dialers from top to bottom and listeners from left to right.
+/// Returns a table of all pairs, dialers from top to bottom and listeners from left to right.
 pub(super) fn of(matrix: &Matrix) -> String {
     let labels: Vec<[&str; 2]> = matrix.kinds.iter().map(|kind| <[&str; 2]>::from(kind.label())).collect();
     let rows: Vec<Vec<String>> = matrix.rows().map(|row| row.iter().map(cell).collect()).collect();
@@ -46,7 +46,7 @@ fn joined(name: &str, more: &str) -> String {
     if more.is_empty() { name.to_owned() } else { format!("{name}, {more}") }
 }
 
-/// Such as `3d 1.9 ms`, or `2d 1f 40 ms`.
+/// Returns a cell such as `3d 1.9 ms`, or `2d 1f 40 ms`.
 fn cell(cell: &Cell) -> String {
     let Tally { direct, relayed, failed } = cell.tally();
     let counts = [(direct, 'd'), (relayed, 'r'), (failed, 'f')];

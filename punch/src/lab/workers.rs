@@ -1,4 +1,4 @@
-//! Threads that share the work, and the end of it when the program is told to end.
+//! Threads that share the work, and end it on a signal.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicUsize, Ordering},
@@ -13,15 +13,16 @@ use tokio::{
 use super::progress::Progress;
 use crate::{exit::Failure, signal::Stop};
 
-/// A number of threads. From when it is made, Ctrl-C and SIGTERM end the work in order instead of the program at once.
-pub(super) struct Crew {
+/// Threads for the work. Once they exist, Ctrl-C and SIGTERM end the work in order instead of the
+/// program at once.
+pub(super) struct Workers {
     runtime: Runtime,
     stop: Stop,
     size: usize,
 }
 
-impl Crew {
-    /// A crew of this size.
+impl Workers {
+    /// Creates this number of threads.
     pub(super) fn new(size: usize) -> Result<Self, Failure> {
         let runtime = runtime::Builder::new_current_thread()
             .enable_all()
@@ -34,11 +35,11 @@ impl Crew {
         Ok(Self { runtime, stop, size })
     }
 
-    /// Does `work` with every task; returns the results in the order of the tasks.
+    /// Does `work` for every task; returns the results in the order of the tasks.
     ///
-    /// Work that takes long must look at the flag it is given, and end with a failure when it is set. It is set when
-    /// the program is told to end, and after the first failure, which is then returned.
-    pub(super) fn all<T: Sync, R: Send>(
+    /// Long work must watch the flag that it gets, and end with a failure once the flag is set. A signal
+    /// sets it, and so does the first failure, which is then returned.
+    pub(super) fn run_all<T: Sync, R: Send>(
         &mut self,
         progress: &mut Progress,
         tasks: &[T],
@@ -58,7 +59,7 @@ impl Crew {
                     while !flag.load(Ordering::Relaxed) {
                         let index = next.fetch_add(1, Ordering::Relaxed);
                         let Some(task) = tasks.get(index) else { break };
-                        // Nobody receives only after a panic there.
+                        // The receiver is gone only after a panic.
                         if sender.send((index, work(task, flag))).is_err() {
                             break;
                         }
@@ -69,7 +70,7 @@ impl Crew {
             runtime.block_on(async {
                 loop {
                     let result = tokio::select! {
-                        () = stop.told() => {
+                        () = stop.requested() => {
                             failure.get_or_insert_with(|| Failure::error("interrupted"));
                             flag.store(true, Ordering::Relaxed);
                             continue;
@@ -105,8 +106,8 @@ mod tests {
     #[test]
     fn results_come_in_the_order_of_the_tasks() {
         let tasks: Vec<u64> = (0..100).collect();
-        let mut crew = Crew::new(4).unwrap();
-        let doubled = crew.all(&mut Progress::silent(), &tasks, |task, _| Ok(task * 2)).unwrap();
+        let mut workers = Workers::new(4).unwrap();
+        let doubled = workers.run_all(&mut Progress::silent(), &tasks, |task, _| Ok(task * 2)).unwrap();
         assert_eq!(doubled, (0..100).map(|task| task * 2).collect::<Vec<_>>());
     }
 
@@ -114,8 +115,8 @@ mod tests {
     fn the_first_failure_ends_the_work() {
         let tasks: Vec<u64> = (0..1_000).collect();
         let done = AtomicUsize::new(0);
-        let mut crew = Crew::new(1).unwrap();
-        let result = crew.all(&mut Progress::silent(), &tasks, |task, flag| {
+        let mut workers = Workers::new(1).unwrap();
+        let result = workers.run_all(&mut Progress::silent(), &tasks, |task, flag| {
             // Until the failure is known, other tasks may be taken.
             while *task > 10 && !flag.load(Ordering::Relaxed) {
                 thread::yield_now();
@@ -128,9 +129,9 @@ mod tests {
     }
 
     #[test]
-    fn a_crew_without_work_ends() {
-        let mut crew = Crew::new(4).unwrap();
-        let none: Vec<()> = crew.all(&mut Progress::silent(), &[(); 0], |(), _| Ok(())).unwrap();
+    fn workers_without_work_end() {
+        let mut workers = Workers::new(4).unwrap();
+        let none: Vec<()> = workers.run_all(&mut Progress::silent(), &[(); 0], |(), _| Ok(())).unwrap();
         assert!(none.is_empty());
     }
 }

@@ -1,4 +1,4 @@
-//! The protocol `/punch/echo/1.0.0`: everything up to the end of the stream, sent back.
+//! The protocol `/punch/echo/1.0.0`: the listener sends back all bytes up to the end of the stream.
 
 use std::io;
 
@@ -8,21 +8,21 @@ use libp2p::{
     request_response::{self, ProtocolSupport},
 };
 
-/// The most that is read of one message, in bytes.
-pub(crate) const MAX_LENGTH: usize = 4 << 20;
+/// Largest message, in bytes.
+pub(super) const MAX_LENGTH: usize = 4 << 20;
 
-/// The behaviour that sends and answers.
-pub(crate) type Behaviour = request_response::Behaviour<Codec>;
+/// Behaviour of both sides.
+pub(super) type Behaviour = request_response::Behaviour<Codec>;
 
-/// A behaviour that does both.
-pub(crate) fn behaviour() -> Behaviour {
+/// Creates the behaviour.
+pub(super) fn behaviour() -> Behaviour {
     let protocols = [(StreamProtocol::new("/punch/echo/1.0.0"), ProtocolSupport::Full)];
     Behaviour::with_codec(Codec, protocols, request_response::Config::default())
 }
 
-/// Messages are delimited by the end of the stream.
+/// Codec of messages that end with their stream.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Codec;
+pub(super) struct Codec;
 
 impl request_response::Codec for Codec {
     type Protocol = StreamProtocol;

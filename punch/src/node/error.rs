@@ -1,21 +1,107 @@
-//! Words for what the library reports: short ones for programs, sentences for people.
+//! Errors of a node, and the reasons why a dial fails.
 
-use libp2p::swarm::DialError;
-use libp2p_punch::core::{
-    candidate::{Candidate, CandidateKind},
-    event::{Event, FailureReason},
-    frame::RejectReason,
-};
+use std::{error::Error, fmt, io, time::Duration};
 
-use crate::report::{milliseconds, short};
+use libp2p::{Multiaddr, PeerId, swarm::DialError};
+use libp2p_punch::core::{event::FailureReason, frame::RejectReason};
 
-/// The value of `reason` in a `failed` line.
-pub(crate) fn word(reason: FailureReason) -> &'static str {
+/// Error after which a node cannot go on.
+#[derive(Debug)]
+pub(crate) enum NodeError {
+    /// The library refused the configuration, or could not start.
+    Library(libp2p_punch::Error),
+    /// The swarm could not be built.
+    Build(Box<dyn Error + Send + Sync>),
+    /// Addresses cannot be listened on.
+    Listen { addresses: Vec<Multiaddr>, cause: String },
+    /// No coordinator accepted the registration; the message of each.
+    Registration(Vec<(PeerId, String)>),
+    /// The observer failed.
+    Observer(io::Error),
+}
+
+impl fmt::Display for NodeError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            NodeError::Library(error) => error.fmt(f),
+            NodeError::Build(error) => error.fmt(f),
+            NodeError::Listen { addresses, cause } => {
+                let addresses: Vec<String> = addresses.iter().map(Multiaddr::to_string).collect();
+                write!(f, "cannot listen on {}: {cause}", addresses.join(", "))
+            }
+            NodeError::Registration(answers) => {
+                let answers = answers.iter().map(|(peer, message)| format!("{peer}: {message}"));
+                let answers = answers.collect::<Vec<_>>().join("; ");
+                write!(f, "no coordinator accepted the registration ({answers})")
+            }
+            NodeError::Observer(error) => error.fmt(f),
+        }
+    }
+}
+
+/// Reason why a dial, or the exchange after it, failed.
+#[derive(Debug)]
+pub(crate) enum DialFailure {
+    /// The node itself cannot go on.
+    Node(NodeError),
+    /// No coordinator accepted the registration.
+    NoCoordinator(NodeError),
+    /// No connection within this time.
+    Timeout(Duration),
+    /// The user ended the program.
+    Interrupted,
+    /// The dial of the swarm failed.
+    Dial(DialError),
+    /// The traversal session failed.
+    Session(FailureReason),
+    /// The peer is connected, but did not send the bytes back.
+    NoEcho(String),
+}
+
+impl DialFailure {
+    /// Identifier for programs: `reason` of a `failed` line.
+    pub(crate) fn code(&self) -> &'static str {
+        match self {
+            DialFailure::Node(_) => "node",
+            DialFailure::NoCoordinator(_) => "no_coordinator",
+            DialFailure::Timeout(_) => "timeout",
+            DialFailure::Interrupted => "interrupted",
+            DialFailure::Dial(DialError::LocalPeerId { .. }) => "dial_self",
+            DialFailure::Dial(DialError::NoAddresses) => "no_addresses",
+            DialFailure::Dial(DialError::WrongPeerId { .. }) => "wrong_peer_id",
+            DialFailure::Dial(_) => "dial",
+            DialFailure::Session(reason) => session_code(*reason),
+            DialFailure::NoEcho(_) => "no_echo",
+        }
+    }
+}
+
+impl fmt::Display for DialFailure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            DialFailure::Node(error) | DialFailure::NoCoordinator(error) => error.fmt(f),
+            DialFailure::Timeout(time) => write!(f, "no connection within {} s", time.as_secs_f64()),
+            DialFailure::Interrupted => f.write_str("interrupted"),
+            DialFailure::Dial(error) => f.write_str(&describe_dial_error(error)),
+            DialFailure::Session(reason) => reason.fmt(f),
+            DialFailure::NoEcho(cause) => write!(f, "connected, but nothing came back: {cause}"),
+        }
+    }
+}
+
+impl From<NodeError> for DialFailure {
+    fn from(error: NodeError) -> Self {
+        DialFailure::Node(error)
+    }
+}
+
+/// Identifier of the reason why a session failed.
+pub(crate) fn session_code(reason: FailureReason) -> &'static str {
     match reason {
         FailureReason::NoCoordinator => "no_coordinator",
         FailureReason::CoordinationTimeout => "coordination_timeout",
         FailureReason::CoordinatorLost => "coordinator_lost",
-        FailureReason::Rejected(reason) => rejection(reason),
+        FailureReason::Rejected(reason) => rejection_code(reason),
         FailureReason::Forged => "forged",
         FailureReason::NoCandidates => "no_candidates",
         FailureReason::SynchronizationTimeout => "synchronization_timeout",
@@ -30,7 +116,7 @@ pub(crate) fn word(reason: FailureReason) -> &'static str {
     }
 }
 
-fn rejection(reason: RejectReason) -> &'static str {
+fn rejection_code(reason: RejectReason) -> &'static str {
     match reason {
         RejectReason::NotConnected => "not_connected",
         RejectReason::RateLimited => "rate_limited",
@@ -43,8 +129,8 @@ fn rejection(reason: RejectReason) -> &'static str {
     }
 }
 
-/// Why a dial failed, in one line.
-pub(crate) fn of_dial(error: &DialError) -> String {
+/// Describes in one line why a dial failed.
+pub(super) fn describe_dial_error(error: &DialError) -> String {
     match error {
         DialError::LocalPeerId { .. } => FailureReason::DialSelf.to_string(),
         DialError::NoAddresses => "no address of the peer is known".into(),
@@ -57,8 +143,8 @@ pub(crate) fn of_dial(error: &DialError) -> String {
     }
 }
 
-/// The message of the innermost cause, which is the one that says what happened.
-fn innermost(error: &dyn std::error::Error) -> String {
+/// Message of the innermost cause, which names the fault itself.
+fn innermost(error: &dyn Error) -> String {
     let mut innermost = error;
     while let Some(cause) = innermost.source() {
         innermost = cause;
@@ -66,54 +152,16 @@ fn innermost(error: &dyn std::error::Error) -> String {
     innermost.to_string()
 }
 
-/// What a person is told of an event that has no JSON line: a label and a text.
-pub(crate) fn describe(event: &Event) -> Option<(&'static str, String)> {
-    Some(match event {
-        Event::Retry { peer, attempt, reason, delay } => (
-            "retry",
-            format!("attempt {} in {:.1} s with {}: {reason}", attempt + 2, delay.as_secs_f64(), short(peer)),
-        ),
-        Event::Candidates { local, remote, .. } => {
-            ("candidates", format!("ours {}; theirs {}", candidates(local), candidates(remote)))
+/// Message of an error and of those causes that add to it.
+pub(super) fn with_causes(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.contains(&more) {
+            text = format!("{text}: {more}");
         }
-        Event::PathValidated { path, rtt, .. } => {
-            ("path", format!("to {} answers after {} ms", path.remote, milliseconds(*rtt)))
-        }
-        Event::Observed { observer, address, .. } => {
-            ("observed", format!("{} sees us at {address}", short(observer)))
-        }
-        Event::Relayed { peer, relay } => {
-            let relay = relay.as_ref().map(|relay| format!(" over {}", short(relay)));
-            ("relayed", format!("{} is connected{}", short(peer), relay.unwrap_or_default()))
-        }
-        Event::PathLost { peer, .. } => {
-            ("lost", format!("every path to {}: its NAT, or ours, forgot us", short(peer)))
-        }
-        Event::RelayFailed { peer, reason } => ("no relay", format!("to {}: {reason}", short(peer))),
-        Event::Upgraded { peer } => ("upgraded", format!("{} is connected directly now", short(peer))),
-        Event::Reserved { relay } => ("reserved", format!("with the relay {}", short(relay))),
-        Event::Unreserved { relay } => ("unreserved", format!("with the relay {}", short(relay))),
-        _ => return None,
-    })
-}
-
-/// A list such as `host 192.168.1.2:4001, reflexive 203.0.113.7:4001`.
-pub(crate) fn candidates(all: &[Candidate]) -> String {
-    if all.is_empty() {
-        return "none".into();
+        cause = error.source();
     }
-    let words = all.iter().map(|candidate| format!("{} {}", kind(candidate.kind), candidate.address));
-    words.collect::<Vec<_>>().join(", ")
-}
-
-/// A short word for a kind of candidate.
-pub(crate) fn kind(kind: CandidateKind) -> &'static str {
-    match kind {
-        CandidateKind::Host => "host",
-        CandidateKind::ServerReflexive => "reflexive",
-        CandidateKind::PeerReflexive => "peer-reflexive",
-        CandidateKind::Predicted => "predicted",
-        CandidateKind::PortMapped => "mapped",
-        CandidateKind::Relayed => "relayed",
-    }
+    text
 }

@@ -1,9 +1,18 @@
-//! A running peer: turns what its swarm says into lines on stdout and into the few things that the subcommands
-//! wait for.
+//! A running peer: drives a swarm and turns its events into [`NodeEvent`]s.
+//!
+//! The node prints nothing. An [`Observer`] sees each event; a subcommand waits for those that end its work.
+
+mod address;
+mod echo;
+mod error;
+mod event;
+mod swarm;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, VecDeque},
+    future::pending,
     net::SocketAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -11,6 +20,7 @@ use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
     core::ConnectedPoint,
+    identity::Keypair,
     multiaddr::Protocol,
     request_response::{Event as EchoEvent, Message, OutboundRequestId},
     swarm::{ConnectionId, DialError, SwarmEvent, dial_opts::DialOpts},
@@ -21,156 +31,259 @@ use libp2p_punch::{
         Path,
         event::{Event, RegistrationStatus},
     },
-    transport::{ConnectedThrough, Stats},
+    io::Network,
+    transport::Stats,
 };
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
-use crate::{
-    args::Common,
-    exit::Failure,
-    key, nat, reason,
-    report::{self, Line, Report, short},
-    swarm::{self, Behaviour, BehaviourEvent, Peer},
+use self::{
+    address::{is_circuit, peer_of, udp_address, udp_part, wildcards},
+    error::{describe_dial_error, with_causes},
+    swarm::{Behaviour, BehaviourEvent, BuiltSwarm},
+};
+pub(crate) use self::{
+    error::{DialFailure, NodeError, session_code},
+    event::{Connection, Ignore, NodeEvent, Observer},
 };
 
-/// How long connections may take to close at the end.
-const FAREWELL: Duration = Duration::from_millis(500);
-/// How long a coordinator may take to accept a registration, connection included.
-const REGISTRATION: Duration = Duration::from_secs(10);
-/// How long other coordinators are waited for when one has accepted.
-const OTHERS: Duration = Duration::from_millis(500);
+/// Time for connections to close at the end.
+const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time for a coordinator to accept a registration, connection included.
+const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time for the other coordinators once one has accepted.
+const OTHER_COORDINATORS_TIMEOUT: Duration = Duration::from_millis(500);
+/// Time from the end of a failed dial to the event with the reason of its session.
+const SESSION_REASON_TIMEOUT: Duration = Duration::from_millis(250);
+/// Time for a direct connection to replace a relayed one.
+const DIRECT_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a subcommand may wait for. Everything else is dealt with here.
-#[derive(Debug)]
-pub(crate) enum Happening {
-    /// A connection to a peer that is not a coordinator stands; it has been reported.
-    Connected { peer: PeerId, relayed: bool },
-    /// A dial ended without a connection.
-    NotDialed { peer: PeerId, error: DialError },
-    /// A session ended without a connection.
-    NotPunched { peer: PeerId, reason: &'static str, message: String },
-    /// A coordinator accepted us.
-    Registered,
-    /// A coordinator turned us down or cannot be reached.
-    NotRegistered,
-    /// What we sent came back.
-    Echoed { request: OutboundRequestId, bytes: usize },
-    /// What we sent did not come back.
-    NotEchoed { request: OutboundRequestId, message: String },
-    /// An address cannot be listened on, or no longer.
-    NotListening { message: String },
-    /// Nothing that anybody waits for.
-    Nothing,
-}
-
-/// A swarm with its output.
+/// A swarm with the state that its events need.
 pub(crate) struct Node {
-    pub(crate) swarm: Swarm<Behaviour>,
+    swarm: Swarm<Behaviour>,
     stats: Stats,
-    pub(crate) report: Report,
-    /// Each coordinator and, once it is settled, what became of our registration.
-    coordinators: BTreeMap<PeerId, Option<Result<(), String>>>,
-    /// Where the selected path to a peer ends.
-    paths: HashMap<PeerId, SocketAddr>,
-    /// How long the session took that leads to a connection which is not there yet.
-    sessions: HashMap<PeerId, Duration>,
-    /// When inbound connections began.
+    observer: Box<dyn Observer>,
+    /// Events that the caller has not got yet. One event of the swarm makes two at most.
+    events: VecDeque<NodeEvent>,
+    /// Registration with each coordinator.
+    registrations: BTreeMap<PeerId, Registration>,
+    /// Remote address of the selected path to each peer.
+    selected_paths: HashMap<PeerId, SocketAddr>,
+    /// Duration of the session of each connection that is not established yet.
+    session_durations: HashMap<PeerId, Duration>,
+    /// Start of each inbound connection that is not established yet.
     incoming: HashMap<ConnectionId, Instant>,
-    /// Connections whose path has not been told yet, and how long they took.
-    unnamed: HashMap<PeerId, Duration>,
-    /// What was last said of our NAT.
-    nat: String,
-    /// The peer that we want to reach.
-    asked: Option<Asked>,
+    /// Time to connect of each direct connection whose path is not known yet.
+    unreported: HashMap<PeerId, Duration>,
+    /// Start of each echo that is under way.
+    echoes: HashMap<OutboundRequestId, Instant>,
+    /// Last dial that was asked for.
+    dial: Option<RequestedDial>,
 }
 
-/// A dial of ours.
+/// State of the registration with one coordinator.
+#[derive(Debug, PartialEq, Eq)]
+enum Registration {
+    Pending,
+    Accepted,
+    Failed(String),
+}
+
+/// Dial that [`Node::connect`] has started.
 #[derive(Debug, Clone, Copy)]
-struct Asked {
+struct RequestedDial {
     peer: PeerId,
     since: Instant,
-    dial: ConnectionId,
+    id: ConnectionId,
+}
+
+/// Result that holds from its deadline on, unless a better one comes before.
+struct Provisional<T> {
+    deadline: Instant,
+    result: T,
+}
+
+impl<T> Provisional<T> {
+    fn after(time: Duration, result: T) -> Self {
+        Self { deadline: Instant::now() + time, result }
+    }
 }
 
 impl Node {
-    /// A peer over real UDP.
-    pub(crate) fn new(common: &Common, config: Config) -> Result<Self, Failure> {
-        let key = key::load(common.key.as_deref())?;
+    /// Creates a node over real UDP.
+    pub(crate) fn new(key: Keypair, config: Config, observer: Box<dyn Observer>) -> Result<Self, NodeError> {
         let coordinators = config.coordinators.clone();
-        Ok(Self::with_swarm(swarm::new(key, config)?, &coordinators, Report::new(common.json)))
+        Ok(Self::with_swarm(swarm::new(key, config)?, &coordinators, observer))
     }
 
-    /// A peer that runs this swarm.
-    pub(crate) fn with_swarm((swarm, stats): Peer, coordinators: &[Multiaddr], report: Report) -> Self {
+    /// Creates a node over another network, which tokio's clock drives.
+    pub(crate) fn with_network(
+        key: Keypair,
+        config: Config,
+        network: Arc<dyn Network>,
+        observer: Box<dyn Observer>,
+    ) -> Result<Self, NodeError> {
+        let coordinators = config.coordinators.clone();
+        let swarm = swarm::with_io(key, config, network, Arc::new(quinn::TokioRuntime))?;
+        Ok(Self::with_swarm(swarm, &coordinators, observer))
+    }
+
+    fn with_swarm(built: BuiltSwarm, coordinators: &[Multiaddr], observer: Box<dyn Observer>) -> Self {
+        let coordinators = coordinators.iter().filter_map(peer_of);
         Self {
-            swarm,
-            stats,
-            report,
-            coordinators: coordinators.iter().filter_map(peer_of).map(|peer| (peer, None)).collect(),
-            paths: HashMap::new(),
-            sessions: HashMap::new(),
+            swarm: built.swarm,
+            stats: built.stats,
+            observer,
+            events: VecDeque::new(),
+            registrations: coordinators.map(|peer| (peer, Registration::Pending)).collect(),
+            selected_paths: HashMap::new(),
+            session_durations: HashMap::new(),
             incoming: HashMap::new(),
-            unnamed: HashMap::new(),
-            nat: String::new(),
-            asked: None,
+            unreported: HashMap::new(),
+            echoes: HashMap::new(),
+            dial: None,
         }
     }
 
+    /// Returns true if there is a connection to the peer, direct or relayed.
+    pub(crate) fn is_connected(&self, peer: &PeerId) -> bool {
+        self.swarm.is_connected(peer)
+    }
+
     /// Begins to listen on all of `addresses`.
-    pub(crate) fn listen_on(&mut self, addresses: &[Multiaddr]) -> Result<(), Failure> {
+    pub(crate) fn listen_on(&mut self, addresses: &[Multiaddr]) -> Result<(), NodeError> {
         for address in addresses {
-            self.swarm
-                .listen_on(address.clone())
-                .map_err(|error| Failure::error(format!("cannot listen on {address}: {}", chain(&error))))?;
+            self.swarm.listen_on(address.clone()).map_err(|error| NodeError::Listen {
+                addresses: vec![address.clone()],
+                cause: with_causes(&error),
+            })?;
         }
         Ok(())
     }
 
     /// Begins to listen on free ports of all interfaces; one of the address families may be missing.
-    pub(crate) fn listen_anywhere(&mut self) -> Result<(), Failure> {
-        let results = [[0; 4].into(), std::net::IpAddr::from([0; 16])]
-            .map(|any| self.listen_on(&[Multiaddr::from(any).with(Protocol::Udp(0)).with(Protocol::QuicV1)]));
-        match results {
-            [Err(failure), Err(_)] => Err(failure),
+    pub(crate) fn listen_anywhere(&mut self) -> Result<(), NodeError> {
+        match wildcards().map(|address| self.listen_on(&[address])) {
+            [Err(error), Err(_)] => Err(error),
             _ => Ok(()),
         }
     }
 
-    /// Waits until every coordinator has accepted us or has not; fails if none has.
-    pub(crate) async fn register(&mut self) -> Result<(), Failure> {
-        let mut deadline = Instant::now() + REGISTRATION;
-        while self.coordinators.values().any(Option::is_none) {
+    /// Waits until every coordinator has answered; fails if none has accepted the registration.
+    pub(crate) async fn register(&mut self) -> Result<(), NodeError> {
+        let mut deadline = Instant::now() + REGISTRATION_TIMEOUT;
+        while self.registrations.values().any(|state| *state == Registration::Pending) {
             match timeout_at(deadline, self.next()).await {
-                Ok(Ok(Happening::Registered)) => deadline = deadline.min(Instant::now() + OTHERS),
-                Ok(Ok(Happening::NotListening { message })) => return Err(Failure::error(message)),
+                Ok(Ok(NodeEvent::Registered { .. })) => {
+                    deadline = deadline.min(Instant::now() + OTHER_COORDINATORS_TIMEOUT);
+                }
+                Ok(Ok(NodeEvent::ListenFailed { addresses, cause })) => {
+                    return Err(NodeError::Listen { addresses, cause });
+                }
                 Ok(Ok(_)) => {}
-                Ok(Err(failure)) => return Err(failure),
+                Ok(Err(error)) => return Err(error),
                 Err(_) => break,
             }
         }
-        if self.coordinators.values().any(|state| matches!(state, Some(Ok(())))) {
+        if self.registrations.values().any(|state| *state == Registration::Accepted) {
             return Ok(());
         }
-        let states = self.coordinators.iter().map(|(peer, state)| match state {
-            Some(Err(message)) => format!("{peer}: {message}"),
-            _ => format!("{peer}: it did not answer within {} s", REGISTRATION.as_secs()),
+        let answers = self.registrations.iter().map(|(peer, state)| match state {
+            Registration::Failed(message) => (*peer, message.clone()),
+            _ => (*peer, format!("it did not answer within {} s", REGISTRATION_TIMEOUT.as_secs())),
         });
-        let states = states.collect::<Vec<_>>().join("; ");
-        Err(Failure::error(format!("no coordinator accepted the registration ({states})")))
+        Err(NodeError::Registration(answers.collect()))
     }
 
-    /// Asks for a connection to a peer; the clock of its `connected` line starts now.
-    pub(crate) fn ask_for(&mut self, peer: PeerId) -> Result<(), DialError> {
+    /// Connects to a peer. The result is a relayed connection if traversal has failed or takes its time.
+    pub(crate) async fn connect(&mut self, peer: PeerId) -> Result<Connection, DialFailure> {
         let opts = DialOpts::peer_id(peer).build();
-        self.asked = Some(Asked { peer, since: Instant::now(), dial: opts.connection_id() });
-        self.swarm.dial(opts)
+        self.dial = Some(RequestedDial { peer, since: Instant::now(), id: opts.connection_id() });
+        self.swarm.dial(opts).map_err(DialFailure::Dial)?;
+        // The session knows its reason best, but the wait ends with the dial: a relay may still help.
+        let mut session_failure: Option<DialFailure> = None;
+        let mut dial_failure: Option<Provisional<DialFailure>> = None;
+        let mut relayed: Option<Provisional<Connection>> = None;
+        loop {
+            let event = tokio::select! {
+                event = self.next() => event?,
+                failure = expired(&mut dial_failure) => return Err(failure),
+                connection = expired(&mut relayed) => return Ok(connection),
+            };
+            match event {
+                NodeEvent::Connected(connection) if connection.peer == peer => {
+                    let has_failed = session_failure.is_some() || dial_failure.is_some();
+                    if !connection.is_relayed || has_failed {
+                        return Ok(connection);
+                    }
+                    relayed = Some(Provisional::after(DIRECT_TIMEOUT, connection));
+                }
+                NodeEvent::SessionFailed { peer: failed, reason, .. } if failed == peer => {
+                    if let Some(relayed) = relayed {
+                        return Ok(relayed.result);
+                    }
+                    let failure = DialFailure::Session(reason);
+                    if dial_failure.is_some() {
+                        return Err(failure);
+                    }
+                    session_failure = Some(failure);
+                }
+                NodeEvent::DialFailed { peer: failed, error } if failed == peer => {
+                    if let Some(relayed) = relayed {
+                        return Ok(relayed.result);
+                    }
+                    if let Some(failure) = session_failure {
+                        return Err(failure);
+                    }
+                    let failure = DialFailure::Dial(error);
+                    dial_failure = Some(Provisional::after(SESSION_REASON_TIMEOUT, failure));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Sends `bytes` bytes, waits for them to come back, and returns the round-trip time.
+    pub(crate) async fn echo(&mut self, peer: PeerId, bytes: usize) -> Result<Duration, DialFailure> {
+        let sent = Instant::now();
+        let ours = self.swarm.behaviour_mut().echo.send_request(&peer, vec![0x70; bytes]);
+        self.echoes.insert(ours, sent);
+        loop {
+            match self.next().await? {
+                NodeEvent::Echoed { request, rtt, .. } if request == ours => return Ok(rtt),
+                NodeEvent::EchoFailed { request, message } if request == ours => {
+                    return Err(DialFailure::NoEcho(message));
+                }
+                _ => {}
+            }
+        }
+    }
+
+    /// Serves peers until the deadline.
+    pub(crate) async fn run_until(&mut self, deadline: Instant) -> Result<(), NodeError> {
+        while let Ok(event) = timeout_at(deadline, self.next()).await {
+            event?;
+        }
+        Ok(())
+    }
+
+    /// Serves peers until the node cannot go on.
+    pub(crate) async fn run(&mut self) -> NodeError {
+        loop {
+            match self.next().await {
+                Ok(NodeEvent::ListenFailed { addresses, cause }) => {
+                    return NodeError::Listen { addresses, cause };
+                }
+                Ok(_) => {}
+                Err(error) => return error,
+            }
+        }
     }
 
     /// Closes all connections, so that no peer has to wait for a time-out.
-    pub(crate) async fn leave(mut self) {
+    pub(crate) async fn close(mut self) {
         let peers: Vec<PeerId> = self.swarm.connected_peers().copied().collect();
         for peer in peers {
-            // An error says that the peer is gone already.
+            // An error means that the peer is gone already.
             let _ = self.swarm.disconnect_peer_id(peer);
         }
         let closed = async {
@@ -178,31 +291,44 @@ impl Node {
                 self.swarm.select_next_some().await;
             }
         };
-        // Whoever does not hear us go will time out.
-        let _ = timeout(FAREWELL, closed).await;
+        // A peer that does not hear the end times out.
+        let _ = timeout(CLOSE_TIMEOUT, closed).await;
     }
 
-    /// Waits for the next event of the swarm and deals with it.
-    pub(crate) async fn next(&mut self) -> Result<Happening, Failure> {
-        match self.swarm.select_next_some().await {
-            // What a relay listens on for us is no address of ours; `Reserved` tells of it.
+    /// Drives the swarm to the next event, and shows the event to the observer.
+    pub(crate) async fn next(&mut self) -> Result<NodeEvent, NodeError> {
+        loop {
+            if let Some(event) = self.events.pop_front() {
+                self.observer.observe(&event).map_err(NodeError::Observer)?;
+                return Ok(event);
+            }
+            let event = self.swarm.select_next_some().await;
+            self.on_swarm_event(event);
+        }
+    }
+
+    fn emit(&mut self, event: NodeEvent) {
+        self.events.push_back(event);
+    }
+
+    fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        match event {
+            // A relay listens on circuit addresses; the event `Reserved` reports those.
             SwarmEvent::NewListenAddr { address, .. } if !is_circuit(&address) => {
                 if self.swarm.behaviour().relay.is_enabled() {
-                    // Whoever starts a coordinator says that its addresses can be reached. Relays name them.
+                    // A coordinator's addresses are reachable by configuration. Relays name them.
                     self.swarm.add_external_address(address.clone());
                 }
                 let address = match address.iter().last() {
                     Some(Protocol::P2p(_)) => address,
                     _ => address.with(Protocol::P2p(*self.swarm.local_peer_id())),
                 };
-                self.report.line(&Line::Listening { address: &address })?;
+                self.emit(NodeEvent::Listening { address });
             }
             SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. }
                 if addresses.iter().any(|address| !is_circuit(address)) =>
             {
-                let addresses: Vec<String> = addresses.iter().map(Multiaddr::to_string).collect();
-                let message = format!("cannot listen on {}: {}", addresses.join(", "), chain(&error));
-                return Ok(Happening::NotListening { message });
+                self.emit(NodeEvent::ListenFailed { addresses, cause: with_causes(&error) });
             }
             SwarmEvent::IncomingConnection { connection_id, .. } => {
                 self.incoming.insert(connection_id, Instant::now());
@@ -213,79 +339,87 @@ impl Node {
             SwarmEvent::ConnectionEstablished {
                 peer_id, connection_id, endpoint, established_in, ..
             } => {
-                let began = self.incoming.remove(&connection_id);
-                let session = self.sessions.remove(&peer_id);
-                let elapsed = match self.asked {
-                    Some(asked) if asked.peer == peer_id => asked.since.elapsed(),
-                    _ => session.unwrap_or_else(|| began.map_or(established_in, |began| began.elapsed())),
+                let since = self.incoming.remove(&connection_id);
+                let session = self.session_durations.remove(&peer_id);
+                let elapsed = match self.dial {
+                    Some(dial) if dial.peer == peer_id => dial.since.elapsed(),
+                    _ => session.unwrap_or_else(|| since.map_or(established_in, |since| since.elapsed())),
                 };
-                return self.connected(peer_id, &endpoint, elapsed);
+                self.on_connected(peer_id, &endpoint, elapsed);
             }
             SwarmEvent::ConnectionClosed { peer_id, num_established: 0, .. } => {
-                self.paths.remove(&peer_id);
-                self.sessions.remove(&peer_id);
-                self.unnamed.remove(&peer_id);
-                self.report.note("closed", &format!("the connection to {}", short(&peer_id)))?;
+                self.selected_paths.remove(&peer_id);
+                self.session_durations.remove(&peer_id);
+                self.unreported.remove(&peer_id);
+                self.emit(NodeEvent::Disconnected { peer: peer_id });
             }
             SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), connection_id, error } => {
-                if let Some(state @ (None | Some(Err(_)))) = self.coordinators.get_mut(&peer) {
-                    *state = Some(Err(reason::of_dial(&error)));
-                    return Ok(Happening::NotRegistered);
-                }
-                // The library's own dials over relays come and go while the one that we asked for goes on.
-                if self.asked.is_none_or(|asked| asked.peer != peer || asked.dial == connection_id) {
-                    return Ok(Happening::NotDialed { peer, error });
-                }
+                self.on_dial_error(peer, connection_id, error);
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Punch(event)) => return self.punch_event(event),
-            SwarmEvent::Behaviour(BehaviourEvent::Echo(event)) => return Ok(self.echo_event(event)),
+            SwarmEvent::Behaviour(BehaviourEvent::Punch(event)) => self.on_library_event(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Echo(event)) => self.on_echo_event(event),
             _ => {}
         }
-        Ok(Happening::Nothing)
     }
 
-    /// Reports a connection, or puts that off until it is known where it ends.
-    fn connected(
-        &mut self,
-        peer: PeerId,
-        endpoint: &ConnectedPoint,
-        elapsed: Duration,
-    ) -> Result<Happening, Failure> {
-        if self.coordinators.contains_key(&peer) {
-            return Ok(Happening::Nothing);
+    fn on_dial_error(&mut self, peer: PeerId, id: ConnectionId, error: DialError) {
+        if let Some(state @ (Registration::Pending | Registration::Failed(_))) =
+            self.registrations.get_mut(&peer)
+        {
+            *state = Registration::Failed(describe_dial_error(&error));
+            self.emit(NodeEvent::RegistrationFailed { coordinator: peer, reason: None });
+            return;
         }
-        let relayed = endpoint.is_relayed();
-        let path = self.paths.get(&peer).filter(|_| !relayed).copied().map(report::udp_address);
-        let relay = match endpoint {
-            ConnectedPoint::Listener { local_addr, .. } if relayed => local_addr,
+        // The library dials over relays as well; those dials do not end the one that was asked for.
+        if self.dial.is_none_or(|dial| dial.peer != peer || dial.id == id) {
+            self.emit(NodeEvent::DialFailed { peer, error });
+        }
+    }
+
+    /// Reports a connection, or defers the report until the remote address of its path is known.
+    fn on_connected(&mut self, peer: PeerId, endpoint: &ConnectedPoint, elapsed: Duration) {
+        if self.registrations.contains_key(&peer) {
+            return;
+        }
+        let is_relayed = endpoint.is_relayed();
+        let path = self.selected_paths.get(&peer).filter(|_| !is_relayed).copied().map(udp_address);
+        let address = match endpoint {
+            ConnectedPoint::Listener { local_addr, .. } if is_relayed => local_addr,
             _ => endpoint.get_remote_address(),
         };
-        match path.or_else(|| report::udp_part(relay)) {
+        match path.or_else(|| udp_part(address)) {
             Some(remote) => {
-                let through = self.through(peer).filter(|_| !relayed);
-                self.report.line(&Line::Connected { peer, relayed, through, remote: &remote, elapsed })?;
-                Ok(Happening::Connected { peer, relayed })
+                let origin = self.stats.of_peer(&peer).last().map(|stats| stats.through);
+                let origin = origin.filter(|_| !is_relayed);
+                self.emit(NodeEvent::Connected(Connection { peer, is_relayed, origin, remote, elapsed }));
             }
             None => {
-                self.unnamed.insert(peer, elapsed);
-                Ok(Happening::Nothing)
+                self.unreported.insert(peer, elapsed);
             }
         }
     }
 
-    fn punch_event(&mut self, event: Event) -> Result<Happening, Failure> {
+    /// Notes the remote address of the selected path, and reports the connection that waited for it.
+    fn on_path(&mut self, peer: PeerId, path: Path) {
+        self.selected_paths.insert(peer, path.remote);
+        if let Some(elapsed) = self.unreported.remove(&peer) {
+            let remote = udp_address(path.remote);
+            let origin = self.stats.of_peer(&peer).last().map(|stats| stats.through);
+            self.emit(NodeEvent::Connected(Connection { peer, is_relayed: false, origin, remote, elapsed }));
+        }
+    }
+
+    fn on_library_event(&mut self, event: Event) {
         match event {
             Event::Registered { coordinator } => {
-                let state = self.coordinators.insert(coordinator, Some(Ok(())));
-                if state != Some(Some(Ok(()))) {
-                    self.report.line(&Line::Registered { coordinator })?;
+                let before = self.registrations.insert(coordinator, Registration::Accepted);
+                if before != Some(Registration::Accepted) {
+                    self.emit(NodeEvent::Registered { coordinator });
                 }
-                return Ok(Happening::Registered);
             }
             Event::RegistrationRejected { coordinator, reason } => {
-                self.coordinators.insert(coordinator, Some(Err(reason.to_string())));
-                self.report.note("rejected", &format!("by {coordinator}: {reason}"))?;
-                return Ok(Happening::NotRegistered);
+                self.registrations.insert(coordinator, Registration::Failed(reason.to_string()));
+                self.emit(NodeEvent::RegistrationFailed { coordinator, reason: Some(reason) });
             }
             Event::Registration(RegistrationStatus::Partial { registered, configured }) => {
                 tracing::warn!(registered, configured, "only a minority of the coordinators knows us");
@@ -293,99 +427,52 @@ impl Node {
             Event::Registration(RegistrationStatus::None { configured }) => {
                 tracing::error!(configured, "no coordinator knows us");
             }
-            // Whoever has no coordinator of its own, but clients, learns little of itself.
-            Event::Nat(report) => {
-                let is_blocked = report.udp_blocked.as_ref().is_some_and(|finding| finding.value);
-                let words = nat::words(&report);
-                // New evidence for the same is no news to a person.
-                let is_news = self.report.is_json() || words != self.nat;
-                self.nat = words;
-                if is_news && (report.socket.is_some() || is_blocked) {
-                    self.report.line(&Line::Nat(&report))?;
-                }
-            }
-            Event::Phase { peer, from, to, .. } => self.report.line(&Line::Phase { peer, from, to })?,
+            Event::Nat(report) => self.emit(NodeEvent::Nat(report)),
             Event::PathSelected { peer, path } => {
-                self.report.note("selected", &format!("the path to {}", path.remote))?;
-                return self.path_known(peer, path);
+                self.emit(NodeEvent::Traversal(event));
+                self.on_path(peer, path);
             }
             Event::Connected { peer, path, elapsed, .. } => {
-                self.sessions.insert(peer, elapsed);
-                return self.path_known(peer, path);
+                self.session_durations.insert(peer, elapsed);
+                self.on_path(peer, path);
             }
             Event::Failed { peer, reason, .. } => {
-                let (reason, message) = (reason::word(reason), reason.to_string());
-                // A peer that is connected over a relay is tried again and again; that it failed is no news.
-                let is_asked = self.asked.is_some_and(|asked| asked.peer == peer);
-                if !is_asked && !self.swarm.is_connected(&peer) {
-                    self.report.line(&Line::Failed { peer, reason, message: &message })?;
-                }
-                return Ok(Happening::NotPunched { peer, reason, message });
+                let is_requested = self.dial.is_some_and(|dial| dial.peer == peer);
+                let is_connected = self.swarm.is_connected(&peer);
+                self.emit(NodeEvent::SessionFailed { peer, reason, is_requested, is_connected });
             }
-            other => {
-                if let Some((label, text)) = reason::describe(&other) {
-                    self.report.note(label, &text)?;
-                }
-            }
+            other => self.emit(NodeEvent::Traversal(other)),
         }
-        Ok(Happening::Nothing)
     }
 
-    /// Notes where the connection to a peer ends, and reports it if it waited for that.
-    fn path_known(&mut self, peer: PeerId, path: Path) -> Result<Happening, Failure> {
-        self.paths.insert(peer, path.remote);
-        let Some(elapsed) = self.unnamed.remove(&peer) else { return Ok(Happening::Nothing) };
-        let remote = report::udp_address(path.remote);
-        let through = self.through(peer);
-        self.report.line(&Line::Connected { peer, relayed: false, through, remote: &remote, elapsed })?;
-        Ok(Happening::Connected { peer, relayed: false })
-    }
-
-    /// How the last direct connection to a peer came about.
-    fn through(&self, peer: PeerId) -> Option<ConnectedThrough> {
-        self.stats.of_peer(&peer).last().map(|stats| stats.through)
-    }
-
-    fn echo_event(&mut self, event: EchoEvent<Vec<u8>, Vec<u8>>) -> Happening {
+    fn on_echo_event(&mut self, event: EchoEvent<Vec<u8>, Vec<u8>>) {
         match event {
             EchoEvent::Message { message: Message::Request { request, channel, .. }, .. } => {
-                // An error says that the peer has gone away meanwhile.
+                // An error means that the peer has gone away meanwhile.
                 let _ = self.swarm.behaviour_mut().echo.send_response(channel, request);
-                Happening::Nothing
             }
             EchoEvent::Message { message: Message::Response { request_id, response }, .. } => {
-                Happening::Echoed { request: request_id, bytes: response.len() }
+                if let Some(sent) = self.echoes.remove(&request_id) {
+                    let (request, bytes, rtt) = (request_id, response.len(), sent.elapsed());
+                    self.emit(NodeEvent::Echoed { request, bytes, rtt });
+                }
             }
             EchoEvent::OutboundFailure { request_id, error, .. } => {
-                Happening::NotEchoed { request: request_id, message: error.to_string() }
+                self.echoes.remove(&request_id);
+                self.emit(NodeEvent::EchoFailed { request: request_id, message: error.to_string() });
             }
-            EchoEvent::InboundFailure { .. } | EchoEvent::ResponseSent { .. } => Happening::Nothing,
+            EchoEvent::InboundFailure { .. } | EchoEvent::ResponseSent { .. } => {}
         }
     }
 }
 
-/// The peer at the end of an address.
-fn peer_of(address: &Multiaddr) -> Option<PeerId> {
-    match address.iter().last() {
-        Some(Protocol::P2p(peer)) => Some(peer),
-        _ => None,
+/// Waits for the deadline of a provisional result; never returns without one.
+async fn expired<T>(provisional: &mut Option<Provisional<T>>) -> T {
+    if let Some(Provisional { deadline, .. }) = provisional {
+        sleep_until(*deadline).await;
     }
-}
-
-fn is_circuit(address: &Multiaddr) -> bool {
-    address.iter().any(|part| part == Protocol::P2pCircuit)
-}
-
-/// An error with its causes, where they say more.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let more = error.to_string();
-        if !text.contains(&more) {
-            text = format!("{text}: {more}");
-        }
-        cause = error.source();
+    match provisional.take() {
+        Some(Provisional { result, .. }) => result,
+        None => pending().await,
     }
-    text
 }

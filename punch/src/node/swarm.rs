@@ -13,45 +13,49 @@ use libp2p::{
 };
 use libp2p_punch::{Config, Role, io::Network, transport::Stats};
 
-use crate::{echo, exit::Failure};
+use super::{echo, error::NodeError};
 
-/// How long a connection that nobody uses stays open.
-const IDLE: Duration = Duration::from_secs(60);
+/// Time after which an unused connection closes.
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How long a dial may take. libp2p's default of 10 s would end a session before its retries; `--timeout` is
-/// what bounds a dial here.
-const DIAL: Duration = Duration::from_secs(24 * 60 * 60);
+/// Time-out of the swarm for a dial. libp2p's default of 10 s would end a session before its retries.
+/// The caller of [`Node::connect`](super::Node::connect) bounds a dial.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// What a peer does.
+/// Protocols of a node.
 #[derive(NetworkBehaviour)]
-pub(crate) struct Behaviour {
-    pub(crate) punch: libp2p_punch::Behaviour,
+pub(super) struct Behaviour {
+    pub(super) punch: libp2p_punch::Behaviour,
     relay_client: relay::client::Behaviour,
-    pub(crate) relay: Toggle<relay::Behaviour>,
+    pub(super) relay: Toggle<relay::Behaviour>,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
-    pub(crate) echo: echo::Behaviour,
+    pub(super) echo: echo::Behaviour,
 }
 
-/// A swarm, and what its transport tells of connections.
-pub(crate) type Peer = (Swarm<Behaviour>, Stats);
+/// A swarm, and the statistics that its transport keeps.
+pub(super) struct BuiltSwarm {
+    pub(super) swarm: Swarm<Behaviour>,
+    pub(super) stats: Stats,
+}
 
-/// A swarm over real UDP.
-pub(crate) fn new(key: Keypair, config: Config) -> Result<Peer, Failure> {
+/// Builds a swarm over real UDP.
+pub(super) fn new(key: Keypair, config: Config) -> Result<BuiltSwarm, NodeError> {
     let relay = relay_of(&key, &config);
-    let (transport, punch) = libp2p_punch::new(&key, config).map_err(refused)?;
+    let (transport, punch) = libp2p_punch::new(&key, config).map_err(NodeError::Library)?;
     assemble(key, transport, punch, relay)
 }
 
-/// A swarm over another network and another clock.
-pub(crate) fn with_io(
+/// Builds a swarm over another network and another clock.
+pub(super) fn with_io(
     key: Keypair,
     config: Config,
     network: Arc<dyn Network>,
     runtime: Arc<dyn quinn::Runtime>,
-) -> Result<Peer, Failure> {
+) -> Result<BuiltSwarm, NodeError> {
     let relay = relay_of(&key, &config);
-    let (transport, punch) = libp2p_punch::with_io(&key, config, network, runtime).map_err(refused)?;
+    let (transport, punch) =
+        libp2p_punch::with_io(&key, config, network, runtime).map_err(NodeError::Library)?;
     assemble(key, transport, punch, relay)
 }
 
@@ -60,7 +64,7 @@ fn assemble(
     transport: libp2p_punch::Transport,
     punch: libp2p_punch::Behaviour,
     relay: Option<relay::Behaviour>,
-) -> Result<Peer, Failure> {
+) -> Result<BuiltSwarm, NodeError> {
     let stats = transport.stats();
     let identify = identify::Config::new("/punch/1.0.0".to_owned(), key.public());
     let behaviour = |relay_client| Behaviour {
@@ -74,24 +78,24 @@ fn assemble(
     let swarm = SwarmBuilder::with_existing_identity(key)
         .with_tokio()
         .with_other_transport(|_| transport)
-        .map_err(Failure::error)?
+        .map_err(|error| NodeError::Build(error.into()))?
         .with_relay_client(noise::Config::new, yamux::Config::default)
-        .map_err(Failure::error)?
+        .map_err(|error| NodeError::Build(error.into()))?
         .with_behaviour(|_, relay_client| behaviour(relay_client))
-        .map_err(Failure::error)?
+        .map_err(|error| NodeError::Build(error.into()))?
         .with_swarm_config(|config| {
             // Lazy: the first bytes of a stream go with its negotiation, so that an echo takes one round trip.
             config
-                .with_idle_connection_timeout(IDLE)
+                .with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
                 .with_substream_upgrade_protocol_override(Version::V1Lazy)
         })
-        .with_connection_timeout(DIAL)
+        .with_connection_timeout(DIAL_TIMEOUT)
         .build();
-    Ok((swarm, stats))
+    Ok(BuiltSwarm { swarm, stats })
 }
 
-/// A coordinator is a relay, too, for those who cannot be introduced to each other in any other way. The limits are for
-/// a last resort: enough to talk, and to look for a direct path meanwhile.
+/// Relay of a coordinator, for peers that cannot connect directly. The limits are those of a last
+/// resort: enough to talk, and to look for a direct path meanwhile.
 fn relay_of(key: &Keypair, config: &Config) -> Option<relay::Behaviour> {
     let limits = relay::Config {
         max_reservations: 1024,
@@ -104,11 +108,4 @@ fn relay_of(key: &Keypair, config: &Config) -> Option<relay::Behaviour> {
     };
     let peer = PeerId::from(key.public());
     (config.role == Role::Server).then(|| relay::Behaviour::new(peer, limits))
-}
-
-fn refused(error: libp2p_punch::Error) -> Failure {
-    match error {
-        libp2p_punch::Error::Config(error) => Failure::usage(error),
-        error => Failure::error(error),
-    }
 }

@@ -1,4 +1,4 @@
-//! What is known of the NAT, for programs and for people.
+//! Findings about the NAT, for programs and for people.
 
 use std::time::Instant;
 
@@ -8,10 +8,15 @@ use libp2p_punch::core::{
 };
 use serde_json::{Value, json};
 
-use crate::report::milliseconds;
+use super::units::milliseconds;
 
-/// The `nat` line. What is not known is `null`; what is has a value, a confidence and its evidence.
-pub(crate) fn json(report: &Report, now: Instant) -> Value {
+/// Returns true if there is a finding to print: a node without coordinators of its own learns little.
+pub(super) fn is_known(report: &Report) -> bool {
+    report.socket.is_some() || value(&report.udp_blocked) == Some(true)
+}
+
+/// Returns the `nat` line. An unknown property is `null`; a known one has value, confidence and evidence.
+pub(super) fn json(report: &Report, now: Instant) -> Value {
     json!({
         "event": "nat",
         "public_address": finding(&report.public_address, now, |address| json!(address.to_string())),
@@ -75,8 +80,8 @@ fn allocation_json(allocation: &Allocation) -> Value {
     }
 }
 
-/// One sentence.
-pub(crate) fn words(report: &Report) -> String {
+/// Returns one sentence.
+pub(super) fn words(report: &Report) -> String {
     if value(&report.udp_blocked) == Some(true) {
         return "UDP seems to be blocked: no coordinator that was dialed has answered".into();
     }

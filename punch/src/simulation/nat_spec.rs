@@ -1,12 +1,12 @@
-//! NAT boxes, by the words of RFC 4787.
+//! Kinds of NAT in the words of RFC 4787.
 
-use std::fmt;
+use std::{fmt, str::FromStr};
 
 use libp2p_punch_sim::{Filtering, Mapping, Nat, Ports};
 
-/// What the words mean.
-pub(super) const HELP: &str = "\
-A NAT is 'public' for none, or MAPPING+FILTERING[+PORTS][+bare], 'double+' before it for two of a kind in a row:
+/// Help text for the words.
+pub(crate) const HELP: &str = "\
+A NAT is 'public' for none, or MAPPING+FILTERING[+PORTS][+bare], 'double+' before it for two of a kind, one behind the other:
   MAPPING    eim   the same external port for every destination
              adm   one for each destination address
              apdm  one for each destination address and port
@@ -16,23 +16,27 @@ A NAT is 'public' for none, or MAPPING+FILTERING[+PORTS][+bare], 'double+' befor
   PORTS      kept, hashed, sequential or random; default: kept for eim, random for the others
   bare       no firewall: what comes before a flow takes the port of that flow";
 
-/// What a peer is behind.
+/// NATs between a peer and the internet.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) enum Behind {
-    /// Nothing.
+pub(crate) enum NatSpec {
+    /// No NAT.
     Public,
-    /// A NAT.
-    One(Nat),
-    /// A NAT behind another one of its kind.
-    Two(Nat),
+    /// One NAT.
+    Single(Nat),
+    /// A NAT behind another NAT of the same kind.
+    Double(Nat),
 }
 
-/// Reads words such as `eim+apdf`, `double+eim+eif` and `public`.
-pub(crate) fn parse(text: &str) -> Result<Behind, String> {
-    match text.strip_prefix("double+") {
-        _ if text == "public" => Ok(Behind::Public),
-        Some(rest) => nat(rest).map(Behind::Two),
-        None => nat(text).map(Behind::One),
+impl FromStr for NatSpec {
+    type Err = String;
+
+    /// Reads words such as `eim+apdf`, `double+eim+eif` and `public`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.strip_prefix("double+") {
+            _ if text == "public" => Ok(NatSpec::Public),
+            Some(rest) => nat(rest).map(NatSpec::Double),
+            None => nat(text).map(NatSpec::Single),
+        }
     }
 }
 
@@ -67,12 +71,12 @@ fn nat(text: &str) -> Result<Nat, String> {
     }
 }
 
-impl fmt::Display for Behind {
+impl fmt::Display for NatSpec {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (nat, before) = match self {
-            Behind::Public => return f.write_str("no NAT"),
-            Behind::One(nat) => (nat, ""),
-            Behind::Two(nat) => (nat, "two of "),
+            NatSpec::Public => return f.write_str("no NAT"),
+            NatSpec::Single(nat) => (nat, ""),
+            NatSpec::Double(nat) => (nat, "two of "),
         };
         let mapping = match nat.mapping {
             Mapping::EndpointIndependent => "EIM",
@@ -101,7 +105,7 @@ mod tests {
 
     #[test]
     fn words_name_mapping_filtering_and_ports() {
-        let shown = |text: &str| parse(text).map(|nat| nat.to_string());
+        let shown = |text: &str| text.parse::<NatSpec>().map(|nat| nat.to_string());
         assert_eq!(shown("public"), Ok("no NAT".into()));
         assert_eq!(shown("eim+apdf"), Ok("EIM+APDF, ports kept".into()));
         assert_eq!(shown("apdm+apdf"), Ok("APDM+APDF, ports random".into()));
@@ -126,7 +130,7 @@ mod tests {
             "double+public",
             "EIM+EIF",
         ] {
-            assert!(parse(text).is_err(), "{text}");
+            assert!(text.parse::<NatSpec>().is_err(), "{text}");
         }
     }
 }

@@ -1,264 +1,245 @@
-//! The world of the demo, and what is done in it.
+//! The scenario: three hosts, the paths between them, and the exchange between dialer and listener.
 
-use std::{net::Ipv4Addr, sync::Arc, time::Duration};
+use std::{net::Ipv4Addr, slice, sync::Arc, time::Duration};
 
 use libp2p::{Multiaddr, PeerId, identity::Keypair, multiaddr::Protocol};
 use libp2p_punch::config::{Config, Role};
-use libp2p_punch_sim::{Host, Link, Record, Trace, World};
+use libp2p_punch_sim::{Host, Link, World};
 use tokio::{
+    runtime,
     sync::oneshot,
-    time::{Instant, timeout, timeout_at},
+    time::{Instant, timeout},
 };
 
-use super::{
-    Arguments, Setting,
-    nat::Behind,
-    story::{Story, fate, in_milliseconds},
-};
+use super::nat_spec::NatSpec;
 use crate::{
-    dial::{self, Trouble},
-    exit::{Exit, Failure},
-    node::Node,
-    report::{Report, print},
-    swarm,
+    exit::Failure,
+    node::{DialFailure, Ignore, Node, NodeError, Observer},
 };
 
-const COORDINATOR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-const PORT: u16 = 4001;
-/// Addresses of a peer: on the WAN, on the LAN, and between two NATs.
-const DIALER: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(198, 51, 100, 10), Ipv4Addr::new(192, 168, 1, 2), Ipv4Addr::new(100, 64, 1, 2)];
-const LISTENER: [Ipv4Addr; 3] =
-    [Ipv4Addr::new(192, 0, 2, 20), Ipv4Addr::new(10, 0, 0, 2), Ipv4Addr::new(100, 64, 2, 2)];
-/// Simulated time after which the dial is given up.
-const PATIENCE: Duration = Duration::from_secs(60);
-/// Simulated time between the registrations and the dial.
-const QUIET: Duration = Duration::from_secs(1);
-/// Bytes of the ping and of the transfer, each there and back.
-const PING: usize = 64;
-const TRANSFER: usize = 1 << 20;
-/// The most probes that the story shows. Later ones keep looking for a better path.
-const PROBES_SHOWN: usize = 12;
+/// Address of the coordinator.
+pub(crate) const COORDINATOR: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// Addresses of the dialer.
+pub(crate) const DIALER: HostAddresses = HostAddresses {
+    public: Ipv4Addr::new(198, 51, 100, 10),
+    private: Ipv4Addr::new(192, 168, 1, 2),
+    between: Ipv4Addr::new(100, 64, 1, 2),
+};
+/// Addresses of the listener.
+pub(crate) const LISTENER: HostAddresses = HostAddresses {
+    public: Ipv4Addr::new(192, 0, 2, 20),
+    private: Ipv4Addr::new(10, 0, 0, 2),
+    between: Ipv4Addr::new(100, 64, 2, 2),
+};
+/// Length of the transfer, in bytes for each direction.
+pub(crate) const TRANSFER_LENGTH: usize = 1 << 20;
 
-/// What came of it.
-pub(crate) struct Outcome {
-    pub(crate) relayed: bool,
-    pub(crate) elapsed: Duration,
-    ping: Duration,
-    transfer: Duration,
+/// UDP port of all three peers.
+const PORT: u16 = 4001;
+/// Length of the ping, in bytes for each direction.
+const PING_LENGTH: usize = 64;
+/// Simulated time between the registrations and the dial.
+const SETTLE_TIME: Duration = Duration::from_secs(1);
+
+/// Addresses of a peer's host and of the NATs before it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HostAddresses {
+    /// Address on the internet: of the host itself, or of the outermost NAT.
+    pub(crate) public: Ipv4Addr,
+    /// Address of the host behind a NAT.
+    pub(crate) private: Ipv4Addr,
+    /// Address of the inner NAT of two.
+    pub(crate) between: Ipv4Addr,
 }
 
-/// Plays the scene and prints the story.
-pub(super) async fn play(arguments: &Arguments) -> Result<Exit, Failure> {
-    let world = World::new(arguments.seed);
-    let trace = Trace::start(&world);
-    let hosts = hosts(&world, &arguments.setting());
-    let keys: [Keypair; 3] = std::array::from_fn(|_| Keypair::generate_ed25519());
-    let [coordinator, listener, dialer] = keys.each_ref().map(|key| key.public().to_peer_id());
-    let names = vec![(coordinator, "coordinator"), (listener, "listener"), (dialer, "dialer")];
-    let story = Arc::new(Story::new(names));
-    introduce(arguments)?;
+impl HostAddresses {
+    /// Returns true if the address is one of these.
+    pub(crate) fn contains(&self, address: Ipv4Addr) -> bool {
+        [self.public, self.private, self.between].contains(&address)
+    }
+}
 
-    let mut dialer = peers(keys, hosts, &story).await?;
-    settle(&mut dialer).await?;
-    let asked = story.now();
-    let result = timeout(PATIENCE, exchange(&mut dialer, listener)).await.unwrap_or_else(|_| {
-        let message = format!("no connection within {} s", PATIENCE.as_secs());
-        Err(Trouble::Failed { reason: "timeout", message })
-    });
-    let probes = tell_probes(&story, &trace, asked);
-    print("The coordinator gets to know the peers (simulated time):\n")?;
-    print(&story.between(Duration::ZERO, asked))?;
-    print("The dialer asks for the listener (simulated time since then):\n")?;
-    print(&story.between(asked, Duration::MAX))?;
-    match result {
-        Ok(outcome) => {
-            conclude(arguments, &outcome, &probes)?;
-            Ok(if outcome.relayed { Exit::Relayed } else { Exit::Success })
-        }
-        Err(Trouble::Program(failure)) => Err(failure),
-        Err(Trouble::Failed { message, .. }) => {
-            Err(Failure { exit: Exit::Failed, message: format!("the peers did not connect: {message}") })
+/// Round-trip times between the three peers.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct RoundTrips {
+    pub(crate) dialer_coordinator: Duration,
+    pub(crate) listener_coordinator: Duration,
+    pub(crate) dialer_listener: Duration,
+}
+
+impl RoundTrips {
+    /// The same time between any two peers.
+    pub(crate) fn all(time: Duration) -> Self {
+        Self { dialer_coordinator: time, listener_coordinator: time, dialer_listener: time }
+    }
+
+    /// Least time to connect through a third party: half of the three round trips.
+    pub(crate) fn bound(&self) -> Duration {
+        (self.dialer_coordinator + self.listener_coordinator + self.dialer_listener) / 2
+    }
+}
+
+/// Description of the network.
+#[derive(Debug, Clone)]
+pub(crate) struct Scenario {
+    /// NATs of the dialer.
+    pub(crate) dialer: NatSpec,
+    /// NATs of the listener.
+    pub(crate) listener: NatSpec,
+    pub(crate) round_trips: RoundTrips,
+    /// Loss on the path between any two peers, in percent.
+    pub(crate) loss: f64,
+}
+
+/// Keys of the three peers.
+pub(crate) struct PeerKeys {
+    pub(crate) coordinator: Keypair,
+    pub(crate) listener: Keypair,
+    pub(crate) dialer: Keypair,
+}
+
+impl PeerKeys {
+    /// Generates new keys.
+    pub(crate) fn generate() -> Self {
+        Self {
+            coordinator: Keypair::generate_ed25519(),
+            listener: Keypair::generate_ed25519(),
+            dialer: Keypair::generate_ed25519(),
         }
     }
 }
 
-/// The same without a story: the peers meet once, within so much simulated time.
-pub(crate) async fn meet(setting: &Setting, seed: u64, patience: Duration) -> Result<Outcome, Trouble> {
-    let world = World::new(seed);
-    let keys: [Keypair; 3] = std::array::from_fn(|_| Keypair::generate_ed25519());
-    let listener = keys[1].public().to_peer_id();
-    let silent = Arc::new(Story::new(Vec::new()));
-    let mut dialer = peers(keys, hosts(&world, setting), &silent).await?;
-    settle(&mut dialer).await?;
-    timeout(patience, exchange(&mut dialer, listener)).await.unwrap_or_else(|_| {
-        let message = format!("no connection within {} s", patience.as_secs_f64());
-        Err(Trouble::Failed { reason: "timeout", message })
-    })
+/// Observers of the two peers. The coordinator has none: the peers report the same events.
+pub(crate) struct PeerObservers {
+    pub(crate) listener: Box<dyn Observer>,
+    pub(crate) dialer: Box<dyn Observer>,
 }
 
-/// Hosts of the coordinator, the listener and the dialer.
-fn hosts(world: &World, setting: &Setting) -> [Arc<Host>; 3] {
-    let coordinator = world.public_host(COORDINATOR);
-    // Every path crosses two links.
-    let link = Link { loss: 1.0 - (1.0 - setting.loss / 100.0).sqrt(), ..Link::default() };
-    world.set_link(&coordinator, link);
-    let behind = |nat: &Behind, [wan, lan, between]: [Ipv4Addr; 3]| {
-        let host = match nat {
-            Behind::Public => world.public_host(wan),
-            Behind::One(nat) => world.nat(nat.clone(), wan).host(lan),
-            Behind::Two(nat) => world.nat(nat.clone(), wan).nat(nat.clone(), between).host(lan),
+/// Times of a successful exchange.
+pub(crate) struct Measurement {
+    pub(crate) is_relayed: bool,
+    /// Time to connect.
+    pub(crate) elapsed: Duration,
+    /// Round-trip time of a short echo.
+    pub(crate) ping: Duration,
+    /// Time of an echo of [`TRANSFER_LENGTH`] bytes.
+    pub(crate) transfer: Duration,
+}
+
+/// Hosts of the three peers.
+struct Hosts {
+    coordinator: Arc<Host>,
+    listener: Arc<Host>,
+    dialer: Arc<Host>,
+}
+
+/// A dialer that is registered, and the listener that it can ask for.
+pub(crate) struct ReadyDialer {
+    node: Node,
+    listener: PeerId,
+}
+
+impl Scenario {
+    /// Runs the exchange once, within `limit` of simulated time for the dial.
+    pub(crate) async fn measure(&self, seed: u64, limit: Duration) -> Result<Measurement, DialFailure> {
+        let observers = PeerObservers { listener: Box::new(Ignore), dialer: Box::new(Ignore) };
+        let mut dialer = self.start(&World::new(seed), PeerKeys::generate(), observers).await?;
+        dialer.exchange(limit).await
+    }
+
+    /// Starts coordinator and listener as tasks, and returns the dialer. Both peers are registered.
+    pub(crate) async fn start(
+        &self,
+        world: &World,
+        keys: PeerKeys,
+        observers: PeerObservers,
+    ) -> Result<ReadyDialer, NodeError> {
+        let hosts = self.hosts(world);
+        let listen = Multiaddr::from(COORDINATOR).with(Protocol::Udp(PORT)).with(Protocol::QuicV1);
+        let coordinator_id = keys.coordinator.public().to_peer_id();
+        let listener_id = keys.listener.public().to_peer_id();
+
+        let config = Config { role: Role::Server, ..Config::default() };
+        let mut coordinator =
+            Node::with_network(keys.coordinator, config, hosts.coordinator, Box::new(Ignore))?;
+        coordinator.listen_on(slice::from_ref(&listen))?;
+        tokio::spawn(async move { coordinator.run().await });
+
+        let coordinators = vec![listen.with(Protocol::P2p(coordinator_id))];
+        let config = Config { role: Role::Client, coordinators, ..Config::default() };
+        let mut listener =
+            Node::with_network(keys.listener, config.clone(), hosts.listener, observers.listener)?;
+        listener.listen_on(&[wildcard()])?;
+        let (sender, registered) = oneshot::channel();
+        tokio::spawn(async move {
+            let result = listener.register().await;
+            let is_registered = result.is_ok();
+            // The receiver is gone only if the scenario has ended.
+            if sender.send(result).is_ok() && is_registered {
+                listener.run().await;
+            }
+        });
+        let mut dialer = Node::with_network(keys.dialer, config, hosts.dialer, observers.dialer)?;
+        dialer.listen_on(&[wildcard()])?;
+        dialer.register().await?;
+        registered.await.map_err(|_| NodeError::Build("the listener ended".into()))??;
+        // The work that began with the registrations ends before the dial.
+        dialer.run_until(Instant::now() + SETTLE_TIME).await?;
+        Ok(ReadyDialer { node: dialer, listener: listener_id })
+    }
+
+    fn hosts(&self, world: &World) -> Hosts {
+        let coordinator = world.public_host(COORDINATOR);
+        // Every path crosses two links.
+        let link = Link { loss: 1.0 - (1.0 - self.loss / 100.0).sqrt(), ..Link::default() };
+        world.set_link(&coordinator, link);
+        let host = |spec: &NatSpec, at: HostAddresses| {
+            let host = match spec {
+                NatSpec::Public => world.public_host(at.public),
+                NatSpec::Single(nat) => world.nat(nat.clone(), at.public).host(at.private),
+                NatSpec::Double(nat) => {
+                    let outer = world.nat(nat.clone(), at.public);
+                    outer.nat(nat.clone(), at.between).host(at.private)
+                }
+            };
+            world.set_link(&host, link);
+            host
         };
-        world.set_link(&host, link);
-        host
-    };
-    let dialer = behind(&setting.dialer, DIALER);
-    let listener = behind(&setting.listener, LISTENER);
-    let [a, b, d] = setting.round_trips.map(|rtt| rtt / 2);
-    world.set_path(&dialer, &coordinator, a);
-    world.set_path(&listener, &coordinator, b);
-    world.set_path(&dialer, &listener, d);
-    [coordinator, listener, dialer]
+        let dialer = host(&self.dialer, DIALER);
+        let listener = host(&self.listener, LISTENER);
+        world.set_path(&dialer, &coordinator, self.round_trips.dialer_coordinator / 2);
+        world.set_path(&listener, &coordinator, self.round_trips.listener_coordinator / 2);
+        world.set_path(&dialer, &listener, self.round_trips.dialer_listener / 2);
+        Hosts { coordinator, listener, dialer }
+    }
 }
 
-/// Starts coordinator and listener as tasks, and returns the dialer. All of them are registered then.
-async fn peers(keys: [Keypair; 3], hosts: [Arc<Host>; 3], story: &Arc<Story>) -> Result<Node, Failure> {
-    let [coordinator_key, listener_key, dialer_key] = keys;
-    let [coordinator_host, listener_host, dialer_host] = hosts;
-    let listen = Multiaddr::from(COORDINATOR).with(Protocol::Udp(PORT)).with(Protocol::QuicV1);
-    let known = listen.clone().with(Protocol::P2p(coordinator_key.public().to_peer_id()));
+impl ReadyDialer {
+    /// Connects to the listener and sends a ping and a transfer, all within `limit`.
+    pub(crate) async fn exchange(&mut self, limit: Duration) -> Result<Measurement, DialFailure> {
+        timeout(limit, self.connect_and_echo()).await.unwrap_or(Err(DialFailure::Timeout(limit)))
+    }
 
-    let server = Config { role: Role::Server, ..Config::default() };
-    // Nobody reads what the coordinator has to say: the peers tell the same.
-    let silent = Arc::new(Story::new(Vec::new()));
-    let mut coordinator = node(coordinator_key, server, coordinator_host, ("coordinator", &silent))?;
-    coordinator.listen_on(&[listen])?;
-    tokio::spawn(serve(coordinator));
-
-    let client = Config { role: Role::Client, coordinators: vec![known], ..Config::default() };
-    let mut listener = node(listener_key, client.clone(), listener_host, ("listener", story))?;
-    listener.listen_on(&[anywhere()])?;
-    let (sender, registered) = oneshot::channel();
-    tokio::spawn(async move {
-        let result = listener.register().await;
-        let go_on = result.is_ok();
-        // The receiver is gone only if the scene has ended.
-        if sender.send(result).is_ok() && go_on {
-            serve(listener).await;
-        }
-    });
-    let mut dialer = node(dialer_key, client, dialer_host, ("dialer", story))?;
-    dialer.listen_on(&[anywhere()])?;
-    dialer.register().await?;
-    registered.await.map_err(|_| Failure::error("the listener ended"))??;
-    Ok(dialer)
+    async fn connect_and_echo(&mut self) -> Result<Measurement, DialFailure> {
+        let started = Instant::now();
+        let connection = self.node.connect(self.listener).await?;
+        let elapsed = started.elapsed();
+        let ping = self.node.echo(self.listener, PING_LENGTH).await?;
+        let transfer = self.node.echo(self.listener, TRANSFER_LENGTH).await?;
+        Ok(Measurement { is_relayed: connection.is_relayed, elapsed, ping, transfer })
+    }
 }
 
-fn node(
-    key: Keypair,
-    config: Config,
-    host: Arc<Host>,
-    (name, story): (&'static str, &Arc<Story>),
-) -> Result<Node, Failure> {
-    let coordinators = config.coordinators.clone();
-    let peer = swarm::with_io(key, config, host, Arc::new(quinn::TokioRuntime))?;
-    Ok(Node::with_swarm(peer, &coordinators, Report::story(name, story.clone())))
-}
-
-fn anywhere() -> Multiaddr {
+fn wildcard() -> Multiaddr {
     Multiaddr::from(Ipv4Addr::UNSPECIFIED).with(Protocol::Udp(PORT)).with(Protocol::QuicV1)
 }
 
-/// Answers whoever comes, until the scene ends.
-async fn serve(mut node: Node) {
-    while node.next().await.is_ok() {}
-}
-
-/// Lets everything end that began with the registrations, so that nothing of it is in the way of the dial.
-async fn settle(dialer: &mut Node) -> Result<(), Failure> {
-    let deadline = Instant::now() + QUIET;
-    while let Ok(happening) = timeout_at(deadline, dialer.next()).await {
-        happening?;
-    }
-    Ok(())
-}
-
-/// Connects to the listener and sends something.
-async fn exchange(dialer: &mut Node, listener: PeerId) -> Result<Outcome, Trouble> {
-    let asked = Instant::now();
-    let relayed = dial::connect(dialer, listener).await?;
-    let elapsed = asked.elapsed();
-    let ping = dial::echo(dialer, listener, PING).await?;
-    let transfer = dial::echo(dialer, listener, TRANSFER).await?;
-    Ok(Outcome { relayed, elapsed, ping, transfer })
-}
-
-/// The cast.
-fn introduce(arguments: &Arguments) -> Result<(), Failure> {
-    let [a, b, d] = arguments.setting().round_trips.map(in_milliseconds);
-    let Arguments { dialer_nat, listener_nat, loss, seed, .. } = arguments;
-    let place = |nat: &Behind, [wan, lan, _]: [Ipv4Addr; 3]| match nat {
-        Behind::Public => format!("{wan:<15}  {nat}"),
-        _ => format!("{lan:<15}  behind {wan}: {nat}"),
-    };
-    print(&format!(
-        "  dialer       {}\n  listener     {}\n  coordinator  {COORDINATOR:<15}  no NAT\n\n  \
-         round trips  dialer-coordinator {a}, listener-coordinator {b}, dialer-listener {d}\n  \
-         network      loss {loss}%, seed {seed}\n",
-        place(dialer_nat, DIALER),
-        place(listener_nat, LISTENER),
-    ))
-}
-
-/// Whether a datagram is a probe: nothing else begins so (RFC 9443 §2).
-fn is_probe(record: &Record) -> bool {
-    record.first.is_some_and(|first| (4..=15).contains(&first))
-}
-
-/// Adds the probes to the story; returns all of them.
-fn tell_probes(story: &Story, trace: &Trace, asked: Duration) -> Vec<Record> {
-    let mut probes = trace.records();
-    probes.retain(|record| is_probe(record) && record.sent >= asked);
-    probes.sort_by_key(|record| record.id);
-    for (index, record) in probes.iter().enumerate() {
-        let who = match record.from.ip() {
-            ip if DIALER.iter().any(|own| ip == *own) => "dialer",
-            ip if LISTENER.iter().any(|own| ip == *own) => "listener",
-            _ => "somebody",
-        };
-        if index == PROBES_SHOWN {
-            let text = format!("and {} more, which are not shown", probes.len() - index);
-            story.tell_at(record.sent, "both", "probe", text);
-            break;
-        }
-        story.tell_at(record.sent, who, "probe", format!("to {} {}", record.to, fate(record)));
-    }
-    probes
-}
-
-/// How it went, and how well.
-fn conclude(arguments: &Arguments, outcome: &Outcome, probes: &[Record]) -> Result<(), Failure> {
-    let [a, b, d] = arguments.setting().round_trips;
-    let bound = (a + b + d) / 2;
-    let path = if outcome.relayed { "through a relay" } else { "directly" };
-    let over = outcome.elapsed.saturating_sub(bound);
-    let (bytes, seconds) =
-        (probes.iter().map(|probe| probe.size).sum::<usize>(), outcome.transfer.as_secs_f64());
-    let speed = (TRANSFER * 2 * 8) as f64 / 1e6 / seconds.max(1e-9);
-    let rtts = outcome.elapsed.as_secs_f64() / d.as_secs_f64().max(1e-9);
-    let in_rtts = if d.is_zero() { String::new() } else { format!(", {rtts:.2} times their round trip") };
-    print(&format!(
-        "Connected {path}.\n\n  \
-         connect   {}{in_rtts}\n  \
-         bound     {}, half of the three round trips: no scheme with a third party is faster; we took {} more\n  \
-         probes    {}, {bytes} bytes in all\n  \
-         ping      {} there and back\n  \
-         transfer  1 MiB there and back in {}, {speed:.0} Mbit/s",
-        in_milliseconds(outcome.elapsed),
-        in_milliseconds(bound),
-        in_milliseconds(over),
-        probes.len(),
-        in_milliseconds(outcome.ping),
-        in_milliseconds(outcome.transfer),
-    ))
+/// Runs work on a clock that jumps to the next event.
+pub(crate) fn run_in_simulated_time<T>(work: impl Future<Output = T>) -> Result<T, Failure> {
+    let runtime = runtime::Builder::new_current_thread()
+        .enable_all()
+        .start_paused(true)
+        .build()
+        .map_err(|error| Failure::error(format!("cannot start: {error}")))?;
+    Ok(runtime.block_on(work))
 }

@@ -2,7 +2,7 @@
 
 use std::fmt::{self, Write as _};
 
-/// Where something is, and how large, in pixels.
+/// Position and size, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Area {
     pub(super) x: f64,
@@ -30,12 +30,12 @@ impl Ink {
     }
 }
 
-/// A viewer that knows nothing of schemes shows dark ink on the white background that is drawn, too.
+/// Colours of the dark scheme. A viewer without schemes shows dark ink on the white background.
 const STYLE: &str = "@media (prefers-color-scheme: dark) { .paper { fill: #0d1117 } .strong { fill: #e6edf3 } \
      .soft { fill: #9198a1 } .faint { fill: #3d444d } }";
 const FONT: &str = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', Helvetica, Arial, sans-serif";
 
-/// How a text stands to its point.
+/// Alignment of a text to its point.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Anchor {
     Start,
@@ -118,7 +118,7 @@ impl Canvas {
         );
     }
 
-    /// What is drawn in `inside` belongs together, and this is what a pointer over it tells.
+    /// Groups the drawings of `inside`; a pointer over them shows the title.
     pub(super) fn group(&mut self, title: &str, inside: impl FnOnce(&mut Self)) {
         let _ = writeln!(self.0, "<g><title>{}</title>", escaped(title));
         inside(self);
@@ -140,7 +140,7 @@ impl Canvas {
     }
 }
 
-/// Text that can stand between tags and in attributes (XML 1.0 §2.4).
+/// Escapes text for use between tags and in attributes (XML 1.0 §2.4).
 fn escaped(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }

@@ -6,18 +6,18 @@ use super::{
 };
 use crate::lab::matrix::{Cell, Tally, quantile, short};
 
-/// From one cell to the next, to the right and down.
+/// Distance from one cell to the next, to the right and down.
 pub(super) const PITCH: (f64, f64) = (100.0, 66.0);
-/// Between two cells.
+/// Gap between two cells.
 const GAP: f64 = 4.0;
-/// Between the edge of the cell and its histogram.
+/// Distance between the edge of the cell and its histogram.
 const INSET: f64 = 8.0;
 /// Height of the histogram.
 const BARS: f64 = 20.0;
 /// Parts of the histogram.
 const PARTS: usize = 28;
 
-/// Draws a pair of kinds with its upper left corner here.
+/// Draws a pair of kinds; the point is its upper left corner.
 pub(super) fn draw(canvas: &mut Canvas, (x, y): (f64, f64), cell: &Cell) {
     canvas.group(&title(cell), |canvas| {
         let area = Area { x, y, width: PITCH.0 - GAP, height: PITCH.1 - GAP };
@@ -27,7 +27,7 @@ pub(super) fn draw(canvas: &mut Canvas, (x, y): (f64, f64), cell: &Cell) {
     });
 }
 
-/// Such as `EIM+APDF (port kept) to public (no NAT): 3 direct, 0 relayed, 0 failed`.
+/// Returns a title such as `EIM+APDF (port kept) to public (no NAT): 3 direct, 0 relayed, 0 failed`.
 fn title(cell: &Cell) -> String {
     let [dialer, listener] = [cell.dialer, cell.listener].map(|kind| match kind.label() {
         (name, "") => name.to_owned(),
@@ -36,7 +36,7 @@ fn title(cell: &Cell) -> String {
     format!("{dialer} to {listener}: {}", cell.tally())
 }
 
-/// As much of each colour as there are dials that ended so.
+/// Draws a share of each colour in proportion to the dials that ended so.
 fn background(canvas: &mut Canvas, area: Area, cell: &Cell) {
     let Tally { direct, relayed, failed } = cell.tally();
     let all = (direct + relayed + failed) as f64;

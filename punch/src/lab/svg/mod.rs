@@ -1,7 +1,8 @@
-//! The heat map: one panel an implementation, one cell a pair, and in each cell the median and how the times are spread.
+//! The heat map: one panel an implementation, one cell a pair; in each cell the median and the
+//! distribution of the times.
 //!
-//! It brings its own background, follows the viewer's colour scheme, and uses no font but the viewer's. Direct, relayed
-//! and failed differ in words and hatching, and not only in colour.
+//! The picture brings its background, follows the viewer's colour scheme, and uses the viewer's font.
+//! Direct, relayed and failed differ in words and hatching, and not only in colour.
 
 mod canvas;
 mod cell;
@@ -10,26 +11,26 @@ mod scale;
 use std::time::Duration;
 
 use self::canvas::{Anchor, Area, Canvas, Ink, bold, plain};
-use super::matrix::{Matrix, Mode, Study, Tally, quantile, short};
+use super::matrix::{Conditions, Matrix, Mode, Study, Tally, quantile, short};
 
 const MARGIN: f64 = 28.0;
 /// Width of the labels of the rows.
 const LABELS: f64 = 132.0;
-/// Heights of what stands above and below the cells of a panel.
+/// Heights of the parts above and below the cells of a panel.
 const TITLE: f64 = 58.0;
 const HEADER: f64 = 52.0;
 const LEGEND: f64 = 132.0;
 /// Parts of the histogram of all times.
 const PARTS: usize = 96;
 
-/// The whole picture.
+/// Draws the whole picture.
 pub(super) fn draw(study: &Study) -> String {
     let mut canvas = Canvas::default();
     let mut width: f64 = 0.0;
     let mut y = MARGIN;
     for matrix in &study.matrices {
         let side = matrix.kinds.len() as f64;
-        // So wide that the legend has room beneath a small matrix, too.
+        // The legend needs this width even beneath a small matrix.
         width = width.max(2.0 * MARGIN + LABELS + (side * cell::PITCH.0).max(720.0));
         let place = Area { x: MARGIN, y, width: width - 2.0 * MARGIN, height: side * cell::PITCH.1 };
         y += panel(&mut canvas, study, matrix, place) + MARGIN;
@@ -56,7 +57,7 @@ fn conditions(study: &Study, matrix: &Matrix) -> String {
                 "{side} × {side} kinds of NAT, {runs} each; real NATs of Linux {release}, each kind measured"
             )
         }
-        Mode::Simulated { rtt, loss } => {
+        Mode::Simulated(Conditions { rtt, loss }) => {
             let rtt = short(*rtt);
             format!("{side} × {side} kinds of NAT, {runs} each; simulated, {rtt} round trips, {loss}% loss")
         }
@@ -90,7 +91,7 @@ fn panel(canvas: &mut Canvas, study: &Study, matrix: &Matrix, place: Area) -> f6
     TITLE + HEADER + height + LEGEND
 }
 
-/// What the colours mean, and the distribution of all direct times over the axis that the cells have.
+/// Draws the meaning of the colours, and the distribution of all direct times over the axis of the cells.
 fn legend(canvas: &mut Canvas, matrix: &Matrix, place: Area) {
     let Area { x, y, width, .. } = place;
     let left = x + LABELS;
@@ -140,7 +141,7 @@ fn legend(canvas: &mut Canvas, matrix: &Matrix, place: Area) {
     canvas.text((left, base + 36.0), plain(11.5, Anchor::Start), Ink::Soft, words);
 }
 
-/// A sentence on times in order.
+/// Describes times in order in one sentence.
 fn spread(times: &[Duration]) -> String {
     let at = |share| quantile(times, share).map(short);
     match (at(0.5), at(0.9), at(1.0)) {

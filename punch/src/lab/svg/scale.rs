@@ -2,18 +2,18 @@
 
 use std::time::Duration;
 
-/// Both ends of the axis, in milliseconds: from what a kernel does to what nobody waits for.
+/// Both ends of the axis, in milliseconds.
 const ENDS: [f64; 2] = [1.0, 10_000.0];
 /// Red, green and blue of the fastest and of the slowest direct connection. White text can be read on all of them.
 const FAST: [f64; 3] = [0.0, 90.0, 106.0];
 const SLOW: [f64; 3] = [112.0, 140.0, 60.0];
 
-/// Colour of what was relayed.
+/// Colour of relayed connections.
 pub(super) const RELAYED: &str = "#b26a00";
-/// Colour of what failed.
+/// Colour of failed dials.
 pub(super) const FAILED: &str = "#a3304b";
 
-/// Where the labels of the axis are.
+/// Positions and labels of the axis.
 pub(super) const TICKS: [(f64, &str); 5] =
     [(0.0, "1 ms"), (0.25, "10 ms"), (0.5, "100 ms"), (0.75, "1 s"), (1.0, "10 s")];
 
@@ -33,7 +33,7 @@ pub(super) fn direct(position: f64) -> String {
     format!("#{:02x}{:02x}{:02x}", mix(0), mix(1), mix(2))
 }
 
-/// How many of the times are in each of so many equal parts of the axis.
+/// Counts the times in each of `parts` equal parts of the axis.
 pub(super) fn histogram(times: &[Duration], parts: usize) -> Vec<usize> {
     let mut counts = vec![0; parts];
     for time in times {

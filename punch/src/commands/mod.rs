@@ -1,0 +1,6 @@
+//! The subcommands for peers over real UDP, one file each.
+
+pub(crate) mod coordinator;
+pub(crate) mod dial;
+pub(crate) mod listen;
+mod service;

@@ -1,0 +1,15 @@
+//! Output of the program: one JSON object a line, or lines for people.
+
+mod json;
+mod nat;
+mod printer;
+mod stdout;
+mod text;
+mod units;
+
+pub(crate) use self::{
+    printer::Printer,
+    stdout::print,
+    text::TextLog,
+    units::{milliseconds, short},
+};

@@ -1,0 +1,17 @@
+//! Lines on stdout.
+
+use std::io::{self, Write};
+
+use crate::exit::Failure;
+
+/// Writes one line to stdout, at once.
+pub(super) fn write_line(line: &str) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    writeln!(stdout, "{line}")?;
+    stdout.flush()
+}
+
+/// Prints one line; a failure ends the program.
+pub(crate) fn print(line: &str) -> Result<(), Failure> {
+    write_line(line).map_err(|error| Failure::stdout(&error))
+}

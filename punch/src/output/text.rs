@@ -1,0 +1,161 @@
+//! Lines of events for people.
+
+use libp2p::PeerId;
+use libp2p_punch::core::{
+    candidate::{Candidate, CandidateKind},
+    event::Event,
+};
+
+use super::{
+    nat,
+    units::{milliseconds, short},
+};
+use crate::node::{Connection, NodeEvent};
+
+/// Line for people: a label and a text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) label: &'static str,
+    pub(crate) text: String,
+}
+
+impl Entry {
+    fn new(label: &'static str, text: impl Into<String>) -> Self {
+        Self { label, text: text.into() }
+    }
+}
+
+/// Writer of the lines of one node.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TextLog {
+    /// Last line about the NAT. New evidence for the same findings has no line.
+    nat: String,
+}
+
+impl TextLog {
+    /// Returns the line of an event, if the event has one.
+    pub(crate) fn entry(&mut self, event: &NodeEvent) -> Option<Entry> {
+        Some(match event {
+            NodeEvent::Listening { address } => Entry::new("listening", address.to_string()),
+            NodeEvent::Registered { coordinator } => Entry::new("registered", format!("with {coordinator}")),
+            NodeEvent::RegistrationFailed { coordinator, reason: Some(reason) } => {
+                Entry::new("rejected", format!("by {coordinator}: {reason}"))
+            }
+            NodeEvent::Nat(report) => {
+                let words = nat::words(report);
+                let is_news = words != self.nat && nat::is_known(report);
+                self.nat = words;
+                return is_news.then(|| Entry::new("nat", self.nat.clone()));
+            }
+            NodeEvent::Connected(connection) => connected(connection),
+            NodeEvent::Disconnected { peer } => {
+                Entry::new("closed", format!("the connection to {}", short(peer)))
+            }
+            NodeEvent::SessionFailed { peer, reason, is_requested: false, is_connected: false } => {
+                failed(*peer, &reason.to_string())
+            }
+            NodeEvent::Echoed { bytes, rtt, .. } => {
+                Entry::new("echo", format!("{bytes} bytes there and back in {} ms", milliseconds(*rtt)))
+            }
+            NodeEvent::Traversal(event) => return traversal(event),
+            NodeEvent::ListenFailed { .. }
+            | NodeEvent::RegistrationFailed { .. }
+            | NodeEvent::DialFailed { .. }
+            | NodeEvent::SessionFailed { .. }
+            | NodeEvent::EchoFailed { .. } => return None,
+        })
+    }
+}
+
+fn connected(connection: &Connection) -> Entry {
+    let Connection { peer, is_relayed, origin, remote, elapsed } = connection;
+    let path = if *is_relayed { "relayed" } else { "direct" };
+    let origin = origin.map(|origin| format!(" ({origin})")).unwrap_or_default();
+    let elapsed = milliseconds(*elapsed);
+    Entry::new("connected", format!("{path}{origin}, {remote}, {elapsed} ms, with {peer}"))
+}
+
+/// Line of a peer that cannot be connected.
+pub(super) fn failed(peer: PeerId, message: &str) -> Entry {
+    Entry::new("failed", format!("{message}, with {}", short(&peer)))
+}
+
+fn traversal(event: &Event) -> Option<Entry> {
+    Some(match event {
+        Event::Phase { peer, from, to, .. } => {
+            let from = from.map(|phase| format!("after {phase}, ")).unwrap_or_default();
+            Entry::new("phase", format!("{to:<15} {from}with {}", short(peer)))
+        }
+        Event::Retry { peer, attempt, reason, delay } => {
+            let (attempt, delay) = (attempt + 2, delay.as_secs_f64());
+            Entry::new("retry", format!("attempt {attempt} in {delay:.1} s with {}: {reason}", short(peer)))
+        }
+        Event::Candidates { local, remote, .. } => {
+            Entry::new("candidates", format!("ours {}; theirs {}", candidates(local), candidates(remote)))
+        }
+        Event::PathValidated { path, rtt, .. } => {
+            Entry::new("path", format!("to {} answers after {} ms", path.remote, milliseconds(*rtt)))
+        }
+        Event::PathSelected { path, .. } => Entry::new("selected", format!("the path to {}", path.remote)),
+        Event::Observed { observer, address, .. } => {
+            Entry::new("observed", format!("{} sees us at {address}", short(observer)))
+        }
+        Event::Relayed { peer, relay } => {
+            let relay = relay.as_ref().map(|relay| format!(" over {}", short(relay)));
+            Entry::new("relayed", format!("{} is connected{}", short(peer), relay.unwrap_or_default()))
+        }
+        Event::PathLost { peer, .. } => {
+            Entry::new("lost", format!("every path to {}: its NAT, or ours, forgot us", short(peer)))
+        }
+        Event::RelayFailed { peer, reason } => {
+            Entry::new("no relay", format!("to {}: {reason}", short(peer)))
+        }
+        Event::Upgraded { peer } => {
+            Entry::new("upgraded", format!("{} is connected directly now", short(peer)))
+        }
+        Event::Reserved { relay } => Entry::new("reserved", format!("with the relay {}", short(relay))),
+        Event::Unreserved { relay } => Entry::new("unreserved", format!("with the relay {}", short(relay))),
+        _ => return None,
+    })
+}
+
+/// List such as `host 192.168.1.2:4001, reflexive 203.0.113.7:4001`.
+fn candidates(all: &[Candidate]) -> String {
+    if all.is_empty() {
+        return "none".into();
+    }
+    let words = all.iter().map(|candidate| format!("{} {}", kind(candidate.kind), candidate.address));
+    words.collect::<Vec<_>>().join(", ")
+}
+
+fn kind(kind: CandidateKind) -> &'static str {
+    match kind {
+        CandidateKind::Host => "host",
+        CandidateKind::ServerReflexive => "reflexive",
+        CandidateKind::PeerReflexive => "peer-reflexive",
+        CandidateKind::Predicted => "predicted",
+        CandidateKind::PortMapped => "mapped",
+        CandidateKind::Relayed => "relayed",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p_punch::core::nat::Report;
+
+    use super::*;
+
+    #[test]
+    fn the_same_findings_about_the_nat_have_one_line() {
+        let (peer, at) = (PeerId::random(), std::time::Instant::now());
+        let evidence = libp2p_punch::core::nat::Evidence { observers: vec![peer], observations: 1, at };
+        let confidence = libp2p_punch::core::nat::Confidence::Medium;
+        let mut report = Report::default();
+        report.udp_blocked = Some(libp2p_punch::core::nat::Finding { value: true, confidence, evidence });
+        let mut log = TextLog::default();
+        assert_eq!(log.entry(&NodeEvent::Nat(Box::default())), None, "nothing is known yet");
+        let event = NodeEvent::Nat(Box::new(report));
+        assert_eq!(log.entry(&event).map(|entry| entry.label), Some("nat"));
+        assert_eq!(log.entry(&event), None);
+    }
+}

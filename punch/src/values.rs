@@ -1,0 +1,98 @@
+//! Values on the command line: addresses, times and shares.
+
+use std::time::Duration;
+
+use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
+
+/// Reads `/ip4|ip6/ADDRESS/udp/PORT/quic-v1`.
+pub(crate) fn listen_address(text: &str) -> Result<Multiaddr, String> {
+    let address = parse(text)?;
+    match parts(&address) {
+        Some((_, None)) => Ok(address),
+        _ => Err("an address to listen on looks like /ip4/0.0.0.0/udp/4001/quic-v1".into()),
+    }
+}
+
+/// Reads `/ip4|ip6/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID`, with a port other than 0.
+pub(crate) fn coordinator_address(text: &str) -> Result<Multiaddr, String> {
+    let address = parse(text)?;
+    match parts(&address) {
+        Some((1.., Some(_))) => Ok(address),
+        _ => Err("a coordinator's address looks like /ip4/192.0.2.1/udp/4001/quic-v1/p2p/PEER_ID".into()),
+    }
+}
+
+fn parse(text: &str) -> Result<Multiaddr, String> {
+    text.parse().map_err(|error| format!("it is not a multiaddr ({error})"))
+}
+
+/// Returns port and peer of `/ip4|ip6/ADDRESS/udp/PORT/quic-v1[/p2p/PEER_ID]`.
+fn parts(address: &Multiaddr) -> Option<(u16, Option<PeerId>)> {
+    let mut parts = address.iter();
+    let (Protocol::Ip4(_) | Protocol::Ip6(_)) = parts.next()? else { return None };
+    let Protocol::Udp(port) = parts.next()? else { return None };
+    let Protocol::QuicV1 = parts.next()? else { return None };
+    match (parts.next(), parts.next()) {
+        (None, _) => Some((port, None)),
+        (Some(Protocol::P2p(peer)), None) => Some((port, Some(peer))),
+        _ => None,
+    }
+}
+
+/// Reads a time in seconds, of at most a day.
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
+    let refused = "it must be a number of seconds above 0 and at most 86400";
+    let seconds: f64 = text.parse().map_err(|_| refused)?;
+    if seconds > 0.0 && seconds <= 86_400.0 {
+        Ok(Duration::from_secs_f64(seconds))
+    } else {
+        Err(refused.into())
+    }
+}
+
+/// Reads a time in milliseconds, of at most a minute.
+pub(crate) fn milliseconds(text: &str) -> Result<Duration, String> {
+    let refused = "it must be a number of milliseconds from 0 to 60000";
+    let value: f64 = text.parse().map_err(|_| refused)?;
+    if (0.0..=60_000.0).contains(&value) {
+        Ok(Duration::from_secs_f64(value / 1e3))
+    } else {
+        Err(refused.into())
+    }
+}
+
+/// Reads a share in percent.
+pub(crate) fn percent(text: &str) -> Result<f64, String> {
+    let refused = "it must be a number from 0 to 100";
+    let value: f64 = text.parse().map_err(|_| refused)?;
+    if (0.0..=100.0).contains(&value) { Ok(value) } else { Err(refused.into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ADDRESS: &str = "/ip4/192.0.2.1/udp/4001/quic-v1";
+    const PEER: &str = "12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN";
+
+    #[test]
+    fn addresses_of_another_shape_are_refused() {
+        assert!(listen_address(ADDRESS).is_ok());
+        for wrong in ["", "here", "/ip4/1.2.3.4/tcp/1", "/ip4/1.2.3/udp/1/quic-v1", "/ip4/1.2.3.4/udp/1/quic"]
+        {
+            assert!(listen_address(wrong).is_err(), "{wrong}");
+        }
+        assert!(coordinator_address(&format!("{ADDRESS}/p2p/{PEER}")).is_ok());
+        assert!(coordinator_address(&format!("/ip4/192.0.2.1/udp/0/quic-v1/p2p/{PEER}")).is_err());
+        assert!(coordinator_address(ADDRESS).is_err());
+        assert!(listen_address(&format!("{ADDRESS}/p2p/{PEER}")).is_err());
+    }
+
+    #[test]
+    fn a_timeout_is_a_positive_number_of_seconds() {
+        assert_eq!(seconds("2.5"), Ok(Duration::from_millis(2_500)));
+        for wrong in ["0", "-1", "NaN", "inf", "1e9", "soon"] {
+            assert!(seconds(wrong).is_err(), "{wrong}");
+        }
+    }
+}
