@@ -1,6 +1,7 @@
-//! What the protocol core costs, without any I/O: `cargo bench --bench core`.
+//! Cost of the protocol core, without any I/O: `cargo bench --bench core`.
 //!
-//! Besides criterion's figures it prints the memory of sessions, as the growth of the resident set (Linux).
+//! Besides criterion's figures it prints the memory of sessions, as the growth of the resident set
+//! (Linux).
 
 use std::{
     hint::black_box,

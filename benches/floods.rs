@@ -1,7 +1,8 @@
-//! What one datagram of a flood costs its victim in CPU: `cargo bench --bench floods`. Linux only.
+//! CPU cost of one datagram of a flood for its victim: `cargo bench --bench floods`. Linux only.
 //!
-//! Over real sockets on loopback. Counted is what all threads run but the one that floods, so without the kernel's part of
-//! receiving, which is the flooder's here. Each figure is the median of its rounds.
+//! Over real sockets on loopback. The figure counts all threads but the one that floods, so without
+//! the kernel's part of receiving, which is the flooder's here. Each figure is the median of its
+//! rounds.
 
 use std::{
     fs, io,
@@ -99,7 +100,7 @@ fn strangers() -> Vec<Vec<u8>> {
     (0..FLOOD).map(packet).collect()
 }
 
-/// What begins like a probe and has a tag of no session.
+/// Datagrams that begin like a probe and carry the tag of no session.
 fn forged_probes() -> Vec<Vec<u8>> {
     let probe = |_| {
         let mut probe: Vec<u8> = (0..53).map(|_| rand::random()).collect();
@@ -109,7 +110,7 @@ fn forged_probes() -> Vec<Vec<u8>> {
     (0..FLOOD).map(probe).collect()
 }
 
-/// CPU in us that each of these datagrams costs whoever is at `target`.
+/// Returns the CPU time in us that each datagram costs the process at `target`.
 async fn cost(target: SocketAddr, datagrams: Vec<Vec<u8>>) -> io::Result<f64> {
     tokio::time::sleep(SETTLE).await;
     let before = cpu_time()?;
@@ -134,7 +135,7 @@ fn flood(target: SocketAddr, datagrams: &[Vec<u8>]) -> io::Result<usize> {
     Ok(datagrams.len())
 }
 
-/// What all threads of this process that live have run, by the scheduler's own account.
+/// Returns the CPU time of all living threads of this process, by the account of the scheduler.
 fn cpu_time() -> io::Result<Duration> {
     let mut sum = 0;
     for thread in fs::read_dir("/proc/self/task")? {

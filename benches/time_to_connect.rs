@@ -1,4 +1,5 @@
-//! How long a dial takes, against the bound of any scheme with a third party: `cargo bench --bench time_to_connect`.
+//! Time of a dial, against the bound of any scheme with a third party: `cargo bench --bench
+//! time_to_connect`.
 //!
 //! Whole swarms on the simulated network, EIM+APDF NATs on both sides, simulated time.
 

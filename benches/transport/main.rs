@@ -1,8 +1,9 @@
-//! Our transport beside others: `cargo bench --bench transport`, `-- --quick` for a look, `-- --only NAME --kinds
-//! 'A;B' --rounds N` for a part of it.
+//! Comparison of our transport with others: `cargo bench --bench transport`, `-- --quick` for a
+//! look, `-- --only NAME --kinds 'A;B' --rounds N` for a part of it.
 //!
-//! All transports take turns in every round, in an order that rotates. A cell is the median of its rounds, and in brackets
-//! the median of each round's ratio to libp2p-quic with the same kind of identity: other load on the machine then hits all of them alike.
+//! All transports take turns in every round, in an order that rotates. A cell is the median of its
+//! rounds, and in brackets the median of each round's ratio to libp2p-quic with the same kind of
+//! identity: other load on the machine then hits all of them alike.
 
 mod measures;
 mod raw;
@@ -17,7 +18,7 @@ use std::{
 use measures::{Scale, run};
 use stacks::Kind;
 
-/// What ratios are to, but for the identities whose certificates cost more.
+/// Base of the ratios, except for identities whose certificates cost more.
 const BASE: Kind = Kind::Libp2pQuic;
 
 /// One measure: rows of the table, and who takes part.
@@ -25,7 +26,7 @@ struct Measure {
     name: &'static str,
     rows: &'static [&'static str],
     kinds: Vec<Kind>,
-    /// Of the rounds asked for, one in so many.
+    /// Share of the requested rounds: one in this number.
     one_in: usize,
     run: fn(Kind, Scale) -> io::Result<Vec<f64>>,
 }

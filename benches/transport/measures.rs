@@ -1,4 +1,5 @@
-//! What is measured. Each measure starts from nothing, in a runtime of its own, and gives one value a row of the table.
+//! The measures. Each one starts from nothing, in a runtime of its own, and returns one value for
+//! each row of the table.
 
 use std::{
     fs, io,
@@ -9,7 +10,7 @@ use futures::{StreamExt, TryStreamExt, future, stream::FuturesUnordered};
 
 use crate::stacks::{Address, Dialer, Kind, serve};
 
-/// How much of everything.
+/// Amount of work of each measure.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Scale {
     pub(crate) bulk_bytes: usize,
@@ -34,7 +35,8 @@ pub(crate) fn run<T: Send + 'static>(
     result
 }
 
-/// MB/s, and CPU in ms per 100 MB: of both sides in one process, of the sender alone with the server elsewhere.
+/// MB/s, and CPU in ms per 100 MB: of both sides in one process, of the sender alone with the
+/// server elsewhere.
 pub(crate) async fn bulk(
     kind: Kind,
     server: Option<Address>,
@@ -61,8 +63,9 @@ pub(crate) async fn bulk(
     Ok(vec![bytes as f64 / 1e6 / took.as_secs_f64(), cpu.as_secs_f64() * 1e3 / (bytes as f64 / 1e8)])
 }
 
-/// CPU in us of a connection with one echo, both sides together; one after the other. Between peers that meet for the
-/// first time, or the same ones `again`, whom libp2p-quic spares most of TLS by resumption.
+/// CPU in us of a connection with one echo, both sides together; one after the other. Between peers
+/// that meet for the first time, or the same ones `again`, whom libp2p-quic spares most of TLS by
+/// resumption.
 pub(crate) async fn handshakes(kind: Kind, count: usize, again: bool) -> io::Result<Vec<f64>> {
     let address = serve(kind).await;
     let dialers: Vec<Dialer> = (0..if again { 1 } else { count }).map(|_| Dialer::new(kind)).collect();
@@ -92,7 +95,8 @@ pub(crate) async fn storm(kind: Kind) -> io::Result<Vec<f64>> {
     Ok(percentiles(times, 1e3))
 }
 
-/// Microseconds for opening a stream and one byte there and back, 50th and 99th percentile; one after the other.
+/// Microseconds for opening a stream and one byte there and back, 50th and 99th percentile; one
+/// after the other.
 pub(crate) async fn echoes(kind: Kind, count: usize) -> io::Result<Vec<f64>> {
     let address = serve(kind).await;
     let mut connection = Dialer::new(kind).dial(&address).await?;
@@ -105,7 +109,7 @@ pub(crate) async fn echoes(kind: Kind, count: usize) -> io::Result<Vec<f64>> {
     Ok(percentiles(times, 1e6))
 }
 
-/// Streams with one echo each per second, so many at once.
+/// Returns streams per second, each with one echo, `at_once` at a time.
 pub(crate) async fn stream_rate(kind: Kind, at_once: usize, count: usize) -> io::Result<Vec<f64>> {
     let address = serve(kind).await;
     let mut connection = Dialer::new(kind).dial(&address).await?;
@@ -130,7 +134,8 @@ pub(crate) async fn stream_rate(kind: Kind, at_once: usize, count: usize) -> io:
     Ok(vec![count as f64 / begin.elapsed().as_secs_f64()])
 }
 
-/// KiB of resident memory that an idle connection takes, the mean of its two ends. For a process that did nothing before.
+/// KiB of resident memory that an idle connection takes, the mean of its two ends. For a process
+/// that did nothing before.
 pub(crate) async fn memory(kind: Kind, count: usize) -> io::Result<f64> {
     let address = serve(kind).await;
     let dialer = Dialer::new(kind);
@@ -157,7 +162,7 @@ fn percentiles(mut times: Vec<Duration>, unit: f64) -> Vec<f64> {
     vec![at(0.5), at(0.99)]
 }
 
-/// What all threads of this process that live have run, by the scheduler's own account.
+/// Returns the CPU time of all living threads of this process, by the account of the scheduler.
 fn cpu_time() -> io::Result<Duration> {
     let mut sum = 0;
     for thread in fs::read_dir("/proc/self/task")? {

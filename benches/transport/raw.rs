@@ -20,8 +20,8 @@ use rustls::{
     sign::{CertifiedKey, SingleCertAndKey},
 };
 
-/// `tuned`: with what `libp2p_punch` sets by default. Its handshakes do not authenticate the client, so they are not to be
-/// compared.
+/// `tuned`: with what `libp2p_punch` sets by default. Its handshakes do not authenticate the
+/// client, so they are not to be compared.
 pub(crate) fn server(tuned: bool) -> quinn::Endpoint {
     let keypair = Keypair::generate_ed25519();
     let mut config = if tuned {

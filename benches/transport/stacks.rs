@@ -23,9 +23,9 @@ use libp2p_punch::{Config, Transport};
 
 use crate::raw;
 
-/// What the first byte of a stream asks for: an echo of that byte.
+/// Request in the first byte of a stream: an echo of that byte.
 const ECHO: u8 = 1;
-/// Reading to the end, and one byte for an answer.
+/// Request to read to the end, and to answer with one byte.
 const SINK: u8 = 2;
 /// Bytes of one write or read of bulk data.
 pub(crate) const BLOCK: usize = 64 << 10;
@@ -234,7 +234,8 @@ impl Dialer {
 pub(crate) enum Connection {
     Muxer(StreamMuxerBox),
     Quinn(quinn::Connection),
-    /// A muxer that must be polled all the time, in a task of its own, and the streams that it opens.
+    /// A muxer that must be polled all the time, in a task of its own, and the streams that it
+    /// opens.
     Driven(mpsc::Receiver<SubstreamBox>),
 }
 
@@ -287,7 +288,7 @@ impl Stream {
         self.read(&mut answer).await.map(|_| ())
     }
 
-    /// Sends so many bytes and waits until they were read.
+    /// Sends `bytes` bytes and waits until they were read.
     pub(crate) async fn send(mut self, bytes: usize) -> io::Result<()> {
         let block = vec![SINK; BLOCK];
         let mut left = bytes;

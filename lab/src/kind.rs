@@ -2,7 +2,7 @@
 
 use std::{fmt, str::FromStr};
 
-/// What stands between a host and the WAN.
+/// NATs between a host and the WAN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
     /// Nothing: the host has a public address.
@@ -15,8 +15,8 @@ pub enum Kind {
     EimApdf,
     /// The same with another port.
     EimApdfOtherPort,
-    /// As `EimApdf`, without a firewall: a packet that comes before its flow goes out takes the port of that flow, which then
-    /// gets another one.
+    /// As `EimApdf`, without a firewall: a packet that comes before its flow goes out takes the
+    /// port of that flow, which then gets another one.
     EimApdfBare,
     /// Two boxes of kind EIM+APDF, one behind the other.
     Double,
@@ -24,7 +24,8 @@ pub enum Kind {
     AdmApdf,
     /// Address- and port-dependent mapping to random ports, address- and port-dependent filtering.
     ApdmRandom,
-    /// Address- and port-dependent mapping to one port after the other, address- and port-dependent filtering.
+    /// Address- and port-dependent mapping to one port after the other, address- and port-dependent
+    /// filtering.
     ApdmSequential,
 }
 
@@ -50,7 +51,7 @@ pub enum Ports {
     Scattered,
 }
 
-/// How a site maps and filters.
+/// Mapping and filtering of a site.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Behaviour {
     /// RFC 4787 §4.1.
@@ -111,7 +112,7 @@ impl Kind {
         }
     }
 
-    /// What a reader of a table is told: a name, and what is special about it.
+    /// Returns the label in a table: a name, and the property that sets the kind apart.
     pub fn label(self) -> (&'static str, &'static str) {
         match self {
             Kind::Public => ("public", "no NAT"),
@@ -127,7 +128,7 @@ impl Kind {
         }
     }
 
-    /// What must be measured at a site of this kind.
+    /// Returns the behaviour that a measurement must find.
     pub fn behaviour(self) -> Behaviour {
         use DependsOn::{Address, AddressAndPort, Nothing};
         let (mapping, filtering, ports) = match self {

@@ -1,8 +1,8 @@
-//! What came of one dial.
+//! Outcome of one dial.
 
 use std::time::Duration;
 
-/// How a dial ended.
+/// Outcome of one dial.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The peers are connected.

@@ -30,16 +30,19 @@ pub(crate) enum Command {
     Coordinator(Coordinator),
     /// Register with a coordinator and wait for peers.
     Listen(Listen),
-    /// Connect to a peer, send it something, and leave. Exit code: 0 direct, 10 relayed, 11 failed, 2 usage.
+    /// Connect to a peer, send it something, and leave. Exit code: 0 direct, 10 relayed, 11 failed,
+    /// 2 usage.
     Dial(Dial),
-    /// Try every pair of NAT kinds, on real NATs or simulated ones. Exit code: 11 if any dial failed.
+    /// Try every pair of NAT kinds, on real NATs or simulated ones. Exit code: 11 if any dial
+    /// failed.
     Lab(lab::Arguments),
 }
 
 /// Arguments of all peers over real UDP.
 #[derive(Debug, Args)]
 pub(crate) struct Common {
-    /// File with the peer's Ed25519 key; created if it does not exist. Without it, every run has a new key.
+    /// File with the peer's Ed25519 key; created if it does not exist. Without it, every run has a
+    /// new key.
     #[arg(long, value_name = "FILE")]
     pub(crate) key: Option<PathBuf>,
     /// Print one JSON object a line on stdout, and nothing else.
@@ -53,8 +56,8 @@ pub(crate) struct Coordinator {
     /// Addresses to listen on, such as /ip4/0.0.0.0/udp/4001/quic-v1.
     #[arg(long, value_name = "MULTIADDR", required = true, num_args = 1.., value_parser = listen_address)]
     pub(crate) listen: Vec<Multiaddr>,
-    /// Other coordinators, as /ip4/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID. Two coordinators that name each
-    /// other test together how the NATs of their clients filter.
+    /// Other coordinators, as /ip4/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID. Two coordinators that name
+    /// each other test together how the NATs of their clients filter.
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = coordinator_address)]
     pub(crate) coordinator: Vec<Multiaddr>,
     /// Key and output.
@@ -88,8 +91,8 @@ pub(crate) struct Dial {
     /// Give up after this number of seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) timeout: Duration,
-    /// Stay connected for this number of seconds, with an echo every tenth of a second: shows what a
-    /// change of networks does.
+    /// Stay connected for this number of seconds, with an echo every tenth of a second: shows what
+    /// a change of networks does.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) watch: Option<Duration>,
     /// Key and output.

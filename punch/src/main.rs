@@ -1,7 +1,8 @@
 //! The program `punch`: direct connections between peers behind NATs.
 //!
-//! Data flows one way: [`args`], a subcommand ([`commands`], [`demo`], [`lab`]), [`output`], [`node`].
-//! The node drives the swarm and prints nothing; [`output`] observes its events and prints them.
+//! Data flows one way: [`args`], a subcommand ([`commands`], [`demo`], [`lab`]), [`output`],
+//! [`node`]. The node drives the swarm and prints nothing; [`output`] observes its events and
+//! prints them.
 //!
 //! stdout is for results only, in words or as JSON lines. Logs go to stderr under the control of
 //! `RUST_LOG`. A failure is one sentence on stderr and an exit code of [`exit::Exit`].

@@ -11,7 +11,8 @@ use tokio::signal::windows::{CtrlC, ctrl_c};
 
 /// Listens for Ctrl-C, and for SIGTERM where there is one, from the moment it is made.
 ///
-/// It is made before the first line is printed, because the reader of that line may send a signal at once.
+/// It is made before the first line is printed, because the reader of that line may send a signal
+/// at once.
 pub(crate) struct Stop {
     #[cfg(unix)]
     signals: [Signal; 2],

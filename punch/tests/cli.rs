@@ -1,4 +1,5 @@
-//! The program as a user meets it when something is wrong: one clear sentence on stderr, an exit code, no hang.
+//! The program as a user meets it when something is wrong: one clear sentence on stderr, an exit
+//! code, no hang.
 
 use std::{
     fs,
@@ -22,7 +23,8 @@ fn punch(arguments: &[&str]) -> Output {
         .expect("punch can be run")
 }
 
-/// Runs `punch` and expects this exit code, nothing on stdout and one line on stderr that has all of `words`.
+/// Runs `punch` and expects this exit code, nothing on stdout and one line on stderr that has all
+/// of `words`.
 fn refuses(arguments: &[&str], code: i32, words: &[&str]) {
     let output = punch(arguments);
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {output:?}");
@@ -216,7 +218,7 @@ fn nats_losses_and_times_that_do_not_exist_are_refused() {
 
 #[cfg(unix)]
 mod running {
-    //! Processes that go on until they are told to end.
+    //! Processes that run until a signal.
 
     use std::{
         io::{BufRead, BufReader},

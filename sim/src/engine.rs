@@ -1,4 +1,5 @@
-//! The engine that runs the network: the locked state, the taps, and the task that lets events happen.
+//! The engine that runs the network: the locked state, the taps, and the task that lets events
+//! happen.
 
 use std::{
     fmt,

@@ -42,8 +42,8 @@ impl Gateway {
         host
     }
 
-    /// Gives a host one more address behind this gateway. If it has the same address in another network,
-    /// that one goes down first.
+    /// Gives a host one more address behind this gateway. If it has the same address in another
+    /// network, that one goes down first.
     ///
     /// # Panics
     ///
@@ -78,8 +78,8 @@ impl Gateway {
         self.engine.with(|state| state.gateway_mut(self.id).0.table.flush());
     }
 
-    /// Maps an external port by hand, as UPnP or PCP would: open to everybody, for ever. A firewall, which
-    /// translates nothing, opens the internal endpoint.
+    /// Maps an external port by hand, as UPnP or PCP would: open to everybody, for ever. A
+    /// firewall, which translates nothing, opens the internal endpoint.
     pub fn forward(&self, external_port: u16, internal: SocketAddr) {
         self.engine.with(|state| {
             let (gateway, _) = state.gateway_mut(self.id);

@@ -23,9 +23,10 @@ const ZONE: &str = "eth0";
 
 /// A simulated machine: the [`Network`] of one swarm.
 ///
-/// It may have addresses in several networks, of both families, and they may come and go. To a destination that
-/// shares a prefix (/24 or /64) with one of them it sends from that one, and otherwise from the first of the family.
-/// Loopback addresses work without being announced as interfaces.
+/// It may have addresses in several networks, of both families, and they may come and go. To a
+/// destination that shares a prefix (/24 or /64) with one of them it sends from that one, and
+/// otherwise from the first of the family. Loopback addresses work without being announced as
+/// interfaces.
 pub struct Host {
     engine: Engine,
     id: NodeId,
@@ -64,14 +65,14 @@ impl Host {
         Ok(Arc::new(Socket::new(self.engine.clone(), self.id, local, inbox)))
     }
 
-    /// Sends one datagram that claims to come from `source`, as hosts can whose network lets forged sources out
-    /// (RFC 2827). It leaves by the host's first address that is up.
+    /// Sends one datagram that claims to come from `source`, as hosts can whose network lets forged
+    /// sources out (RFC 2827). It leaves by the host's first address that is up.
     pub fn send_forged(&self, source: SocketAddr, to: SocketAddr, payload: &[u8]) {
         self.engine.with(|state| state.send_forged(self.id, source, to, payload));
     }
 
-    /// Takes all sockets away, as iOS does after a suspension: those that are open fail, and new ones work. Each keeps its
-    /// port until it is dropped. Returns how many there were.
+    /// Takes all sockets away, as iOS does after a suspension: those that are open fail, and new
+    /// ones work. Each keeps its port until it is dropped. Returns how many there were.
     pub fn kill_sockets(&self) -> usize {
         let inboxes = self.engine.with(|state| state.host(self.id).inboxes());
         let readers: Vec<_> = inboxes.iter().map(|inbox| inbox.kill()).collect();
@@ -79,7 +80,8 @@ impl Host {
         inboxes.len()
     }
 
-    /// Makes the next `count` binds of the [`Network`] fail with this error; of those to a given port only, if so asked.
+    /// Makes the next `count` binds of the [`Network`] fail with this error; of those to a given
+    /// port only, if so asked.
     pub fn refuse_binds(&self, kind: io::ErrorKind, count: usize, with_port_only: bool) {
         let refusal = Refusal { kind, count, with_port_only };
         self.engine.with(|state| state.host_mut(self.id).refusal = Some(refusal));

@@ -12,7 +12,7 @@ use quinn::udp::{EcnCodepoint, RecvMeta};
 
 use crate::trace::Verdict;
 
-/// What the sockets of a host are like; see [`Host::configure`](crate::Host::configure).
+/// Properties of the sockets of a host; see [`Host::configure`](crate::Host::configure).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketConfig {
     /// Bytes of payload that a socket holds for its reader; what comes beyond is dropped.
@@ -72,8 +72,8 @@ impl Queue {
         Some(datagram)
     }
 
-    /// Copies the next datagram into `buffer`, and those after it that receive offload joins to it: of
-    /// the same flow and size, of which the last may be smaller.
+    /// Copies the next datagram into `buffer`, and those after it that receive offload joins to it:
+    /// of the same flow and size, of which the last may be smaller.
     pub(crate) fn fill(&mut self, buffer: &mut [u8], segments: usize) -> Option<RecvMeta> {
         let first = self.pop()?;
         let stride = first.payload.len().min(buffer.len());

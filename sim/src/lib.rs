@@ -1,9 +1,10 @@
 //! A simulated UDP network with NAT boxes, on which whole libp2p swarms run in one process.
 //!
-//! A [`World`] is a core, "the internet", with [`Host`]s on it and behind [`Gateway`]s: NATs, NATs behind NATs and
-//! firewalls, each with the behaviour that a [`Nat`] describes in the words of RFC 4787. A host is the
-//! [`Network`](libp2p_punch::io::Network) of one swarm. [`Link`]s have latency, jitter, loss, reordering, duplication, a
-//! rate and an MTU. A [tap](World::tap) or a [`Trace`] sees what became of each datagram, and why.
+//! A [`World`] is a core, "the internet", with [`Host`]s on it and behind [`Gateway`]s: NATs, NATs
+//! behind NATs and firewalls, each with the behaviour that a [`Nat`] describes in the words of RFC
+//! 4787. A host is the [`Network`](libp2p_punch::io::Network) of one swarm. [`Link`]s have latency,
+//! jitter, loss, reordering, duplication, a rate and an MTU. A [tap](World::tap) or a [`Trace`]
+//! sees what became of each datagram, and why.
 //!
 //! ```
 //! use libp2p_punch_sim::{Filtering, Mapping, Nat, Trace, World};
@@ -26,20 +27,22 @@
 //!
 //! # Time
 //!
-//! Time is tokio's, so that with a paused clock hours pass in moments and a run is exact. Everything inside of the
-//! network happens, and is recorded, at its exact time; but tokio's timers tick in milliseconds, so a
-//! datagram that is due between two ticks wakes its reader at the second one. With latencies in whole
-//! milliseconds the reader's clock, too, is exact.
+//! Time is tokio's, so that with a paused clock hours pass in moments and a run is exact.
+//! Everything inside of the network happens, and is recorded, at its exact time; but tokio's timers
+//! tick in milliseconds, so a datagram that is due between two ticks wakes its reader at the second
+//! one. With latencies in whole milliseconds the reader's clock, too, is exact.
 //!
 //! # Determinism
 //!
-//! The same seed and the same inputs give the same trace. The inputs are the same only if tasks run in the same order:
-//! use a current-thread runtime with a paused clock. On more threads, or with a running clock, the network works,
-//! but runs differ. Random *contents*, such as keys and connection ids, change nothing but the bytes.
+//! The same seed and the same inputs give the same trace. The inputs are the same only if tasks run
+//! in the same order: use a current-thread runtime with a paused clock. On more threads, or with a
+//! running clock, the network works, but runs differ. Random *contents*, such as keys and
+//! connection ids, change nothing but the bytes.
 //!
 //! # What it leaves out
 //!
-//! There are no ICMP errors, no IP fragments, no multicast, and no handling time in hosts and gateways.
+//! There are no ICMP errors, no IP fragments, no multicast, and no handling time in hosts and
+//! gateways.
 
 #![forbid(unsafe_code)]
 

@@ -1,4 +1,4 @@
-//! Links: what happens to a datagram between a node and the network that it is attached to.
+//! Links between a node and its network: delay, loss, order, rate and size.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -12,7 +12,8 @@ use crate::{ids::NodeId, trace::Verdict};
 /// A datagram between two nodes of one network passes the links of both.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Link {
-    /// One-way propagation time. [`World::set_path`](crate::World::set_path) takes its place for a pair of nodes.
+    /// One-way propagation time. [`World::set_path`](crate::World::set_path) takes its place for a
+    /// pair of nodes.
     pub latency: Duration,
     /// Up to this much more, uniformly distributed. Alone it never reorders.
     pub jitter: Duration,
@@ -20,7 +21,7 @@ pub struct Link {
     pub loss: f64,
     /// Probability of holding a datagram back by [`reorder_delay`](Self::reorder_delay), 0 to 1.
     pub reorder: f64,
-    /// How much later a datagram that is held back arrives.
+    /// Additional delay of a datagram that is held back.
     pub reorder_delay: Duration,
     /// Probability of delivering a datagram twice, 0 to 1.
     pub duplicate: f64,
@@ -69,7 +70,7 @@ pub(crate) struct Direction {
 }
 
 impl Direction {
-    /// When a packet of `size` bytes that comes at `at` is through.
+    /// Returns the time at which a packet of `size` bytes that comes at `at` has passed.
     pub(crate) fn admit(&mut self, link: &Link, at: Instant, size: usize) -> Result<Instant, Verdict> {
         let Some(rate) = link.rate else { return Ok(at) };
         let rate = rate.max(1) as f64;
@@ -84,7 +85,7 @@ impl Direction {
     }
 }
 
-/// What two links together do to a datagram, beside limiting its rate.
+/// Effect of two links together on a datagram, apart from the limit of their rate.
 #[derive(Debug)]
 pub(crate) struct Passage {
     pub(crate) arrives: Instant,
@@ -96,7 +97,8 @@ pub(crate) struct Passage {
 pub(crate) struct Order(BTreeMap<(NodeId, NodeId), Instant>);
 
 impl Order {
-    /// Draws the fate of a datagram that leaves at `leaves` over both `links`, `base` being the latency.
+    /// Draws the fate of a datagram that leaves at `leaves` over both `links`, `base` being the
+    /// latency.
     pub(crate) fn pass(
         &mut self,
         nodes: (NodeId, NodeId),

@@ -22,9 +22,10 @@ use crate::{
 
 /// A UDP socket of a simulated host. Its port is free again when it is dropped.
 ///
-/// As with a kernel's socket through quinn, sending never fails and never blocks: what cannot be sent
-/// is lost, and the [trace](crate::Trace) says why. One reader can wait at a time. A socket that
-/// [`Host::kill_sockets`](crate::Host::kill_sockets) took away loses what is sent, and returns errors to quinn's reader.
+/// As with a kernel's socket through quinn, sending never fails and never blocks: what cannot be
+/// sent is lost, and the [trace](crate::Trace) says why. One reader can wait at a time. A socket
+/// that [`Host::kill_sockets`](crate::Host::kill_sockets) took away loses what is sent, and returns
+/// errors to quinn's reader.
 #[derive(Debug)]
 pub struct Socket {
     engine: Engine,

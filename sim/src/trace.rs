@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 
-/// How the journey of a datagram ended.
+/// End of the journey of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
     /// It lies in the receive buffer of a socket.
@@ -55,7 +55,7 @@ pub struct Record {
     pub size: usize,
     /// First byte of the payload, which tells a probe from QUIC (RFC 9443 §2).
     pub first: Option<u8>,
-    /// How it ended.
+    /// End of the journey.
     pub verdict: Verdict,
 }
 
@@ -74,7 +74,7 @@ impl fmt::Display for Record {
     }
 }
 
-/// What a [tap](crate::World::tap) is shown: the record and the bytes.
+/// Datagram as a [tap](crate::World::tap) sees it: the record and the bytes.
 #[derive(Debug, Clone, Copy)]
 pub struct Packet<'a> {
     /// The journey.
@@ -98,12 +98,12 @@ pub struct Stats {
 }
 
 impl Stats {
-    /// How many journeys ended so.
+    /// Returns the number of journeys with this end.
     pub fn of(&self, verdict: Verdict) -> u64 {
         self.verdicts.get(&verdict).copied().unwrap_or(0)
     }
 
-    /// How many journeys have ended, in whatever way.
+    /// Returns the number of journeys that have ended.
     pub fn ended(&self) -> u64 {
         self.verdicts.values().sum()
     }

@@ -1,4 +1,4 @@
-//! The world: what a test or a demo holds.
+//! The world: the handle of a test or a demo.
 
 use std::{fmt, net::IpAddr, sync::Arc, time::Duration};
 
@@ -52,8 +52,9 @@ impl World {
         self.with(|state| state.attach(host.id(), CORE, address.into()));
     }
 
-    /// A NAT with a public address. It translates the family of that address; hosts behind it may have public
-    /// addresses of the other family, and for those it is a firewall that filters in the same way.
+    /// A NAT with a public address. It translates the family of that address; hosts behind it may
+    /// have public addresses of the other family, and for those it is a firewall that filters in
+    /// the same way.
     ///
     /// # Panics
     ///
@@ -69,17 +70,19 @@ impl World {
         Arc::new(Gateway::new(self.0.clone(), id))
     }
 
-    /// Changes the link between a node and the network outside of it. Without this, it takes 10 ms to the core, and
-    /// nothing to a gateway.
+    /// Changes the link between a node and the network outside of it. Without this, it takes 10 ms
+    /// to the core, and nothing to a gateway.
     pub fn set_link(&self, node: impl Into<NodeId>, link: Link) {
         let node = node.into();
         self.with(|state| state.set_link(node, link));
     }
 
-    /// Sets the one-way time between two nodes, in both directions, in place of the latencies of their links.
+    /// Sets the one-way time between two nodes, in both directions, in place of the latencies of
+    /// their links.
     ///
-    /// It is the time to cross the innermost network that both can reach: for hosts behind different NATs the
-    /// one between those NATs, so that it holds for all hosts there; for hosts behind the same NAT their own.
+    /// It is the time to cross the innermost network that both can reach: for hosts behind
+    /// different NATs the one between those NATs, so that it holds for all hosts there; for hosts
+    /// behind the same NAT their own.
     ///
     /// # Panics
     ///
@@ -100,8 +103,8 @@ impl World {
         self.with(|state| state.set_path(from, to, one_way));
     }
 
-    /// Lets nothing through between two nodes any more, in both directions, where [`set_path`](Self::set_path) would
-    /// set the time.
+    /// Lets nothing through between two nodes any more, in both directions, where
+    /// [`set_path`](Self::set_path) would set the time.
     ///
     /// # Panics
     ///
@@ -126,8 +129,8 @@ impl World {
         });
     }
 
-    /// Shows every datagram to `tap` when its fate is sealed. A tap must not add taps, and whatever it holds of
-    /// this world, such as a socket, keeps the world alive for ever.
+    /// Shows every datagram to `tap` when its fate is sealed. A tap must not add taps, and whatever
+    /// it holds of this world, such as a socket, keeps the world alive for ever.
     pub fn tap(&self, tap: impl FnMut(Packet<'_>) + Send + 'static) {
         self.0.add_tap(tap);
     }

@@ -1,7 +1,9 @@
-//! noq beside quinn, both with their defaults and the TLS configuration of libp2p-tls, over loopback in one process:
-//! `cargo run --release -- [ROUNDS]`. The bench `transport` has what quinn is to libp2p-quic and to this crate.
+//! Comparison of noq and quinn, both with their defaults and the TLS configuration of libp2p-tls,
+//! over loopback in one process: `cargo run --release -- [ROUNDS]`. The bench `transport` compares
+//! quinn with libp2p-quic and with this crate.
 //!
-//! The stacks take turns. A cell is the median of the rounds, and in brackets the median of each round's ratio to quinn.
+//! The stacks take turns. A cell is the median of the rounds, and in brackets the median of each
+//! round's ratio to quinn.
 
 #[macro_use]
 mod stack;

@@ -1,4 +1,4 @@
-//! What is measured of each stack. noq has quinn's interface, but not its types.
+//! Measures of each stack. noq has quinn's interface, but not its types.
 
 /// A module with the measures of one stack.
 macro_rules! stack {
@@ -11,7 +11,7 @@ macro_rules! stack {
 
             use crate::{BULK, ECHOES, HANDSHAKES, IDLE, Result, cpu, median, resident};
 
-            /// What a stream asks for with its first byte: everything back, or one byte at the end.
+            /// Requests in the first byte of a stream: everything back, or one byte at the end.
             const ECHO: u8 = 1;
             const SINK: u8 = 2;
 
@@ -105,7 +105,8 @@ macro_rules! stack {
                 Ok([bulk, bulk_cpu, handshake, median(echoes.clone()), echoes[ECHOES * 99 / 100]])
             }
 
-            /// KiB an end. To be asked in a process of its own, since what was freed before is used again.
+            /// KiB an end. To be asked in a process of its own, since what was freed before is used
+            /// again.
             pub(crate) async fn memory() -> Result<f64> {
                 let (address, _server) = server()?;
                 let client = Client::new()?;

@@ -1,7 +1,8 @@
-//! What goes over the wire in a handshake, read by an independent program: tshark, where it is installed.
+//! Handshakes on the wire, as an independent program reads them: tshark, where it is installed.
 //!
-//! Initial packets are protected with keys that everybody can derive (RFC 9001 §5.2), so that the ClientHello can be
-//! read without any secret. We give none away; py-libp2p does if it is asked, so that all of a handshake can be read.
+//! Initial packets are protected with keys that everybody can derive (RFC 9001 §5.2), so that the
+//! ClientHello can be read without any secret. We give none away; py-libp2p does if it is asked, so
+//! that all of a handshake can be read.
 
 use std::{
     env, fs,
@@ -29,14 +30,15 @@ const FIELDS: [&str; 8] = [
     "x509af.extension.id",
     "tls.handshake.certificate",
 ];
-/// Extensions that our ClientHello does not have: a server's name, and the certificate types of RFC 7250.
+/// Extensions that our ClientHello does not have: a server's name, and the certificate types of RFC
+/// 7250.
 const UNWANTED: [&str; 3] = ["0", "19", "20"];
 /// The extension that has the identity in a libp2p certificate (libp2p TLS specification).
 const IDENTITY: &str = "1.3.6.1.4.1.53594.1.1";
-/// How long tshark may take to start capturing, and to pass on what it has captured.
-const START: Duration = Duration::from_secs(20);
-/// How long nothing must come before the capture is taken for complete.
-const LINGER: Duration = Duration::from_millis(500);
+/// Time for tshark to start, and to pass on the datagrams that it has captured.
+const START_TIMEOUT: Duration = Duration::from_secs(20);
+/// Silence after which the capture counts as complete.
+const COMPLETE_AFTER: Duration = Duration::from_millis(500);
 
 /// A directory for what a capture leaves behind, which goes when this is dropped.
 pub(crate) struct Scratch(PathBuf);
@@ -48,8 +50,8 @@ impl Scratch {
         Ok(Self(directory))
     }
 
-    /// Where a listener that can do so writes the secrets of its handshakes, as other programs that know this variable
-    /// do.
+    /// Where a listener that can do so writes the secrets of its handshakes, as other programs that
+    /// know this variable do.
     pub(crate) fn secrets(&self) -> PathBuf {
         self.0.join("secrets")
     }
@@ -62,7 +64,7 @@ impl Drop for Scratch {
     }
 }
 
-/// How both sides present their identities.
+/// Form in which both sides present their identities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Presented {
     /// In libp2p certificates.
@@ -80,7 +82,7 @@ impl Presented {
         }
     }
 
-    /// Whether a message has one: read from the ids of its extensions, and its certificates in hex.
+    /// Returns true if a message with these extension ids and certificates (in hex) has the form.
     fn is_in(self, extensions: &str, certificates: &str) -> bool {
         match self {
             Self::Certificate => values(extensions).any(|extension| extension == IDENTITY),
@@ -93,14 +95,14 @@ impl Presented {
     }
 }
 
-/// What must be seen.
+/// Properties that the capture must have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Wanted {
     /// The listener's port. What is sent there is ours, or a probe's that offers what we do.
     pub(crate) port: u16,
-    /// Whether every packet of ours must have the fixed bit. Others may grease it (RFC 9287).
+    /// Every packet of ours must have the fixed bit. Others may grease it (RFC 9287).
     pub(crate) fixed_bit: bool,
-    /// What is encrypted, where one side writes its secrets down.
+    /// Encrypted part of the handshake, if one side writes its secrets down.
     pub(crate) presented: Option<Presented>,
 }
 
@@ -111,7 +113,7 @@ pub(crate) struct Capture {
     _scratch: Scratch,
 }
 
-/// Whether there is a tshark.
+/// Returns true if tshark is installed.
 pub(crate) async fn is_possible() -> bool {
     let mut command = Command::new("tshark");
     command.arg("--version").stdout(Stdio::null()).stderr(Stdio::null());
@@ -148,7 +150,7 @@ impl Capture {
             }
             bail!("tshark ended")
         };
-        tokio::time::timeout(START, capturing).await.context("tshark does not capture")??;
+        tokio::time::timeout(START_TIMEOUT, capturing).await.context("tshark does not capture")??;
         // It must never wait for somebody to read this.
         tokio::spawn(async move { while let Ok(Some(_)) = errors.next_line().await {} });
         Ok(Self { child, wanted, _scratch: scratch })
@@ -161,7 +163,7 @@ impl Capture {
         let mut has_hello = false;
         loop {
             // First until there is a ClientHello, then for as long as something comes.
-            let patience = if has_hello { LINGER } else { START };
+            let patience = if has_hello { COMPLETE_AFTER } else { START_TIMEOUT };
             match tokio::time::timeout(patience, output.next_line()).await {
                 Ok(line) => {
                     let line = line?.context("tshark ended")?;
@@ -182,7 +184,8 @@ fn path(path: &Path) -> anyhow::Result<&str> {
     path.to_str().context("a path that is not text")
 }
 
-/// Reads what tshark printed: a line a datagram, in each the fields, in each the values of the packets that it held.
+/// Reads what tshark printed: a line a datagram, in each the fields, in each the values of the
+/// packets that it held.
 fn judge(text: &str, wanted: Wanted) -> anyhow::Result<String> {
     let port = wanted.port.to_string();
     let mut packets = 0;

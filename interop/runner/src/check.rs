@@ -5,7 +5,7 @@ use std::fmt;
 use interop_testplan::{features::Feature, key::KeyType};
 use serde::Serialize;
 
-/// Who opened the connection.
+/// Direction of the dial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Direction {
@@ -19,7 +19,7 @@ impl Direction {
     pub(crate) const BOTH: [Self; 2] = [Self::TheyDial, Self::WeDial];
 }
 
-/// What is checked.
+/// Check between two implementations.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Check {
     /// See [`Feature`].
@@ -30,9 +30,9 @@ pub(crate) enum Check {
     OurKey(KeyType),
     /// A ping with them having one.
     TheirKey(KeyType),
-    /// What tshark reads in our handshake: the version, the fixed bit, the ALPNs, no server's name.
+    /// Our handshake as tshark reads it: the version, the fixed bit, the ALPNs, no server's name.
     Wire,
-    /// What tshark reads in a handshake that a client of raw keys, which is none of ours, makes with our listener.
+    /// Handshake of a foreign client with raw keys and our listener, as tshark reads it.
     WireRawKey,
     /// The official suite's transport test, unified-testing.
     TransportUnified,

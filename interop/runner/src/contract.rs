@@ -1,4 +1,5 @@
-//! The official suites' contract, run for real: another implementation's own test programs against ours.
+//! The official suites' contract, run for real: another implementation's own test programs against
+//! ours.
 
 use std::{process::Stdio, time::Duration};
 
@@ -15,7 +16,7 @@ use crate::{
     redis::Server,
 };
 
-/// How long a whole test may take.
+/// Time for a whole test.
 const TIMEOUT: Duration = Duration::from_secs(120);
 
 /// One of the tests of the official suites.
@@ -29,7 +30,7 @@ struct Test {
     variables: &'static [(&'static str, &'static str)],
     /// The names of the variables that tell the role and where redis is.
     names: [&'static str; 2],
-    /// What the dialer's answer must contain.
+    /// Texts that the dialer's answer must contain.
     answer: &'static [&'static str],
 }
 

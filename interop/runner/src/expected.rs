@@ -1,4 +1,4 @@
-//! What does not work, and whose fault it is.
+//! Known failures of the other implementations.
 
 use interop_testplan::{features::Feature, key::KeyType};
 
@@ -11,18 +11,19 @@ use crate::{
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Expected {
     peer: &'static str,
-    /// `None` stands for both.
+    /// `None` means both.
     direction: Option<Direction>,
     check: Check,
-    /// Whether it only fails at times, so that a success is none to wonder at.
+    /// The check fails only at times, so that a success is no surprise.
     pub(crate) sometimes: bool,
-    /// Whose fault it is.
+    /// Implementation that has the fault.
     pub(crate) whose: &'static str,
-    /// What the fault is.
+    /// Description of the fault.
     pub(crate) what: &'static str,
 }
 
-/// Without its ping, 30 of 30 closes of its listener were seen at once; with it 2 of 15 by us, 0 of 15 by rust-libp2p.
+/// Without its ping, 30 of 30 closes of its listener were seen at once; with it 2 of 15 by us, 0 of
+/// 15 by rust-libp2p.
 const LITEP2P_CLOSE: &str = "it closes a QUIC connection by dropping it, which quinn tells nobody before the last \
     stream is dropped, and its ping keeps one; stock rust-libp2p learns of it as late, or never";
 
@@ -120,7 +121,7 @@ const EXPECTED: &[Expected] = &[
     },
 ];
 
-/// Why something is not tried.
+/// Returns the reason why a check is not tried.
 pub(crate) fn untried(peer: &Peer, direction: Direction, check: Check) -> Option<&'static str> {
     let is_kubo = peer.name == "kubo" && direction == Direction::TheyDial;
     match check {
@@ -142,12 +143,12 @@ pub(crate) fn untried(peer: &Peer, direction: Direction, check: Check) -> Option
     }
 }
 
-/// What a check that failed once is worth after the second attempt. It shows in the output and in the JSON file.
+/// Result of a check after a failed first attempt. The output and the JSON file show both attempts.
 pub(crate) fn second_attempt(first: &str, second: Result<String, String>) -> Result<String, String> {
     second.map(|detail| format!("{detail} (at the second attempt; at the first: {first})"))
 }
 
-/// The known failure of a check, if there is one.
+/// Returns the known failure of a check, if there is one.
 pub(crate) fn find(peer: &str, direction: Direction, check: Check) -> Option<&'static Expected> {
     let same = |expected: &&Expected| {
         let direction = expected.direction.is_none_or(|of| of == direction);

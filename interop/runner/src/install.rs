@@ -1,5 +1,5 @@
-//! Gets the peers onto this machine: from their registries, in the versions of their lock files, into a directory that
-//! git ignores. What is there already, for the same lock file, is left alone.
+//! Gets the peers onto this machine: from their registries, in the versions of their lock files,
+//! into a directory that git ignores. What is there already, for the same lock file, is left alone.
 
 use std::{fs, path::Path, process::Command};
 
@@ -10,8 +10,8 @@ use crate::{
     peer::{Peer, Source},
 };
 
-/// Installs what is missing of these peers, and returns those that could not be installed, having said why. The
-/// workspace's own programs are built by the launcher.
+/// Installs what is missing of these peers, and returns those that could not be installed, having
+/// said why. The workspace's own programs are built by the launcher.
 pub(crate) fn all(layout: &Layout, peers: &[&'static Peer]) -> Vec<&'static Peer> {
     let mut missing = Vec::new();
     for peer in peers {
@@ -112,7 +112,7 @@ fn copy_go(sources: &Path, target: &Path) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds a peer that is a workspace of its own, beside ours: what both have in common is built once.
+/// Builds a peer that is a workspace of its own. Both workspaces share a target directory.
 fn build(layout: &Layout, sources: &Path, protoc: &Path) -> anyhow::Result<()> {
     let target = layout.target()?;
     let mut cargo = Command::new("cargo");

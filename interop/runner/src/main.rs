@@ -1,9 +1,9 @@
 //! Runs every interoperability peer against libp2p-punch, both ways, and prints the matrix.
 //!
-//! The peers are installed from their registries into a directory that is not part of the repository. Then everything
-//! runs in a network namespace of its own where the system allows that, and on the loopback interface where it does not.
-//! What fails and is not our fault is listed in [`expected`], with whose fault it is; a failure that is not in the list,
-//! and a success that is, fails the run.
+//! The peers are installed from their registries into a directory that is not part of the
+//! repository. Then everything runs in a network namespace of its own where the system allows that,
+//! and on the loopback interface where it does not. [`expected`] lists the failures that are the
+//! fault of others. A failure that is not in the list fails the run, and so does a success that is.
 
 #![forbid(unsafe_code)]
 
@@ -50,13 +50,15 @@ struct Cli {
     /// Install, and run nothing.
     #[arg(long)]
     install_only: bool,
-    /// Fail if a peer cannot be installed, instead of going on without it. A peer that is named must be there anyhow.
+    /// Fail if a peer cannot be installed, instead of going on without it. A peer that is named
+    /// must be there anyhow.
     #[arg(long, env = "INTEROP_REQUIRE", value_parser = FalseyValueParser::new())]
     require: bool,
     /// Peers that could not be installed. Set by this program for itself.
     #[arg(long, value_name = "NAME", hide = true)]
     missing: Vec<String>,
-    /// The peers are installed, and we are in a namespace of our own. Set by this program for itself.
+    /// The peers are installed, and we are in a namespace of our own. Set by this program for
+    /// itself.
     #[arg(long, hide = true)]
     inside: bool,
 }

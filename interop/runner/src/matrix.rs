@@ -1,4 +1,4 @@
-//! What was checked and how it went.
+//! Results of all checks.
 
 use std::{collections::BTreeSet, fmt, fs, path::Path};
 
@@ -11,7 +11,7 @@ use crate::{
     peer::{PEERS, Peer},
 };
 
-/// How a check went, seen against what was expected.
+/// Result of a check, compared with the expected one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Outcome {
@@ -35,7 +35,7 @@ pub(crate) struct Cell {
     outcome: Outcome,
     /// A measurement, or what went wrong.
     detail: String,
-    /// Whose fault an expected failure is, and what it is.
+    /// Fault behind an expected failure, and the implementation that has it.
     #[serde(skip_serializing_if = "Option::is_none")]
     fault: Option<String>,
 }
@@ -101,7 +101,7 @@ impl Matrix {
         self.cells.push(Cell { peer, direction, check, outcome, detail, fault });
     }
 
-    /// What passed or failed as expected, and what did not.
+    /// Counts the expected results and the others.
     pub(crate) fn count(&self) -> (usize, usize) {
         let good = |cell: &&Cell| matches!(cell.outcome, Outcome::Passed | Outcome::FailedAsExpected);
         let passed = self.cells.iter().filter(good).count();

@@ -1,4 +1,5 @@
-//! A network namespace of its own for the run, so that nothing leaves the machine and no other program disturbs it.
+//! A network namespace of its own for the run, so that nothing leaves the machine and no other
+//! program disturbs it.
 
 use std::{
     env,
@@ -8,7 +9,8 @@ use std::{
 
 use anyhow::Context;
 
-/// An address that is not the loopback one: some test programs refuse to publish that. RFC 5737's, for documentation.
+/// An address that is not the loopback one: some test programs refuse to publish that. RFC 5737's,
+/// for documentation.
 const ADDRESS: &str = "192.0.2.1/24";
 
 /// Brings the loopback interface and one more up, then becomes the program that follows.
@@ -36,7 +38,7 @@ pub(crate) fn run_inside<'a>(more: impl Iterator<Item = &'a str>) -> anyhow::Res
     Ok(if status.success() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// Whether the test programs that want an address other than the loopback one can run.
+/// Returns true if there is an address other than the loopback one, as some test programs want.
 pub(crate) fn has_address() -> bool {
     let addresses = Command::new("ip").args(["-o", "address", "show"]).output();
     let address = ADDRESS.split('/').next().unwrap_or(ADDRESS);
@@ -44,8 +46,8 @@ pub(crate) fn has_address() -> bool {
 }
 
 fn unshare() -> Option<Command> {
-    // As root there is no need of a user namespace, and many systems forbid one. With a process namespace nothing that
-    // a peer has started outlives the run.
+    // As root there is no need of a user namespace, and many systems forbid one. With a process
+    // namespace nothing that a peer has started outlives the run.
     const PRIVATE: [&str; 4] = ["--net", "--pid", "--fork", "--kill-child"];
     for options in [&["--"][..], &["--map-root-user", "--"]] {
         let options = [&PRIVATE[..], options].concat();

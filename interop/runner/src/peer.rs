@@ -1,4 +1,4 @@
-//! The peers: what they are, how they are started, and what they can be asked.
+//! The peers: their origin, their command lines and their abilities.
 
 use std::path::PathBuf;
 
@@ -7,20 +7,21 @@ use interop_testplan::key::KeyType;
 
 use crate::{check::Direction, layout::Layout};
 
-/// How a peer gets onto this machine.
+/// Origin of a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Source {
     /// This crate: our own peer, on the other side as well.
     Ourselves,
     /// A package of this workspace.
     Workspace,
-    /// A package of this workspace that drives a program, or a library, which comes in a Python wheel.
+    /// A package of this workspace that drives a program, or a library, which comes in a Python
+    /// wheel.
     WheelProgram {
         /// Where that is inside the wheel.
         path: &'static str,
     },
-    /// A package that is a workspace of its own, and needs a compiler for protocol buffers, which comes in a Python
-    /// wheel.
+    /// A package that is a workspace of its own, and needs a compiler for protocol buffers, which
+    /// comes in a Python wheel.
     Cargo {
         /// Where that compiler is inside the wheel.
         protoc: &'static str,
@@ -38,18 +39,18 @@ pub(crate) enum Source {
 pub(crate) struct Peer {
     /// Its name here, and that of its directory.
     pub(crate) name: &'static str,
-    /// What it is, for people.
+    /// Title for people.
     pub(crate) title: &'static str,
     pub(crate) source: Source,
     /// Part of the gate that every change must pass.
     pub(crate) in_gate: bool,
     /// Identity keys that it can be given.
     pub(crate) keys: &'static [KeyType],
-    /// Whether it announces that the fixed bit may be greased towards it (RFC 9287), which quinn then does.
+    /// The peer permits a greased fixed bit (RFC 9287), which quinn then sends.
     pub(crate) may_be_greased: bool,
-    /// Whether it writes the secrets of its handshakes to the file that SSLKEYLOGFILE names.
+    /// The peer writes the secrets of its handshakes to the file that SSLKEYLOGFILE names.
     pub(crate) logs_secrets: bool,
-    /// Whether it brings the test programs of the official suites.
+    /// The peer brings the test programs of the official suites.
     pub(crate) has_contract_programs: bool,
 }
 
@@ -153,7 +154,7 @@ pub(crate) fn select(names: &[String], gate: bool) -> anyhow::Result<Vec<&'stati
 }
 
 impl Peer {
-    /// Who dials: with ourselves it is all the same.
+    /// Returns the directions to check; for our own peer both are the same.
     pub(crate) fn directions(&self) -> impl Iterator<Item = Direction> {
         let both = self.source != Source::Ourselves;
         Direction::BOTH.into_iter().filter(move |direction| both || *direction == Direction::WeDial)

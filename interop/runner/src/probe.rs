@@ -1,5 +1,6 @@
-//! A client that shares no code with our transport: plain quinn and rustls, with a raw Ed25519 key. It knows what our
-//! handshakes with raw keys look like, and writes its secrets down, so that tshark can read what our listener presents.
+//! A client that shares no code with our transport: plain quinn and rustls, with a raw Ed25519 key.
+//! It knows what our handshakes with raw keys look like, and writes its secrets down, so that
+//! tshark can read what our listener presents.
 
 use std::{
     fs::File,
@@ -23,15 +24,17 @@ use rustls::{
     sign::CertifiedKey,
 };
 
-/// The protocol in whose handshakes both sides present raw keys, and the one of libp2p certificates.
+/// The protocol in whose handshakes both sides present raw keys, and the one of libp2p
+/// certificates.
 const PROTOCOLS: [&[u8]; 2] = [b"libp2p-raw", b"libp2p"];
-/// What precedes the 32 bytes of a secret key in PKCS#8 (RFC 8410 §7).
+/// Prefix of the 32 bytes of a secret key in PKCS#8 (RFC 8410 §7).
 const PKCS8: [u8; 16] =
     [0x30, 0x2e, 0x02, 0x01, 0x00, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x04, 0x22, 0x04, 0x20];
-/// What precedes the 32 bytes of a public key in a SubjectPublicKeyInfo (RFC 8410 §4).
+/// Prefix of the 32 bytes of a public key in a SubjectPublicKeyInfo (RFC 8410 §4).
 pub(crate) const SPKI: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 
-/// Makes one handshake with a listener of the loopback interface, and writes its secrets into a file.
+/// Makes one handshake with a listener of the loopback interface, and writes its secrets into a
+/// file.
 pub(crate) async fn handshake(port: u16, secrets: &Path) -> anyhow::Result<()> {
     let provider = Arc::new(aws_lc_rs::default_provider());
     let verifier = RawKeys(provider.signature_verification_algorithms);

@@ -10,10 +10,10 @@ use tokio::{
     sync::{Mutex, watch},
 };
 
-/// Of what a peer says on standard error, so much is kept for the report.
-const KEPT: usize = 4 << 10;
-/// How long a listener may take to stop.
-const GRACE: Duration = Duration::from_secs(3);
+/// Bytes of a peer's standard error that are kept for the report.
+const MAX_STDERR: usize = 4 << 10;
+/// Time for a listener to stop.
+const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// A running peer; killed when dropped.
 pub(crate) struct Process {
@@ -69,7 +69,7 @@ impl Process {
         }
     }
 
-    /// What it has said so far.
+    /// Returns the lines so far.
     pub(crate) fn lines(&self) -> Vec<Line> {
         self.lines.borrow().clone()
     }
@@ -88,10 +88,11 @@ impl Process {
         Ok(())
     }
 
-    /// Tells a listener to stop, and waits for a moment, so that it can stop what it has started itself.
+    /// Tells a listener to stop, and waits for a moment, so that it can stop what it has started
+    /// itself.
     pub(crate) async fn stop(mut self) {
         drop(self.input.take());
-        let _ = tokio::time::timeout(GRACE, self.child.wait()).await;
+        let _ = tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await;
     }
 
     async fn last_error(&self) -> String {
@@ -121,7 +122,7 @@ async fn read_errors(mut error: ChildStderr, kept: Arc<Mutex<String>>) {
     while let Ok(count @ 1..) = error.read(&mut block).await {
         let mut kept = kept.lock().await;
         kept.push_str(&String::from_utf8_lossy(block.get(..count).unwrap_or_default()));
-        let surplus = kept.len().saturating_sub(KEPT);
+        let surplus = kept.len().saturating_sub(MAX_STDERR);
         let cut = (surplus..=kept.len()).find(|index| kept.is_char_boundary(*index)).unwrap_or_default();
         kept.drain(..cut);
     }

@@ -1,4 +1,5 @@
-//! Enough of Redis for the official suites: a stub where there is none, and the real one where it is installed.
+//! Enough of Redis for the official suites: a stub where there is none, and the real one where it
+//! is installed.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -127,7 +128,7 @@ impl Store {
     }
 
     async fn pop(&self, key: &str, seconds: &str) -> Reply {
-        // 0 stands for ever.
+        // 0 means no limit.
         let timeout = match seconds.parse() {
             Ok(0.0) => Duration::MAX,
             Ok(seconds) => Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX),

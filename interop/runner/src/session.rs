@@ -17,16 +17,17 @@ use crate::{
     process::Process,
 };
 
-/// How long a listener may take to come up; interpreters are slow on a busy machine.
-const START: Duration = Duration::from_secs(30);
-/// How long a dialer may take with all that it was asked.
-const DIAL: Duration = Duration::from_secs(150);
-/// Within which a listener must have said what it saw. py-libp2p needs up to 6 s to report a connection as gone.
-const NOTICE: Duration = Duration::from_secs(10);
+/// Time for a listener to start; interpreters are slow on a busy machine.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for a dialer to try all its features.
+const DIAL_TIMEOUT: Duration = Duration::from_secs(150);
+/// Time for a listener to report its view. py-libp2p needs up to 6 s to report a connection as
+/// gone.
+const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Sessions that run at once.
 const AT_ONCE: usize = 2;
 
-/// What a dialer can do on one connection, ending it.
+/// Features that a dialer tries on one connection; the last one ends it.
 const ON_ONE_CONNECTION: [Feature; 7] = [
     Feature::Ping,
     Feature::Identify,
@@ -37,14 +38,14 @@ const ON_ONE_CONNECTION: [Feature; 7] = [
     Feature::CloseByDialer,
 ];
 
-/// What one pair of processes is for.
+/// Work of one pair of processes.
 #[derive(Debug, Clone)]
 struct Session {
     direction: Direction,
     our_key: KeyType,
     their_key: KeyType,
     ip6: bool,
-    /// Whether tshark looks on.
+    /// tshark captures the session.
     wire: bool,
     checks: Vec<(Feature, Check)>,
 }
@@ -74,7 +75,7 @@ fn plan(peer: &Peer, with_captures: bool) -> Vec<Session> {
         sessions.push(Session { wire: true, ..Session::ping(Direction::WeDial, Check::Wire) });
     }
     for direction in peer.directions() {
-        // The long one first, so that the others run beside it.
+        // The long one comes first, so that the others run at the same time.
         sessions.push(Session::plain(direction, &[Feature::KeepAlive]));
         sessions.push(Session::plain(direction, &ON_ONE_CONNECTION));
         sessions.push(Session::plain(direction, &[Feature::CloseByListener]));
@@ -115,7 +116,8 @@ pub(crate) async fn run_all(layout: &Layout, peer: &'static Peer, matrix: &mut M
             }
         }
     }
-    // Other implementations fail now and then while several of these run; what fails alone, too, fails.
+    // Other implementations fail now and then while several of these run; what fails alone, too,
+    // fails.
     for (session, feature, check, first) in again {
         let second = verdict(&run(layout, peer, &session).await, feature);
         matrix.add(peer.name, session.direction, check, expected::second_attempt(&first, second));
@@ -135,7 +137,8 @@ fn verdict(result: &anyhow::Result<Vec<Line>>, wanted: Feature) -> Result<String
     }
 }
 
-/// Runs a listener and a dialer; what is returned is what the dialer said, corrected by what the listener did not see.
+/// Runs a listener and a dialer; what is returned is what the dialer said, corrected by what the
+/// listener did not see.
 async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<Vec<Line>> {
     let ours = vec![layout.binary("testplan").to_str().context("a path that is not text")?.to_owned()];
     let theirs = peer.command(layout)?;
@@ -153,7 +156,7 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
         Line::Listening { address } => Some(address.to_string()),
         _ => None,
     };
-    let address = listener.wait_for(START, listening).await.context("the listener")?;
+    let address = listener.wait_for(START_TIMEOUT, listening).await.context("the listener")?;
 
     let capture = match scratch {
         Some(scratch) => {
@@ -170,14 +173,14 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
     // Watched while the dialer runs: a process that ends takes its connections along.
     let closed = |line: &Line| matches!(line, Line::Closed { .. }).then_some(());
     let closes = session.checks.iter().any(|(feature, _)| *feature == Feature::CloseByDialer);
-    dialer.finish(DIAL).await.context("the dialer")?;
+    dialer.finish(DIAL_TIMEOUT).await.context("the dialer")?;
     let mut lines = dialer.lines();
-    if closes && let Err(error) = listener.wait_for(NOTICE, closed).await {
+    if closes && let Err(error) = listener.wait_for(REPORT_TIMEOUT, closed).await {
         withdraw(&mut lines, Feature::CloseByDialer, &format!("the listener: {error:#}"));
     }
     let identified = |line: &Line| matches!(line, Line::Identified { .. }).then_some(());
     if session.direction == Direction::TheyDial
-        && let Err(error) = listener.wait_for(NOTICE, identified).await
+        && let Err(error) = listener.wait_for(REPORT_TIMEOUT, identified).await
     {
         withdraw(&mut lines, Feature::Identify, &format!("the listener: {error:#}"));
     }
@@ -193,7 +196,8 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
     Ok(lines)
 }
 
-/// Reads what our listener presents to a client that shares no code with it, and writes its secrets down.
+/// Reads what our listener presents to a client that shares no code with it, and writes its secrets
+/// down.
 pub(crate) async fn run_raw_key(layout: &Layout, peer: &'static Peer, matrix: &mut Matrix) {
     let result = raw_key(layout).await.map_err(|error| format!("{error:#}"));
     matrix.add(peer.name, Direction::WeDial, Check::WireRawKey, result);
@@ -206,7 +210,7 @@ async fn raw_key(layout: &Layout) -> anyhow::Result<String> {
         Line::Listening { address } => Some(address.to_string()),
         _ => None,
     };
-    let port = port_of(&listener.wait_for(START, listening).await.context("the listener")?)?;
+    let port = port_of(&listener.wait_for(START_TIMEOUT, listening).await.context("the listener")?)?;
     let scratch = Scratch::new()?;
     let secrets = scratch.secrets();
     // The probe lets everybody grease.

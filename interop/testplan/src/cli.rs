@@ -13,7 +13,7 @@ use crate::{
     report::Line,
 };
 
-/// What a peer can be told to do.
+/// Subcommands of a peer.
 #[derive(Debug, Clone, Subcommand)]
 pub enum Command {
     /// Listen and serve until standard input ends.
@@ -41,22 +41,22 @@ pub struct Dial {
     pub key: KeyType,
     /// The peer to dial, as `/…/quic-v1/p2p/PEER_ID`.
     pub address: Multiaddr,
-    /// What to try, in this order.
+    /// Features to try, in this order.
     pub features: Vec<Feature>,
 }
 
-/// How long a connection may take to be made.
+/// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// How long a dialer stays when it is done. A connection that it has closed is gone for itself at once, and no transport
-/// tells when the packet that says so to the other side is on its way: a process that ends before takes it along.
-const LINGER: Duration = Duration::from_millis(250);
+/// Time for the last packets to leave. A closed connection is gone at once for the dialer, and no
+/// transport reports when the close has been sent. A process that ended earlier would not send it.
+const CLOSE_TIME: Duration = Duration::from_millis(250);
 
 /// Does what was asked, on a transport that `transport` makes.
 ///
 /// # Errors
 ///
-/// If the peer cannot start, or cannot connect. A feature that does not work is a line on standard output, not an
-/// error.
+/// If the peer cannot start, or cannot connect. A feature that does not work is a line on standard
+/// output, not an error.
 pub async fn run(
     command: Command,
     agent: &str,
@@ -92,5 +92,5 @@ pub async fn attempt_all(remote: &mut impl Remote, features: Vec<Feature>) {
         };
         Line::Feature { feature, ok, detail }.print();
     }
-    tokio::time::sleep(LINGER).await;
+    tokio::time::sleep(CLOSE_TIME).await;
 }

@@ -1,14 +1,14 @@
-//! What the official suites say in environment variables, in their two dialects.
+//! Environment variables of the official suites, in their two dialects.
 
 use std::{env, net::IpAddr, str::FromStr, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use libp2p::{Multiaddr, PeerId, multiaddr::Protocol};
 
-/// How long a suite waits unless it says otherwise.
+/// Time-out of a suite that names none.
 const DEFAULT_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// Which suite is asking.
+/// Suite that runs the test.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Dialect {
     /// unified-testing: upper-case variables, keys that begin with that of the test, YAML.
@@ -101,7 +101,7 @@ impl Meeting {
     }
 }
 
-/// Whether the suite wants to hear everything.
+/// Returns true if the suite asks for debug output.
 pub(crate) fn debug() -> bool {
     env::var("DEBUG").is_ok_and(|value| matches!(value.as_str(), "true" | "1"))
 }
@@ -111,7 +111,7 @@ pub(crate) fn listen_address(ip: IpAddr) -> Multiaddr {
     Multiaddr::from(ip).with(Protocol::Udp(0)).with(Protocol::QuicV1)
 }
 
-/// Whether an address is one that another container could dial.
+/// Returns true for an address that another container could dial.
 pub(crate) fn is_public(address: &Multiaddr) -> bool {
     match address.iter().next() {
         Some(Protocol::Ip4(ip)) => !ip.is_loopback() && !ip.is_unspecified(),

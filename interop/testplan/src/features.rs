@@ -1,4 +1,4 @@
-//! What a dialer tries, and how it knows that it works.
+//! Features that a dialer tries, and the test of each.
 
 use std::{
     fmt,
@@ -20,7 +20,8 @@ const LARGE: usize = 1 << 20;
 const STREAMS: usize = 16;
 /// Bytes on each of them.
 const SMALL: usize = 64 << 10;
-/// Longer than the idle time-out of every implementation here (rust and py 10 s) or twice its keep-alive (go 15 s).
+/// Longer than the idle time-out of every implementation here (rust and py 10 s) or twice its
+/// keep-alive (go 15 s).
 const IDLE: Duration = Duration::from_secs(16);
 /// Within which a remote must notice that a stream or a connection is gone.
 const NOTICE: Duration = Duration::from_secs(5);
@@ -52,7 +53,8 @@ pub enum Feature {
 }
 
 impl Feature {
-    /// All of them, in an order in which they can be tried but for the last, as only one can end a connection.
+    /// All of them, in an order in which they can be tried but for the last, as only one can end a
+    /// connection.
     pub const ALL: [Self; 9] = [
         Self::Ping,
         Self::Identify,

@@ -9,7 +9,8 @@ use serde::{Deserialize, Serialize};
 
 /// An RSA key that nobody else uses: libp2p-identity cannot generate one.
 const RSA: &[u8] = include_bytes!("../keys/rsa-2048.pk8");
-/// What precedes the PKCS#1 structure in it (RFC 5208 §5): two sequences, a version, the algorithm and a string's head.
+/// Length of the header before the PKCS#1 structure (RFC 5208 §5): two sequences, a version, the
+/// algorithm and a string's head.
 const PKCS8_HEADER: usize = 26;
 
 /// A type of identity key.
@@ -42,7 +43,8 @@ impl KeyType {
         if self != Self::Rsa {
             return Ok(keypair.to_protobuf_encoding()?);
         }
-        // Not supported by libp2p-identity: type 0, and the PKCS#1 structure that PKCS#8 wraps for 2,048 bits.
+        // Not supported by libp2p-identity: type 0, and the PKCS#1 structure that PKCS#8 wraps for
+        // 2,048 bits.
         let key = RSA.get(PKCS8_HEADER..).context("the RSA key")?;
         let length = u16::try_from(key.len())?;
         let varint = [(length & 0x7f) as u8 | 0x80, (length >> 7) as u8];

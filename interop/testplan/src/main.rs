@@ -1,8 +1,8 @@
 //! libp2p-punch as a test program.
 //!
-//! `testplan listen` and `testplan dial` fulfil this repository's own contract (see the library). `testplan transport`,
-//! `testplan perf` and `testplan hole-punch` fulfil those of the official suites; which of the two dialects is meant is
-//! told by the environment variables that are set, see [`mod@env`].
+//! `testplan listen` and `testplan dial` fulfil this repository's own contract (see the library).
+//! `testplan transport`, `testplan perf` and `testplan hole-punch` fulfil those of the official
+//! suites; the environment variables select one of their two dialects, see [`mod@env`].
 
 #![forbid(unsafe_code)]
 
@@ -16,7 +16,7 @@ use interop_testplan::{cli, node::BoxedTransport};
 use libp2p::{Transport as _, core::muxing::StreamMuxerBox, identity::Keypair};
 use tracing_subscriber::EnvFilter;
 
-/// What identify tells others.
+/// Agent version that identify sends.
 const AGENT: &str = concat!("libp2p-punch/", env!("CARGO_PKG_VERSION"));
 
 #[derive(Debug, Parser)]

@@ -30,24 +30,25 @@ pub type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
 /// Long enough that nothing of ours keeps an idle connection alive, or closes it.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
-/// There is no libp2p-ping: it keeps one incoming stream a connection and drops it for the next, so that its own pings
-/// and those of [`features`](crate::features) would end each other. Pings are served as any other protocol.
+/// There is no libp2p-ping: it keeps one incoming stream a connection and drops it for the next, so
+/// that its own pings and those of [`features`](crate::features) would end each other. Pings are
+/// served as any other protocol.
 #[derive(NetworkBehaviour)]
 struct Behaviour {
     identify: identify::Behaviour,
     streams: streams::Behaviour,
 }
 
-/// What is known of a peer.
+/// State of a peer.
 #[derive(Debug, Clone, Default)]
 pub struct PeerState {
     /// Established connections.
     pub connections: usize,
-    /// What it last said of itself.
+    /// Its last identify message.
     pub identified: Option<identify::Info>,
 }
 
-/// What is known at the moment.
+/// State of the node.
 #[derive(Debug, Clone, Default)]
 pub struct State {
     /// Addresses that we listen on.
@@ -164,7 +165,8 @@ impl Node {
         Ok(self.commands.send(Command::Disconnect(peer)).await?)
     }
 
-    /// Opens a stream, by the name that Kubo would mount it under where the remote does not know the protocol.
+    /// Opens a stream, by the name that Kubo would mount it under where the remote does not know
+    /// the protocol.
     ///
     /// # Errors
     ///

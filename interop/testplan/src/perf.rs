@@ -23,7 +23,7 @@ use crate::{
     punch, transport,
 };
 
-/// What the suite transfers unless it says otherwise.
+/// Default length of a transfer.
 const GIBIBYTE: u64 = 1 << 30;
 
 /// The flags of the older suite; without them the environment decides.

@@ -1,4 +1,5 @@
-//! Implementations that tell nobody by themselves who comes and goes: they are asked again and again.
+//! Implementations that tell nobody by themselves who comes and goes: they are asked again and
+//! again.
 
 use std::{future::Future, time::Duration};
 
@@ -7,12 +8,12 @@ use tokio::{io::AsyncReadExt, time::Instant};
 
 use crate::report::Line;
 
-/// How often they are asked.
-const POLL: Duration = Duration::from_millis(50);
+/// Interval between two polls.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 
 /// An implementation that can be asked.
 pub trait Polled: Sync {
-    /// Who it is connected with.
+    /// Returns the connected peers.
     fn peers(&self) -> impl Future<Output = anyhow::Result<Vec<PeerId>>> + Send;
 }
 
@@ -41,7 +42,7 @@ async fn watch(polled: &impl Polled) -> anyhow::Result<()> {
             Line::Closed { peer: peer.to_string() }.print();
         }
         known = now;
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -56,7 +57,7 @@ pub async fn gone(polled: &impl Polled, peer: PeerId, timeout: Duration) -> anyh
         if !polled.peers().await?.contains(&peer) {
             return Ok(true);
         }
-        tokio::time::sleep(POLL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
     Ok(false)
 }

@@ -1,4 +1,4 @@
-//! What a peer says on standard output: one JSON object a line.
+//! Standard output of a peer: one JSON object a line.
 
 use std::io::Write;
 
@@ -23,21 +23,21 @@ pub enum Line {
     },
     /// Identify has told who the remote is.
     Identified {
-        /// Who.
+        /// The peer.
         peer: String,
         /// Its agent version.
         agent: String,
     },
     /// The last connection with a peer is gone.
     Closed {
-        /// Which.
+        /// The peer.
         peer: String,
     },
-    /// How a feature went, from the view of the dialer.
+    /// Result of a feature, from the view of the dialer.
     Feature {
-        /// Which.
+        /// The feature.
         feature: Feature,
-        /// Whether it works.
+        /// The feature works.
         ok: bool,
         /// A measurement, or what went wrong.
         detail: String,
@@ -45,7 +45,8 @@ pub enum Line {
 }
 
 impl Line {
-    /// Writes the line. A reader that is gone is no reason to fail: whoever started us then no longer listens.
+    /// Writes the line. A reader that is gone is no failure: the program that started this one no
+    /// longer reads.
     pub fn print(&self) {
         let Ok(line) = serde_json::to_string(self) else { return };
         let _ = writeln!(std::io::stdout().lock(), "{line}");

@@ -1,6 +1,7 @@
 //! The few words of Redis that the official suites use to tell the dialer where the listener is.
 //!
-//! [`Client`] is what a test program needs; [`Reply`] and [`read`] serve both ends, so that a stub can be built of them.
+//! [`Client`] is what a test program needs; [`Reply`] and [`read`] serve both ends, so that a stub
+//! can be built of them.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ use tokio::{
 const MAX_LENGTH: usize = 64 << 10;
 /// Nor has any more parts.
 const MAX_PARTS: usize = 64;
-/// How often and after how long a server that is not there yet is tried again.
+/// Number and interval of the attempts to reach a server that has not started yet.
 const RETRIES: (usize, Duration) = (40, Duration::from_millis(250));
 
 /// A value of the protocol RESP2.
@@ -115,7 +116,7 @@ async fn line(from: &mut (impl AsyncBufRead + Unpin + Send)) -> anyhow::Result<O
     Ok(Some((kind, text.get(1..).context("a line that is not text")?.to_owned())))
 }
 
-/// `None` for -1, which stands for nothing.
+/// Returns `None` for -1, which means no value.
 fn length(text: &str, max: usize) -> anyhow::Result<Option<usize>> {
     if text == "-1" {
         return Ok(None);

@@ -1,4 +1,4 @@
-//! What a listener does with the streams that come in.
+//! Protocols that a listener serves.
 
 use std::future::Future;
 
@@ -15,10 +15,11 @@ use crate::{
 /// Bytes that are read or written at once.
 pub const BLOCK: usize = 64 << 10;
 
-/// What every peer serves.
+/// Protocols that every peer serves.
 pub const SERVED: [StreamProtocol; 6] = [PING, ECHO, HALF_CLOSE, RESET, CLOSE, PERF];
 
-/// Serves every incoming stream in a task of its own. `disconnect` closes all connections with a peer.
+/// Serves every incoming stream in a task of its own. `disconnect` closes all connections with a
+/// peer.
 pub async fn run<D>(mut incoming: mpsc::UnboundedReceiver<Incoming>, disconnect: impl Fn(PeerId) -> D)
 where
     D: Future<Output = ()> + Send + 'static,

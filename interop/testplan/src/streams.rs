@@ -1,7 +1,7 @@
 //! A behaviour that hands streams in and out.
 //!
-//! It queues whatever comes in, as a listener must not lose the second of two streams that arrive at once. What may be
-//! queued is bounded by the streams that a connection may have open.
+//! It queues whatever comes in, as a listener must not lose the second of two streams that arrive
+//! at once. What may be queued is bounded by the streams that a connection may have open.
 
 use std::{
     collections::VecDeque,
@@ -64,8 +64,8 @@ impl Behaviour {
         (Self { protocols, incoming, opens: VecDeque::new() }, receiver)
     }
 
-    /// Opens a stream with a connected peer, of the first protocol that it knows. The reply is dropped if there is no
-    /// connection.
+    /// Opens a stream with a connected peer, of the first protocol that it knows. The reply is
+    /// dropped if there is no connection.
     pub fn open(&mut self, peer: PeerId, names: Vec<StreamProtocol>, reply: Reply) {
         self.opens.push_back((peer, Open { names, reply }));
     }
@@ -111,7 +111,7 @@ impl NetworkBehaviour for Behaviour {
         match event {}
     }
 
-    /// Needs no waker: streams are asked for by whoever holds the swarm, who polls it afterwards.
+    /// Needs no waker: the owner of the swarm asks for streams, and polls the swarm afterwards.
     fn poll(&mut self, _: &mut Context<'_>) -> Poll<ToSwarm<Infallible, THandlerInEvent<Self>>> {
         match self.opens.pop_front() {
             Some((peer_id, event)) => {

@@ -28,7 +28,8 @@ pub(crate) async fn run(contract: &Contract) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Listens where the suite says; the address that it publishes is one that the dialer's container can reach.
+/// Listens where the suite says; the address that it publishes is one that the dialer's container
+/// can reach.
 pub(crate) async fn listen(node: &mut Node, contract: &Contract) -> anyhow::Result<Multiaddr> {
     let first = node.listen(env::listen_address(contract.ip)).await?;
     if !contract.ip.is_unspecified() {

@@ -15,7 +15,7 @@ pub enum Error {
 }
 
 impl Error {
-    /// What was tried, and what came of it.
+    /// An operation, and the cause of its failure.
     pub(super) fn new(tried: impl fmt::Display, cause: impl fmt::Display) -> Self {
         Error::Machine(format!("{tried}: {cause}"))
     }

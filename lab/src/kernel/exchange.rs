@@ -13,17 +13,18 @@ use crate::Outcome;
 
 /// UDP ports of the coordinator at each of its addresses.
 const PORTS: [u16; 2] = [4001, 4002];
-/// How long coordinator and listener may take to be there; only one that hangs takes so long.
-const START: Duration = Duration::from_secs(30);
-/// How much longer than it was told a dial may take.
-const GRACE: Duration = Duration::from_secs(10);
+/// Time for coordinator and listener to start; only a program that hangs takes longer.
+const START_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time for a dial beyond its own time-out.
+const EXTRA_DIAL_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Which program is tried, and for how long.
+/// Program to try, and its limits.
 #[derive(Debug, Clone)]
 pub struct Exchange {
-    /// The program: `coordinator`, `listen` and `dial` with the arguments and the JSON lines of `punch`.
+    /// The program: `coordinator`, `listen` and `dial` with the arguments and the JSON lines of
+    /// `punch`.
     pub program: PathBuf,
-    /// How long the dial may take.
+    /// Time-out of the dial.
     pub timeout: Duration,
     /// More arguments for the dialer and for the listener.
     pub arguments: [Vec<String>; 2],
@@ -38,7 +39,7 @@ pub fn exchange(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<Out
 
     let [dialing, listening] = &exchange.arguments;
     let arguments = [&["listen", "--coordinator", &coordinator].map(str::to_owned)[..], listening].concat();
-    let patience = exchange.timeout + GRACE + START * 2;
+    let patience = exchange.timeout + EXTRA_DIAL_TIMEOUT + START_TIMEOUT * 2;
     let mut listen = Program::start(&listener.host, &exchange.program, &arguments, patience)?;
     let mut peer = None;
     let registered = listen.wait_for(stop, |line| {
@@ -56,7 +57,10 @@ pub fn exchange(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<Out
     let seconds = exchange.timeout.as_secs_f64().to_string();
     let arguments = ["dial", &peer, "--coordinator", &coordinator, "--timeout", &seconds].map(str::to_owned);
     let arguments = [&arguments[..], dialing].concat();
-    dial(Program::start(&dialer.host, &exchange.program, &arguments, exchange.timeout + GRACE)?, stop)
+    dial(
+        Program::start(&dialer.host, &exchange.program, &arguments, exchange.timeout + EXTRA_DIAL_TIMEOUT)?,
+        stop,
+    )
 }
 
 /// Starts a coordinator at all its addresses and ports; returns it and the first address.
@@ -66,7 +70,7 @@ fn coordinator(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<(Pro
     let addresses = [first, second].into_iter().flat_map(|ip| PORTS.map(|port| address(ip, port)));
     let arguments: Vec<String> =
         ["coordinator", "--listen"].map(str::to_owned).into_iter().chain(addresses).collect();
-    let patience = exchange.timeout + GRACE + START * 3;
+    let patience = exchange.timeout + EXTRA_DIAL_TIMEOUT + START_TIMEOUT * 3;
     let mut program = Program::start(&lab.wan, &exchange.program, &arguments, patience)?;
     let main = address(first, PORTS[0]);
     let mut remaining = COORDINATOR.len() * PORTS.len();

@@ -1,4 +1,5 @@
-//! Measures how a site maps and filters (RFC 4787), so that no NAT is trusted for what its rules claim.
+//! Measures how a site maps and filters (RFC 4787), so that no NAT is trusted for what its rules
+//! claim.
 
 use std::{
     io,
@@ -77,7 +78,8 @@ fn filtering(observers: &Observers, local: &UdpSocket) -> io::Result<DependsOn> 
     let seen = observers.see(local, 0, 0)?;
     let [[contacted, other_port], [other_address, _]] = &observers.0;
     let mut heard = [false; 2];
-    // The contacted endpoint's own packet is sent last and so comes last; three rounds, in case it overtakes.
+    // The contacted endpoint's own packet is sent last and so comes last; three rounds, in case it
+    // overtakes.
     for _ in 0..3 {
         for (socket, word) in [(other_port, b"p"), (other_address, b"a"), (contacted, b"!")] {
             socket.send_to(word, seen)?;

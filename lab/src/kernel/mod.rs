@@ -1,4 +1,5 @@
-//! A small internet of network namespaces: one WAN with a coordinator and observers on it, and two sites.
+//! A small internet of network namespaces: one WAN with a coordinator and observers on it, and two
+//! sites.
 //!
 //! ```text
 //!       203.0.113.1, .4 (coordinator), .2, .3 (observers)
@@ -28,7 +29,8 @@ pub use self::{
 };
 use crate::Kind;
 
-/// Where the coordinator listens: a second address lets it probe from another one, and each peer measure its NAT.
+/// Where the coordinator listens: a second address lets it probe from another one, and each peer
+/// measure its NAT.
 pub const COORDINATOR: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(203, 0, 113, 4)];
 /// Two addresses from which observers look at a site.
 pub const OBSERVERS: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 2), Ipv4Addr::new(203, 0, 113, 3)];
@@ -41,7 +43,7 @@ pub struct Lab {
     pub sites: [Site; 2],
 }
 
-/// A host and what stands between it and the WAN.
+/// A host and the NATs between it and the WAN.
 pub struct Site {
     /// Where programs run.
     pub host: Namespace,
@@ -77,7 +79,8 @@ pub fn verify(kind: Kind) -> Result<crate::Behaviour> {
 }
 
 fn site(lab: &str, wan: &Namespace, number: u8, kind: Kind) -> Result<Site> {
-    // Documentation prefixes (RFC 5737) stand for the Internet. Those for benchmarks are private address space.
+    // Documentation prefixes (RFC 5737) represent the Internet. Those for benchmarks are private
+    // address space.
     let [a, b, c] = if number == 1 { [198, 51, 100] } else { [192, 0, 2] };
     let public = Ipv4Addr::new(a, b, c, 2);
     let host = Namespace::new(lab, &format!("host{number}"))?;

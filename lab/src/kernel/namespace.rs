@@ -24,7 +24,7 @@ use super::{
 };
 
 const NAMESPACES: &str = "/run/netns";
-/// How often a namespace whose last process is just ending is looked at again.
+/// Attempts to remove a namespace whose last process is just ending.
 const REMOVALS: usize = 3;
 
 /// A network namespace that is removed on drop.
@@ -62,7 +62,8 @@ impl Namespace {
         run(self.command("nft").args(["-f", "-"]), rules)
     }
 
-    /// A command that runs in the namespace; `ip` replaces itself by it, so that the child is the program.
+    /// A command that runs in the namespace; `ip` replaces itself by it, so that the child is the
+    /// program.
     pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = command("ip");
         command.args(["netns", "exec", &self.name]).arg(program);
@@ -91,7 +92,8 @@ impl Drop for Namespace {
     }
 }
 
-/// Removes a namespace with all that runs in it. A failure leaves it to the next lab: nobody could do more here.
+/// Removes a namespace with all that runs in it. A failure leaves it to the next lab: nobody could
+/// do more here.
 fn remove(name: &str) {
     for _ in 0..REMOVALS {
         let pids = Command::new("ip").args(["netns", "pids", name]).stderr(Stdio::null()).output();
@@ -110,7 +112,8 @@ fn remove(name: &str) {
     let _ = command("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
 }
 
-/// Removes what labs of processes that are gone have left behind; returns how many namespaces that were.
+/// Removes what labs of processes that are gone have left behind; returns how many namespaces that
+/// were.
 pub fn remove_stale() -> usize {
     let Ok(entries) = fs::read_dir(NAMESPACES) else { return 0 };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
@@ -138,7 +141,8 @@ pub fn obstacle() -> Option<String> {
     Namespace::new(&owner::unique_lab_name(), "try").err().map(|error| format!("cannot be built: {error}"))
 }
 
-/// A command in a process group of its own: Ctrl-C is for the lab, which then ends its children in order.
+/// A command in a process group of its own: Ctrl-C is for the lab, which then ends its children in
+/// order.
 fn command(program: &str) -> Command {
     let mut command = Command::new(program);
     command.process_group(0);

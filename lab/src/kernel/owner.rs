@@ -1,5 +1,5 @@
-//! Who made a namespace: names tell the process, so that what a dead process left behind can be told from what a
-//! living one uses.
+//! Owners of namespaces. The name of a namespace holds the id of the process that made it, so a lab
+//! can tell what a dead process left behind from what a living one uses.
 
 use std::{
     fs,
@@ -17,7 +17,7 @@ pub(super) fn unique_lab_name() -> String {
     format!("{PREFIX}.{process}-{began}.{}", LABS.fetch_add(1, Ordering::Relaxed))
 }
 
-/// Whether this is the name of a namespace whose maker is gone.
+/// Returns true for the name of a namespace whose owner is gone.
 pub(super) fn is_stale(namespace: &str) -> bool {
     let mut parts = namespace.split('.');
     let (Some(PREFIX), Some(owner)) = (parts.next(), parts.next()) else { return false };
@@ -26,7 +26,8 @@ pub(super) fn is_stale(namespace: &str) -> bool {
     beginning(process) != Some(began)
 }
 
-/// When a living process began, in clock ticks since boot: another one with its number began at another time.
+/// When a living process began, in clock ticks since boot: another one with its number began at
+/// another time.
 fn beginning(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // proc_pid_stat(5): the name in parentheses may hold anything; field 22 is the 20th behind it.

@@ -19,9 +19,9 @@ use super::{
     namespace::Namespace,
 };
 
-/// How often a wait looks whether it is to end.
-const TICK: Duration = Duration::from_millis(50);
-/// The most of what a program wrote to stderr that is kept, in bytes.
+/// Interval at which a wait checks for its end.
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
+/// Bytes of a program's stderr that are kept.
 const STDERR: u64 = 4096;
 
 /// A running program. Killed on drop.
@@ -32,7 +32,7 @@ pub struct Program {
     deadline: Instant,
 }
 
-/// What a program says next.
+/// Next output of a program.
 #[derive(Debug)]
 pub(super) enum Next {
     /// A line.
@@ -88,7 +88,7 @@ impl Program {
             if stop.load(Ordering::Relaxed) {
                 return Err(Error::Interrupted);
             }
-            match self.lines.recv_timeout(TICK) {
+            match self.lines.recv_timeout(POLL_INTERVAL) {
                 Ok(line) => {
                     let value = serde_json::from_str(&line);
                     return value.map(Next::Line).map_err(|error| Error::new(format!("{line:?}"), error));
@@ -100,7 +100,8 @@ impl Program {
         }
     }
 
-    /// Reads on until a line is what is looked for; none if the program ends before, or takes too long.
+    /// Reads on until a line is what is looked for; none if the program ends before, or takes too
+    /// long.
     pub fn wait_for<T>(
         &mut self,
         stop: &AtomicBool,
@@ -118,8 +119,8 @@ impl Program {
         }
     }
 
-    /// Kills the program if it still runs; its exit code, if it ended by itself, and the beginning of what it wrote
-    /// to stderr.
+    /// Kills the program if it still runs; its exit code, if it ended by itself, and the beginning
+    /// of what it wrote to stderr.
     pub(super) fn end(&mut self, ended: bool) -> (Option<i32>, String) {
         if !ended {
             let _ = self.child.kill();

@@ -1,9 +1,9 @@
 //! The kinds of NAT box, as nftables rules.
 //!
-//! Each box has an interface `wan` and an interface `lan`. Linux connection tracking keeps a source port while
-//! it is free, so `masquerade` alone is EIM+APDF. The input chain drops what nobody asked for: without that, a
-//! packet that comes too early claims the very tuple of the flow that it belongs to, and that flow is then given
-//! another port.
+//! Each box has an interface `wan` and an interface `lan`. Linux connection tracking keeps a source
+//! port while it is free, so `masquerade` alone is EIM+APDF. The input chain drops what nobody
+//! asked for: without that, a packet that comes too early claims the very tuple of the flow that it
+//! belongs to, and that flow is then given another port.
 
 use std::fmt::Write as _;
 
@@ -79,8 +79,8 @@ pub(super) fn rules(kind: Kind) -> String {
 const REMEMBER_MAPPING: &str = "oifname wan meta l4proto udp \
      update @eim { udp sport : ct original ip saddr . ct original proto-src }";
 
-/// Masquerades to a port chosen by an expression. The map is written out, since the expression's own `offset`
-/// is added in the wrong byte order.
+/// Masquerades to a port chosen by an expression. The map is written out, since the expression's
+/// own `offset` is added in the wrong byte order.
 fn to_ports(before: &str, after: &str) -> String {
     let mut rule = format!("masquerade to :{before} {PORTS} {after} map {{ ");
     for index in 0..PORTS {

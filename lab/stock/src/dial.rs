@@ -15,8 +15,8 @@ use crate::{
 
 const RELAYED: u8 = 10;
 const FAILED: u8 = 11;
-/// How long after a failed upgrade the other side may try again.
-const AGAIN: Duration = Duration::from_secs(5);
+/// Time for the other side to try again after a failed upgrade.
+const RETRY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Ends with the direct connection; without one, when DCUtR has given up or the time is over.
 pub(crate) async fn run(
@@ -55,7 +55,7 @@ pub(crate) async fn run(
                 return failed(peer, "dial", &error.to_string());
             }
             SwarmEvent::Behaviour(BehaviourEvent::Dcutr(event)) if event.result.is_err() => {
-                deadline = deadline.min(Instant::now() + AGAIN);
+                deadline = deadline.min(Instant::now() + RETRY_TIMEOUT);
             }
             _ => {}
         }

@@ -1,6 +1,7 @@
-//! Stock rust-libp2p in the NAT lab, for comparison: `coordinator`, `listen` and `dial` as `punch` has them, but with
-//! a Circuit Relay v2 relay and DCUtR instead of a coordinator and this project's traversal. With `--quic punch`, a
-//! peer has this project's transport in the place of libp2p-quic, and nothing else of it: a drop-in.
+//! Stock rust-libp2p in the NAT lab, for comparison: `coordinator`, `listen` and `dial` as `punch`
+//! has them, but with a Circuit Relay v2 relay and DCUtR instead of a coordinator and this
+//! project's traversal. With `--quic punch`, a peer has this project's transport in the place of
+//! libp2p-quic, and nothing else of it: a drop-in.
 //!
 //! Prints the JSON lines that the lab reads. Exit code of `dial`: 0 direct, 10 relayed, 11 failed.
 
@@ -21,7 +22,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 use libp2p::{Multiaddr, PeerId};
 use serde_json::Value;
 
-/// Whatever ends a program early.
+/// Error that ends a program early.
 pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 
 /// Stock rust-libp2p with the command line of punch, for its NAT lab.
@@ -68,7 +69,7 @@ enum Command {
         /// Address of the relay, with its peer id.
         #[arg(long)]
         coordinator: Multiaddr,
-        /// Be content with what there is after so many seconds.
+        /// Seconds after which the best connection so far is the result.
         #[arg(long, default_value = "30")]
         timeout: f64,
     },

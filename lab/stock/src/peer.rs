@@ -1,4 +1,5 @@
-//! A peer behind a NAT: relay client, identify and DCUtR, all as they come, on libp2p-quic or on our transport.
+//! A peer behind a NAT: relay client, identify and DCUtR, all as they come, on libp2p-quic or on
+//! our transport.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -18,12 +19,12 @@ use tokio::time::timeout;
 
 use crate::{Failure, Quic, print};
 
-/// How long a connection that nobody uses stays open.
-const IDLE: Duration = Duration::from_secs(60);
-/// How long the relay may take to say where it sees us.
-const START: Duration = Duration::from_secs(10);
+/// Time after which an unused connection closes.
+const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time for the relay to report our address.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What a peer does.
+/// Protocols of a peer.
 #[derive(NetworkBehaviour)]
 pub(crate) struct Behaviour {
     relay: relay::client::Behaviour,
@@ -31,7 +32,8 @@ pub(crate) struct Behaviour {
     dcutr: dcutr::Behaviour,
 }
 
-/// A peer that listens on a free port and has exchanged addresses with the relay, as DCUtR needs it.
+/// A peer that listens on a free port and has exchanged addresses with the relay, as DCUtR needs
+/// it.
 pub(crate) async fn start(relay: &Multiaddr, quic: Quic) -> Result<Swarm<Behaviour>, Failure> {
     let key = Keypair::generate_ed25519();
     let transport = transport(&key, quic)?;
@@ -47,7 +49,7 @@ pub(crate) async fn start(relay: &Multiaddr, quic: Quic) -> Result<Swarm<Behavio
             )),
             dcutr: dcutr::Behaviour::new(key.public().to_peer_id()),
         })?
-        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE))
+        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT))
         .build();
     swarm.listen_on("/ip4/0.0.0.0/udp/0/quic-v1".parse()?)?;
     // The socket has to be there before the dial, which else uses another one.
@@ -62,7 +64,7 @@ pub(crate) async fn start(relay: &Multiaddr, quic: Quic) -> Result<Swarm<Behavio
             }
         }
     };
-    timeout(START, listening).await?;
+    timeout(START_TIMEOUT, listening).await?;
     swarm.dial(relay.clone())?;
     let known = async {
         let (mut told, mut learnt) = (false, false);
@@ -78,7 +80,7 @@ pub(crate) async fn start(relay: &Multiaddr, quic: Quic) -> Result<Swarm<Behavio
         }
         Ok(())
     };
-    timeout(START, known).await??;
+    timeout(START_TIMEOUT, known).await??;
     Ok(swarm)
 }
 

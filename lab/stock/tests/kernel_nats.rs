@@ -1,7 +1,9 @@
-//! Hole punching with stock peers on real NATs: DCUtR through a stock relay, with this project's transport at either end.
+//! Hole punching with stock peers on real NATs: DCUtR through a stock relay, with this project's
+//! transport at either end.
 //!
-//! Needs Linux, root and the programs `ip` and `nft`; elsewhere one line on stderr says that the tests are skipped.
-//! With `PUNCH_REQUIRE_LAB` in the environment they fail instead of being skipped.
+//! Needs Linux, root and the programs `ip` and `nft`; elsewhere one line on stderr says that the
+//! tests are skipped. With `PUNCH_REQUIRE_LAB` in the environment they fail instead of being
+//! skipped.
 
 #![cfg(target_os = "linux")]
 

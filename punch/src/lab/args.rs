@@ -47,13 +47,15 @@ pub(crate) struct Arguments {
     /// Time for a dial, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(super) timeout: Duration,
-    /// Implementations to try: punch, or stock (rust-libp2p with quic, relay and dcutr), or both side by side.
+    /// Implementations to try: punch, or stock (rust-libp2p with quic, relay and dcutr), or both
+    /// side by side.
     #[arg(long, value_name = "NAME", value_delimiter = ',', num_args = 1.., default_value = "punch")]
     pub(super) implementation: Vec<Implementation>,
     /// Simulate network and clock; runs on any platform and needs no root.
     #[arg(long)]
     pub(super) simulated: bool,
-    /// Simulated round-trip time between any two of the three peers, in milliseconds; without it, 50.
+    /// Simulated round-trip time between any two of the three peers, in milliseconds; without it,
+    /// 50.
     #[arg(long, value_name = "MS", requires = "simulated", value_parser = milliseconds)]
     rtt: Option<Duration>,
     /// Simulated loss between any two of the three peers, in percent; without it, 0.

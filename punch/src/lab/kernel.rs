@@ -50,7 +50,8 @@ pub(super) fn run(arguments: &Arguments, workers: &mut Workers) -> Result<Study,
     Ok(Study { mode, runs: arguments.runs, matrices })
 }
 
-/// Measures each kind and prints its behaviour; a kind that behaves otherwise than its name ends the lab.
+/// Measures each kind and prints its behaviour; a kind that behaves otherwise than its name ends
+/// the lab.
 fn verify(kinds: &[Kind], workers: &mut Workers) -> Result<Vec<(Kind, punch_lab::Behaviour)>, Failure> {
     let mut progress = Progress::new("measuring NATs", kinds.len());
     let measured =

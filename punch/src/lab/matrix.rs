@@ -68,7 +68,8 @@ pub(super) struct PairDial {
 }
 
 impl PairDial {
-    /// Returns all dials of a matrix, run by run: the runs of a pair are spread over the whole time.
+    /// Returns all dials of a matrix, run by run: the runs of a pair are spread over the whole
+    /// time.
     pub(super) fn all(kinds: &[Kind], runs: u32) -> Vec<Self> {
         let pairs = || kinds.iter().flat_map(|dialer| kinds.iter().map(move |listener| (dialer, listener)));
         let dials = (0..runs).flat_map(|run| {

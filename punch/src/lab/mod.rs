@@ -1,7 +1,8 @@
 //! `punch lab`: dials every ordered pair of NAT kinds several times; a table, JSON and a heat map.
 //!
-//! Kernel mode builds real NATs of Linux network namespaces and runs coordinator, listener and dialer as
-//! processes. With `--simulated` the same matrix runs in this process over a simulated network and clock.
+//! Kernel mode builds real NATs of Linux network namespaces and runs coordinator, listener and
+//! dialer as processes. With `--simulated` the same matrix runs in this process over a simulated
+//! network and clock.
 
 mod args;
 mod json;

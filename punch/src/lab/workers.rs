@@ -37,8 +37,8 @@ impl Workers {
 
     /// Does `work` for every task; returns the results in the order of the tasks.
     ///
-    /// Long work must watch the flag that it gets, and end with a failure once the flag is set. A signal
-    /// sets it, and so does the first failure, which is then returned.
+    /// Long work must watch the flag that it gets, and end with a failure once the flag is set. A
+    /// signal sets it, and so does the first failure, which is then returned.
     pub(super) fn run_all<T: Sync, R: Send>(
         &mut self,
         progress: &mut Progress,

@@ -62,7 +62,8 @@ pub(crate) struct Connection {
     pub(crate) elapsed: Duration,
 }
 
-/// Receiver of every event of a node, before the caller of [`Node::next`](super::Node::next) gets it.
+/// Receiver of every event of a node, before the caller of [`Node::next`](super::Node::next) gets
+/// it.
 pub(crate) trait Observer: Send {
     /// Takes note of an event. An error ends the call that drives the node.
     fn observe(&mut self, event: &NodeEvent) -> io::Result<()>;

@@ -1,6 +1,7 @@
 //! A running peer: drives a swarm and turns its events into [`NodeEvent`]s.
 //!
-//! The node prints nothing. An [`Observer`] sees each event; a subcommand waits for those that end its work.
+//! The node prints nothing. An [`Observer`] sees each event; a subcommand waits for those that end
+//! its work.
 
 mod address;
 mod echo;
@@ -160,7 +161,8 @@ impl Node {
         Ok(())
     }
 
-    /// Begins to listen on free ports of all interfaces; one of the address families may be missing.
+    /// Begins to listen on free ports of all interfaces; one of the address families may be
+    /// missing.
     pub(crate) fn listen_anywhere(&mut self) -> Result<(), NodeError> {
         match wildcards().map(|address| self.listen_on(&[address])) {
             [Err(error), Err(_)] => Err(error),
@@ -194,12 +196,14 @@ impl Node {
         Err(NodeError::Registration(answers.collect()))
     }
 
-    /// Connects to a peer. The result is a relayed connection if traversal has failed or takes its time.
+    /// Connects to a peer. The result is a relayed connection if traversal has failed or takes its
+    /// time.
     pub(crate) async fn connect(&mut self, peer: PeerId) -> Result<Connection, DialFailure> {
         let opts = DialOpts::peer_id(peer).build();
         self.dial = Some(RequestedDial { peer, since: Instant::now(), id: opts.connection_id() });
         self.swarm.dial(opts).map_err(DialFailure::Dial)?;
-        // The session knows its reason best, but the wait ends with the dial: a relay may still help.
+        // The session knows its reason best, but the wait ends with the dial: a relay may still
+        // help.
         let mut session_failure: Option<DialFailure> = None;
         let mut dial_failure: Option<Provisional<DialFailure>> = None;
         let mut relayed: Option<Provisional<Connection>> = None;
@@ -399,7 +403,8 @@ impl Node {
         }
     }
 
-    /// Notes the remote address of the selected path, and reports the connection that waited for it.
+    /// Notes the remote address of the selected path, and reports the connection that waited for
+    /// it.
     fn on_path(&mut self, peer: PeerId, path: Path) {
         self.selected_paths.insert(peer, path.remote);
         if let Some(elapsed) = self.unreported.remove(&peer) {

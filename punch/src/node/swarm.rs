@@ -1,4 +1,5 @@
-//! The swarm of a peer: the library's transport and behaviour, relays, identify, ping and the echo protocol.
+//! The swarm of a peer: the library's transport and behaviour, relays, identify, ping and the echo
+//! protocol.
 
 use std::{sync::Arc, time::Duration};
 
@@ -18,8 +19,8 @@ use super::{echo, error::NodeError};
 /// Time after which an unused connection closes.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Time-out of the swarm for a dial. libp2p's default of 10 s would end a session before its retries.
-/// The caller of [`Node::connect`](super::Node::connect) bounds a dial.
+/// Time-out of the swarm for a dial. libp2p's default of 10 s would end a session before its
+/// retries. The caller of [`Node::connect`](super::Node::connect) bounds a dial.
 const DIAL_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Protocols of a node.
@@ -84,7 +85,8 @@ fn assemble(
         .with_behaviour(|_, relay_client| behaviour(relay_client))
         .map_err(|error| NodeError::Build(error.into()))?
         .with_swarm_config(|config| {
-            // Lazy: the first bytes of a stream go with its negotiation, so that an echo takes one round trip.
+            // Lazy: the first bytes of a stream go with its negotiation, so that an echo takes one
+            // round trip.
             config
                 .with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT)
                 .with_substream_upgrade_protocol_override(Version::V1Lazy)

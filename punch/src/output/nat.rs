@@ -10,12 +10,14 @@ use serde_json::{Value, json};
 
 use super::units::milliseconds;
 
-/// Returns true if there is a finding to print: a node without coordinators of its own learns little.
+/// Returns true if there is a finding to print: a node without coordinators of its own learns
+/// little.
 pub(super) fn is_known(report: &Report) -> bool {
     report.socket.is_some() || value(&report.udp_blocked) == Some(true)
 }
 
-/// Returns the `nat` line. An unknown property is `null`; a known one has value, confidence and evidence.
+/// Returns the `nat` line. An unknown property is `null`; a known one has value, confidence and
+/// evidence.
 pub(super) fn json(report: &Report, now: Instant) -> Value {
     json!({
         "event": "nat",
@@ -132,8 +134,8 @@ fn mapping_words(mapping: MappingBehaviour) -> &'static str {
     match mapping {
         MappingBehaviour::EndpointIndependent => "it maps alike for every destination",
         MappingBehaviour::EndpointDependent => "it does not map alike for every destination",
-        MappingBehaviour::AddressDependent => "it maps anew for every address",
-        MappingBehaviour::AddressAndPortDependent => "it maps anew for every address and port",
+        MappingBehaviour::AddressDependent => "it takes a new mapping for every address",
+        MappingBehaviour::AddressAndPortDependent => "it takes a new mapping for every address and port",
     }
 }
 

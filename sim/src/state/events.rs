@@ -74,7 +74,7 @@ impl PartialEq for Event {
 
 impl Eq for Event {}
 
-/// What is going to happen.
+/// Queue of the events to come.
 #[derive(Debug, Default)]
 pub(crate) struct Events {
     heap: BinaryHeap<Event>,

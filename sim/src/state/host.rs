@@ -39,7 +39,7 @@ pub(crate) struct Refusal {
     pub(crate) with_port_only: bool,
 }
 
-/// What a world knows of a host.
+/// State of a host.
 #[derive(Debug, Default)]
 pub(crate) struct HostState {
     pub(crate) config: SocketConfig,
@@ -82,12 +82,12 @@ impl HostState {
         self.interfaces.iter().map(|interface| interface.realm)
     }
 
-    /// The network that `source` is an address in, while it is up.
+    /// Returns the network of the address `source`, while that address is up.
     pub(crate) fn realm_of(&self, source: IpAddr) -> Option<RealmId> {
         self.interface(source).filter(|interface| interface.up).map(|interface| interface.realm)
     }
 
-    /// Whether a datagram to `address` never leaves the host.
+    /// Returns true if a datagram to `address` stays in the host.
     pub(crate) fn is_local(&self, address: IpAddr) -> bool {
         address.is_loopback() || self.up().any(|net| net.addr() == address)
     }

@@ -1,7 +1,7 @@
-//! The state of a world: its nodes and networks, and how they hang together.
+//! The state of a world: its nodes, its networks and the topology.
 //!
-//! A **realm** is one network in which addresses are unique: the core, or the one behind a gateway. A host is
-//! in the realms of its interfaces, a gateway in the one inside and in the one outside.
+//! A **realm** is one network in which addresses are unique: the core, or the one behind a gateway.
+//! A host is in the realms of its interfaces, a gateway in the one inside and in the one outside.
 
 mod events;
 mod gateway;
@@ -55,7 +55,7 @@ pub(crate) struct Node {
     pub(crate) kind: Kind,
 }
 
-/// What is to be done once the lock is released: readers to wake, and journeys for the taps.
+/// Work for the time after the lock is released: readers to wake, and journeys for the taps.
 #[derive(Debug, Default)]
 pub(crate) struct Effects {
     pub(crate) wakers: Vec<Waker>,
@@ -177,7 +177,8 @@ impl State {
         };
     }
 
-    /// The two nodes between which traffic from `from` to `to` crosses the innermost realm that both can reach.
+    /// The two nodes between which traffic from `from` to `to` crosses the innermost realm that
+    /// both can reach.
     fn meeting(&self, from: NodeId, to: NodeId) -> (NodeId, NodeId) {
         let theirs = self.way_out(to);
         let common = self.way_out(from).into_iter().find_map(|(realm, mine)| {
@@ -245,7 +246,7 @@ impl State {
         }
     }
 
-    /// With the random source, which the translation table needs beside.
+    /// Returns the gateway and the random source that its translation table needs.
     pub(crate) fn gateway_mut(&mut self, id: NodeId) -> (&mut GatewayState, &mut StdRng) {
         match &mut self.nodes[id.0].kind {
             Kind::Gateway(gateway) => (gateway, &mut self.rng),

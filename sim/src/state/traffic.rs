@@ -1,9 +1,10 @@
 //! The way of a datagram through a world.
 //!
-//! It leaves a node into a realm ([`Hop::Leave`]), crosses the links of two nodes of that realm, comes to the
-//! second one's link ([`Hop::Arrive`]), which may make it wait, and then to the node itself
-//! ([`Hop::Enter`]): a host delivers it, a gateway translates it and lets it leave into its other realm. It
-//! goes up through gateways and then down, and turns around once at most, so it cannot go in circles.
+//! It leaves a node into a realm ([`Hop::Leave`]), crosses the links of two nodes of that realm,
+//! comes to the second one's link ([`Hop::Arrive`]), which may make it wait, and then to the node
+//! itself ([`Hop::Enter`]): a host delivers it, a gateway translates it and lets it leave into its
+//! other realm. It goes up through gateways and then down, and turns around once at most, so it
+//! cannot go in circles.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -22,8 +23,8 @@ use crate::{
 };
 
 impl State {
-    /// Takes a datagram from a socket. It is under way from the next turn of the driver on, so that what is
-    /// due earlier happens earlier.
+    /// Takes a datagram from a socket. It is under way from the next turn of the driver on, so that
+    /// what is due earlier happens earlier.
     pub(crate) fn send(
         &mut self,
         host: NodeId,

@@ -1,4 +1,4 @@
-//! Links delay, lose, reorder, duplicate, limit and cut as they are told to.
+//! Links delay, lose, reorder, duplicate, limit and cut as configured.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,7 +6,8 @@ use crate::support::{ms, socket, within_a_second};
 use libp2p_punch_sim::{Host, Link, Nat, Socket, SocketConfig, Stats, Trace, Verdict, World};
 use tokio::time::Instant;
 
-/// Two public hosts with a socket each; the first one's link is `link`, the second one's is perfect.
+/// Two public hosts with a socket each; the first one's link is `link`, the second one's is
+/// perfect.
 fn pair(seed: u64, link: Link) -> (World, [Arc<Host>; 2], [Arc<Socket>; 2]) {
     let world = World::new(seed);
     let hosts = [1, 2].map(|last| world.public_host([203, 0, 113, last]));

@@ -26,7 +26,8 @@ fn endpoint(host: &Host, server: bool) -> Endpoint {
     endpoint
 }
 
-/// A handshake and an echo of `size` bytes from behind a NAT over links of 10 ms; how long the handshake took.
+/// A handshake and an echo of `size` bytes from behind a NAT over links of 10 ms; how long the
+/// handshake took.
 async fn echo(world: &World, sockets: SocketConfig, size: usize) -> std::time::Duration {
     let server = world.public_host([203, 0, 113, 1]);
     let client = world.nat(Nat::default(), [198, 51, 100, 1]).host([192, 168, 1, 2]);

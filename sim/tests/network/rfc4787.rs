@@ -133,7 +133,7 @@ async fn a_full_table_drops_new_flows_until_old_ones_expire() {
     observers.sees(&client, 1, 0).await;
 }
 
-/// Whether the first observer reaches `external`.
+/// Returns true if the first observer reaches `external`.
 async fn reaches(observers: &Observers, external: SocketAddr, client: &Socket) -> bool {
     observers.0[0][0].1.send_to(external, b"still there?");
     !within_a_second(client).await.is_empty()

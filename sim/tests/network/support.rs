@@ -1,4 +1,4 @@
-//! What the tests share: a public network of two servers with two ports each, as a NAT classifier has.
+//! The public network of the tests: two servers with two ports each, as a NAT classifier has.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 
@@ -32,7 +32,7 @@ impl Observers {
         }))
     }
 
-    /// How the observer with these indices sees a datagram from `client`.
+    /// Returns the source that the observer with these indices sees of `client`.
     pub(crate) async fn sees(&self, client: &Socket, address: usize, port: usize) -> SocketAddr {
         let (at, server) = &self.0[address][port];
         client.send_to(*at, b"who am I?");

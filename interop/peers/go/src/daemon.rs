@@ -19,9 +19,9 @@ use tokio::{
 
 use crate::message::{self, Response};
 
-/// How long the daemon may take to come up.
-const START: Duration = Duration::from_secs(10);
-/// How long it may take to connect, or to open a stream, in seconds.
+/// Time for the daemon to start.
+const START_TIMEOUT: Duration = Duration::from_secs(10);
+/// Time to connect, or to open a stream, in seconds.
 const TIMEOUT: u64 = 15;
 /// No message of the control socket is longer.
 const MAX_MESSAGE: usize = 1 << 20;
@@ -123,7 +123,8 @@ impl Polled for Daemon {
     }
 }
 
-/// In text, `/unix` is followed by an absolute path; in bytes, go-libp2p keeps the slash that the path begins with.
+/// In text, `/unix` is followed by an absolute path; in bytes, go-libp2p keeps the slash that the
+/// path begins with.
 fn unix(path: &Path) -> anyhow::Result<Multiaddr> {
     let path = path.to_str().context("a path that is not text")?;
     Ok(Multiaddr::empty().with(Protocol::Unix(path.to_owned().into())))
@@ -137,7 +138,7 @@ pub(crate) struct Control {
 
 impl Control {
     async fn wait_for_identity(&self) -> anyhow::Result<(PeerId, Vec<Multiaddr>)> {
-        let end = Instant::now() + START;
+        let end = Instant::now() + START_TIMEOUT;
         loop {
             match self.call(&message::identify()).await {
                 Ok(response) => return response.identity.context("an answer without identity"),

@@ -1,7 +1,7 @@
 //! go-libp2p behind this repository's interoperability contract.
 //!
-//! The daemon is the whole peer: its QUIC, TLS, identify and ping are those of go-libp2p. This program starts it, and
-//! moves bytes between its control socket and the contract.
+//! The daemon is the whole peer: its QUIC, TLS, identify and ping are those of go-libp2p. This
+//! program starts it, and moves bytes between its control socket and the contract.
 
 #![forbid(unsafe_code)]
 
@@ -97,7 +97,8 @@ impl Remote for Connected<'_> {
         Ok(self.daemon.open(self.peer, &protocol).await?.compat())
     }
 
-    /// The daemon tells nobody what identify told it; that we could identify it is for the other side to say.
+    /// The daemon tells nobody what identify told it; that we could identify it is for the other
+    /// side to say.
     async fn identify(&mut self, _timeout: Duration) -> anyhow::Result<String> {
         Ok("seen from the other side".into())
     }

@@ -1,7 +1,7 @@
 //! The few messages of the daemon's control protocol that are needed, in protobuf's wire format.
 //!
-//! Requests and responses are preceded by their length as a varint. Field numbers are those of go-libp2p-daemon's
-//! `p2pd.proto`.
+//! Requests and responses are preceded by their length as a varint. Field numbers are those of
+//! go-libp2p-daemon's `p2pd.proto`.
 
 use anyhow::{Context, bail};
 use libp2p::{Multiaddr, PeerId, StreamProtocol};
@@ -95,7 +95,7 @@ impl<'a> Fields<'a> {
     }
 }
 
-/// What the daemon answered.
+/// Answer of the daemon.
 #[derive(Debug, Default)]
 pub(crate) struct Response {
     /// From `identify`.
@@ -142,7 +142,7 @@ fn peer_info(message: &[u8]) -> anyhow::Result<(PeerId, Vec<Multiaddr>)> {
     Ok((peer.context("a peer without identity")?, addresses))
 }
 
-/// Who opened a stream, and for what.
+/// Returns the peer that opened a stream, and the protocol.
 pub(crate) fn stream_info(message: &[u8]) -> anyhow::Result<(PeerId, StreamProtocol)> {
     let (mut peer, mut protocol) = (None, None);
     let mut fields = Fields(message);

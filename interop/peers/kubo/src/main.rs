@@ -1,8 +1,9 @@
 //! Kubo behind this repository's interoperability contract.
 //!
-//! Kubo is the whole peer: its QUIC, TLS, identify and ping are those of the go-libp2p in it. Applications speak over it
-//! by mounted streams (`ipfs p2p listen` and `forward`): Kubo turns streams of a protocol below `/x/` into TCP
-//! connections and back. This program starts it, and serves or uses the contract's protocols at the TCP end.
+//! Kubo is the whole peer: its QUIC, TLS, identify and ping are those of the go-libp2p in it.
+//! Applications speak over it by mounted streams (`ipfs p2p listen` and `forward`): Kubo turns
+//! streams of a protocol below `/x/` into TCP connections and back. This program starts it, and
+//! serves or uses the contract's protocols at the TCP end.
 
 #![forbid(unsafe_code)]
 
@@ -104,7 +105,8 @@ impl Remote for Connected<'_> {
         Ok(TcpStream::connect(("127.0.0.1", port)).await?.compat())
     }
 
-    /// The library tells nobody what identify told it; that we could identify it is for the other side to say.
+    /// The library tells nobody what identify told it; that we could identify it is for the other
+    /// side to say.
     async fn identify(&mut self, _timeout: Duration) -> anyhow::Result<String> {
         Ok("seen from the other side".into())
     }

@@ -18,9 +18,9 @@ use tokio::{
     sync::Mutex,
 };
 
-/// Loads the library and does what it is told.
+/// Script that loads the library and executes commands.
 const SCRIPT: &str = include_str!("../node.py");
-/// How long Kubo may take to come up, to connect, or to close.
+/// Time for Kubo to start, to connect, or to close.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
 /// A running node. It ends when the last of these is dropped.
@@ -89,7 +89,8 @@ impl Node {
         self.call(json!(["listen", protocol.as_ref(), tcp(port)])).await.map(drop)
     }
 
-    /// Every connection to a TCP port of the loopback interface, which is returned, becomes a stream of a protocol.
+    /// Every connection to a TCP port of the loopback interface, which is returned, becomes a
+    /// stream of a protocol.
     pub(crate) async fn forward(&self, protocol: &StreamProtocol, peer: PeerId) -> anyhow::Result<u16> {
         let port = self.call(json!(["forward", protocol.as_ref(), tcp(0), peer.to_string()])).await?;
         Ok(serde_json::from_value(port)?)

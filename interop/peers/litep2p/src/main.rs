@@ -1,7 +1,8 @@
 //! litep2p behind this repository's interoperability contract.
 //!
-//! Its QUIC is an old quinn on an old rustls, its TLS, identify and stream negotiation are its own. A listener answers
-//! pings with litep2p's ping protocol; a dialer has its own, as litep2p's says nothing of single streams.
+//! Its QUIC is an old quinn on an old rustls, its TLS, identify and stream negotiation are its own.
+//! A listener answers pings with litep2p's ping protocol; a dialer has its own, as litep2p's says
+//! nothing of single streams.
 
 #![forbid(unsafe_code)]
 
@@ -34,11 +35,11 @@ use tokio::{io::AsyncReadExt, sync::watch};
 
 use crate::protocol::{Handle, Served, Stream};
 
-/// What identify tells others.
+/// Agent version that identify sends.
 const AGENT: &str = "litep2p";
 /// Long enough that litep2p closes no idle connection: that is not what is tested.
 const KEEP_ALIVE: Duration = Duration::from_secs(3600);
-/// How long a connection may take to be made.
+/// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 
 #[derive(Debug, Parser)]
@@ -54,7 +55,7 @@ struct Node {
     handles: HashMap<StreamProtocol, Handle>,
 }
 
-/// What is known of the peers.
+/// State of all peers.
 #[derive(Debug, Clone, Default)]
 struct State {
     connected: Vec<PeerId>,

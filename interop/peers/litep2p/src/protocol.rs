@@ -1,4 +1,5 @@
-//! Our protocols as litep2p's user protocols: each runs in a task of its own, which opens streams and serves them.
+//! Our protocols as litep2p's user protocols: each runs in a task of its own, which opens streams
+//! and serves them.
 
 use std::collections::{HashMap, HashSet};
 
@@ -19,7 +20,7 @@ use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 /// A stream as the contract wants it.
 pub(crate) type Stream = Compat<Substream>;
 
-/// What a protocol can be told.
+/// Command to a protocol.
 enum Command {
     Open(PeerId, oneshot::Sender<anyhow::Result<Stream>>),
     Disconnect(PeerId),
@@ -80,7 +81,8 @@ impl UserProtocol for Served {
     }
 
     async fn run(mut self: Box<Self>, mut service: TransportService) -> litep2p::Result<()> {
-        // Commands may come before the protocol hears of the connection, each of which it hears of by itself.
+        // Commands may come before the protocol hears of the connection, each of which it hears of
+        // by itself.
         let mut connected = HashSet::new();
         let mut early = Vec::new();
         let mut opening: HashMap<SubstreamId, oneshot::Sender<anyhow::Result<Stream>>> = HashMap::new();

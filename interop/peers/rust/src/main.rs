@@ -1,4 +1,5 @@
-//! Stock rust-libp2p behind this repository's interoperability contract: the same program, on libp2p-quic.
+//! Stock rust-libp2p behind this repository's interoperability contract: the same program, on
+//! libp2p-quic.
 
 #![forbid(unsafe_code)]
 

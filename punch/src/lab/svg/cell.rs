@@ -27,7 +27,8 @@ pub(super) fn draw(canvas: &mut Canvas, (x, y): (f64, f64), cell: &Cell) {
     });
 }
 
-/// Returns a title such as `EIM+APDF (port kept) to public (no NAT): 3 direct, 0 relayed, 0 failed`.
+/// Returns a title such as `EIM+APDF (port kept) to public (no NAT): 3 direct, 0 relayed, 0
+/// failed`.
 fn title(cell: &Cell) -> String {
     let [dialer, listener] = [cell.dialer, cell.listener].map(|kind| match kind.label() {
         (name, "") => name.to_owned(),

@@ -1,8 +1,8 @@
 //! The heat map: one panel an implementation, one cell a pair; in each cell the median and the
 //! distribution of the times.
 //!
-//! The picture brings its background, follows the viewer's colour scheme, and uses the viewer's font.
-//! Direct, relayed and failed differ in words and hatching, and not only in colour.
+//! The picture brings its background, follows the viewer's colour scheme, and uses the viewer's
+//! font. Direct, relayed and failed differ in words and hatching, and not only in colour.
 
 mod canvas;
 mod cell;
@@ -91,7 +91,8 @@ fn panel(canvas: &mut Canvas, study: &Study, matrix: &Matrix, place: Area) -> f6
     TITLE + HEADER + height + LEGEND
 }
 
-/// Draws the meaning of the colours, and the distribution of all direct times over the axis of the cells.
+/// Draws the meaning of the colours, and the distribution of all direct times over the axis of the
+/// cells.
 fn legend(canvas: &mut Canvas, matrix: &Matrix, place: Area) {
     let Area { x, y, width, .. } = place;
     let left = x + LABELS;
@@ -159,7 +160,8 @@ mod tests {
     use super::*;
     use crate::lab::matrix::{Implementation, tests::example};
 
-    /// Walks through the tags and returns their names; panics where the text is not well-formed XML.
+    /// Walks through the tags and returns their names; panics where the text is not well-formed
+    /// XML.
     fn names(text: &str) -> Vec<String> {
         let (mut open, mut names) = (Vec::new(), Vec::new());
         let mut rest = text;

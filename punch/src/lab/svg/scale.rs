@@ -4,7 +4,8 @@ use std::time::Duration;
 
 /// Both ends of the axis, in milliseconds.
 const ENDS: [f64; 2] = [1.0, 10_000.0];
-/// Red, green and blue of the fastest and of the slowest direct connection. White text can be read on all of them.
+/// Red, green and blue of the fastest and of the slowest direct connection. White text can be read
+/// on all of them.
 const FAST: [f64; 3] = [0.0, 90.0, 106.0];
 const SLOW: [f64; 3] = [112.0, 140.0, 60.0];
 
