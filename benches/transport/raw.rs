@@ -1,4 +1,4 @@
-//! quinn without libp2p.
+//! Endpoints of quinn without libp2p.
 
 use std::{
     net::{Ipv4Addr, UdpSocket},
@@ -46,7 +46,7 @@ pub(crate) fn server(tuned: bool) -> quinn::Endpoint {
     endpoint(Some(config), buffer(tuned))
 }
 
-/// As [`server`].
+/// Returns a client endpoint; `tuned` as for [`server`].
 pub(crate) fn client(tuned: bool) -> quinn::Endpoint {
     let tls = if tuned {
         let mut tls = ClientConfig::builder_with_provider(provider())
@@ -60,7 +60,7 @@ pub(crate) fn client(tuned: bool) -> quinn::Endpoint {
     } else {
         let keypair = Keypair::generate_ed25519();
         let mut tls = libp2p_tls::make_client_config(&keypair, None).expect("a certificate");
-        // Nobody else resumes, and it would skip what is measured.
+        // Resumption would skip the measured handshake; the other stacks do not resume.
         tls.resumption = Resumption::disabled();
         tls
     };
@@ -99,7 +99,7 @@ fn buffer(tuned: bool) -> Option<usize> {
     QuicConfig::default().socket_buffer.filter(|_| tuned)
 }
 
-/// Our defaults.
+/// Transport parameters of `libp2p_punch`.
 fn transport() -> Arc<quinn::TransportConfig> {
     let ours = QuicConfig::default();
     let mut transport = quinn::TransportConfig::default();
@@ -116,7 +116,7 @@ fn transport() -> Arc<quinn::TransportConfig> {
     Arc::new(transport)
 }
 
-/// Our ciphers on a CPU with AES.
+/// Ciphers of `libp2p_punch` on a CPU with AES.
 fn provider() -> Arc<CryptoProvider> {
     let mut provider = aws_lc_rs::default_provider();
     provider.cipher_suites = vec![aws_lc_rs::cipher_suite::TLS13_AES_128_GCM_SHA256];

@@ -33,13 +33,13 @@ pub(crate) const BLOCK: usize = 64 << 10;
 /// A transport with its settings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
-    /// Ours between two Ed25519 peers: raw keys.
+    /// This crate between two Ed25519 peers: raw keys.
     Ours,
-    /// Ours with the path layer beneath, as `libp2p_punch::new` makes it, and no session.
+    /// This crate with the path layer beneath, as `libp2p_punch::new` makes it, and no session.
     OursBridged,
-    /// Ours between two ECDSA peers: X.509.
+    /// This crate between two ECDSA peers: X.509.
     OursX509,
-    /// Ours with the socket buffers of a stock kernel, 208 KiB.
+    /// This crate with the socket buffers of a stock kernel, 208 KiB.
     OursStock,
     /// libp2p-quic with its defaults.
     Libp2pQuic,
@@ -103,7 +103,7 @@ impl Kind {
             Self::OursBridged => {
                 let (transport, behaviour) =
                     libp2p_punch::new(&keypair, Config::default()).expect("the defaults are valid");
-                // Its driver ends with it.
+                // The driver ends with the behaviour.
                 tokio::spawn(async move {
                     let _alive = behaviour;
                     std::future::pending::<()>().await
@@ -135,7 +135,7 @@ impl Kind {
 
 type Muxers = Boxed<(PeerId, StreamMuxerBox)>;
 
-/// Where a server listens: a multiaddr, or a socket address for raw quinn.
+/// Listen address of a server: a multiaddr, or a socket address for raw quinn.
 pub(crate) type Address = String;
 
 /// Listens and serves everyone until the runtime ends.
@@ -278,7 +278,7 @@ pub(crate) enum Stream {
 }
 
 impl Stream {
-    /// One byte there and back.
+    /// Sends one byte and waits for its echo.
     pub(crate) async fn echo(mut self) -> io::Result<()> {
         self.write_all(&[ECHO]).await?;
         self.close().await?;

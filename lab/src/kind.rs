@@ -1,11 +1,11 @@
-//! The kinds of NAT, by the words of RFC 4787.
+//! Kinds of NAT, in the words of RFC 4787.
 
 use std::{fmt, str::FromStr};
 
 /// NATs between a host and the WAN.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Kind {
-    /// Nothing: the host has a public address.
+    /// No NAT: the host has a public address.
     Public,
     /// Endpoint-independent mapping, endpoint-independent filtering.
     EimEif,
@@ -13,7 +13,7 @@ pub enum Kind {
     EimAdf,
     /// Endpoint-independent mapping, address- and port-dependent filtering; the port is kept.
     EimApdf,
-    /// The same with another port.
+    /// As `EimApdf`, with a port that is not kept.
     EimApdfOtherPort,
     /// As `EimApdf`, without a firewall: a packet that comes before its flow goes out takes the
     /// port of that flow, which then gets another one.
@@ -29,25 +29,25 @@ pub enum Kind {
     ApdmSequential,
 }
 
-/// On how much of the remote endpoint a mapping or a filter depends.
+/// Part of the remote endpoint on which a mapping or a filter depends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum DependsOn {
-    /// On nothing.
+    /// No part.
     Nothing,
-    /// On its address.
+    /// The address.
     Address,
-    /// On its address and port.
+    /// The address and the port.
     AddressAndPort,
 }
 
-/// In which order external ports are given out.
+/// Order in which external ports are allocated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ports {
     /// The internal port is kept.
     Kept,
     /// Each mapping gets the next port.
     Sequential,
-    /// No order is seen.
+    /// No order is visible.
     Scattered,
 }
 
@@ -89,14 +89,14 @@ impl Kind {
         Kind::Double,
     ];
 
-    /// Those with endpoint-independent mapping.
+    /// Kinds with endpoint-independent mapping.
     pub const EIM: [Kind; 6] =
         [Kind::Public, Kind::EimEif, Kind::EimAdf, Kind::EimApdf, Kind::EimApdfOtherPort, Kind::Double];
 
-    /// Those with endpoint-dependent mapping.
+    /// Kinds with endpoint-dependent mapping.
     pub const EDM: [Kind; 3] = [Kind::AdmApdf, Kind::ApdmRandom, Kind::ApdmSequential];
 
-    /// The word by which it is asked for.
+    /// Returns the name on the command line.
     pub fn word(self) -> &'static str {
         match self {
             Kind::Public => "public",

@@ -1,10 +1,10 @@
-//! The NAT lab: kinds of NAT, what each of them must be measured to do, and (on Linux) real boxes
+//! The NAT lab: kinds of NAT, the behaviour that a measurement must find, and (on Linux) real boxes
 //! of each kind.
 //!
-//! The boxes are network namespaces with nftables rules. No box is trusted for what its rules
-//! claim: `kernel::measure` looks at it from outside, as RFC 4787 defines mapping, filtering and
-//! port assignment. Peers are separate processes that print JSON lines, so that any implementation
-//! that speaks the same command line can be tried.
+//! The boxes are network namespaces with nftables rules. `kernel::measure` checks each box from
+//! outside instead of trusting its rules, as RFC 4787 defines mapping, filtering and port
+//! assignment. Peers are separate processes that print JSON lines, so that any implementation that
+//! speaks the same command line can be tried.
 
 #![forbid(unsafe_code)]
 

@@ -7,18 +7,18 @@ use std::time::Duration;
 pub enum Outcome {
     /// The peers are connected.
     Connected {
-        /// Through a relay.
+        /// The connection runs through a relay.
         relayed: bool,
-        /// From the wish to the connection.
+        /// Time from the dial to the connection.
         elapsed: Duration,
-        /// Where the dialer's path ends, as a multiaddr, if it was told.
+        /// Remote address of the dialer's path, as a multiaddr, if it is known.
         remote: Option<String>,
     },
-    /// They are not.
+    /// The peers are not connected.
     Failed {
-        /// One word.
+        /// Reason in one word.
         reason: String,
-        /// One sentence.
+        /// Reason in one sentence.
         message: String,
     },
 }

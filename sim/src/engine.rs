@@ -1,5 +1,4 @@
-//! The engine that runs the network: the locked state, the taps, and the task that lets events
-//! happen.
+//! The engine of the network: the locked state, the taps, and the task that processes events.
 
 use std::{
     fmt,
@@ -28,7 +27,7 @@ struct Shared {
 }
 
 impl Engine {
-    /// Starts the task that lets events happen.
+    /// Starts the task that processes events.
     ///
     /// # Panics
     ///
@@ -58,7 +57,8 @@ impl fmt::Debug for Engine {
 }
 
 impl Shared {
-    /// Acts under the lock, and then, without it, wakes readers and shows the taps what ended.
+    /// Acts under the lock; then, without it, wakes readers and shows finished journeys to the
+    /// taps.
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let result = act(&mut state);
@@ -86,7 +86,7 @@ impl Drop for Shared {
     }
 }
 
-/// Task that lets events happen when they are due.
+/// Task that processes events when they are due.
 struct Driver {
     engine: Weak<Shared>,
     sleep: Pin<Box<Sleep>>,

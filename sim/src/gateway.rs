@@ -26,12 +26,12 @@ impl Gateway {
         Self { engine, id }
     }
 
-    /// The name of this node in its world.
+    /// Returns the name of this node in its world.
     pub fn id(&self) -> NodeId {
         self.id
     }
 
-    /// A host behind this gateway.
+    /// Adds a host behind this gateway.
     ///
     /// # Panics
     ///
@@ -55,7 +55,7 @@ impl Gateway {
         });
     }
 
-    /// A NAT behind this one, with `address` as its outer address.
+    /// Adds a NAT behind this one, with `address` as its outer address.
     ///
     /// # Panics
     ///
@@ -68,7 +68,7 @@ impl Gateway {
         Arc::new(Self::new(self.engine.clone(), id))
     }
 
-    /// The mappings that are alive, by external endpoint.
+    /// Returns the live mappings, by external endpoint.
     pub fn mappings(&self) -> Vec<Translation> {
         self.engine.with(|state| state.gateway(self.id).table.translations(Instant::now()))
     }
@@ -78,8 +78,8 @@ impl Gateway {
         self.engine.with(|state| state.gateway_mut(self.id).0.table.flush());
     }
 
-    /// Maps an external port by hand, as UPnP or PCP would: open to everybody, for ever. A
-    /// firewall, which translates nothing, opens the internal endpoint.
+    /// Maps an external port by hand, as UPnP or PCP would: open to every source, without a
+    /// time-out. A firewall, which translates nothing, opens the internal endpoint.
     pub fn forward(&self, external_port: u16, internal: SocketAddr) {
         self.engine.with(|state| {
             let (gateway, _) = state.gateway_mut(self.id);

@@ -18,7 +18,7 @@ use crate::{
     state::{Refusal, State},
 };
 
-/// The name of the one zone of link-local addresses that there is.
+/// Name of the only zone of link-local addresses.
 const ZONE: &str = "eth0";
 
 /// A simulated machine: the [`Network`] of one swarm.
@@ -39,17 +39,17 @@ impl Host {
         Self { engine, id }
     }
 
-    /// The name of this node in its world.
+    /// Returns the name of this node in its world.
     pub fn id(&self) -> NodeId {
         self.id
     }
 
-    /// The addresses that are up, in the order in which they were given.
+    /// Returns the addresses that are up, in the order in which they were added.
     pub fn addresses(&self) -> Vec<IpAddr> {
         self.engine.with(|state| state.host(self.id).up().map(|net| net.addr()).collect())
     }
 
-    /// Sets what sockets bound from now on are like.
+    /// Sets the properties of sockets that are bound from now on.
     pub fn configure(&self, sockets: SocketConfig) {
         self.engine.with(|state| state.host_mut(self.id).config = sockets);
     }
@@ -71,8 +71,8 @@ impl Host {
         self.engine.with(|state| state.send_forged(self.id, source, to, payload));
     }
 
-    /// Takes all sockets away, as iOS does after a suspension: those that are open fail, and new
-    /// ones work. Each keeps its port until it is dropped. Returns how many there were.
+    /// Takes all open sockets away, as iOS does after a suspension. Open sockets fail, new ones
+    /// work. Each keeps its port until it is dropped. Returns the number of open sockets.
     pub fn kill_sockets(&self) -> usize {
         let inboxes = self.engine.with(|state| state.host(self.id).inboxes());
         let readers: Vec<_> = inboxes.iter().map(|inbox| inbox.kill()).collect();
@@ -80,14 +80,14 @@ impl Host {
         inboxes.len()
     }
 
-    /// Makes the next `count` binds of the [`Network`] fail with this error; of those to a given
-    /// port only, if so asked.
+    /// Makes the next `count` binds of the [`Network`] fail with this error; with `with_port_only`,
+    /// binds to port 0 still succeed.
     pub fn refuse_binds(&self, kind: io::ErrorKind, count: usize, with_port_only: bool) {
         let refusal = Refusal { kind, count, with_port_only };
         self.engine.with(|state| state.host_mut(self.id).refusal = Some(refusal));
     }
 
-    /// The number of sockets that are open.
+    /// Returns the number of open sockets.
     pub fn open_sockets(&self) -> usize {
         self.engine.with(|state| state.host(self.id).open_sockets())
     }

@@ -15,7 +15,7 @@ pub struct Link {
     /// One-way propagation time. [`World::set_path`](crate::World::set_path) takes its place for a
     /// pair of nodes.
     pub latency: Duration,
-    /// Up to this much more, uniformly distributed. Alone it never reorders.
+    /// Upper bound of an additional delay, uniformly distributed. Jitter alone never reorders.
     pub jitter: Duration,
     /// Probability of losing a datagram, 0 to 1.
     pub loss: f64,

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{trace::Record, world::World};
 
-/// Keeps the records of a world from the moment it was made, in the order in which journeys ended.
+/// Records of a world since the start of the recorder, in the order in which journeys ended.
 #[derive(Debug, Clone, Default)]
 pub struct Trace(Arc<Mutex<Vec<Record>>>);
 
@@ -20,7 +20,7 @@ impl Trace {
         trace
     }
 
-    /// The records so far.
+    /// Returns the records so far.
     pub fn records(&self) -> Vec<Record> {
         self.lock().clone()
     }

@@ -22,10 +22,10 @@ use crate::{
 
 /// A UDP socket of a simulated host. Its port is free again when it is dropped.
 ///
-/// As with a kernel's socket through quinn, sending never fails and never blocks: what cannot be
-/// sent is lost, and the [trace](crate::Trace) says why. One reader can wait at a time. A socket
-/// that [`Host::kill_sockets`](crate::Host::kill_sockets) took away loses what is sent, and returns
-/// errors to quinn's reader.
+/// As with a kernel's socket through quinn, sending never fails and never blocks. A datagram that
+/// cannot be sent is lost, and the [trace](crate::Trace) holds the reason. One reader can wait at a
+/// time. A socket that [`Host::kill_sockets`](crate::Host::kill_sockets) took away loses what is
+/// sent, and returns errors to quinn's reader.
 #[derive(Debug)]
 pub struct Socket {
     engine: Engine,
@@ -39,7 +39,7 @@ impl Socket {
         Self { engine, host, local, inbox }
     }
 
-    /// The address that the socket is bound to.
+    /// Returns the address that the socket is bound to.
     pub fn address(&self) -> SocketAddr {
         self.local
     }
@@ -64,7 +64,7 @@ impl Socket {
         }
     }
 
-    /// The next datagram, if one is there.
+    /// Returns the next datagram if one has arrived.
     pub fn try_receive(&self) -> Option<Datagram> {
         self.inbox.try_pop()
     }
@@ -141,7 +141,7 @@ impl AsyncUdpSocket for Socket {
     }
 }
 
-/// The network takes whatever it is given; only links have queues.
+/// Poller that is always writable: only links have queues.
 #[derive(Debug)]
 struct AlwaysWritable;
 

@@ -5,17 +5,17 @@ use std::{collections::BTreeMap, fmt, net::SocketAddr, time::Duration};
 /// End of the journey of a datagram.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Verdict {
-    /// It lies in the receive buffer of a socket.
+    /// The datagram reached the receive buffer of a socket.
     Delivered,
-    /// A link lost it by chance, see [`Link::loss`](crate::Link::loss).
+    /// A link lost the datagram by chance, see [`Link::loss`](crate::Link::loss).
     Lost,
     /// The queue before a rate-limited link was full.
     QueueFull,
     /// Larger than the MTU of a link. No ICMP error says so to the sender.
     TooBig,
-    /// The way is blocked, see [`World::block`](crate::World::block).
+    /// The path is blocked, see [`World::block`](crate::World::block).
     Blocked,
-    /// Nobody has the destination address, or the sender no longer has the source address.
+    /// No node has the destination address, or the sender no longer has the source address.
     NoRoute,
     /// The destination host has no socket at that address and port.
     NoSocket,
@@ -25,22 +25,23 @@ pub enum Verdict {
     Filtered,
     /// A NAT had no room or no port for a new mapping.
     TableFull,
-    /// Sent from behind a NAT to its external address, and the NAT does not hairpin (RFC 4787 §6).
+    /// The datagram was for the external address of its own NAT, which does not hairpin (RFC 4787
+    /// §6).
     NoHairpin,
     /// The receive buffer of the socket was full.
     BufferFull,
 }
 
-/// The journey of one datagram, from the socket that sent it to where it ended.
+/// The journey of one datagram, from the sending socket to its end.
 ///
 /// A duplicate made by a link has a record of its own, with the same [`id`](Self::id).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Record {
     /// Counts the datagrams of a world in the order of sending, from 0.
     pub id: u64,
-    /// When it was sent, since the start of the world.
+    /// Time of sending, since the start of the world.
     pub sent: Duration,
-    /// When its fate was sealed, since the start of the world. Exact even where tokio's timers,
+    /// Time of the end, since the start of the world. Exact even where tokio's timers,
     /// which tick in milliseconds, woke the receiver a little later.
     pub at: Duration,
     /// The sending socket, as its host knows it.

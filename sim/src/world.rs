@@ -18,7 +18,7 @@ use crate::{
 pub struct World(Engine);
 
 impl World {
-    /// An empty world, whose every random choice follows from `seed`.
+    /// Creates an empty world. All its random choices follow from `seed`.
     ///
     /// # Panics
     ///
@@ -27,7 +27,7 @@ impl World {
         Self(Engine::start(seed))
     }
 
-    /// A host with a public address.
+    /// Adds a host with a public address.
     ///
     /// # Panics
     ///
@@ -38,7 +38,7 @@ impl World {
         host
     }
 
-    /// A host without an address; see [`World::attach`] and [`Gateway::attach`].
+    /// Adds a host without an address; see [`World::attach`] and [`Gateway::attach`].
     pub fn host(&self) -> Arc<Host> {
         Arc::new(Host::new(self.0.clone()))
     }
@@ -52,9 +52,9 @@ impl World {
         self.with(|state| state.attach(host.id(), CORE, address.into()));
     }
 
-    /// A NAT with a public address. It translates the family of that address; hosts behind it may
-    /// have public addresses of the other family, and for those it is a firewall that filters in
-    /// the same way.
+    /// Adds a NAT with a public address. The NAT translates the family of that address; hosts
+    /// behind it may have public addresses of the other family, and for those it is a firewall that
+    /// filters in the same way.
     ///
     /// # Panics
     ///
@@ -64,14 +64,14 @@ impl World {
         Arc::new(Gateway::new(self.0.clone(), id))
     }
 
-    /// A firewall: it translates nothing, and filters as `nat` says.
+    /// Adds a firewall, which translates nothing and filters as `nat` says.
     pub fn firewall(&self, nat: Nat) -> Arc<Gateway> {
         let id = self.with(|state| state.add_gateway(nat, CORE, Vec::new()));
         Arc::new(Gateway::new(self.0.clone(), id))
     }
 
-    /// Changes the link between a node and the network outside of it. Without this, it takes 10 ms
-    /// to the core, and nothing to a gateway.
+    /// Changes the link between a node and the network outside of it. By default a link to the core
+    /// takes 10 ms, and a link to a gateway no time.
     pub fn set_link(&self, node: impl Into<NodeId>, link: Link) {
         let node = node.into();
         self.with(|state| state.set_link(node, link));
@@ -93,7 +93,7 @@ impl World {
         self.set_path_towards(b, a, one_way);
     }
 
-    /// As [`set_path`](Self::set_path), in one direction.
+    /// Sets the one-way time as [`set_path`](Self::set_path) does, in one direction.
     ///
     /// # Panics
     ///
@@ -103,8 +103,8 @@ impl World {
         self.with(|state| state.set_path(from, to, one_way));
     }
 
-    /// Lets nothing through between two nodes any more, in both directions, where
-    /// [`set_path`](Self::set_path) would set the time.
+    /// Blocks the path between two nodes, in both directions: the path whose time
+    /// [`set_path`](Self::set_path) sets.
     ///
     /// # Panics
     ///
@@ -129,18 +129,18 @@ impl World {
         });
     }
 
-    /// Shows every datagram to `tap` when its fate is sealed. A tap must not add taps, and whatever
-    /// it holds of this world, such as a socket, keeps the world alive for ever.
+    /// Shows every datagram to `tap` at the end of its journey. A tap must not add taps. A handle
+    /// of this world in a tap, such as a socket, keeps the world alive without end.
     pub fn tap(&self, tap: impl FnMut(Packet<'_>) + Send + 'static) {
         self.0.add_tap(tap);
     }
 
-    /// The counters so far.
+    /// Returns the counters so far.
     pub fn stats(&self) -> Stats {
         self.with(|state| state.stats.clone())
     }
 
-    /// Tokio's time since the start of the world, by which [records](crate::Record) count.
+    /// Returns tokio's time since the start of the world, by which [records](crate::Record) count.
     pub fn elapsed(&self) -> Duration {
         self.with(|state| state.start.elapsed())
     }

@@ -69,7 +69,7 @@ impl Drop for Scratch {
 pub(crate) enum Presented {
     /// In libp2p certificates.
     Certificate,
-    /// As raw Ed25519 keys.
+    /// Raw Ed25519 keys.
     RawKey,
 }
 
@@ -151,7 +151,7 @@ impl Capture {
             bail!("tshark ended")
         };
         tokio::time::timeout(START_TIMEOUT, capturing).await.context("tshark does not capture")??;
-        // It must never wait for somebody to read this.
+        // A full pipe would stop tshark.
         tokio::spawn(async move { while let Ok(Some(_)) = errors.next_line().await {} });
         Ok(Self { child, wanted, _scratch: scratch })
     }

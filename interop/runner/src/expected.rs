@@ -7,7 +7,7 @@ use crate::{
     peer::Peer,
 };
 
-/// A failure that is known.
+/// A known failure.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Expected {
     peer: &'static str,
@@ -27,7 +27,7 @@ pub(crate) struct Expected {
 const LITEP2P_CLOSE: &str = "it closes a QUIC connection by dropping it, which quinn tells nobody before the last \
     stream is dropped, and its ping keeps one; stock rust-libp2p learns of it as late, or never";
 
-/// All of them.
+/// All known failures.
 const EXPECTED: &[Expected] = &[
     Expected {
         peer: "go",

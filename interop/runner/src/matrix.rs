@@ -15,13 +15,13 @@ use crate::{
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub(crate) enum Outcome {
-    /// It works.
+    /// The check passed.
     Passed,
-    /// It does not, and that is known and not our fault.
+    /// The check failed, which is known and not our fault.
     FailedAsExpected,
-    /// It does not.
+    /// The check failed.
     Failed,
-    /// It works, and was listed as if it did not.
+    /// The check passed, and is listed as a known failure.
     PassedUnexpectedly,
 }
 
@@ -45,7 +45,8 @@ fn as_text<S: serde::Serializer>(check: &Check, serializer: S) -> Result<S::Ok, 
 }
 
 impl Cell {
-    /// As in the documentation, where what fails at times looks the same however it went this time.
+    /// Returns the text for the documentation. A check that fails at times has one text for both
+    /// results.
     fn text(&self, notes: &mut Notes) -> String {
         let known = expected::find(self.peer, self.direction, self.check);
         match (self.outcome, self.fault.as_deref()) {

@@ -17,13 +17,13 @@ pub(crate) enum Source {
     /// A package of this workspace that drives a program, or a library, which comes in a Python
     /// wheel.
     WheelProgram {
-        /// Where that is inside the wheel.
+        /// Path inside the wheel.
         path: &'static str,
     },
     /// A package that is a workspace of its own, and needs a compiler for protocol buffers, which
     /// comes in a Python wheel.
     Cargo {
-        /// Where that compiler is inside the wheel.
+        /// Path of the compiler inside the wheel.
         protoc: &'static str,
     },
     /// A Python program, in a virtual environment.
@@ -37,7 +37,7 @@ pub(crate) enum Source {
 /// A peer to test with.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Peer {
-    /// Its name here, and that of its directory.
+    /// Name of the peer and of its directory.
     pub(crate) name: &'static str,
     /// Title for people.
     pub(crate) title: &'static str,
@@ -54,7 +54,7 @@ pub(crate) struct Peer {
     pub(crate) has_contract_programs: bool,
 }
 
-/// All of them.
+/// All peers.
 pub(crate) const PEERS: &[Peer] = &[
     Peer {
         name: "punch",
@@ -101,7 +101,7 @@ pub(crate) const PEERS: &[Peer] = &[
         title: "py-libp2p 0.8.1",
         source: Source::Python,
         in_gate: true,
-        // It cannot have an ECDSA identity itself.
+        // This implementation cannot have an ECDSA identity.
         keys: &[KeyType::Ed25519, KeyType::Secp256k1, KeyType::Rsa],
         may_be_greased: false,
         logs_secrets: true,
@@ -122,7 +122,7 @@ pub(crate) const PEERS: &[Peer] = &[
         title: "js-libp2p 3.3 (@chainsafe/libp2p-quic 2.1)",
         source: Source::Node,
         in_gate: false,
-        // It cannot have an ECDSA identity itself.
+        // This implementation cannot have an ECDSA identity.
         keys: &[KeyType::Ed25519, KeyType::Secp256k1, KeyType::Rsa],
         may_be_greased: true,
         logs_secrets: false,

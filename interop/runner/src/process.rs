@@ -80,7 +80,7 @@ impl Process {
             bail!("it did not end within {timeout:?}");
         };
         let status = status?;
-        // Its last lines may still be in the pipe.
+        // The last lines may still be in the pipe.
         while self.lines.changed().await.is_ok() {}
         if !status.success() {
             bail!("{status}: {}", self.last_error().await);

@@ -1,4 +1,4 @@
-//! Enough of Redis for the official suites: a stub where there is none, and the real one where it
+//! The part of Redis that the official suites need: a stub, or the real one where it
 //! is installed.
 
 use std::{

@@ -1,4 +1,4 @@
-//! One listener and one dialer, and what is checked between them.
+//! Checks between one listener and one dialer.
 
 use std::time::Duration;
 

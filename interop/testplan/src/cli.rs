@@ -28,7 +28,7 @@ pub struct Listen {
     /// The type of the identity key.
     #[arg(long, value_enum, default_value_t)]
     pub key: KeyType,
-    /// Where to listen.
+    /// Address to listen on.
     #[arg(long, default_value = "/ip4/127.0.0.1/udp/0/quic-v1")]
     pub address: Multiaddr,
 }

@@ -26,7 +26,7 @@ pub(crate) struct Contract {
     pub(crate) dialect: Dialect,
     pub(crate) is_dialer: bool,
     pub(crate) redis: String,
-    /// Where the listener listens.
+    /// Listen address.
     pub(crate) ip: IpAddr,
     pub(crate) timeout: Duration,
 }
@@ -73,7 +73,7 @@ pub(crate) struct Meeting {
     pub(crate) dialect: Dialect,
     pub(crate) is_dialer: bool,
     pub(crate) redis: String,
-    /// Where we listen, so that the port of the dials is one that can be punched to.
+    /// Our listen address, so that the port of the dials is one that can be punched to.
     pub(crate) ip: IpAddr,
 }
 
@@ -106,7 +106,7 @@ pub(crate) fn debug() -> bool {
     env::var("DEBUG").is_ok_and(|value| matches!(value.as_str(), "true" | "1"))
 }
 
-/// Where to listen on an interface.
+/// Returns the listen address on an interface.
 pub(crate) fn listen_address(ip: IpAddr) -> Multiaddr {
     Multiaddr::from(ip).with(Protocol::Udp(0)).with(Protocol::QuicV1)
 }

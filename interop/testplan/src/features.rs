@@ -23,12 +23,12 @@ const SMALL: usize = 64 << 10;
 /// Longer than the idle time-out of every implementation here (rust and py 10 s) or twice its
 /// keep-alive (go 15 s).
 const IDLE: Duration = Duration::from_secs(16);
-/// Within which a remote must notice that a stream or a connection is gone.
+/// Time for a remote to notice that a stream or a connection is gone.
 const NOTICE: Duration = Duration::from_secs(5);
-/// Within which everything else must be done.
+/// Time for every other feature.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Something that two peers can do with each other.
+/// Feature of two peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Feature {
@@ -67,7 +67,7 @@ impl Feature {
         Self::CloseByListener,
     ];
 
-    /// As on the command line.
+    /// Returns the name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ping => "ping",
@@ -100,7 +100,7 @@ impl FromStr for Feature {
 
 /// A peer that is connected, whichever way streams to it are had.
 pub trait Remote: Send {
-    /// Its streams.
+    /// Streams of the remote.
     type Stream: AsyncRead + AsyncWrite + Unpin + Send;
 
     /// Opens a stream.

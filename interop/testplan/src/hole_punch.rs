@@ -18,7 +18,7 @@ use crate::{
     env::{self, Dialect, Meeting},
 };
 
-/// Longer than both sides of every suite need.
+/// Time-out that is longer than both sides of every suite need.
 const TIMEOUT: Duration = Duration::from_secs(60);
 
 #[derive(NetworkBehaviour)]

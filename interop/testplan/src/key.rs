@@ -31,7 +31,7 @@ pub enum KeyType {
 }
 
 impl KeyType {
-    /// All of them.
+    /// All types.
     pub const ALL: [Self; 4] = [Self::Ed25519, Self::Secp256k1, Self::Ecdsa, Self::Rsa];
 
     /// The key in libp2p's protobuf, which other implementations read from a file.

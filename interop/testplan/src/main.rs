@@ -51,7 +51,7 @@ async fn main() -> anyhow::Result<()> {
     }
 }
 
-/// Our transport, alone: as a drop-in for libp2p-quic.
+/// Creates our transport alone, as a drop-in for libp2p-quic.
 fn punch(keypair: &Keypair) -> anyhow::Result<BoxedTransport> {
     let transport = libp2p_punch::Transport::new(keypair, libp2p_punch::Config::default())?;
     Ok(transport.map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection))).boxed())

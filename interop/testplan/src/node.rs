@@ -27,7 +27,7 @@ use crate::{
 /// A libp2p transport of any kind, with its streams behind one type.
 pub type BoxedTransport = Boxed<(PeerId, StreamMuxerBox)>;
 
-/// Long enough that nothing of ours keeps an idle connection alive, or closes it.
+/// Interval longer than any test: nothing keeps an idle connection alive, or closes it.
 const NEVER: Duration = Duration::from_secs(24 * 3600);
 
 /// There is no libp2p-ping: it keeps one incoming stream a connection and drops it for the next, so
@@ -105,12 +105,12 @@ impl Node {
         Ok(Self { peer, commands, state })
     }
 
-    /// Our own identity.
+    /// Returns our identity.
     pub fn peer(&self) -> PeerId {
         self.peer
     }
 
-    /// From now on, connections and who they are with are printed as lines.
+    /// Prints connections and identities of peers as lines from now on.
     pub fn report(&self) {
         // Full only if the task is gone or eight commands wait, and none was sent before.
         let _ = self.commands.try_send(Command::Report);
@@ -198,9 +198,9 @@ impl Node {
 
 /// A peer that a [`Node`] is connected with.
 pub struct Connected<'a> {
-    /// Ourselves.
+    /// The local node.
     pub node: &'a mut Node,
-    /// The other.
+    /// The remote peer.
     pub peer: PeerId,
 }
 

@@ -32,7 +32,7 @@ pub(crate) struct Flags {
     /// Serve at the given address.
     #[arg(long)]
     run_server: bool,
-    /// Where the server is.
+    /// Address of the server.
     #[arg(long)]
     server_address: Option<SocketAddr>,
     /// The transport, which must be quic-v1.

@@ -13,12 +13,12 @@ use crate::features::Feature;
 pub enum Line {
     /// The listener can be dialed at this address, which ends in `/p2p/PEER_ID`.
     Listening {
-        /// Where.
+        /// The address.
         address: Multiaddr,
     },
     /// A connection was established.
     Connected {
-        /// With whom.
+        /// The remote peer.
         peer: String,
     },
     /// Identify has told who the remote is.

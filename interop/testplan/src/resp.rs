@@ -42,7 +42,7 @@ impl Reply {
         }
     }
 
-    /// As it goes over the wire.
+    /// Returns the bytes on the wire.
     pub fn encode(&self) -> String {
         match self {
             Self::Status(text) => format!("+{text}\r\n"),

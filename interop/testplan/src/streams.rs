@@ -28,7 +28,7 @@ use libp2p::{
 };
 use tokio::sync::{mpsc, oneshot};
 
-/// Where a stream that was asked for goes.
+/// Sender for a requested stream.
 pub type Reply = oneshot::Sender<anyhow::Result<Stream>>;
 
 /// A stream that a peer has opened.
@@ -36,7 +36,7 @@ pub type Reply = oneshot::Sender<anyhow::Result<Stream>>;
 pub struct Incoming {
     /// By whom.
     pub peer: PeerId,
-    /// For what.
+    /// The protocol.
     pub protocol: StreamProtocol,
     /// The stream.
     pub stream: Stream,

@@ -1,21 +1,21 @@
-//! Why the lab cannot go on.
+//! Errors of the lab.
 
 use std::fmt;
 
-/// Result of what the lab does.
+/// Result of an operation of the lab.
 pub type Result<T> = std::result::Result<T, Error>;
 
-/// Why the lab cannot go on.
+/// Error after which the lab cannot go on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Error {
-    /// It was told to end.
+    /// The lab was interrupted.
     Interrupted,
     /// Something on this machine does not work; one sentence.
     Machine(String),
 }
 
 impl Error {
-    /// An operation, and the cause of its failure.
+    /// Creates an error from an operation and the cause of its failure.
     pub(super) fn new(tried: impl fmt::Display, cause: impl fmt::Display) -> Self {
         Error::Machine(format!("{tried}: {cause}"))
     }

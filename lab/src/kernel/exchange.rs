@@ -32,7 +32,7 @@ pub struct Exchange {
 
 /// Starts coordinator and listener, dials once, and ends all three. Ends early if `stop` is set.
 ///
-/// A coordinator that does not come up is an error; whatever else goes wrong is an outcome.
+/// A coordinator that does not start is an error; every other failure is an outcome.
 pub fn exchange(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<Outcome> {
     let [dialer, listener] = &lab.sites;
     let (_coordinator, coordinator) = coordinator(lab, exchange, stop)?;
@@ -89,7 +89,7 @@ fn coordinator(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<(Pro
     }
 }
 
-/// Reads the dialer to its end. Its exit code tells the path: 0 direct, 10 relayed.
+/// Reads the dialer to its end. Its exit code is the kind of path: 0 direct, 10 relayed.
 fn dial(mut program: Program, stop: &AtomicBool) -> Result<Outcome> {
     let mut connected: Option<Value> = None;
     let mut failed: Option<Value> = None;

@@ -1,5 +1,4 @@
-//! Measures how a site maps and filters (RFC 4787), so that no NAT is trusted for what its rules
-//! claim.
+//! Measures mapping and filtering of a site (RFC 4787) instead of trusting its rules.
 
 use std::{
     io,
@@ -13,9 +12,9 @@ use super::{
 };
 use crate::{Behaviour, DependsOn, Ports};
 
-/// Long enough for a packet that will come; only a packet that never comes waits so long.
+/// Time for a packet to arrive. Only the wait for a filtered packet takes this long.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// A port whose number the boxes that choose ports do not choose.
+/// A port outside of the range from which boxes choose.
 const LOCAL_PORT: u16 = 5_000;
 /// Sockets that are opened to see how ports are allocated.
 const SAMPLES: usize = 8;
@@ -30,7 +29,7 @@ impl Observers {
         Ok(Self(lab.wan.inside(open)?.map_err(unmeasured)?))
     }
 
-    /// Sends from `local` to an observer and returns what this one sees as the source.
+    /// Sends from `local` to an observer and returns the source that the observer sees.
     fn see(&self, local: &UdpSocket, address: usize, port: usize) -> io::Result<SocketAddr> {
         let observer = &self.0[address][port];
         local.send_to(b"?", observer.local_addr()?)?;
@@ -73,7 +72,7 @@ fn mapping(observers: &Observers, local: &UdpSocket) -> io::Result<DependsOn> {
     })
 }
 
-/// Contacts one endpoint, lets three send, and looks which of them get through.
+/// Contacts one endpoint, lets three send, and returns those that get through.
 fn filtering(observers: &Observers, local: &UdpSocket) -> io::Result<DependsOn> {
     let seen = observers.see(local, 0, 0)?;
     let [[contacted, other_port], [other_address, _]] = &observers.0;

@@ -29,10 +29,10 @@ pub use self::{
 };
 use crate::Kind;
 
-/// Where the coordinator listens: a second address lets it probe from another one, and each peer
-/// measure its NAT.
+/// Addresses of the coordinator. From the second one it probes, so that peers can measure their
+/// NATs.
 pub const COORDINATOR: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr::new(203, 0, 113, 4)];
-/// Two addresses from which observers look at a site.
+/// Addresses of the two observers.
 pub const OBSERVERS: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 2), Ipv4Addr::new(203, 0, 113, 3)];
 
 /// A WAN and two sites. Removed on drop.
@@ -45,11 +45,11 @@ pub struct Lab {
 
 /// A host and the NATs between it and the WAN.
 pub struct Site {
-    /// Where programs run.
+    /// Namespace of the programs.
     pub host: Namespace,
     /// The address that the WAN routes to.
     pub public: Ipv4Addr,
-    // Held for their drop.
+    // Their drop removes them.
     _boxes: Vec<Namespace>,
 }
 
@@ -67,7 +67,7 @@ impl Lab {
     }
 }
 
-/// Builds a box of this kind and compares what is measured with what its name promises.
+/// Builds a box of this kind and compares its measured behaviour with the promised one.
 pub fn verify(kind: Kind) -> Result<crate::Behaviour> {
     let lab = Lab::new([kind, Kind::Public])?;
     let measured = measure::behaviour(&lab, &lab.sites[0])?;
@@ -95,32 +95,42 @@ fn site(lab: &str, wan: &Namespace, number: u8, kind: Kind) -> Result<Site> {
     };
     let boxes = match kind {
         Kind::Public => {
-            connect((wan, &port), (&host, "wan"), outside)?;
+            connect(CableEnd::new(wan, &port), CableEnd::new(&host, "wan"), outside)?;
             vec![]
         }
         Kind::Double => {
             let (outer, inner) = (new_box("outer")?, new_box("inner")?);
-            connect((wan, &port), (&outer, "wan"), outside)?;
-            connect((&outer, "lan"), (&inner, "wan"), between)?;
-            connect((&inner, "lan"), (&host, "wan"), lan)?;
+            connect(CableEnd::new(wan, &port), CableEnd::new(&outer, "wan"), outside)?;
+            connect(CableEnd::new(&outer, "lan"), CableEnd::new(&inner, "wan"), between)?;
+            connect(CableEnd::new(&inner, "lan"), CableEnd::new(&host, "wan"), lan)?;
             vec![outer, inner]
         }
         _ => {
             let only = new_box("box")?;
-            connect((wan, &port), (&only, "wan"), outside)?;
-            connect((&only, "lan"), (&host, "wan"), lan)?;
+            connect(CableEnd::new(wan, &port), CableEnd::new(&only, "wan"), outside)?;
+            connect(CableEnd::new(&only, "lan"), CableEnd::new(&host, "wan"), lan)?;
             vec![only]
         }
     };
     Ok(Site { host, public, _boxes: boxes })
 }
 
+/// End of a cable: a new interface of a namespace.
+struct CableEnd<'a> {
+    namespace: &'a Namespace,
+    port: &'a str,
+}
+
+impl<'a> CableEnd<'a> {
+    fn new(namespace: &'a Namespace, port: &'a str) -> Self {
+        Self { namespace, port }
+    }
+}
+
 /// Joins two interfaces, the first towards the WAN, and makes it the second one's default route.
-fn connect(
-    (upper, upper_port): (&Namespace, &str),
-    (lower, lower_port): (&Namespace, &str),
-    [above, below]: [Ipv4Addr; 2],
-) -> Result<()> {
+fn connect(upper: CableEnd<'_>, lower: CableEnd<'_>, [above, below]: [Ipv4Addr; 2]) -> Result<()> {
+    let CableEnd { namespace: upper, port: upper_port } = upper;
+    let CableEnd { namespace: lower, port: lower_port } = lower;
     upper.cable(upper_port, lower, lower_port)?;
     upper.ip(&format!("addr add {above}/24 dev {upper_port}\nlink set {upper_port} up"))?;
     lower.ip(&format!(

@@ -33,9 +33,9 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes one with its loopback interface up and packet forwarding on.
+    /// Creates a namespace with its loopback interface up and packet forwarding on.
     pub(super) fn new(lab: &str, role: &str) -> Result<Self> {
-        // Made first, so that a namespace that was only half made is removed, too.
+        // The value exists first, so that its drop removes a half-made namespace, too.
         let namespace = Self { name: format!("{lab}.{role}") };
         run(command("ip").args(["netns", "add", &namespace.name]), "")?;
         namespace.ip("link set lo up")?;
@@ -62,8 +62,8 @@ impl Namespace {
         run(self.command("nft").args(["-f", "-"]), rules)
     }
 
-    /// A command that runs in the namespace; `ip` replaces itself by it, so that the child is the
-    /// program.
+    /// Returns a command that runs in the namespace; `ip` replaces itself by it, so that the child
+    /// is the program.
     pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = command("ip");
         command.args(["netns", "exec", &self.name]).arg(program);
@@ -92,8 +92,8 @@ impl Drop for Namespace {
     }
 }
 
-/// Removes a namespace with all that runs in it. A failure leaves it to the next lab: nobody could
-/// do more here.
+/// Removes a namespace with all that runs in it. After a failure the next lab tries
+/// again.
 fn remove(name: &str) {
     for _ in 0..REMOVALS {
         let pids = Command::new("ip").args(["netns", "pids", name]).stderr(Stdio::null()).output();
@@ -104,7 +104,7 @@ fn remove(name: &str) {
             break;
         }
         for pid in pids {
-            // It may have ended by itself.
+            // The process may have ended by itself.
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         }
         thread::sleep(Duration::from_millis(10));
@@ -112,8 +112,7 @@ fn remove(name: &str) {
     let _ = command("ip").args(["netns", "del", name]).stderr(Stdio::null()).status();
 }
 
-/// Removes what labs of processes that are gone have left behind; returns how many namespaces that
-/// were.
+/// Removes the namespaces of labs whose process is gone; returns their number.
 pub fn remove_stale() -> usize {
     let Ok(entries) = fs::read_dir(NAMESPACES) else { return 0 };
     let names = entries.flatten().filter_map(|entry| entry.file_name().into_string().ok());
@@ -124,7 +123,8 @@ pub fn remove_stale() -> usize {
     stale.len()
 }
 
-/// Why no lab can be built here, if that is so: the end of a sentence that begins with "the lab".
+/// Returns the reason why no lab can be built here: the end of a sentence that begins with "the
+/// lab".
 pub fn obstacle() -> Option<String> {
     if !nix::unistd::geteuid().is_root() {
         return Some(
@@ -141,7 +141,7 @@ pub fn obstacle() -> Option<String> {
     Namespace::new(&owner::unique_lab_name(), "try").err().map(|error| format!("cannot be built: {error}"))
 }
 
-/// A command in a process group of its own: Ctrl-C is for the lab, which then ends its children in
+/// Returns a command in a process group of its own: the lab gets Ctrl-C, and ends its children in
 /// order.
 fn command(program: &str) -> Command {
     let mut command = Command::new(program);
@@ -154,7 +154,7 @@ fn run(command: &mut Command, input: &str) -> Result<()> {
     let child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::piped()).spawn();
     let mut child = child.map_err(|error| cannot(&error))?;
     if let Some(mut stdin) = child.stdin.take() {
-        // Whoever does not read it says why on stderr.
+        // A program that does not read its input reports the reason on stderr.
         let _ = stdin.write_all(input.as_bytes());
     }
     let output = child.wait_with_output().map_err(|error| cannot(&error))?;

@@ -10,7 +10,7 @@ const PREFIX: &str = "punchlab";
 
 static LABS: AtomicU32 = AtomicU32::new(0);
 
-/// The part of a namespace's name that is the same for all of one lab and belongs to no other.
+/// Part of a namespace's name that all namespaces of one lab share.
 pub(super) fn unique_lab_name() -> String {
     let process = std::process::id();
     let began = beginning(process).unwrap_or_default();
@@ -26,8 +26,8 @@ pub(super) fn is_stale(namespace: &str) -> bool {
     beginning(process) != Some(began)
 }
 
-/// When a living process began, in clock ticks since boot: another one with its number began at
-/// another time.
+/// Returns the start of a living process in clock ticks since boot. A later process with the same
+/// number has another start.
 fn beginning(process: u32) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // proc_pid_stat(5): the name in parentheses may hold anything; field 22 is the 20th behind it.

@@ -37,14 +37,14 @@ pub struct Program {
 pub(super) enum Next {
     /// A line.
     Line(Value),
-    /// Nothing any more.
+    /// The end of the output.
     End,
-    /// Nothing in the time that it was given.
+    /// No line within the time.
     Late,
 }
 
 impl Program {
-    /// Starts `program` with these arguments and `--json`, and gives it so long to end.
+    /// Starts `program` with these arguments and `--json`, and with this time to end.
     pub fn start(
         namespace: &Namespace,
         program: &Path,
@@ -74,7 +74,7 @@ impl Program {
             thread::spawn(move || {
                 let mut text = Vec::new();
                 let _ = stderr.by_ref().take(STDERR).read_to_end(&mut text);
-                // The rest is read, too: a full pipe would stop the program.
+                // The rest is read as well: a full pipe would stop the program.
                 let _ = std::io::copy(&mut stderr, &mut std::io::sink());
                 String::from_utf8_lossy(&text).trim().to_owned()
             })
@@ -82,7 +82,7 @@ impl Program {
         Ok(Self { child, lines, stderr, deadline: Instant::now() + patience })
     }
 
-    /// The next line on stdout. Ends early if `stop` is set.
+    /// Returns the next line on stdout. Ends early if `stop` is set.
     pub(super) fn next(&mut self, stop: &AtomicBool) -> Result<Next> {
         loop {
             if stop.load(Ordering::Relaxed) {
@@ -100,7 +100,7 @@ impl Program {
         }
     }
 
-    /// Reads on until a line is what is looked for; none if the program ends before, or takes too
+    /// Reads up to the line that is looked for; `None` if the program ends before, or takes too
     /// long.
     pub fn wait_for<T>(
         &mut self,
@@ -119,8 +119,8 @@ impl Program {
         }
     }
 
-    /// Kills the program if it still runs; its exit code, if it ended by itself, and the beginning
-    /// of what it wrote to stderr.
+    /// Kills the program if it still runs. Returns its exit code, if it ended by itself, and the
+    /// beginning of its stderr.
     pub(super) fn end(&mut self, ended: bool) -> (Option<i32>, String) {
         if !ended {
             let _ = self.child.kill();

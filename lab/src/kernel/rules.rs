@@ -1,9 +1,9 @@
 //! The kinds of NAT box, as nftables rules.
 //!
 //! Each box has an interface `wan` and an interface `lan`. Linux connection tracking keeps a source
-//! port while it is free, so `masquerade` alone is EIM+APDF. The input chain drops what nobody
-//! asked for: without that, a packet that comes too early claims the very tuple of the flow that it
-//! belongs to, and that flow is then given another port.
+//! port while it is free, so `masquerade` alone is EIM+APDF. The input chain drops unsolicited
+//! packets. Without that rule, an early packet takes the tuple of the flow that it belongs to, and
+//! the flow gets another port.
 
 use std::fmt::Write as _;
 
@@ -13,7 +13,7 @@ use crate::Kind;
 const PORTS: u32 = 8192;
 const FIRST_PORT: u32 = 40_000;
 
-/// The rules of a box of this kind.
+/// Returns the rules of a box of this kind.
 pub(super) fn rules(kind: Kind) -> String {
     let to_lan = match kind {
         Kind::EimEif => "iifname wan meta l4proto udp dnat ip addr . port to udp dport map @eim",
@@ -75,7 +75,7 @@ pub(super) fn rules(kind: Kind) -> String {
     )
 }
 
-/// Notes which LAN socket an external port belongs to, after the translation has been made.
+/// Notes the LAN socket of an external port, after the translation.
 const REMEMBER_MAPPING: &str = "oifname wan meta l4proto udp \
      update @eim { udp sport : ct original ip saddr . ct original proto-src }";
 

@@ -18,7 +18,7 @@ const FAILED: u8 = 11;
 /// Time for the other side to try again after a failed upgrade.
 const RETRY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Ends with the direct connection; without one, when DCUtR has given up or the time is over.
+/// Ends with the direct connection, or once DCUtR has given up, or after the time-out.
 pub(crate) async fn run(
     peer: PeerId,
     relay: Multiaddr,

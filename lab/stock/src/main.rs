@@ -31,7 +31,7 @@ pub(crate) type Failure = Box<dyn Error + Send + Sync>;
 struct Arguments {
     #[command(subcommand)]
     command: Command,
-    /// Accepted for the sake of the lab: the output is always JSON lines.
+    /// Accepted for the lab: the output is always JSON lines.
     #[arg(long, global = true)]
     json: bool,
     /// The QUIC of a peer; the relay's is always the stock one.
@@ -87,7 +87,7 @@ async fn main() -> ExitCode {
         },
     };
     result.unwrap_or_else(|error| {
-        // Without a stderr, the exit code has to say it all.
+        // Without a stderr, the exit code alone reports the failure.
         let _ = writeln!(io::stderr(), "punch-stock: {error}");
         ExitCode::FAILURE
     })

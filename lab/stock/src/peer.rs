@@ -52,7 +52,7 @@ pub(crate) async fn start(relay: &Multiaddr, quic: Quic) -> Result<Swarm<Behavio
         .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_CONNECTION_TIMEOUT))
         .build();
     swarm.listen_on("/ip4/0.0.0.0/udp/0/quic-v1".parse()?)?;
-    // The socket has to be there before the dial, which else uses another one.
+    // The dial uses this socket only if it exists already.
     let listening = async {
         loop {
             if let SwarmEvent::NewListenAddr { address, .. } = swarm.select_next_some().await {

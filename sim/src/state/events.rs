@@ -23,13 +23,13 @@ pub(super) struct Flight {
 }
 
 impl Flight {
-    /// With IP and UDP headers.
+    /// Returns the size with IP and UDP headers.
     pub(super) fn size(&self) -> usize {
         self.payload.len() + if self.destination.is_ipv4() { 28 } else { 48 }
     }
 }
 
-/// A node, and the realm that it is met in.
+/// A node, and the realm from which a datagram reaches it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place {
     pub(super) node: NodeId,
@@ -54,7 +54,8 @@ pub(super) struct Event {
 }
 
 impl Ord for Event {
-    /// The earliest is the greatest, for a max-heap; of one instant, the one that was made first.
+    /// The earliest event is the greatest, for a max-heap; of one instant, the first one that was
+    /// made.
     fn cmp(&self, other: &Self) -> Ordering {
         (other.at, other.order).cmp(&(self.at, self.order))
     }

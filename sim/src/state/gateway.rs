@@ -14,7 +14,7 @@ pub(crate) struct GatewayState {
 }
 
 impl GatewayState {
-    /// The external address for a family; `None` where the gateway does not translate it.
+    /// Returns the external address for a family; `None` if the gateway does not translate it.
     pub(crate) fn outer(&self, like: IpAddr) -> Option<IpAddr> {
         self.outer.iter().copied().find(|outer| outer.is_ipv4() == like.is_ipv4())
     }

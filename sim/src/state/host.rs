@@ -31,7 +31,7 @@ pub(crate) struct Interface {
     up: bool,
 }
 
-/// Binds that are to fail.
+/// Binds that must fail.
 #[derive(Debug)]
 pub(crate) struct Refusal {
     pub(crate) kind: io::ErrorKind,
@@ -159,7 +159,7 @@ impl HostState {
         inbox.push(datagram)
     }
 
-    /// The socket for a datagram to `local`. There is one at most, as binding sees to it.
+    /// Returns the socket for a datagram to `local`. Binding ensures that there is one at most.
     fn inbox(&self, local: SocketAddr) -> Option<Arc<Inbox>> {
         let (_, inbox) = self.sockets.get(&local.port())?.iter().find(|(ip, _)| conflict(*ip, local.ip()))?;
         inbox.upgrade()

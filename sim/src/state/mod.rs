@@ -30,14 +30,15 @@ use crate::{
     trace::{Record, Stats},
 };
 
-/// From a node to the core, unless [`World::set_link`](crate::World::set_link) says otherwise.
+/// Latency from a node to the core, unless [`World::set_link`](crate::World::set_link) says
+/// otherwise.
 const CORE_LINK_LATENCY: Duration = Duration::from_millis(10);
 
 #[derive(Debug, Default)]
 pub(crate) struct Realm {
     pub(crate) addresses: BTreeMap<IpAddr, NodeId>,
     pub(crate) gateway: Option<NodeId>,
-    /// Between two nodes neither of which is the gateway.
+    /// Latency between two nodes that are not the gateway.
     pub(crate) latency: Duration,
 }
 
@@ -134,7 +135,8 @@ impl State {
         }
     }
 
-    /// Makes an address known in a realm, and beyond its gateway where that does not translate it.
+    /// Makes an address known in a realm, and beyond its gateway if the gateway does not translate
+    /// it.
     fn announce(&mut self, realm: RealmId, address: IpAddr, node: NodeId) {
         let addresses = &mut self.realm_mut(realm).addresses;
         assert!(!addresses.contains_key(&address), "{address} is taken");
@@ -177,8 +179,8 @@ impl State {
         };
     }
 
-    /// The two nodes between which traffic from `from` to `to` crosses the innermost realm that
-    /// both can reach.
+    /// Returns the two nodes between which traffic from `from` to `to` crosses the innermost realm
+    /// that both can reach.
     fn meeting(&self, from: NodeId, to: NodeId) -> (NodeId, NodeId) {
         let theirs = self.way_out(to);
         let common = self.way_out(from).into_iter().find_map(|(realm, mine)| {
@@ -188,7 +190,7 @@ impl State {
         common.unwrap_or_else(|| panic!("{from:?} and {to:?} have no network in common"))
     }
 
-    /// The realms from the node to the core, and through which node it is in each.
+    /// Returns the realms from the node to the core, and the node of its path in each.
     fn way_out(&self, node: NodeId) -> Vec<(RealmId, NodeId)> {
         let (mut way, mut next) = match &self.node(node).kind {
             Kind::Host(host) => {
@@ -261,7 +263,7 @@ impl State {
         }
     }
 
-    /// The link between a node and a realm. The inner side of a gateway is perfect.
+    /// Returns the link between a node and a realm. The inner side of a gateway is perfect.
     pub(crate) fn link(&self, node: NodeId, realm: RealmId) -> Link {
         if self.realm(realm).gateway == Some(node) {
             return Link::default();

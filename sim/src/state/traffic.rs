@@ -1,9 +1,9 @@
-//! The way of a datagram through a world.
+//! The path of a datagram through a world.
 //!
-//! It leaves a node into a realm ([`Hop::Leave`]), crosses the links of two nodes of that realm,
-//! comes to the second one's link ([`Hop::Arrive`]), which may make it wait, and then to the node
-//! itself ([`Hop::Enter`]): a host delivers it, a gateway translates it and lets it leave into its
-//! other realm. It goes up through gateways and then down, and turns around once at most, so it
+//! A datagram leaves a node into a realm ([`Hop::Leave`]), crosses the links of two nodes of that
+//! realm, comes to the second one's link ([`Hop::Arrive`]), which may make it wait, and then to the
+//! node itself ([`Hop::Enter`]): a host delivers it, a gateway translates it and lets it leave into
+//! its other realm. It goes up through gateways and then down, and turns around once at most, so it
 //! cannot go in circles.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
@@ -23,8 +23,8 @@ use crate::{
 };
 
 impl State {
-    /// Takes a datagram from a socket. It is under way from the next turn of the driver on, so that
-    /// what is due earlier happens earlier.
+    /// Takes a datagram from a socket. Its journey begins with the next turn of the driver, so that
+    /// earlier events come first.
     pub(crate) fn send(
         &mut self,
         host: NodeId,
@@ -82,7 +82,7 @@ impl State {
         Flight { id, sent: now, from, to, source: from, destination: to, ecn, payload: Arc::from(payload) }
     }
 
-    /// Lets everything happen that is due.
+    /// Processes all events that are due.
     pub(crate) fn advance(&mut self, now: Instant) {
         while let Some(Event { at, hop, flight, .. }) = self.events.pop_due(now) {
             match hop {
@@ -182,7 +182,7 @@ impl State {
         let (gateway, _) = self.gateway_mut(gateway);
         let internal = gateway.table.inbound(flight.destination, flight.source, at);
         let translates = gateway.outer(flight.destination.ip()).is_some();
-        // A firewall has nothing but filters: whom nobody wrote to is filtered, not unknown.
+        // A firewall has no mappings, only filters: an unknown source counts as filtered.
         flight.destination =
             internal.map_err(|verdict| if translates { verdict } else { Verdict::Filtered })?;
         Ok(())

@@ -84,7 +84,7 @@ impl Daemon {
         self.peer
     }
 
-    /// Where it listens.
+    /// Listen address.
     pub(crate) fn addresses(&self) -> &[Multiaddr] {
         &self.addresses
     }

@@ -42,7 +42,7 @@ async fn main() -> anyhow::Result<()> {
     match cli.command {
         Command::Listen(listen) => {
             let (node, peer) = Node::start(&cli.program, listen.key, Some(&listen.address)).await?;
-            // Its own ping it answers itself.
+            // Kubo answers pings itself.
             for protocol in serve::SERVED.iter().filter(|protocol| **protocol != PING) {
                 serve_mounted(&node, protocol).await?;
             }

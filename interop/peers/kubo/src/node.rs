@@ -74,7 +74,7 @@ impl Node {
         Ok((node, peer))
     }
 
-    /// Where it listens.
+    /// Listen address.
     pub(crate) async fn addresses(&self) -> anyhow::Result<Vec<Multiaddr>> {
         Ok(serde_json::from_value(self.call(json!(["addresses"])).await?)?)
     }

@@ -37,7 +37,7 @@ use crate::protocol::{Handle, Served, Stream};
 
 /// Agent version that identify sends.
 const AGENT: &str = "litep2p";
-/// Long enough that litep2p closes no idle connection: that is not what is tested.
+/// Keep-alive time that is longer than any test.
 const KEEP_ALIVE: Duration = Duration::from_secs(3600);
 /// Time to connect.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);

@@ -2,6 +2,18 @@
 
 use std::fmt::{self, Write as _};
 
+/// Point of the picture, in pixels.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Point {
+    pub(super) x: f64,
+    pub(super) y: f64,
+}
+
+/// Shorthand for a point.
+pub(super) fn at(x: f64, y: f64) -> Point {
+    Point { x, y }
+}
+
 /// Position and size, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Area {
@@ -98,17 +110,18 @@ impl Canvas {
     }
 
     /// A text in ink on the background.
-    pub(super) fn text(&mut self, (x, y): (f64, f64), face: Face, ink: Ink, text: &str) {
+    pub(super) fn text(&mut self, at: Point, face: Face, ink: Ink, text: &str) {
         let (class, fill) = ink.of();
-        self.letters((x, y), face, &format!("class=\"{class}\" fill=\"{fill}\""), text);
+        self.letters(at, face, &format!("class=\"{class}\" fill=\"{fill}\""), text);
     }
 
     /// A white text on a colour.
-    pub(super) fn white(&mut self, (x, y): (f64, f64), face: Face, text: &str) {
-        self.letters((x, y), face, "fill=\"#ffffff\"", text);
+    pub(super) fn white(&mut self, at: Point, face: Face, text: &str) {
+        self.letters(at, face, "fill=\"#ffffff\"", text);
     }
 
-    fn letters(&mut self, (x, y): (f64, f64), face: Face, paint: &str, text: &str) {
+    fn letters(&mut self, at: Point, face: Face, paint: &str, text: &str) {
+        let Point { x, y } = at;
         let Face { size, bold, anchor } = face;
         let weight = if bold { " font-weight=\"600\"" } else { "" };
         let _ = writeln!(

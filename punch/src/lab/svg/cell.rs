@@ -1,7 +1,7 @@
 //! One cell of the heat map.
 
 use super::{
-    canvas::{Anchor, Area, Canvas, bold, plain},
+    canvas::{Anchor, Area, Canvas, Point, at, bold, plain},
     scale,
 };
 use crate::lab::matrix::{Cell, Tally, quantile, short};
@@ -18,8 +18,9 @@ const BARS: f64 = 20.0;
 const PARTS: usize = 28;
 
 /// Draws a pair of kinds; the point is its upper left corner.
-pub(super) fn draw(canvas: &mut Canvas, (x, y): (f64, f64), cell: &Cell) {
+pub(super) fn draw(canvas: &mut Canvas, corner: Point, cell: &Cell) {
     canvas.group(&title(cell), |canvas| {
+        let Point { x, y } = corner;
         let area = Area { x, y, width: PITCH.0 - GAP, height: PITCH.1 - GAP };
         background(canvas, area, cell);
         words(canvas, area, cell);
@@ -79,13 +80,13 @@ fn words(canvas: &mut Canvas, area: Area, cell: &Cell) {
     match median {
         Some(median) => {
             let line = if below.is_empty() { 25.0 } else { 19.0 };
-            canvas.white((middle, area.y + line), bold(15.0, Anchor::Middle), &median);
+            canvas.white(at(middle, area.y + line), bold(15.0, Anchor::Middle), &median);
             let size = if below.len() > 18 { 8.5 } else { 10.5 };
-            canvas.white((middle, area.y + 32.0), plain(size, Anchor::Middle), &below);
+            canvas.white(at(middle, area.y + 32.0), plain(size, Anchor::Middle), &below);
         }
         None if failed > 0 => {
             let line = area.y + area.height / 2.0 + 5.0;
-            canvas.white((middle, line), bold(14.0, Anchor::Middle), "failed");
+            canvas.white(at(middle, line), bold(14.0, Anchor::Middle), "failed");
         }
         None => {}
     }

@@ -10,7 +10,7 @@ mod scale;
 
 use std::time::Duration;
 
-use self::canvas::{Anchor, Area, Canvas, Ink, bold, plain};
+use self::canvas::{Anchor, Area, Canvas, Ink, at, bold, plain};
 use super::matrix::{Conditions, Matrix, Mode, Study, Tally, quantile, short};
 
 const MARGIN: f64 = 28.0;
@@ -67,24 +67,24 @@ fn conditions(study: &Study, matrix: &Matrix) -> String {
 /// Draws one matrix; returns the height that it took.
 fn panel(canvas: &mut Canvas, study: &Study, matrix: &Matrix, place: Area) -> f64 {
     let Area { x, y, height, .. } = place;
-    canvas.text((x, y + 18.0), bold(20.0, Anchor::Start), Ink::Strong, &headline(matrix));
-    canvas.text((x, y + 40.0), plain(13.0, Anchor::Start), Ink::Soft, &conditions(study, matrix));
+    canvas.text(at(x, y + 18.0), bold(20.0, Anchor::Start), Ink::Strong, &headline(matrix));
+    canvas.text(at(x, y + 40.0), plain(13.0, Anchor::Start), Ink::Soft, &conditions(study, matrix));
     let (left, top) = (x + LABELS, y + TITLE + HEADER);
     let (wide, high) = cell::PITCH;
-    canvas.text((left - 14.0, top - 8.0), plain(12.0, Anchor::End), Ink::Soft, "dialer ↓  listener →");
+    canvas.text(at(left - 14.0, top - 8.0), plain(12.0, Anchor::End), Ink::Soft, "dialer ↓  listener →");
     for (index, kind) in matrix.kinds.iter().enumerate() {
         let (name, more) = kind.label();
         let middle = left + (index as f64 + 0.5) * wide;
-        canvas.text((middle, top - 26.0), bold(12.5, Anchor::Middle), Ink::Strong, name);
-        canvas.text((middle, top - 10.0), plain(11.5, Anchor::Middle), Ink::Soft, more);
+        canvas.text(at(middle, top - 26.0), bold(12.5, Anchor::Middle), Ink::Strong, name);
+        canvas.text(at(middle, top - 10.0), plain(11.5, Anchor::Middle), Ink::Soft, more);
         let line = top + index as f64 * high + high / 2.0;
         let shift = if more.is_empty() { 4.0 } else { -3.0 };
-        canvas.text((left - 14.0, line + shift), bold(12.5, Anchor::End), Ink::Strong, name);
-        canvas.text((left - 14.0, line + 13.0), plain(11.5, Anchor::End), Ink::Soft, more);
+        canvas.text(at(left - 14.0, line + shift), bold(12.5, Anchor::End), Ink::Strong, name);
+        canvas.text(at(left - 14.0, line + 13.0), plain(11.5, Anchor::End), Ink::Soft, more);
     }
     for (row, cells) in matrix.rows().enumerate() {
         for (column, cell) in cells.iter().enumerate() {
-            cell::draw(canvas, (left + column as f64 * wide, top + row as f64 * high), cell);
+            cell::draw(canvas, at(left + column as f64 * wide, top + row as f64 * high), cell);
         }
     }
     legend(canvas, matrix, Area { x, y: top + height + 20.0, ..place });
@@ -102,7 +102,7 @@ fn legend(canvas: &mut Canvas, matrix: &Matrix, place: Area) {
         if hatched {
             canvas.rect(area, 3.0, "url(#hatch)", 0.18);
         }
-        canvas.text((x + 28.0, y + line + 11.5), plain(12.0, Anchor::Start), Ink::Strong, text);
+        canvas.text(at(x + 28.0, y + line + 11.5), plain(12.0, Anchor::Start), Ink::Strong, text);
     };
     swatch(canvas, 14.0, &scale::direct(0.1), false, "direct");
     swatch(canvas, 36.0, scale::RELAYED, false, "relayed");
@@ -111,7 +111,7 @@ fn legend(canvas: &mut Canvas, matrix: &Matrix, place: Area) {
     let times = matrix.direct_times();
     let axis = Area { x: left, y: y + 24.0, width: width - LABELS, height: 52.0 };
     let note = spread(&times);
-    canvas.text((left, y + 8.0), plain(12.0, Anchor::Start), Ink::Strong, &note);
+    canvas.text(at(left, y + 8.0), plain(12.0, Anchor::Start), Ink::Strong, &note);
     let counts = scale::histogram(&times, PARTS);
     let most = counts.iter().copied().max().unwrap_or_default().max(1) as f64;
     let step = axis.width / PARTS as f64;
@@ -135,17 +135,17 @@ fn legend(canvas: &mut Canvas, matrix: &Matrix, place: Area) {
             1.0 => Anchor::End,
             _ => Anchor::Middle,
         };
-        canvas.text((tick, base + 18.0), plain(11.5, anchor), Ink::Soft, label);
+        canvas.text(at(tick, base + 18.0), plain(11.5, anchor), Ink::Soft, label);
     }
     let words =
         "In each cell: the median of the times from dial to connection, and their spread over the same axis.";
-    canvas.text((left, base + 36.0), plain(11.5, Anchor::Start), Ink::Soft, words);
+    canvas.text(at(left, base + 36.0), plain(11.5, Anchor::Start), Ink::Soft, words);
 }
 
 /// Describes times in order in one sentence.
 fn spread(times: &[Duration]) -> String {
-    let at = |share| quantile(times, share).map(short);
-    match (at(0.5), at(0.9), at(1.0)) {
+    let time = |share| quantile(times, share).map(short);
+    match (time(0.5), time(0.9), time(1.0)) {
         (Some(half), Some(most), Some(longest)) => {
             format!(
                 "Times of all direct connections: median {half}, 9 of 10 within {most}, longest {longest}"
