@@ -35,6 +35,8 @@ const END: Duration = Duration::from_secs(60);
 const PEER_SOCKETS: usize = 1;
 /// Those of a coordinator: its listener's, its observers', and those from which it tests how NATs filter.
 const COORDINATOR_SOCKETS: usize = 6;
+/// The time until a peer tries again to start on a port that its last swarm still holds.
+const PORT_RETRY_DELAY: Duration = Duration::from_millis(100);
 /// How often the progress is reported.
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
@@ -223,7 +225,7 @@ async fn run(plan: Plan, mut progress: impl FnMut(&Progress)) -> Outcome {
             progress(&chaos.progress());
         }
     }
-    chaos.heal();
+    chaos.heal().await;
     sleep(QUIET).await;
     let (last, leftovers) = (chaos.progress(), chaos.leftovers().await);
     for peer in &mut chaos.peers {
@@ -380,6 +382,10 @@ impl Chaos {
         let due: Vec<(Instant, Repair)> = due;
         for (_, repair) in due {
             match repair {
+                // A swarm that was dropped keeps its sockets until its connections have drained (RFC 9000 §10.2).
+                Repair::Start(peer) if self.peers[peer].host.open_sockets() > 0 => {
+                    self.repairs.push((now + PORT_RETRY_DELAY, repair));
+                }
                 Repair::Start(peer) => self.start(peer),
                 Repair::Unblock(a, b) => self.world.unblock(self.peers[a].node(), self.peers[b].node()),
                 Repair::InterfaceUp(peer) => self.peers[peer].host.interface_up(self.peers[peer].address),
@@ -388,9 +394,12 @@ impl Chaos {
     }
 
     /// Repairs all that is broken.
-    fn heal(&mut self) {
-        if let Some(last) = self.repairs.iter().map(|(at, _)| *at).max() {
+    async fn heal(&mut self) {
+        let end = Instant::now() + END;
+        while let Some(last) = self.repairs.iter().map(|(at, _)| *at).max() {
             self.repair(last);
+            assert!(Instant::now() < end, "a swarm that was dropped still holds its sockets: {:?}", self.repairs);
+            sleep(PORT_RETRY_DELAY).await;
         }
     }
 
