@@ -112,6 +112,11 @@ impl Dials {
         untaken
     }
 
+    /// Returns true if a dial or the behaviour wants a connection with `peer`.
+    pub(super) fn wants(&self, peer: &PeerId) -> bool {
+        self.wanted.get(peer).is_some_and(|wanted| wanted.upgrade || !wanted.dials.is_empty())
+    }
+
     /// A dial of the peer that waits for a session, and not for what a relay can do.
     pub(super) fn waiting(&self, peer: &PeerId) -> Option<Arc<Offer>> {
         let wanted = self.wanted.get(peer).filter(|wanted| wanted.ended.is_none())?;

@@ -29,7 +29,7 @@ use crate::{
     offers::{Offer, Offers},
     transport::{
         Connection,
-        live::Registry,
+        live::{AskedBy, Registry},
         notice::{InboundSession, Notice},
         path::{PathLayer, PathNotice},
         ready::Ready,
@@ -152,8 +152,19 @@ impl Driver {
                     // The session was given up meanwhile. Dropping the guard closes the connection.
                     return self.agent.handle_closed(flow, now);
                 };
-                let connection = Connection::of_session(&self.shared.connections, connection, guard, kind);
-                let Ok(connection) = connection else { return self.agent.handle_closed(flow, now) };
+                let asked_by = match role {
+                    SessionRole::Responder if !self.dials.wants(&peer) => AskedBy::Remote,
+                    _ => AskedBy::Us,
+                };
+                let connections = &self.shared.connections;
+                let connection = match Connection::of_session(connections, connection, guard, kind, asked_by)
+                {
+                    Ok(connection) => connection,
+                    Err(error) => {
+                        tracing::debug!(%peer, %error, "connection of a session is not taken");
+                        return self.agent.handle_closed(flow, now);
+                    }
+                };
                 self.agent.handle_established(flow, now);
                 self.routes.add(peer, path);
                 let untaken = self.dials.succeed(peer, connection);
@@ -241,7 +252,15 @@ impl Driver {
                     self.agent.handle_link_up(link, known.peer, Some(remote), Some(path.socket), now);
                 }
             }
-            Input::Received { link, frame } => self.agent.handle_frame(link, frame, now),
+            Input::Received { link, frame } => {
+                if let Frame::PunchMeNow(punch) = &frame {
+                    let address = punch.observed.map(|observed| observed.ip());
+                    let under_way = self.agent.responding();
+                    let has_room = self.shared.connections.has_room(address, under_way);
+                    self.agent.handle_room(has_room, now);
+                }
+                self.agent.handle_frame(link, frame, now);
+            }
             Input::Silent { link } => {
                 if let Some(known) = self.links.get_mut(&link) {
                     known.frames = None;

@@ -76,10 +76,10 @@ pub struct QuicConfig {
     /// Handshakes under way that clients of one network may have on one listener: of an IPv4 /24 or an IPv6 /48, of one address
     /// in private networks; loopback is not limited. `None` for no share. Default 128, at least 1.
     pub max_half_open_per_prefix: Option<u32>,
-    /// Connections of this transport from which on incoming ones are refused, sessions included; `None` for no limit of
-    /// ours. Dials are the application's own affair. Default none.
+    /// Connections of this transport from which on those that peers ask for are refused: by a listener, or as the initiator
+    /// of a session. Dials count, and are never refused. `None` for no limit. Default none, at least 1.
     pub max_connections: Option<u32>,
-    /// Accepted connections, handshakes included, that one network may have; networks are those of
+    /// Connections that peers of one network may ask for, handshakes and sessions included; networks are those of
     /// [`max_half_open_per_prefix`](Self::max_half_open_per_prefix). `None` for no limit. Default 1,024, at least 1.
     pub max_connections_per_prefix: Option<u32>,
     /// Offer X25519MLKEM768 in dials. Default off: the ClientHello then needs two datagrams. What a client offers is taken

@@ -17,7 +17,7 @@ use libp2p_core::{
 
 use super::{
     Error, addr, closing,
-    live::{Beneath, Limits, Live, Registry},
+    live::{AskedBy, Beneath, Limits, Live, NewConnection, Registry},
     path::FlowGuard,
     quic::FIRST_STREAMS,
     stats::{ConnectedThrough, ConnectionStats},
@@ -58,7 +58,7 @@ struct Growth {
 impl Connection {
     /// `session` is given for connections whose remote address is virtual.
     pub(crate) fn new(live: Arc<Live>, session: Option<FlowGuard>) -> Self {
-        let Limits { streams, send_window } = live.limits();
+        let Limits { streams, send_window, .. } = live.limits();
         let growth = Box::new(Growth {
             remote_streams: Arc::default(),
             more_streams: (streams > FIRST_STREAMS).then_some(streams),
@@ -83,9 +83,11 @@ impl Connection {
         connection: quinn::Connection,
         guard: FlowGuard,
         kind: PathKind,
+        asked_by: AskedBy,
     ) -> Result<Self, Error> {
         let beneath = Beneath::Flow(guard.view());
-        let live = connections.add(connection, ConnectedThrough::Session(kind), beneath, None)?;
+        let through = ConnectedThrough::Session(kind);
+        let live = connections.add(NewConnection { connection, through, beneath, source: None, asked_by })?;
         Ok(Self::new(live, Some(guard)))
     }
 

@@ -48,6 +48,12 @@ pub enum Error {
     /// A dial in the role of the listener needs a listener that sends from the right address.
     #[error("Tried to dial as listener without an active listener.")]
     NoActiveListenerForDialAsListener,
+    /// An incoming connection was beyond [`QuicConfig::max_connections`](crate::config::QuicConfig::max_connections) or
+    /// [`QuicConfig::max_connections_per_prefix`](crate::config::QuicConfig::max_connections_per_prefix).
+    #[error(
+        "There are as many connections as quic.max_connections or quic.max_connections_per_prefix allows."
+    )]
+    TooManyConnections,
     /// A hole punch towards this address is under way already.
     #[error("Already punching hole for {0}.")]
     HolePunchInProgress(SocketAddr),

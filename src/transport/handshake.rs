@@ -18,7 +18,7 @@ use libp2p_identity::PeerId;
 use super::{
     Connection, Error,
     binding::Env,
-    live::Beneath,
+    live::{AskedBy, Beneath, NewConnection},
     notice::{self, Notice},
     stats::ConnectedThrough,
     time::Delay,
@@ -70,7 +70,13 @@ pub(crate) async fn finish(
         ConnectedThrough::Dial => remote.and_then(|remote| env.network.source_for(remote.ip()).ok()),
         _ => connection.local_ip(),
     };
-    let live = env.connections.add(connection, through, beneath, source)?;
+    let asked_by = match through {
+        ConnectedThrough::Listener => AskedBy::Remote,
+        // A dial in the role of the listener is a dial.
+        _ => AskedBy::Us,
+    };
+    let new = NewConnection { connection, through, beneath, source, asked_by };
+    let live = env.connections.add(new)?;
     if let (Some(wire), Some(remote)) = (live.wire(), remote) {
         let (peer, socket) = (live.peer(), wire.id());
         // The connection is as good without a driver.

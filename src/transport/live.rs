@@ -175,9 +175,32 @@ impl Drop for Live {
     }
 }
 
-/// What a connection, which starts small, may grow to.
+/// Which side wanted a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AskedBy {
+    /// This one, by a dial. The limits on connections do not refuse it.
+    Us,
+    /// The remote, as a client of a listener or as the initiator of a session.
+    Remote,
+}
+
+/// A connection whose handshake has ended.
+pub(crate) struct NewConnection {
+    pub(crate) connection: quinn::Connection,
+    pub(crate) through: ConnectedThrough,
+    pub(crate) beneath: Beneath,
+    /// The address that we send from, if it is known.
+    pub(crate) source: Option<IpAddr>,
+    pub(crate) asked_by: AskedBy,
+}
+
+/// Limits of the configuration on connections, and on what each of them, which starts small, may grow to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
+    /// Connections from which on incoming ones are refused.
+    pub(crate) connections: Option<u32>,
+    /// Incoming connections of one network.
+    pub(crate) connections_per_prefix: Option<u32>,
     /// Streams that the remote may have open at once.
     pub(crate) streams: u32,
     /// Bytes that may be written and not yet acknowledged.
@@ -220,21 +243,28 @@ impl Registry {
     }
 
     /// Takes a connection in whose handshake has ended.
-    pub(crate) fn add(
-        self: &Arc<Self>,
-        connection: quinn::Connection,
-        through: ConnectedThrough,
-        beneath: Beneath,
-        source: Option<IpAddr>,
-    ) -> Result<Arc<Live>, Error> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::TooManyConnections`] for an incoming one that is beyond a limit of the configuration.
+    pub(crate) fn add(self: &Arc<Self>, new: NewConnection) -> Result<Arc<Live>, Error> {
+        let NewConnection { connection, through, beneath, source, asked_by } = new;
         let (peer, handshake) = tls::peer_of(&connection)?;
         let number = ConnectionNumber(self.next.fetch_add(1, Relaxed));
+        let address = beneath.remote(&connection);
         let remote = match &beneath {
-            Beneath::Dialed(_) | Beneath::Accepted(..) => beneath.remote(&connection),
+            Beneath::Dialed(_) | Beneath::Accepted(..) => address,
             // A session's address is news to the swarm, which knows it by its peer only.
             Beneath::Flow(_) => None,
         };
-        let accepted = remote.filter(|_| through.is_accepted()).map(|remote| self.accepted.take(remote.ip()));
+        // The lock is held from the check to the insertion, so that two handshakes never take one place.
+        let mut inner = self.lock();
+        let address = address.map(|address| address.ip());
+        if asked_by == AskedBy::Remote && !self.fits(inner.live.len(), address) {
+            return Err(Error::TooManyConnections);
+        }
+        let is_accepted = asked_by == AskedBy::Remote || through.is_accepted();
+        let accepted = address.filter(|_| is_accepted).map(|address| self.accepted.take(address));
         let live = Arc::new(Live {
             number,
             peer,
@@ -250,7 +280,8 @@ impl Registry {
         if let Beneath::Accepted(_, client) = &live.beneath {
             client.connected(&live);
         }
-        self.lock().live.insert(number, Arc::downgrade(&live));
+        inner.live.insert(number, Arc::downgrade(&live));
+        drop(inner);
         self.tell(|| StatsEvent::Opened(live.stats()));
         Ok(live)
     }
@@ -258,6 +289,20 @@ impl Registry {
     /// How many connections there are.
     pub(crate) fn len(&self) -> usize {
         self.lock().live.len()
+    }
+
+    /// Returns true if a connection that a peer asks for from `address` would be within the limits of the configuration,
+    /// with as many other handshakes `under_way`.
+    pub(crate) fn has_room(&self, address: Option<IpAddr>, under_way: usize) -> bool {
+        self.fits(self.len() + under_way, address)
+    }
+
+    fn fits(&self, connections: usize, address: Option<IpAddr>) -> bool {
+        let of_prefix = address.map_or(0, |address| self.accepted_from(address));
+        let has_room =
+            |limit: Option<u32>, taken: usize| limit.is_none_or(|limit| (taken as u64) < limit.into());
+        has_room(self.limits.connections, connections)
+            && has_room(self.limits.connections_per_prefix, of_prefix)
     }
 
     /// Bounds what goes to addresses that clients claim.

@@ -74,9 +74,11 @@ impl Quic {
         &self.config
     }
 
-    /// What a connection may grow to.
+    /// The limits on connections.
     pub(crate) fn limits(&self) -> Limits {
         Limits {
+            connections: self.config.max_connections,
+            connections_per_prefix: self.config.max_connections_per_prefix,
             streams: self.config.max_concurrent_stream_limit,
             send_window: self.config.max_send_data.into(),
         }

@@ -11,6 +11,8 @@ mod half_open;
 #[path = "../agent_scenarios/harness.rs"]
 mod harness;
 #[cfg(test)]
+mod limits;
+#[cfg(test)]
 mod migration;
 #[cfg(test)]
 mod registrations;

@@ -24,7 +24,7 @@ pub(crate) use libp2p_punch::{
     io::{Interfaces, Network},
     transport::{Connection, Error, Stats, Upgrade},
 };
-pub(crate) use libp2p_punch_sim::{Host, Link, World};
+pub(crate) use libp2p_punch_sim::{Host, Link, Nat, World};
 
 use quinn::{
     AsyncUdpSocket, Runtime, UdpPoller,

@@ -225,6 +225,12 @@ impl Agent {
         }
     }
 
+    /// Says if one more connection that a peer asks for is within the limits of the application. Sessions that a peer
+    /// asks for are refused as long as it is not. Until this is called there is room.
+    pub fn handle_room(&mut self, has_room: bool, _now: Instant) {
+        self.gate.has_room = has_room;
+    }
+
     /// Time has come to [`poll_timeout`](Self::poll_timeout).
     pub fn handle_timeout(&mut self, now: Instant) {
         if self.coordinator.next_deadline().is_some_and(|at| at <= now) {
@@ -323,6 +329,11 @@ impl Agent {
     pub fn phase(&self, peer: &PeerId) -> Option<Phase> {
         let key = self.sessions.pending_with(peer).or_else(|| self.sessions.of_peer(peer).last())?;
         self.sessions.get(key).map(|session| session.phase)
+    }
+
+    /// Sessions under way that peers asked for.
+    pub fn responding(&self) -> usize {
+        self.gate.responding
     }
 
     /// Sessions, connected ones included.

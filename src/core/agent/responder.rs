@@ -60,6 +60,8 @@ pub(super) struct Gate {
     seen: Recent<(PeerId, SessionId, u32), ()>,
     /// Sessions under way as a responder.
     pub(super) responding: usize,
+    /// One more connection is within the limits of the application.
+    pub(super) has_room: bool,
 }
 
 impl Gate {
@@ -71,6 +73,7 @@ impl Gate {
             flights: PeerBuckets::new(FLIGHT_RATE, MAX_BUCKETS),
             seen: Recent::new(MAX_SEEN, SEEN_LIFETIME),
             responding: 0,
+            has_room: true,
         }
     }
 
@@ -211,6 +214,7 @@ impl Agent {
         }
         let is_responding =
             pending.is_some_and(|session| session.role == SessionRole::Responder && session.in_flight);
+        let is_wanted = pending.is_some_and(|session| session.wanted);
         let connected = self
             .sessions
             .of_peer(initiator)
@@ -218,6 +222,7 @@ impl Agent {
             .count();
         let is_full = (pending.is_none() && self.sessions.len() >= MAX_SESSIONS)
             || (!is_responding && self.gate.responding >= MAX_RESPONDING)
+            || (!is_responding && !is_wanted && !self.gate.has_room)
             || connected >= MAX_CONNECTED_TO_ONE;
         is_full.then_some(RejectReason::Full)
     }
