@@ -398,7 +398,11 @@ impl Chaos {
         let end = Instant::now() + END;
         while let Some(last) = self.repairs.iter().map(|(at, _)| *at).max() {
             self.repair(last);
-            assert!(Instant::now() < end, "a swarm that was dropped still holds its sockets: {:?}", self.repairs);
+            assert!(
+                Instant::now() < end,
+                "a swarm that was dropped still holds its sockets: {:?}",
+                self.repairs
+            );
             sleep(PORT_RETRY_DELAY).await;
         }
     }
