@@ -41,7 +41,7 @@ fn candidate(n: usize) -> Candidate {
 }
 
 fn agent(role: Role, n: usize, now: Instant) -> Agent {
-    let mut agent = Agent::new(&Config { role, ..Config::default() }, keypair(n), [7; 32], now);
+    let mut agent = Agent::new(&Config { role, ..Config::default() }, keypair(n), [7; 32], 0);
     agent.handle_interface_up([203, 0, 113, 9].into(), 24, now);
     agent.handle_socket_up(SocketId(0), ([0, 0, 0, 0], 4001).into(), true, now);
     agent

@@ -11,7 +11,10 @@ mod routes;
 #[cfg(test)]
 mod tests;
 
-use std::sync::{Arc, Mutex};
+use std::{
+    sync::{Arc, Mutex},
+    time::{SystemTime, UNIX_EPOCH},
+};
 
 use futures::channel::mpsc;
 use libp2p_identity::Keypair;
@@ -69,7 +72,7 @@ pub(crate) fn build(
         runtime: runtime.clone(),
     };
     let behaviour = Behaviour::new(keypair.public().to_peer_id(), &config, ends)?;
-    let agent = Agent::new(&config, keypair.clone(), rand::random(), runtime.now());
+    let agent = Agent::new(&config, keypair.clone(), rand::random(), generation());
     let driver = Driver::new(
         agent,
         driver::Shared {
@@ -86,4 +89,11 @@ pub(crate) fn build(
     );
     runtime.spawn(Box::pin(driver));
     Ok((transport, behaviour))
+}
+
+/// The generation above which those of this process begin: the microseconds since 1970, and 0 where the clock is before that.
+/// A peer that starts again has registered fewer times than microseconds have passed, unless its clock was set back meanwhile.
+fn generation() -> u64 {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)
 }

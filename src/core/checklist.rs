@@ -196,6 +196,14 @@ impl Checklist {
         gone
     }
 
+    /// Removes the pairs from which nothing authentic came and whose remote address is out of date, and returns their paths.
+    pub(crate) fn remove_unheard(&mut self, is_outdated: impl Fn(SocketAddr) -> bool) -> Vec<Path> {
+        let is_gone = |pair: &Pair| !pair.heard && is_outdated(pair.path.remote);
+        let gone = self.pairs.iter().filter(|pair| is_gone(pair)).map(|pair| pair.path).collect();
+        self.pairs.retain(|pair| !is_gone(pair));
+        gone
+    }
+
     /// Probes every pair anew: our network changed. A selected path stays selected until it proves dead, and the peer,
     /// to which it looks like another one now, is asked to follow.
     pub(crate) fn restart(&mut self, now: Instant) {

@@ -13,7 +13,7 @@ use super::{
     LinkId, backoff,
     candidate::Candidate,
     event::{Event, RegistrationStatus},
-    frame::{Frame, Registration, RejectReason},
+    frame::{Frame, Registration, RejectReason, VARINT_MAX},
     links::{Link, Links},
     network::Network,
     outbox::Outbox,
@@ -39,11 +39,14 @@ struct Entry {
     generation: Option<u64>,
     registered_until: Option<Instant>,
     failures: u32,
+    /// Answers for peers that were older than those of other coordinators, less those that were not.
+    stale_answers: u32,
 }
 
 impl Entry {
     fn lose_link(&mut self) {
-        *self = Entry { failures: self.failures, ..Entry::default() };
+        let Entry { failures, stale_answers, .. } = *self;
+        *self = Entry { failures, stale_answers, ..Entry::default() };
     }
 
     fn due_by(&mut self, at: Instant) {
@@ -71,6 +74,7 @@ pub(crate) struct Identity<'a> {
 #[derive(Debug)]
 pub(crate) struct Registrar {
     entries: BTreeMap<PeerId, Entry>,
+    /// Of the last `REGISTER` to any coordinator.
     generation: u64,
     /// How long an answer may take, and how long it is no error to be registered nowhere.
     patience: Duration,
@@ -80,8 +84,11 @@ pub(crate) struct Registrar {
 }
 
 impl Registrar {
-    pub(crate) fn new(patience: Duration) -> Self {
-        Self { entries: BTreeMap::new(), generation: 0, patience, patient_until: None, status: None }
+    /// Registrations have generations above `generation`.
+    pub(crate) fn new(generation: u64, patience: Duration) -> Self {
+        // There is room above it on the wire, whatever the clock says.
+        let generation = generation.min(VARINT_MAX / 2);
+        Self { entries: BTreeMap::new(), generation, patience, patient_until: None, status: None }
     }
 
     pub(crate) fn add(&mut self, peer: PeerId, link: Option<LinkId>, now: Instant) -> bool {
@@ -108,15 +115,31 @@ impl Registrar {
         self.entries.get(peer).is_some_and(|entry| entry.generation.is_some())
     }
 
-    /// The coordinators that are connected, those that registered us first.
+    /// The coordinators that are connected: those that registered us first, and of these the ones whose answers are current.
     pub(crate) fn connected(&self) -> Vec<(PeerId, LinkId)> {
         let mut all: Vec<_> = self
             .entries
             .iter()
-            .filter_map(|(peer, entry)| Some((!entry.is_registered(), *peer, entry.link?)))
+            .filter_map(|(peer, entry)| {
+                Some(((!entry.is_registered(), entry.stale_answers), *peer, entry.link?))
+            })
             .collect();
         all.sort();
         all.into_iter().map(|(_, peer, link)| (peer, link)).collect()
+    }
+
+    /// A coordinator answered for a peer with an older registration than another coordinator did, or with none of that peer.
+    pub(crate) fn answered_stale(&mut self, peer: &PeerId) {
+        if let Some(entry) = self.entries.get_mut(peer) {
+            entry.stale_answers = entry.stale_answers.saturating_add(1);
+        }
+    }
+
+    /// A coordinator answered for a peer with the newest registration that is known.
+    pub(crate) fn answered_current(&mut self, peer: &PeerId) {
+        if let Some(entry) = self.entries.get_mut(peer) {
+            entry.stale_answers = entry.stale_answers.saturating_sub(1);
+        }
     }
 
     /// A link to a coordinator came up. It is used if there is none, or if the one in use does not show the coordinator

@@ -15,7 +15,7 @@ use super::{
     candidate::{Candidate, CandidateKind},
     checklist::{Checklist, Known},
     event::{FailureReason, PathKind, Phase, SessionRole},
-    frame::RejectReason,
+    frame::{Registration, RejectReason},
     keys::{ProbeKeys, ProbeSecret, TAG_LEN},
     limits::TokenBucket,
     pair::Origin,
@@ -44,6 +44,30 @@ pub(crate) struct Asked {
     pub(crate) standing: Standing,
     /// It was asked once more, because nothing is heard of the peer.
     pub(crate) again: bool,
+    /// What it answered last.
+    pub(crate) answer: Option<Answered>,
+}
+
+/// What a coordinator knows of a peer, as the peer has signed it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Answered {
+    pub(crate) generation: u64,
+    pub(crate) probe_key: [u8; 32],
+    addresses: Vec<SocketAddr>,
+}
+
+impl Answered {
+    pub(crate) fn new(registration: &Registration, candidates: &[Candidate]) -> Self {
+        let mut addresses: Vec<SocketAddr> = candidates.iter().map(|candidate| candidate.address).collect();
+        addresses.sort_unstable();
+        let Registration { generation, probe_key, .. } = *registration;
+        Self { generation, probe_key, addresses }
+    }
+
+    /// Returns true if both lead to the same addresses of the same process. Each coordinator has a generation of its own.
+    pub(crate) fn agrees_with(&self, other: &Self) -> bool {
+        (self.probe_key, &self.addresses) == (other.probe_key, &other.addresses)
+    }
 }
 
 /// What an initiator needs until it has an answer.
@@ -59,6 +83,19 @@ pub(crate) struct Opening {
     pub(crate) ask_again: Option<Instant>,
     /// What the responder was told of our NAT.
     pub(crate) told: Traits,
+    /// The answer in use.
+    pub(crate) used: Option<Answered>,
+    /// The peer's probe key in an earlier attempt in which nothing was heard of the peer. Answers with any other key count more,
+    /// whatever their generation: the clock of the peer may have been set back between two of its processes.
+    pub(crate) unheard_key: Option<[u8; 32]>,
+}
+
+impl Opening {
+    /// Returns true if `answer` takes the place of the one in use.
+    pub(crate) fn prefers(&self, answer: &Answered) -> bool {
+        let rank = |answer: &Answered| (Some(answer.probe_key) != self.unheard_key, answer.generation);
+        self.used.as_ref().is_none_or(|used| rank(answer) > rank(used))
+    }
 }
 
 /// Whether the peer of a connected session is still there.
@@ -83,6 +120,17 @@ pub(crate) struct Lookup {
     /// How often in a row they were asked in vain, and why last time.
     pub(crate) misses: u32,
     pub(crate) missed: Option<FailureReason>,
+}
+
+/// What the attempts of a session before this one have shown.
+#[derive(Debug, Default)]
+pub(crate) struct Earlier {
+    /// The shortest round-trip time that was measured.
+    pub(crate) rtt: Option<Duration>,
+    /// What the sides said of their NATs in the last round, ours first.
+    pub(crate) traits: Option<(Traits, Traits)>,
+    /// The peer's probe key in the last attempt that a coordinator answered and in which nothing was heard of the peer.
+    pub(crate) unheard_key: Option<[u8; 32]>,
 }
 
 /// Addresses of the peer that an idle session remembers.
@@ -144,10 +192,8 @@ pub(crate) struct Session {
     pub(crate) answers: TokenBucket,
     /// For the peer's words that it moved.
     pub(crate) moves: TokenBucket,
-    /// The shortest that was measured in an earlier attempt.
-    pub(crate) rtt: Option<Duration>,
-    /// What the sides said of their NATs in the last round, ours first.
-    pub(crate) traits: Option<Box<(Traits, Traits)>>,
+    /// What earlier attempts have shown, until there is a connection.
+    pub(crate) earlier: Option<Box<Earlier>>,
     /// What follows if plain probes meet silence.
     pub(crate) search: Option<Box<Search>>,
     /// What a path is that the search of this attempt found.
@@ -183,8 +229,7 @@ impl Session {
             known: None,
             answers: TokenBucket::default(),
             moves: TokenBucket::default(),
-            rtt: None,
-            traits: None,
+            earlier: None,
             search: None,
             sought: None,
             sockets: Vec::new(),
@@ -196,6 +241,11 @@ impl Session {
 
     pub(crate) fn keys(&self) -> Option<&ProbeKeys> {
         self.keys.as_deref()
+    }
+
+    /// What earlier attempts have shown, to be added to.
+    pub(crate) fn earlier_mut(&mut self) -> &mut Earlier {
+        self.earlier.get_or_insert_with(Box::default)
     }
 
     pub(crate) fn is_connected(&self) -> bool {

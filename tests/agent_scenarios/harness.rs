@@ -24,6 +24,8 @@ use libp2p_punch::{
 
 pub(crate) const SOCKET: SocketId = SocketId(1);
 const PORT: u16 = 4001;
+/// Registrations have generations above this.
+pub(crate) const GENERATION: u64 = 1_700_000_000_000_000;
 
 /// What crosses the network in a datagram.
 #[derive(Debug, Clone)]
@@ -137,7 +139,7 @@ impl World {
         let seed = u8::try_from(self.nodes.len() + 1).unwrap();
         let keypair = keypair(seed);
         let peer = keypair.public().to_peer_id();
-        let mut agent = Agent::new(config, keypair, [seed; 32], self.now);
+        let mut agent = Agent::new(config, keypair, [seed; 32], GENERATION);
         let ip: IpAddr = local.parse().unwrap();
         let local = SocketAddr::new(ip, PORT);
         agent.handle_interface_up(ip, 24, self.now);

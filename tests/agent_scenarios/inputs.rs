@@ -143,7 +143,7 @@ impl Rig {
         let us = keypair(1);
         let now = Instant::now();
         let config = Config { role, ..Config::default() };
-        let agent = Agent::new(&config, us.clone(), [3; 32], now);
+        let agent = Agent::new(&config, us.clone(), [3; 32], 0);
         Self {
             agent,
             us,

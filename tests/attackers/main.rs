@@ -21,6 +21,8 @@ mod resets;
 #[cfg(test)]
 mod sessions;
 #[cfg(test)]
+mod stale_answers;
+#[cfg(test)]
 mod support;
 #[cfg(test)]
 mod third_parties;

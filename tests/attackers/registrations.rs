@@ -31,7 +31,7 @@ enum Answer {
 impl Coordinator {
     fn new() -> Self {
         let now = Instant::now();
-        let mut agent = Agent::new(&server(), Keypair::ed25519_from_bytes([1; 32]).unwrap(), [1; 32], now);
+        let mut agent = Agent::new(&server(), Keypair::ed25519_from_bytes([1; 32]).unwrap(), [1; 32], 0);
         agent.handle_socket_up(SocketId(1), ([198, 51, 100, 1], 4001).into(), true, now);
         Self { agent, now, next_link: 0 }
     }

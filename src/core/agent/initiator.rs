@@ -15,7 +15,7 @@ use crate::core::{
     keys::{FlightBinding, ProbeKeys, ProbeSecret},
     limits::Rate,
     links::Link,
-    session::{Asked, Key, Lookup, Opening, Session, Standing},
+    session::{Answered, Asked, Key, Lookup, Opening, Session, Standing},
     strategy::Traits,
 };
 
@@ -26,6 +26,17 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// How often coordinators are asked again for peers that they did not know, over all sessions. Every request counts, and this is
 /// half of what a coordinator takes of a peer, so that the other half is left for those that are not repeated.
 const LOOKUPS: Rate = Rate { interval: Duration::from_millis(40), burst: 50 };
+
+/// How an answer compares with the one in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// It leads to the same addresses of the same process.
+    Same,
+    /// It is newer, and says something else.
+    Newer,
+    /// It is older, and says something else.
+    Stale,
+}
 
 impl Agent {
     /// Begins a session with `peer` for a dial, or joins the one that has no connection yet, whoever began it. Coordinators are
@@ -106,8 +117,10 @@ impl Agent {
             request_len: 0,
             ask_again: None,
             told: Traits::default(),
+            used: None,
+            unheard_key: session.earlier.as_ref().and_then(|earlier| earlier.unheard_key),
         }));
-        let (peer, rtt) = (session.peer, session.rtt);
+        let (peer, rtt) = (session.peer, session.earlier.as_ref().and_then(|earlier| earlier.rtt));
         self.sessions.set_flow(key, Some(flow));
         self.out.command(Command::Connect { flow, peer, rtt, binding });
     }
@@ -246,7 +259,13 @@ impl Agent {
             match opening.asked.iter_mut().find(|asked| asked.link == link) {
                 Some(asked) => asked.again = true,
                 None => {
-                    opening.asked.push(Asked { peer, link, standing: Standing::Pending, again: false });
+                    opening.asked.push(Asked {
+                        peer,
+                        link,
+                        standing: Standing::Pending,
+                        again: false,
+                        answer: None,
+                    });
                 }
             }
             self.out.frame(link, Frame::PunchMeNow(Box::new(punch.clone())));
@@ -280,7 +299,8 @@ impl Agent {
         }
     }
 
-    /// A coordinator says where the responder may be reached. The first answer that the responder signed counts.
+    /// A coordinator says where the responder may be reached. Every answer counts that the responder signed, and of different
+    /// ones the newest.
     pub(super) fn punch_answer(&mut self, (id, link): (LinkId, &Link), answer: PunchAnswer, now: Instant) {
         let key = self.sessions.of_id(answer.session);
         let Some((key, session)) = key.and_then(|key| Some((key, self.sessions.get_mut(key)?))) else {
@@ -299,35 +319,82 @@ impl Agent {
         });
         let Some(keys) = keys else {
             asked.standing = Standing::Forged;
+            self.registrar.answered_stale(&link.peer);
             self.out.refuse_frame();
             return self.judge_standings(key, now);
         };
         asked.standing = Standing::Answered;
+        let answered = Answered::new(&answer.registration, &answer.candidates);
+        asked.answer = Some(answered.clone());
         if let Some(lookup) = &mut session.lookup {
             (lookup.misses, lookup.missed) = (0, None);
         }
         self.out.counters.coordinations += 1;
         self.out.counters.coordination_time +=
             asked_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
-        if phase != Phase::Coordination {
-            // Another coordinator was faster; that this one answered too matters only if the other's is refused.
-            if again && self.is_silent(key) {
-                self.peer_renewed(key, keys, now);
-                self.extend_targets(key, answer.candidates, (id, link), answer.observed, now);
-            }
-            return;
-        }
-        self.sessions.set_keys(key, Some(keys));
-        self.enter(key, Phase::Synchronization, now);
+        let news = self.compare(key, &link.peer, answered);
         let nat = answer.registration.nat;
         let coordination = asked_at.map(|at| now.saturating_duration_since(at));
-        self.form_checklist(key, answer.candidates, (id, link), answer.observed, request_len, now);
-        self.plan_search(key, (id, link), &nat, coordination, now);
-        self.pump(key, now);
+        let (candidates, from, observed) = (answer.candidates, (id, link), answer.observed);
+        match news {
+            _ if phase == Phase::Coordination => {
+                self.sessions.set_keys(key, Some(keys));
+                self.enter(key, Phase::Synchronization, now);
+                self.form_checklist(key, candidates, from, observed, request_len, now);
+                self.plan_search(key, from, &nat, coordination, now);
+                self.pump(key, now);
+            }
+            // The peer itself was heard.
+            _ if !self.is_silent(key) => {}
+            News::Newer => {
+                self.peer_renewed(key, keys, now);
+                self.replace_targets(key, candidates, from, observed, now);
+                self.plan_search_anew(key, from, &nat, coordination, now);
+                self.pump(key, now);
+            }
+            News::Same => {
+                self.extend_targets(key, candidates, from, observed, now);
+                if again {
+                    self.retarget_search(key, observed, now);
+                }
+                self.pump(key, now);
+            }
+            News::Stale => {}
+        }
     }
 
-    /// The peer has registered anew since it was asked for. With other keys it is another process: it knows nothing of the
-    /// probes sent so far, and has only now got the first flight.
+    /// Compares an answer of `coordinator` with that in use, and takes it into use if it is newer. Coordinators whose answers are
+    /// out of date lose rank.
+    fn compare(&mut self, key: Key, coordinator: &PeerId, answered: Answered) -> News {
+        let session = self.sessions.get_mut(key);
+        let Some(opening) = session.and_then(|session| session.opening.as_mut()) else { return News::Stale };
+        let agrees = opening.used.as_ref().is_none_or(|used| used.agrees_with(&answered));
+        let is_preferred = opening.prefers(&answered);
+        if is_preferred {
+            opening.used = Some(answered.clone());
+        }
+        match (agrees, is_preferred) {
+            (true, _) => {
+                self.registrar.answered_current(coordinator);
+                News::Same
+            }
+            (false, true) => {
+                let is_outdated = |asked: &&Asked| {
+                    asked.answer.as_ref().is_some_and(|earlier| !earlier.agrees_with(&answered))
+                };
+                let outdated = opening.asked.iter().filter(is_outdated);
+                outdated.for_each(|asked| self.registrar.answered_stale(&asked.peer));
+                News::Newer
+            }
+            (false, false) => {
+                self.registrar.answered_stale(coordinator);
+                News::Stale
+            }
+        }
+    }
+
+    /// The peer has another registration than that in use. With other keys it is another process: it knows nothing of the probes
+    /// sent so far.
     fn peer_renewed(&mut self, key: Key, keys: ProbeKeys, now: Instant) {
         let known = self.sessions.get(key).and_then(|session| session.keys());
         if known.is_none_or(|known| known.local_tag() == keys.local_tag()) {

@@ -30,7 +30,7 @@ impl Agent {
         if let Some(session) = self.sessions.get_mut(key) {
             session.opening = None;
             session.lookup = None;
-            session.traits = None;
+            session.earlier = None;
             session.targets.shrink_to_fit();
         }
         self.end_search(key);
@@ -146,7 +146,9 @@ impl Agent {
         self.sessions.set_keys(key, None);
         if let Some(session) = self.sessions.get_mut(key) {
             let measured = session.checklist.take().and_then(|checklist| checklist.best_rtt());
-            session.rtt = measured.or(session.rtt);
+            if measured.is_some() {
+                session.earlier_mut().rtt = measured;
+            }
             session.opening = None;
             session.sought = None;
             session.targets = Vec::new();
@@ -156,8 +158,14 @@ impl Agent {
 
     /// The attempt has failed: another one follows, or the session ends.
     pub(super) fn fail(&mut self, key: Key, reason: FailureReason, now: Instant) {
+        let is_silent = self.is_silent(key);
+        let used = self.sessions.get(key).and_then(|session| session.opening.as_ref()?.used.as_ref());
+        let unheard_key = used.filter(|_| is_silent).map(|used| used.probe_key);
         self.abandon_attempt(key);
         let Some(session) = self.sessions.get_mut(key) else { return };
+        if unheard_key.is_some() {
+            session.earlier_mut().unheard_key = unheard_key;
+        }
         if session.lookup.as_ref().is_some_and(|lookup| now < lookup.until) && is_miss(reason) {
             return self.missed(key, reason, now);
         }

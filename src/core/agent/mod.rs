@@ -122,8 +122,9 @@ struct Settings {
 
 impl Agent {
     /// An agent of the peer of `keypair`, with no sockets and no coordinators. All randomness comes from `seed`, which must
-    /// be unpredictable to others. `config` has been validated.
-    pub fn new(config: &Config, keypair: Keypair, seed: [u8; 32], _now: Instant) -> Self {
+    /// be unpredictable to others. `config` has been validated. The generations of registrations begin above `generation`: the
+    /// microseconds since 1970, so that those of a process are above those of the processes before it.
+    pub fn new(config: &Config, keypair: Keypair, seed: [u8; 32], generation: u64) -> Self {
         let mut rng = StdRng::from_seed(seed);
         let settings = Settings {
             role: config.role,
@@ -156,7 +157,7 @@ impl Agent {
             network: Network::new(settings.max_candidates),
             links: Links::default(),
             coordinator: Coordinator::new(matches!(settings.role, Role::Server | Role::Bootstrap)),
-            registrar: Registrar::new(settings.coordination_timeout),
+            registrar: Registrar::new(generation, settings.coordination_timeout),
             gate: Gate::new(),
             probe_budget: ProbeBudget::new(),
             sessions: Table::default(),

@@ -345,13 +345,28 @@ impl Agent {
                 false => self.out.cap_hit(),
             }
         }
-        if let Some(observed) = observed
-            && let Some(search) = &mut session.search
-        {
-            search.retarget(observed, now);
-        }
         self.extend_checklist(key, link.socket, now);
-        self.pump(key, now);
+    }
+
+    /// Probes what a newer registration of the peer commits, instead of what an older one did. Budgets and what was heard stay.
+    pub(super) fn replace_targets(
+        &mut self,
+        key: Key,
+        candidates: Vec<Candidate>,
+        (_, link): (LinkId, &Link),
+        observed: Option<SocketAddr>,
+        now: Instant,
+    ) {
+        let (targets, candidates) = self.targets_among(candidates, link, observed);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let (Some(checklist), Some(flow)) = (&mut session.checklist, session.flow) else { return };
+        for path in checklist.remove_unheard(|remote| targets.iter().all(|target| target.remote != remote)) {
+            self.out.command(Command::Forget { flow, path });
+        }
+        session.targets = targets;
+        let local = self.network.candidates_for(link.is_loopback());
+        self.out.event(Event::Candidates { peer: session.peer, local, remote: candidates });
+        self.extend_checklist(key, link.socket, now);
     }
 
     /// Adds the pairs that are missing from a checklist; of two sockets `first` comes first.

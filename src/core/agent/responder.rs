@@ -190,6 +190,8 @@ impl Agent {
         let search = self.sessions.get_mut(key).and_then(|session| session.search.as_mut());
         search.into_iter().for_each(|search| search.asked_again(now));
         self.extend_targets(key, request.candidates, (id, link), punch.observed, now);
+        self.retarget_search(key, punch.observed, now);
+        self.pump(key, now);
         if is_new {
             let bytes: usize = request.first_flight.iter().map(|datagram| datagram.len()).sum();
             self.permit_flight(key, link, (punch.observed, bytes), now);
@@ -265,7 +267,7 @@ impl Agent {
         let flow = self.new_flow();
         self.sessions.set_flow(key, Some(flow));
         let bytes: usize = request.first_flight.iter().map(|datagram| datagram.len()).sum();
-        let rtt = self.sessions.get(key).and_then(|session| session.rtt);
+        let rtt = self.sessions.get(key).and_then(|session| session.earlier.as_ref()?.rtt);
         let binding = FlightBinding::new(&initiator, &request.probe_key);
         let first_flight = request.first_flight;
         self.out.command(Command::Accept { flow, peer: initiator, first_flight, rtt, binding });

@@ -1,6 +1,9 @@
 //! Searches: what sessions do when plain probes met silence, by the table of `docs/protocol.md` §7.5.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use rand::Rng;
 
@@ -37,7 +40,9 @@ impl Agent {
         let (ours, theirs) = (self.traits(), Traits::parse(theirs));
         let Some(session) = self.sessions.get_mut(key) else { return };
         let ours = session.opening.as_ref().map_or(ours, |opening| opening.told);
-        let before = session.traits.replace(Box::new((ours, theirs)));
+        // The reports of the round before are compared once in a round.
+        let before =
+            session.earlier_mut().traits.replace((ours, theirs)).filter(|_| session.search.is_none());
         let is_news = |(o, t): &(Traits, Traits)| !(o.acts_like(&ours) && t.acts_like(&theirs));
         let news = before.is_some_and(|before| is_news(&before));
         let first = session.attempt == 0 || news;
@@ -54,6 +59,32 @@ impl Agent {
         };
         let search = Search::new(plan, id, path.socket, path.remote, now + silence, &mut self.rng);
         session.search = Some(Box::new(search));
+    }
+
+    /// As [`plan_search`](Self::plan_search), in an attempt that has a plan already. What has begun, or waits for its turn, goes on.
+    pub(super) fn plan_search_anew(
+        &mut self,
+        key: Key,
+        from: (LinkId, &Link),
+        theirs: &[u8],
+        coordination: Option<Duration>,
+        now: Instant,
+    ) {
+        let session = self.sessions.get_mut(key);
+        let Some(search) = session.and_then(|session| session.search.as_ref()) else { return };
+        if !search.running && search.ticket.is_none() {
+            self.plan_search(key, from, theirs, coordination, now);
+        }
+    }
+
+    /// A coordinator sees the peer of a session at this address now: the search aims there.
+    pub(super) fn retarget_search(&mut self, key: Key, observed: Option<SocketAddr>, now: Instant) {
+        let session = self.sessions.get_mut(key);
+        if let Some(observed) = observed
+            && let Some(search) = session.and_then(|session| session.search.as_mut())
+        {
+            search.retarget(observed, now);
+        }
     }
 
     /// Does what the search of a session wants done by now.
