@@ -151,10 +151,11 @@ prop_compose! {
     fn moved()(
         peer in peer(),
         session in session(),
+        sequence in any::<u32>(),
         candidates in vec(candidate(), 0..12),
         authenticator in any::<[u8; 16]>(),
     ) -> PunchMoved {
-        PunchMoved { peer, session, candidates, authenticator }
+        PunchMoved { peer, session, sequence, candidates, authenticator }
     }
 }
 

@@ -173,6 +173,7 @@ impl Vector {
             "PUNCH_MOVED" => Frame::PunchMoved(Box::new(PunchMoved {
                 peer: self.peer("peer"),
                 session: self.session(),
+                sequence: self.parsed("sequence"),
                 candidates: self.candidates(),
                 authenticator: self.array("authenticator"),
             })),

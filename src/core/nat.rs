@@ -6,6 +6,7 @@
 
 mod lifetime;
 mod report;
+mod vote;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,6 +19,7 @@ use libp2p_identity::PeerId;
 use lifetime::Lifetimes;
 pub(crate) use report::is_in_shared_space;
 pub use report::{Confidence, Evidence, Finding, IdleLifetime, Report, Sharing};
+use vote::{Vote, networks_of};
 
 use super::{
     LinkId, SocketId,
@@ -91,11 +93,24 @@ struct Observation {
     expires: Option<Instant>,
     /// Another observer has seen this mapping gone: until this one says otherwise, or this long, it does not count.
     doubted: Option<Instant>,
+    /// The observer has said that a mapping is gone which others see still, or which it sees again itself: its word alone no longer
+    /// counts for that.
+    is_refuted: bool,
 }
 
 impl Observation {
     fn new(link: LinkId, (observer, from): (PeerId, SocketAddr), seen: SocketAddr, at: Instant) -> Self {
-        Self { link, observer, from, seen, at, is_probe: false, expires: None, doubted: None }
+        Self {
+            link,
+            observer,
+            from,
+            seen,
+            at,
+            is_probe: false,
+            expires: None,
+            doubted: None,
+            is_refuted: false,
+        }
     }
 
     /// Whether it takes the place of an older one: of the same address, or over the same connection whose other end has moved.
@@ -109,6 +124,8 @@ impl Observation {
 #[derive(Debug, Default)]
 pub(crate) struct Observations {
     by_socket: BTreeMap<SocketId, Vec<Observation>>,
+    /// The observers that we chose: strangers count only where none of these sees the socket.
+    coordinators: BTreeSet<PeerId>,
     next_expiry: Option<Instant>,
     /// When our own network changed last.
     network_changed: Option<Instant>,
@@ -151,9 +168,10 @@ impl Observations {
         let all = self.by_socket.entry(socket).or_default();
         let Some(index) = all.iter().position(|o| said.replaces(o)) else {
             if all.len() >= MAX_OBSERVATIONS {
-                // One whose connection is gone makes room.
-                let Some(stale) = all.iter().position(|o| o.expires.is_some()) else { return Recorded::Full };
-                all.swap_remove(stale);
+                let Some(place) = vote::least_useful(all, &self.coordinators, &said) else {
+                    return Recorded::Full;
+                };
+                all.swap_remove(place);
             }
             all.push(said);
             return Recorded::New;
@@ -165,25 +183,40 @@ impl Observations {
             all.push(said);
             return Recorded::Known;
         }
+        // Where a coordinator sees the socket, strangers neither end a mapping nor confirm that it ended.
+        let coordinators = &self.coordinators;
+        let is_coordinated = all.iter().chain([&said]).any(|o| coordinators.contains(&o.observer));
+        let counts = |observer: &PeerId| !is_coordinated || coordinators.contains(observer);
+        let is_counted = counts(&said.observer);
         let count = all.len();
-        if let Some(network_changed) = self.network_changed {
+        if let Some(network_changed) = self.network_changed.filter(|_| is_counted) {
             all.retain(|o| o.at >= network_changed);
         }
-        let moved = all.len() < count || self.network_changed.is_some_and(|at| before.at < at);
-        let confirms = all.iter().any(|o| o.seen == seen && !o.is_probe);
+        let is_older = |at: Instant| self.network_changed.is_some_and(|changed| at < changed);
+        let moved = is_counted && (all.len() < count || is_older(before.at));
+        let observer = said.observer;
+        let is_same = |o: &&mut Observation| o.seen == seen && !o.is_probe;
+        let mut confirms = false;
+        said.is_refuted = before.is_refuted;
+        for other in all.iter_mut().filter(is_same).filter(|o| is_counted && counts(&o.observer)) {
+            // One observer does not take its own word back, nor confirm it.
+            let is_other = other.observer != observer;
+            said.is_refuted |= is_other && other.doubted.take().is_some();
+            confirms |= !(is_other && std::mem::take(&mut other.is_refuted));
+        }
         // Between two connections there was time to forget a mapping that nobody used, and another address of the
         // observer may see another mapping.
         let was_in_use = before.link == said.link && before.from == said.from && !before.is_probe;
-        let observer = said.observer;
+        let is_believed = is_counted && !said.is_refuted;
         all.push(said);
         if moved {
             return Recorded::Moved;
         }
-        if was_in_use && !confirms {
+        if was_in_use && !confirms && is_believed {
             self.remapped(socket, &before, seen, now);
             return Recorded::Remapped;
         }
-        if was_in_use {
+        if was_in_use && confirms {
             self.lifetimes.confirm(seen, observer, now);
         }
         Recorded::New
@@ -270,8 +303,15 @@ impl Observations {
             let before = all.len();
             all.retain(|o| o.expires.is_none_or(|at| at > now));
             any |= all.len() != before;
-            for observation in all {
-                any |= observation.doubted.take_if(|until| *until <= now).is_some();
+            let mut still_seen = BTreeSet::new();
+            for observation in all.iter_mut() {
+                if observation.doubted.take_if(|until| *until <= now).is_some() {
+                    any = true;
+                    still_seen.insert(observation.seen);
+                }
+            }
+            if !still_seen.is_empty() {
+                vote::refute(all, &still_seen);
             }
         }
         let deadlines = |o: &Observation| [o.expires, o.doubted];
@@ -284,14 +324,30 @@ impl Observations {
         self.next_expiry
     }
 
-    /// The addresses at which `socket` is seen: what most observers agree on first, then the latest.
+    /// `peer` is a coordinator of ours from now on.
+    pub(crate) fn trust(&mut self, peer: PeerId) {
+        self.coordinators.insert(peer);
+    }
+
+    /// `peer` is a stranger from now on.
+    pub(crate) fn distrust(&mut self, peer: &PeerId) {
+        self.coordinators.remove(peer);
+    }
+
+    /// The addresses at which `socket` is seen: what most networks of observers agree on first, then the latest. What only strangers
+    /// see is left out where a coordinator sees the socket.
     pub(crate) fn reflexive(&self, socket: SocketId) -> Vec<SocketAddr> {
-        let mut seen: BTreeMap<SocketAddr, (bool, usize, Instant)> = BTreeMap::new();
-        for o in self.by_socket.get(&socket).into_iter().flatten().filter(|o| !o.is_probe) {
-            let entry = seen.entry(o.seen).or_insert((false, 0, o.at));
-            *entry = (entry.0 || o.doubted.is_none(), entry.1 + 1, entry.2.max(o.at));
+        let all = || self.by_socket.get(&socket).into_iter().flatten().filter(|o| !o.is_probe);
+        let is_chosen = |o: &&Observation| self.coordinators.contains(&o.observer);
+        let is_coordinated = all().any(|o| is_chosen(&o));
+        let counted: Vec<&Observation> = all().filter(|o| !is_coordinated || is_chosen(o)).collect();
+        let mut ranked: Vec<_> = Vec::new();
+        for address in counted.iter().map(|o| o.seen).collect::<BTreeSet<_>>() {
+            let seen = || counted.iter().copied().filter(|o| o.seen == address);
+            let is_certain = seen().any(|o| o.doubted.is_none());
+            let latest = seen().map(|o| o.at).max();
+            ranked.push(((is_certain, networks_of(seen()), seen().count(), latest), address));
         }
-        let mut ranked: Vec<_> = seen.into_iter().map(|(address, rank)| (rank, address)).collect();
         ranked.sort_by(|a, b| b.cmp(a));
         ranked.into_iter().map(|(_, address)| address).collect()
     }
@@ -308,11 +364,11 @@ impl Observations {
         all.into_iter().collect()
     }
 
-    /// Counts, for each IP address at which a trusted observer sees any socket, the independent observers that do: those
-    /// that differ in identity and in IP address.
-    pub(crate) fn witnesses(&self, is_trusted: impl Fn(&PeerId) -> bool) -> BTreeMap<IpAddr, usize> {
+    /// Counts, for each IP address at which a coordinator sees any socket, the independent coordinators that do: those that
+    /// differ in identity and in IP address.
+    pub(crate) fn witnesses(&self) -> BTreeMap<IpAddr, usize> {
         let mut seen: BTreeMap<IpAddr, (BTreeSet<PeerId>, BTreeSet<IpAddr>)> = BTreeMap::new();
-        for o in self.by_socket.values().flatten().filter(|o| is_trusted(&o.observer)) {
+        for o in self.by_socket.values().flatten().filter(|o| self.coordinators.contains(&o.observer)) {
             let (observers, addresses) = seen.entry(o.seen.ip()).or_default();
             observers.insert(o.observer);
             addresses.insert(o.from.ip());
@@ -323,18 +379,23 @@ impl Observations {
     }
 
     /// The observations that tell of the NAT in front of `socket`.
-    fn used(&self, socket: SocketId) -> Vec<&Observation> {
+    fn vote(&self, socket: SocketId) -> Vote<'_> {
         let all = self.by_socket.get(&socket).into_iter().flatten();
         let all: Vec<&Observation> = all.filter(|o| o.doubted.is_none()).collect();
         // An observer in private space may sit on our side of the NAT; the others know better.
         let global: Vec<&Observation> =
             all.iter().copied().filter(|o| scope(o.from.ip()) == Scope::Global).collect();
-        if global.is_empty() { all } else { global }
+        Vote::new(if global.is_empty() { all } else { global }, &self.coordinators)
+    }
+
+    fn used(&self, socket: SocketId) -> Vec<&Observation> {
+        self.vote(socket).counted
     }
 
     /// What follows about the NAT in front of `socket`, which has `port` and may be reached at `local`.
     pub(crate) fn view(&self, socket: SocketId, port: u16, local: &[SocketAddr]) -> NatView {
-        let mut used = self.used(socket);
+        let vote = self.vote(socket);
+        let mut used = vote.counted;
         if used.is_empty() {
             return NatView::default();
         }
@@ -343,7 +404,8 @@ impl Observations {
             return NatView { mapping, port_preserved: Some(true), allocation_step: None };
         }
         used.sort_by_key(|o| o.at);
-        let mapping = mapping(&used).or(self.mapped.get(&socket).copied());
+        let known = self.mapped.get(&socket).copied().filter(|_| !vote.is_contested);
+        let mapping = mapping(&used).or(known);
         let allocation_step = match mapping {
             Some(MappingBehaviour::EndpointIndependent) | None => None,
             _ => allocation_step(&used),

@@ -221,6 +221,8 @@ pub(crate) struct Search {
     pub(crate) ticket: Option<Ticket>,
     /// The peer's waits for its turn.
     peer_waits: bool,
+    /// The peer's has had its turn.
+    has_peer_begun: bool,
     /// When the peer asked for this attempt last.
     asked: Instant,
     sockets: Vec<SocketId>,
@@ -259,6 +261,7 @@ impl Search {
             running: false,
             ticket: None,
             peer_waits: false,
+            has_peer_begun: false,
             asked: begins,
             sockets: Vec::new(),
             samples: 0,
@@ -350,8 +353,13 @@ impl Search {
         self.stage = Stage::Held;
     }
 
-    /// The peer's search waits for its turn, or begins. True if ours is to begin with it.
+    /// The peer's search waits for its turn, or begins. True if ours is to begin with it. A search waits once, before it begins: what
+    /// says otherwise afterwards is late, or somebody plays it again.
     pub(crate) fn peer_turn(&mut self, begins: bool, now: Instant) -> bool {
+        if self.has_peer_begun {
+            return false;
+        }
+        self.has_peer_begun = begins;
         self.peer_waits = !begins;
         match self.stage {
             Stage::Shooting(_) if self.is_held() => self.stage = Stage::Held,

@@ -192,6 +192,10 @@ pub(crate) struct Session {
     pub(crate) answers: TokenBucket,
     /// For the peer's words that it moved.
     pub(crate) moves: TokenBucket,
+    /// The sequence number of our last word that we moved.
+    pub(crate) moves_told: u32,
+    /// The highest sequence number of the peer's words that it moved.
+    pub(crate) moves_heard: u32,
     /// What earlier attempts have shown, until there is a connection.
     pub(crate) earlier: Option<Box<Earlier>>,
     /// What follows if plain probes meet silence.
@@ -229,6 +233,8 @@ impl Session {
             known: None,
             answers: TokenBucket::default(),
             moves: TokenBucket::default(),
+            moves_told: 0,
+            moves_heard: 0,
             earlier: None,
             search: None,
             sought: None,

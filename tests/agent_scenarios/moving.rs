@@ -113,7 +113,7 @@ fn a_coordinator_that_says_where_a_peer_moved_is_not_believed() {
 }
 
 #[test]
-fn saying_it_again_and_again_costs_no_more_probes_than_the_rate_allows() {
+fn saying_it_again_and_again_costs_no_more_probes_than_saying_it_once() {
     let (mut world, a, b, c) = connected();
     let moved = said(&mut world, b, c);
     world.blackhole = true;
@@ -124,9 +124,8 @@ fn saying_it_again_and_again_costs_no_more_probes_than_the_rate_allows() {
         world.run_for(ms(10));
     }
     world.run_for(ms(10_000));
-    assert!(world.nodes[a].agent.counters().caps_hit >= 90);
     let sent = world.nodes[a].probes[before..].len();
-    let most = 4 * 9 * moved.candidates.len();
+    let most = 9 * (moved.candidates.len() + 1);
     assert!((1..=most).contains(&sent), "{sent} probes, {most} at most");
 }
 

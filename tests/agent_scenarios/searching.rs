@@ -183,7 +183,7 @@ fn a_coordinator_opens_observers_once_and_offers_them_once_to_each_client() {
 fn two_sprays_run_at_once_and_the_next_in_turn_if_their_initiators_still_wait() {
     let (mut world, b, link) = responder(&client());
     let other = world.add(&server(), "203.0.113.7", None);
-    let (observer, _) = world.link(b, other);
+    let (observer, _) = world.coordinate(b, other);
     world.run_for(ms(500));
     let elsewhere = Frame::ObservedAddress { sequence: 9, address: at("198.51.100.2:5001") };
     world.input(b, |agent, now| agent.handle_frame(observer, elsewhere, now));

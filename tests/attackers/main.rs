@@ -15,7 +15,11 @@ mod limits;
 #[cfg(test)]
 mod migration;
 #[cfg(test)]
+mod observers;
+#[cfg(test)]
 mod registrations;
+#[cfg(test)]
+mod replays;
 #[cfg(test)]
 mod resets;
 #[cfg(test)]

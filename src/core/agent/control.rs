@@ -17,7 +17,13 @@ impl Agent {
     /// Registers with `peer` whenever it is connected, and asks it to coordinate for us.
     pub fn add_coordinator(&mut self, peer: PeerId, now: Instant) {
         let link = self.links.best_of(&peer);
-        if peer != self.peer && self.registrar.add(peer, link, now) && link.is_some() {
+        if peer == self.peer || !self.registrar.add(peer, link, now) {
+            return;
+        }
+        self.network.observations.trust(peer);
+        if link.is_some() {
+            self.refresh_candidates(now);
+            self.report_views();
             self.run_registrar(now);
             self.coordinator_arrived(now);
         }
@@ -27,6 +33,9 @@ impl Agent {
     pub fn remove_coordinator(&mut self, peer: &PeerId, now: Instant) {
         if self.registrar.contains(peer) {
             self.registrar.remove(peer);
+            self.network.observations.distrust(peer);
+            self.refresh_candidates(now);
+            self.report_views();
             self.run_registrar(now);
         }
     }

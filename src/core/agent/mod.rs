@@ -344,7 +344,7 @@ impl Agent {
 
     /// Returns the addresses at which our coordinators see us, with the number of independent coordinators that do.
     fn public_addresses(&self) -> BTreeMap<IpAddr, usize> {
-        self.network.observations.witnesses(|observer| self.registrar.contains(observer))
+        self.network.observations.witnesses()
     }
 
     /// Our addresses or what is known of them may have changed.

@@ -55,10 +55,11 @@ impl Agent {
 
     /// Tells the peer of a session at which addresses it finds us now.
     pub(super) fn tell_where(&mut self, key: Key, candidates: Vec<Candidate>) {
-        let Some(session) = self.sessions.get(key) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.moves_told = session.moves_told.saturating_add(1);
         let Some(keys) = session.keys() else { return };
-        let (peer, name) = (session.peer, session.id);
-        let mut moved = PunchMoved { peer, session: name, candidates, authenticator: [0; MAC_LEN] };
+        let (peer, name, sequence) = (session.peer, session.id, session.moves_told);
+        let mut moved = PunchMoved { peer, session: name, sequence, candidates, authenticator: [0; MAC_LEN] };
         moved.authenticator = keys.authenticate(&moved.covered());
         let coordinators = self.registrar.connected();
         for (_, link) in coordinators.iter().filter(|(id, _)| *id != peer).take(MAX_ASKED) {
@@ -213,10 +214,18 @@ impl Agent {
             self.out.refuse_frame();
             return true;
         }
+        // The same word comes through several coordinators. An older one is late, or somebody plays it again.
+        if moved.sequence <= session.moves_heard {
+            if moved.sequence < session.moves_heard {
+                self.out.refuse_frame();
+            }
+            return true;
+        }
         if !session.moves.take(MOVES, now) {
             self.out.cap_hit();
             return true;
         }
+        session.moves_heard = moved.sequence;
         let public = self.public_addresses();
         let Some(session) = self.sessions.get_mut(key) else { return true };
         let policy = Policy {

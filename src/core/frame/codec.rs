@@ -210,6 +210,7 @@ fn put_moved(out: &mut BytesMut, moved: &PunchMoved) {
     put_varint(out, PUNCH_MOVED);
     put_bytes(out, &moved.peer.to_bytes(), MAX_PEER_ID_LEN);
     out.put_slice(&moved.session.0);
+    put_varint(out, moved.sequence.into());
     put_candidates(out, moved.candidates.iter());
     out.put_slice(&moved.authenticator);
 }

@@ -158,6 +158,7 @@ fn moved(r: &mut Reader<'_>) -> Result<PunchMoved, DecodeError> {
     Ok(PunchMoved {
         peer: peer_id(r, "peer")?,
         session: SessionId(r.array("session")?),
+        sequence: r.u32("sequence")?,
         candidates: candidates(r)?,
         authenticator: r.array("authenticator")?,
     })

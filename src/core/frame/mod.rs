@@ -169,6 +169,8 @@ pub struct PunchMoved {
     pub peer: PeerId,
     /// The session.
     pub session: SessionId,
+    /// Grows with every such frame of the sender in this session; the first has 1.
+    pub sequence: u32,
     /// Where the sender may be reached.
     pub candidates: Vec<Candidate>,
     /// By the probe keys of the session, so that the coordinator cannot make it up.

@@ -211,10 +211,11 @@ impl PunchMoved {
         self.covered().len() - MOVED_DOMAIN.len() + self.authenticator.len()
     }
 
-    /// What the authenticator covers: domain, session and candidates as on the wire.
+    /// What the authenticator covers: domain, session, sequence number and candidates as on the wire.
     pub(in crate::core) fn covered(&self) -> BytesMut {
         let mut out = BytesMut::from(MOVED_DOMAIN);
         out.put_slice(&self.session.0);
+        put_varint(&mut out, self.sequence.into());
         put_candidates(&mut out, self.candidates.iter());
         out
     }

@@ -199,24 +199,29 @@ fn evidence<'a>(used: impl IntoIterator<Item = &'a Observation>) -> Option<Evide
 impl Observations {
     /// The part of a report that follows from what observers saw of `socket`.
     pub(crate) fn report(&self, socket: SocketId, view: &NatView, local: &[SocketAddr]) -> Report {
-        let used = self.used(socket);
+        let vote = self.vote(socket);
+        let used = vote.counted;
         let all = || evidence(used.iter().copied());
         let public = self.reflexive(socket).into_iter().find(|address| {
             let seen = |o: &&Observation| o.seen == *address;
             used.iter().any(seen)
         });
         let at = |address: SocketAddr| evidence(used.iter().copied().filter(|o| o.seen == address));
-        let public_address = public.and_then(|address| Some(Finding::agreed(address, at(address)?)));
+        let public_address = public.and_then(|address| Some((address, at(address)?)));
         let is_translated = !used.iter().all(|o| local.contains(&o.seen));
+        fn finding<T>(is_contested: bool, known: Option<(T, Evidence)>) -> Option<Finding<T>> {
+            let mut finding = known.map(|(value, evidence)| Finding::agreed(value, evidence))?;
+            if is_contested {
+                finding.confidence = Confidence::Low;
+            }
+            Some(finding)
+        }
         Report {
             socket: (!used.is_empty()).then_some(socket),
-            public_address,
-            translated: all().map(|evidence| Finding::agreed(is_translated, evidence)),
-            mapping: view.mapping.zip(all()).map(|(mapping, evidence)| Finding::agreed(mapping, evidence)),
-            port_preserved: view
-                .port_preserved
-                .zip(all())
-                .map(|(kept, evidence)| Finding::agreed(kept, evidence)),
+            public_address: finding(vote.is_contested, public_address),
+            translated: finding(vote.is_contested, all().map(|evidence| (is_translated, evidence))),
+            mapping: finding(vote.is_contested, view.mapping.zip(all())),
+            port_preserved: finding(vote.is_contested, view.port_preserved.zip(all())),
             mapping_lifetime: self.lifetimes.finding(),
             ..Report::default()
         }
