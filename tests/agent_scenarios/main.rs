@@ -23,6 +23,8 @@ mod renewing;
 #[cfg(test)]
 mod report;
 #[cfg(test)]
+mod rig;
+#[cfg(test)]
 mod searching;
 #[cfg(test)]
 mod sessions;

@@ -1,0 +1,9 @@
+#![no_main]
+
+#[path = "../../tests/agent_scenarios/rig.rs"]
+mod rig;
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
+    let (role, inputs) = rig::inputs_of(bytes);
+    rig::run(role, inputs);
+});
