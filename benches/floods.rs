@@ -26,11 +26,11 @@ const PLAIN: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::Re
 const ROUNDS: usize = 5;
 /// Datagrams of a flood.
 const FLOOD: usize = 4_000;
-/// Sent in a row, so that no buffer overflows, and the pause after that.
+/// Datagrams in a row, few enough for every buffer, and the pause after them.
 const BURST: usize = 16;
-const PAUSE: Duration = Duration::from_millis(4);
-/// Until everything that was received has been dealt with, and before anything is sent again.
-const SETTLE: Duration = Duration::from_millis(150);
+const BURST_INTERVAL: Duration = Duration::from_millis(4);
+/// Time for the victim to process all datagrams, before the next ones are sent.
+const SETTLE_TIME: Duration = Duration::from_millis(150);
 
 type Muxers = Boxed<(PeerId, StreamMuxerBox)>;
 
@@ -112,14 +112,14 @@ fn forged_probes() -> Vec<Vec<u8>> {
 
 /// Returns the CPU time in us that each datagram costs the process at `target`.
 async fn cost(target: SocketAddr, datagrams: Vec<Vec<u8>>) -> io::Result<f64> {
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(SETTLE_TIME).await;
     let before = cpu_time()?;
     let flooded = tokio::task::spawn_blocking(move || {
         // A thread of its own, that can be told from the others.
         thread::spawn(move || flood(target, &datagrams)).join().expect("it does not panic")
     });
     let count = flooded.await.map_err(io::Error::other)??;
-    tokio::time::sleep(SETTLE).await;
+    tokio::time::sleep(SETTLE_TIME).await;
     Ok((cpu_time()? - before).as_secs_f64() * 1e6 / count as f64)
 }
 
@@ -130,7 +130,7 @@ fn flood(target: SocketAddr, datagrams: &[Vec<u8>]) -> io::Result<usize> {
         for datagram in burst {
             socket.send_to(datagram, target)?;
         }
-        thread::sleep(PAUSE);
+        thread::sleep(BURST_INTERVAL);
     }
     Ok(datagrams.len())
 }

@@ -13,9 +13,9 @@ use quinn::{AsyncUdpSocket, Runtime};
 use crate::{
     engine::Engine,
     ids::NodeId,
-    inbox::SocketConfig,
+    receive_buffer::SocketConfig,
     socket::Socket,
-    state::{Refusal, State},
+    state::{BindRefusal, State},
 };
 
 /// Name of the only zone of link-local addresses.
@@ -61,8 +61,8 @@ impl Host {
     /// `AddrInUse` if another socket has the port at this address or at the wildcard address,
     /// `AddrNotAvailable` if the address is none of the host's.
     pub fn socket(&self, address: SocketAddr) -> io::Result<Arc<Socket>> {
-        let (local, inbox) = self.engine.with(|state| state.bind(self.id, address))?;
-        Ok(Arc::new(Socket::new(self.engine.clone(), self.id, local, inbox)))
+        let (local, buffer) = self.engine.with(|state| state.bind(self.id, address))?;
+        Ok(Arc::new(Socket::new(self.engine.clone(), self.id, local, buffer)))
     }
 
     /// Sends one datagram that claims to come from `source`, as hosts can whose network lets forged
@@ -74,16 +74,16 @@ impl Host {
     /// Takes all open sockets away, as iOS does after a suspension. Open sockets fail, new ones
     /// work. Each keeps its port until it is dropped. Returns the number of open sockets.
     pub fn kill_sockets(&self) -> usize {
-        let inboxes = self.engine.with(|state| state.host(self.id).inboxes());
-        let readers: Vec<_> = inboxes.iter().map(|inbox| inbox.kill()).collect();
+        let receive_buffers = self.engine.with(|state| state.host(self.id).receive_buffers());
+        let readers: Vec<_> = receive_buffers.iter().map(|buffer| buffer.kill()).collect();
         readers.into_iter().flatten().for_each(Waker::wake);
-        inboxes.len()
+        receive_buffers.len()
     }
 
     /// Makes the next `count` binds of the [`Network`] fail with this error; with `with_port_only`,
     /// binds to port 0 still succeed.
     pub fn refuse_binds(&self, kind: io::ErrorKind, count: usize, with_port_only: bool) {
-        let refusal = Refusal { kind, count, with_port_only };
+        let refusal = BindRefusal { kind, count, with_port_only };
         self.engine.with(|state| state.host_mut(self.id).refusal = Some(refusal));
     }
 

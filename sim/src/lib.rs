@@ -50,9 +50,9 @@ mod engine;
 mod gateway;
 mod host;
 mod ids;
-mod inbox;
 mod link;
 mod nat;
+mod receive_buffer;
 mod recorder;
 mod socket;
 mod state;
@@ -63,9 +63,9 @@ pub use self::{
     gateway::Gateway,
     host::Host,
     ids::NodeId,
-    inbox::{Datagram, SocketConfig},
     link::Link,
     nat::{Filtering, Hairpin, Mapping, Nat, Ports, Translation},
+    receive_buffer::{Datagram, SocketConfig},
     recorder::Trace,
     socket::Socket,
     trace::{Packet, Record, Stats, Verdict},

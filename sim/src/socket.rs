@@ -17,7 +17,7 @@ use quinn::{
 use crate::{
     engine::Engine,
     ids::NodeId,
-    inbox::{Datagram, Inbox, Queue},
+    receive_buffer::{Datagram, Queue, ReceiveBuffer},
 };
 
 /// A UDP socket of a simulated host. Its port is free again when it is dropped.
@@ -31,12 +31,12 @@ pub struct Socket {
     engine: Engine,
     host: NodeId,
     local: SocketAddr,
-    inbox: Arc<Inbox>,
+    buffer: Arc<ReceiveBuffer>,
 }
 
 impl Socket {
-    pub(crate) fn new(engine: Engine, host: NodeId, local: SocketAddr, inbox: Arc<Inbox>) -> Self {
-        Self { engine, host, local, inbox }
+    pub(crate) fn new(engine: Engine, host: NodeId, local: SocketAddr, buffer: Arc<ReceiveBuffer>) -> Self {
+        Self { engine, host, local, buffer }
     }
 
     /// Returns the address that the socket is bound to.
@@ -58,7 +58,7 @@ impl Socket {
     /// Waits for the next datagram.
     pub async fn receive(&self) -> Datagram {
         loop {
-            if let Some(datagram) = poll_fn(|cx| self.inbox.poll(cx, Queue::pop)).await {
+            if let Some(datagram) = poll_fn(|cx| self.buffer.poll(cx, Queue::pop)).await {
                 return datagram;
             }
         }
@@ -66,11 +66,11 @@ impl Socket {
 
     /// Returns the next datagram if one has arrived.
     pub fn try_receive(&self) -> Option<Datagram> {
-        self.inbox.try_pop()
+        self.buffer.try_pop()
     }
 
     fn send(&self, transmit: &Transmit<'_>) {
-        if self.inbox.is_dead() {
+        if self.buffer.is_dead() {
             return;
         }
         let source = transmit.src_ip.filter(|_| self.local.ip().is_unspecified());
@@ -90,7 +90,7 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        self.engine.with(|state| state.host_mut(self.host).release(self.local, &self.inbox));
+        self.engine.with(|state| state.host_mut(self.host).release(self.local, &self.buffer));
     }
 }
 
@@ -110,11 +110,11 @@ impl AsyncUdpSocket for Socket {
         bufs: &mut [IoSliceMut<'_>],
         meta: &mut [RecvMeta],
     ) -> Poll<io::Result<usize>> {
-        if self.inbox.is_dead() {
+        if self.buffer.is_dead() {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         }
-        let segments = self.inbox.config.receive_segments;
-        let count = ready!(self.inbox.poll(cx, |queue| {
+        let segments = self.buffer.config.receive_segments;
+        let count = ready!(self.buffer.poll(cx, |queue| {
             let slots = bufs.iter_mut().zip(meta);
             slots
                 .map_while(|(buffer, meta)| queue.fill(buffer, segments).map(|filled| *meta = filled))
@@ -128,11 +128,11 @@ impl AsyncUdpSocket for Socket {
     }
 
     fn max_transmit_segments(&self) -> usize {
-        self.inbox.config.send_segments.max(1)
+        self.buffer.config.send_segments.max(1)
     }
 
     fn max_receive_segments(&self) -> usize {
-        self.inbox.config.receive_segments.max(1)
+        self.buffer.config.receive_segments.max(1)
     }
 
     /// Simulated links drop what is too large, so that quinn's MTU discovery works.

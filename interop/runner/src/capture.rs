@@ -66,14 +66,14 @@ impl Drop for Scratch {
 
 /// Form in which both sides present their identities.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Presented {
+pub(crate) enum IdentityForm {
     /// In libp2p certificates.
     Certificate,
     /// Raw Ed25519 keys.
     RawKey,
 }
 
-impl Presented {
+impl IdentityForm {
     /// The protocol that the server chooses with it.
     fn protocol(self) -> &'static str {
         match self {
@@ -97,19 +97,19 @@ impl Presented {
 
 /// Properties that the capture must have.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Wanted {
+pub(crate) struct Requirements {
     /// The listener's port. What is sent there is ours, or a probe's that offers what we do.
     pub(crate) port: u16,
     /// Every packet of ours must have the fixed bit. Others may grease it (RFC 9287).
     pub(crate) fixed_bit: bool,
     /// Encrypted part of the handshake, if one side writes its secrets down.
-    pub(crate) presented: Option<Presented>,
+    pub(crate) presented: Option<IdentityForm>,
 }
 
 /// A capture of a connection's QUIC packets on the loopback interface.
 pub(crate) struct Capture {
     child: Child,
-    wanted: Wanted,
+    wanted: Requirements,
     _scratch: Scratch,
 }
 
@@ -122,7 +122,7 @@ pub(crate) async fn is_possible() -> bool {
 
 impl Capture {
     /// Captures what is sent to the port and from there.
-    pub(crate) async fn start(wanted: Wanted, scratch: Scratch) -> anyhow::Result<Self> {
+    pub(crate) async fn start(wanted: Requirements, scratch: Scratch) -> anyhow::Result<Self> {
         let port = wanted.port;
         let mut command = Command::new("tshark");
         command.args(["-l", "-n", "-i", "lo", "-f", &format!("udp port {port}")]);
@@ -186,7 +186,7 @@ fn path(path: &Path) -> anyhow::Result<&str> {
 
 /// Reads what tshark printed: a line a datagram, in each the fields, in each the values of the
 /// packets that it held.
-fn judge(text: &str, wanted: Wanted) -> anyhow::Result<String> {
+fn judge(text: &str, wanted: Requirements) -> anyhow::Result<String> {
     let port = wanted.port.to_string();
     let mut packets = 0;
     // What we offer, and what they choose where that can be read.
@@ -236,7 +236,7 @@ fn values(field: &str) -> impl Iterator<Item = &str> {
 mod tests {
     use super::*;
 
-    const WANTED: Wanted = Wanted { port: 7, fixed_bit: true, presented: None };
+    const WANTED: Requirements = Requirements { port: 7, fixed_bit: true, presented: None };
     const HELLO: &str = "7|1|0x00000001|51,16|libp2p-raw,libp2p|||\n";
 
     #[test]
@@ -258,12 +258,12 @@ mod tests {
         for text in ["", &greased, named, &typed, &draft, "7|1\n"] {
             assert!(judge(text, WANTED).is_err(), "{text:?}");
         }
-        assert!(judge(&greased, Wanted { fixed_bit: false, ..WANTED }).is_ok());
+        assert!(judge(&greased, Requirements { fixed_bit: false, ..WANTED }).is_ok());
     }
 
     #[test]
     fn raw_keys_are_44_bytes_and_chosen_by_their_own_protocol() {
-        let wanted = Wanted { presented: Some(Presented::RawKey), ..WANTED };
+        let wanted = Requirements { presented: Some(IdentityForm::RawKey), ..WANTED };
         let key = probe::hex(&[&probe::SPKI[..], &[7; 32]].concat());
         let theirs = format!("9|1|0x00000001|16|libp2p-raw|||{key}\n");
         let ours = format!("7|1||||||{key}\n");
@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn both_sides_certify_who_they_are_where_that_can_be_read() {
-        let wanted = Wanted { presented: Some(Presented::Certificate), ..WANTED };
+        let wanted = Requirements { presented: Some(IdentityForm::Certificate), ..WANTED };
         let theirs = format!("9|1|0x00000001|16|libp2p||{IDENTITY}|30\n");
         let ours = format!("7|1|||||2.5.29.15,{IDENTITY}|30\n");
         assert!(judge(&[HELLO, &theirs, &ours].concat(), wanted).is_ok());

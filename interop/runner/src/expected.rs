@@ -9,7 +9,7 @@ use crate::{
 
 /// A known failure.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Expected {
+pub(crate) struct KnownFailure {
     peer: &'static str,
     /// `None` means both.
     direction: Option<Direction>,
@@ -17,9 +17,9 @@ pub(crate) struct Expected {
     /// The check fails only at times, so that a success is no surprise.
     pub(crate) sometimes: bool,
     /// Implementation that has the fault.
-    pub(crate) whose: &'static str,
+    pub(crate) implementation: &'static str,
     /// Description of the fault.
-    pub(crate) what: &'static str,
+    pub(crate) description: &'static str,
 }
 
 /// Without its ping, 30 of 30 closes of its listener were seen at once; with it 2 of 15 by us, 0 of
@@ -28,96 +28,96 @@ const LITEP2P_CLOSE: &str = "it closes a QUIC connection by dropping it, which q
     stream is dropped, and its ping keeps one; stock rust-libp2p learns of it as late, or never";
 
 /// All known failures.
-const EXPECTED: &[Expected] = &[
-    Expected {
+const KNOWN_FAILURES: &[KnownFailure] = &[
+    KnownFailure {
         peer: "go",
         direction: None,
         check: Check::Feature(Feature::HalfClose),
         sometimes: false,
-        whose: "go-libp2p-daemon",
-        what: "when one half of a stream ends, it closes both; go-libp2p itself does not",
+        implementation: "go-libp2p-daemon",
+        description: "when one half of a stream ends, it closes both; go-libp2p itself does not",
     },
-    Expected {
+    KnownFailure {
         peer: "kubo",
         direction: None,
         check: Check::Feature(Feature::HalfClose),
         sometimes: false,
-        whose: "Kubo",
-        what: "when one half of a mounted stream ends, it closes both; go-libp2p itself does not",
+        implementation: "Kubo",
+        description: "when one half of a mounted stream ends, it closes both; go-libp2p itself does not",
     },
-    Expected {
+    KnownFailure {
         peer: "py",
         direction: None,
         check: Check::Ipv6,
         sometimes: false,
-        whose: "py-libp2p",
-        what: "its QUIC transport opens IPv4 sockets only",
+        implementation: "py-libp2p",
+        description: "its QUIC transport opens IPv4 sockets only",
     },
-    Expected {
+    KnownFailure {
         peer: "py",
         direction: None,
         check: Check::OurKey(KeyType::Ecdsa),
         sometimes: false,
-        whose: "py-libp2p",
-        what: "it does not know ECDSA identities in certificates",
+        implementation: "py-libp2p",
+        description: "it does not know ECDSA identities in certificates",
     },
     // In 3 of 25 runs with us, in 4 of 22 with stock rust-libp2p.
-    Expected {
+    KnownFailure {
         peer: "py",
         direction: Some(Direction::TheyDial),
         check: Check::Feature(Feature::Identify),
         sometimes: true,
-        whose: "py-libp2p",
-        what: "at times it takes an answer that comes together with the end of its stream for the end alone, and does not \
+        implementation: "py-libp2p",
+        description: "at times it takes an answer that comes together with the end of its stream for the end alone, and does not \
             ask again, with stock rust-libp2p as well",
     },
-    Expected {
+    KnownFailure {
         peer: "py",
         direction: Some(Direction::WeDial),
         check: Check::Feature(Feature::CloseByDialer),
         sometimes: true,
-        whose: "py-libp2p",
-        what: "at times it reports a connection that was closed as gone after 10 s or never, to stock rust-libp2p as well",
+        implementation: "py-libp2p",
+        description: "at times it reports a connection that was closed as gone after 10 s or never, to stock rust-libp2p as well",
     },
-    Expected {
+    KnownFailure {
         peer: "js",
         direction: None,
         check: Check::OurKey(KeyType::Ecdsa),
         sometimes: false,
-        whose: "js-libp2p",
-        what: "its QUIC refuses ECDSA identities in certificates, those of stock rust-libp2p as well",
+        implementation: "js-libp2p",
+        description: "its QUIC refuses ECDSA identities in certificates, those of stock rust-libp2p as well",
     },
-    Expected {
+    KnownFailure {
         peer: "litep2p",
         direction: None,
         check: Check::OurKey(KeyType::Secp256k1),
         sometimes: false,
-        whose: "litep2p",
-        what: "it does not know identities of this type in certificates",
+        implementation: "litep2p",
+        description: "it does not know identities of this type in certificates",
     },
-    Expected {
+    KnownFailure {
         peer: "litep2p",
         direction: None,
         check: Check::OurKey(KeyType::Ecdsa),
         sometimes: false,
-        whose: "litep2p",
-        what: "it does not know identities of this type in certificates",
+        implementation: "litep2p",
+        description: "it does not know identities of this type in certificates",
     },
-    Expected {
+    KnownFailure {
         peer: "litep2p",
         direction: Some(Direction::WeDial),
         check: Check::Feature(Feature::CloseByListener),
         sometimes: true,
-        whose: "litep2p",
-        what: LITEP2P_CLOSE,
+        implementation: "litep2p",
+        description: LITEP2P_CLOSE,
     },
-    Expected {
+    KnownFailure {
         peer: "litep2p",
         direction: Some(Direction::TheyDial),
         check: Check::Feature(Feature::CloseByDialer),
         sometimes: true,
-        whose: "litep2p",
-        what: LITEP2P_CLOSE,
+        implementation: "litep2p",
+        description: LITEP2P_CLOSE,
     },
 ];
 
@@ -149,10 +149,10 @@ pub(crate) fn second_attempt(first: &str, second: Result<String, String>) -> Res
 }
 
 /// Returns the known failure of a check, if there is one.
-pub(crate) fn find(peer: &str, direction: Direction, check: Check) -> Option<&'static Expected> {
-    let same = |expected: &&Expected| {
+pub(crate) fn find(peer: &str, direction: Direction, check: Check) -> Option<&'static KnownFailure> {
+    let same = |expected: &&KnownFailure| {
         let direction = expected.direction.is_none_or(|of| of == direction);
         expected.peer == peer && expected.check == check && direction
     };
-    EXPECTED.iter().find(same)
+    KNOWN_FAILURES.iter().find(same)
 }

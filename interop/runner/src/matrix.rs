@@ -98,7 +98,7 @@ impl Matrix {
             (Some(_), Err(error)) => (Outcome::FailedAsExpected, error),
         };
         eprintln!("{peer} {direction:?} {check}: {outcome:?} {detail}");
-        let fault = expected.map(|expected| format!("{}: {}", expected.whose, expected.what));
+        let fault = expected.map(|expected| format!("{}: {}", expected.implementation, expected.description));
         self.cells.push(Cell { peer, direction, check, outcome, detail, fault });
     }
 

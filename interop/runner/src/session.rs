@@ -7,7 +7,7 @@ use futures::{StreamExt, stream};
 use interop_testplan::{features::Feature, key::KeyType, report::Line};
 
 use crate::{
-    capture::{self, Capture, Presented, Scratch, Wanted},
+    capture::{self, Capture, IdentityForm, Requirements, Scratch},
     check::{Check, Direction},
     expected,
     layout::Layout,
@@ -25,7 +25,7 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(150);
 /// gone.
 const REPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// Sessions that run at once.
-const AT_ONCE: usize = 2;
+const PARALLEL_SESSIONS: usize = 2;
 
 /// Features that a dialer tries on one connection; the last one ends it.
 const ON_ONE_CONNECTION: [Feature; 7] = [
@@ -104,7 +104,7 @@ pub(crate) async fn run_all(layout: &Layout, peer: &'static Peer, matrix: &mut M
         let result = run(layout, peer, &session).await;
         (session, result)
     });
-    let mut done = stream::iter(runs).buffer_unordered(AT_ONCE);
+    let mut done = stream::iter(runs).buffer_unordered(PARALLEL_SESSIONS);
     let mut again = Vec::new();
     while let Some((session, result)) = done.next().await {
         for (feature, check) in session.checks.clone() {
@@ -161,8 +161,8 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
     let capture = match scratch {
         Some(scratch) => {
             let fixed_bit = !peer.may_be_greased;
-            let presented = secrets.is_some().then_some(Presented::Certificate);
-            let wanted = Wanted { port: port_of(&address)?, fixed_bit, presented };
+            let presented = secrets.is_some().then_some(IdentityForm::Certificate);
+            let wanted = Requirements { port: port_of(&address)?, fixed_bit, presented };
             Some(Capture::start(wanted, scratch).await?)
         }
         None => None,
@@ -214,7 +214,7 @@ async fn raw_key(layout: &Layout) -> anyhow::Result<String> {
     let scratch = Scratch::new()?;
     let secrets = scratch.secrets();
     // The probe lets everybody grease.
-    let wanted = Wanted { port, fixed_bit: false, presented: Some(Presented::RawKey) };
+    let wanted = Requirements { port, fixed_bit: false, presented: Some(IdentityForm::RawKey) };
     let capture = Capture::start(wanted, scratch).await?;
     probe::handshake(port, &secrets).await?;
     let seen = capture.finish().await.context("on the wire")?;

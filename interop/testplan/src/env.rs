@@ -69,7 +69,7 @@ impl Contract {
 
 /// The configuration of the hole punching suites.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Meeting {
+pub(crate) struct HolePunchTest {
     pub(crate) dialect: Dialect,
     pub(crate) is_dialer: bool,
     pub(crate) redis: String,
@@ -77,7 +77,7 @@ pub(crate) struct Meeting {
     pub(crate) ip: IpAddr,
 }
 
-impl Meeting {
+impl HolePunchTest {
     pub(crate) fn from_env() -> anyhow::Result<Self> {
         Self::from_lookup(|name| env::var(name).ok())
     }
@@ -178,14 +178,14 @@ mod tests {
     #[test]
     fn other_transports_are_refused() {
         assert!(Contract::from_lookup(of(&[("transport", "tcp"), ("is_dialer", "false")])).is_err());
-        assert!(Meeting::from_lookup(of(&[("TRANSPORT", "tcp"), ("MODE", "dial")])).is_err());
+        assert!(HolePunchTest::from_lookup(of(&[("TRANSPORT", "tcp"), ("MODE", "dial")])).is_err());
     }
 
     #[test]
     fn the_older_hole_punching_suite_says_mode() {
-        let meeting = Meeting::from_lookup(of(&[("TRANSPORT", "quic"), ("MODE", "listen")])).unwrap();
+        let meeting = HolePunchTest::from_lookup(of(&[("TRANSPORT", "quic"), ("MODE", "listen")])).unwrap();
         assert_eq!((meeting.is_dialer, meeting.dialect), (false, Dialect::Legacy));
-        assert!(Meeting::from_lookup(of(&[("TRANSPORT", "quic"), ("MODE", "hum")])).is_err());
+        assert!(HolePunchTest::from_lookup(of(&[("TRANSPORT", "quic"), ("MODE", "hum")])).is_err());
     }
 
     #[test]

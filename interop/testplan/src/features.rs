@@ -22,11 +22,11 @@ const STREAMS: usize = 16;
 const SMALL: usize = 64 << 10;
 /// Longer than the idle time-out of every implementation here (rust and py 10 s) or twice its
 /// keep-alive (go 15 s).
-const IDLE: Duration = Duration::from_secs(16);
+const IDLE_TIME: Duration = Duration::from_secs(16);
 /// Time for a remote to notice that a stream or a connection is gone.
-const NOTICE: Duration = Duration::from_secs(5);
+const DETECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Time for every other feature.
-const TIMEOUT: Duration = Duration::from_secs(30);
+const FEATURE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Feature of two peers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -126,7 +126,7 @@ pub async fn attempt(remote: &mut impl Remote, feature: Feature) -> anyhow::Resu
     let attempt = async {
         match feature {
             Feature::Ping => ping(remote).await,
-            Feature::Identify => remote.identify(NOTICE).await,
+            Feature::Identify => remote.identify(DETECTION_TIMEOUT).await,
             Feature::Echo => echo(remote).await,
             Feature::Streams => streams(remote).await,
             Feature::HalfClose => half_close(remote).await,
@@ -136,7 +136,7 @@ pub async fn attempt(remote: &mut impl Remote, feature: Feature) -> anyhow::Resu
             Feature::CloseByListener => close_by_listener(remote).await,
         }
     };
-    tokio::time::timeout(TIMEOUT, attempt).await.map_err(|_| anyhow!("timed out"))?
+    tokio::time::timeout(FEATURE_TIMEOUT, attempt).await.map_err(|_| anyhow!("timed out"))?
 }
 
 /// Sends one ping on an open stream and measures it.
@@ -242,11 +242,11 @@ async fn by_remote(stream: impl AsyncRead + AsyncWrite) -> anyhow::Result<&'stat
             written = write => written,
         }
     };
-    tokio::time::timeout(NOTICE, first).await.map_err(|_| anyhow!("the reset went unnoticed"))?
+    tokio::time::timeout(DETECTION_TIMEOUT, first).await.map_err(|_| anyhow!("the reset went unnoticed"))?
 }
 
 async fn keep_alive(remote: &mut impl Remote) -> anyhow::Result<String> {
-    ensure!(!remote.gone(IDLE).await?, "the connection was closed");
+    ensure!(!remote.gone(IDLE_TIME).await?, "the connection was closed");
     ping(remote).await
 }
 
@@ -264,7 +264,7 @@ async fn close_by_listener(remote: &mut impl Remote) -> anyhow::Result<String> {
 
 async fn gone(remote: &mut impl Remote) -> anyhow::Result<String> {
     let start = Instant::now();
-    ensure!(remote.gone(NOTICE).await?, "the connection is still there");
+    ensure!(remote.gone(DETECTION_TIMEOUT).await?, "the connection is still there");
     Ok(format!("after {:.0} ms", start.elapsed().as_secs_f64() * 1e3))
 }
 

@@ -15,7 +15,7 @@ use libp2p::{
 
 use crate::{
     AGENT,
-    env::{self, Dialect, Meeting},
+    env::{self, Dialect, HolePunchTest},
 };
 
 /// Time-out that is longer than both sides of every suite need.
@@ -29,25 +29,25 @@ struct Behaviour {
     ping: ping::Behaviour,
 }
 
-pub(crate) async fn run(meeting: &Meeting) -> anyhow::Result<()> {
-    tokio::time::timeout(TIMEOUT, punch(meeting)).await.context("no direct connection")?
+pub(crate) async fn run(test: &HolePunchTest) -> anyhow::Result<()> {
+    tokio::time::timeout(TIMEOUT, punch(test)).await.context("no direct connection")?
 }
 
-async fn punch(meeting: &Meeting) -> anyhow::Result<()> {
+async fn punch(test: &HolePunchTest) -> anyhow::Result<()> {
     let mut swarm = swarm()?;
-    let mut redis = Client::connect(&meeting.redis).await?;
-    let relay = relay_address(&mut redis, meeting).await?;
-    listen(&mut swarm, meeting.ip).await?;
+    let mut redis = Client::connect(&test.redis).await?;
+    let relay = relay_address(&mut redis, test).await?;
+    listen(&mut swarm, test.ip).await?;
     meet_relay(&mut swarm, relay.clone()).await?;
     let circuit = relay.with(Protocol::P2pCircuit);
-    if !meeting.is_dialer {
+    if !test.is_dialer {
         swarm.listen_on(circuit)?;
-        return wait(&mut swarm, &mut redis, meeting).await;
+        return wait(&mut swarm, &mut redis, test).await;
     }
-    let peer = listener_peer(&mut redis, meeting).await?;
+    let peer = listener_peer(&mut redis, test).await?;
     swarm.dial(circuit.with(Protocol::P2p(peer)))?;
     let rtt = direct_ping(&mut swarm, peer).await?.as_secs_f64() * 1e3;
-    match meeting.dialect {
+    match test.dialect {
         Dialect::Unified { .. } => {
             println!("latency:\n  handshake_plus_one_rtt: {rtt:.3}\n  ping_rtt: {rtt:.3}\n  unit: ms")
         }
@@ -78,16 +78,16 @@ fn swarm() -> anyhow::Result<Swarm<Behaviour>> {
     Ok(swarm)
 }
 
-async fn relay_address(redis: &mut Client, meeting: &Meeting) -> anyhow::Result<Multiaddr> {
-    let address = match &meeting.dialect {
+async fn relay_address(redis: &mut Client, test: &HolePunchTest) -> anyhow::Result<Multiaddr> {
+    let address = match &test.dialect {
         Dialect::Unified { test_key } => redis.get(&format!("{test_key}_relay_multiaddr"), TIMEOUT).await?,
         Dialect::Legacy => redis.pop("RELAY_QUIC_ADDRESS", TIMEOUT).await?,
     };
     address.parse().with_context(|| format!("{address} is no address"))
 }
 
-async fn listener_peer(redis: &mut Client, meeting: &Meeting) -> anyhow::Result<PeerId> {
-    let peer = match &meeting.dialect {
+async fn listener_peer(redis: &mut Client, test: &HolePunchTest) -> anyhow::Result<PeerId> {
+    let peer = match &test.dialect {
         Dialect::Unified { test_key } => redis.get(&format!("{test_key}_listener_peer_id"), TIMEOUT).await?,
         Dialect::Legacy => redis.pop("LISTEN_CLIENT_PEER_ID", TIMEOUT).await?,
     };
@@ -135,7 +135,7 @@ async fn meet_relay(swarm: &mut Swarm<Behaviour>, address: Multiaddr) -> anyhow:
 }
 
 /// The listener's part: a reservation, its identity for the dialer, and staying there.
-async fn wait(swarm: &mut Swarm<Behaviour>, redis: &mut Client, meeting: &Meeting) -> anyhow::Result<()> {
+async fn wait(swarm: &mut Swarm<Behaviour>, redis: &mut Client, test: &HolePunchTest) -> anyhow::Result<()> {
     let peer = swarm.local_peer_id().to_string();
     let mut published = false;
     loop {
@@ -144,7 +144,7 @@ async fn wait(swarm: &mut Swarm<Behaviour>, redis: &mut Client, meeting: &Meetin
                 ..
             })) if !published => {
                 published = true;
-                match &meeting.dialect {
+                match &test.dialect {
                     Dialect::Unified { test_key } => {
                         redis.set(&format!("{test_key}_listener_peer_id"), &peer).await?;
                     }

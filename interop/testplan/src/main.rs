@@ -47,7 +47,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Peer(command) => cli::run(command, AGENT, punch).await,
         Command::Transport => transport::run(&env::Contract::from_env()?).await,
         Command::Perf(flags) => perf::run(flags).await,
-        Command::HolePunch => hole_punch::run(&env::Meeting::from_env()?).await,
+        Command::HolePunch => hole_punch::run(&env::HolePunchTest::from_env()?).await,
     }
 }
 

@@ -13,7 +13,7 @@ use super::{
 use crate::{Behaviour, DependsOn, Ports};
 
 /// Time for a packet to arrive. Only the wait for a filtered packet takes this long.
-const PATIENCE: Duration = Duration::from_secs(5);
+const ARRIVAL_TIMEOUT: Duration = Duration::from_secs(5);
 /// A port outside of the range from which boxes choose.
 const LOCAL_PORT: u16 = 5_000;
 /// Sockets that are opened to see how ports are allocated.
@@ -116,6 +116,6 @@ fn ports(observers: &Observers, samples: &[UdpSocket]) -> io::Result<Ports> {
 
 fn bind(address: IpAddr, port: u16) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((address, port))?;
-    socket.set_read_timeout(Some(PATIENCE))?;
+    socket.set_read_timeout(Some(ARRIVAL_TIMEOUT))?;
     Ok(socket)
 }

@@ -25,7 +25,7 @@ use super::{
 
 const NAMESPACES: &str = "/run/netns";
 /// Attempts to remove a namespace whose last process is just ending.
-const REMOVALS: usize = 3;
+const REMOVAL_ATTEMPTS: usize = 3;
 
 /// A network namespace that is removed on drop.
 pub struct Namespace {
@@ -95,7 +95,7 @@ impl Drop for Namespace {
 /// Removes a namespace with all that runs in it. After a failure the next lab tries
 /// again.
 fn remove(name: &str) {
-    for _ in 0..REMOVALS {
+    for _ in 0..REMOVAL_ATTEMPTS {
         let pids = Command::new("ip").args(["netns", "pids", name]).stderr(Stdio::null()).output();
         let pids =
             pids.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();

@@ -22,7 +22,7 @@ use super::{
 /// Interval at which a wait checks for its end.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// Bytes of a program's stderr that are kept.
-const STDERR: u64 = 4096;
+const MAX_STDERR: u64 = 4096;
 
 /// A running program. Killed on drop.
 pub struct Program {
@@ -73,7 +73,7 @@ impl Program {
         let stderr = child.stderr.take().map(|mut stderr| {
             thread::spawn(move || {
                 let mut text = Vec::new();
-                let _ = stderr.by_ref().take(STDERR).read_to_end(&mut text);
+                let _ = stderr.by_ref().take(MAX_STDERR).read_to_end(&mut text);
                 // The rest is read as well: a full pipe would stop the program.
                 let _ = std::io::copy(&mut stderr, &mut std::io::sink());
                 String::from_utf8_lossy(&text).trim().to_owned()

@@ -9,7 +9,7 @@ use crate::ids::{NodeId, RealmId};
 
 /// A datagram under way.
 #[derive(Debug, Clone)]
-pub(super) struct Flight {
+pub(super) struct InFlight {
     pub(super) id: u64,
     pub(super) sent: Instant,
     /// The addresses as the sender knows them.
@@ -22,7 +22,7 @@ pub(super) struct Flight {
     pub(super) payload: Arc<[u8]>,
 }
 
-impl Flight {
+impl InFlight {
     /// Returns the size with IP and UDP headers.
     pub(super) fn size(&self) -> usize {
         self.payload.len() + if self.destination.is_ipv4() { 28 } else { 48 }
@@ -31,16 +31,16 @@ impl Flight {
 
 /// A node, and the realm from which a datagram reaches it.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Place {
+pub(super) struct Attachment {
     pub(super) node: NodeId,
     pub(super) realm: RealmId,
 }
 
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Hop {
-    Leave(Place),
-    Arrive(Place),
-    Enter(Place),
+    Leave(Attachment),
+    Arrive(Attachment),
+    Enter(Attachment),
     /// To the sending host itself.
     Local(NodeId),
 }
@@ -50,7 +50,7 @@ pub(super) struct Event {
     pub(super) at: Instant,
     order: u64,
     pub(super) hop: Hop,
-    pub(super) flight: Flight,
+    pub(super) datagram: InFlight,
 }
 
 impl Ord for Event {
@@ -95,8 +95,8 @@ impl Events {
         self.heap.pop()
     }
 
-    pub(super) fn push(&mut self, at: Instant, hop: Hop, flight: Flight) {
-        self.heap.push(Event { at, order: self.made, hop, flight });
+    pub(super) fn push(&mut self, at: Instant, hop: Hop, datagram: InFlight) {
+        self.heap.push(Event { at, order: self.made, hop, datagram });
         self.made += 1;
     }
 }

@@ -16,7 +16,7 @@ use rand::{Rng, rngs::StdRng};
 
 use crate::{
     ids::RealmId,
-    inbox::{Datagram, Inbox, SocketConfig, conflict},
+    receive_buffer::{Datagram, ReceiveBuffer, SocketConfig, conflict},
     trace::Verdict,
 };
 
@@ -33,7 +33,7 @@ pub(crate) struct Interface {
 
 /// Binds that must fail.
 #[derive(Debug)]
-pub(crate) struct Refusal {
+pub(crate) struct BindRefusal {
     pub(crate) kind: io::ErrorKind,
     pub(crate) count: usize,
     pub(crate) with_port_only: bool,
@@ -44,9 +44,9 @@ pub(crate) struct Refusal {
 pub(crate) struct HostState {
     pub(crate) config: SocketConfig,
     interfaces: Vec<Interface>,
-    sockets: BTreeMap<u16, Vec<(IpAddr, Weak<Inbox>)>>,
+    sockets: BTreeMap<u16, Vec<(IpAddr, Weak<ReceiveBuffer>)>>,
     watchers: Vec<mpsc::UnboundedSender<IfEvent>>,
-    pub(crate) refusal: Option<Refusal>,
+    pub(crate) refusal: Option<BindRefusal>,
 }
 
 impl HostState {
@@ -54,13 +54,14 @@ impl HostState {
         self.interfaces.iter().filter(|interface| interface.up).map(|interface| interface.net)
     }
 
-    pub(crate) fn inboxes(&self) -> Vec<Arc<Inbox>> {
-        self.sockets.values().flatten().filter_map(|(_, inbox)| inbox.upgrade()).collect()
+    pub(crate) fn receive_buffers(&self) -> Vec<Arc<ReceiveBuffer>> {
+        self.sockets.values().flatten().filter_map(|(_, buffer)| buffer.upgrade()).collect()
     }
 
     pub(crate) fn refuse(&mut self, address: SocketAddr) -> io::Result<()> {
-        let applies =
-            |refusal: &&mut Refusal| refusal.count > 0 && (address.port() != 0 || !refusal.with_port_only);
+        let applies = |refusal: &&mut BindRefusal| {
+            refusal.count > 0 && (address.port() != 0 || !refusal.with_port_only)
+        };
         match self.refusal.as_mut().filter(applies) {
             Some(refusal) => {
                 refusal.count -= 1;
@@ -71,7 +72,7 @@ impl HostState {
     }
 
     pub(crate) fn open_sockets(&self) -> usize {
-        self.sockets.values().flatten().filter(|(_, inbox)| inbox.strong_count() > 0).count()
+        self.sockets.values().flatten().filter(|(_, buffer)| buffer.strong_count() > 0).count()
     }
 
     pub(crate) fn interface(&self, address: IpAddr) -> Option<&Interface> {
@@ -125,7 +126,7 @@ impl HostState {
         &mut self,
         address: SocketAddr,
         rng: &mut StdRng,
-    ) -> io::Result<(SocketAddr, Arc<Inbox>)> {
+    ) -> io::Result<(SocketAddr, Arc<ReceiveBuffer>)> {
         let ip = address.ip();
         if !ip.is_unspecified() && !self.is_local(ip) {
             return Err(io::ErrorKind::AddrNotAvailable.into());
@@ -135,14 +136,14 @@ impl HostState {
             port => Some(port).filter(|port| self.is_free(ip, *port)),
         };
         let port = port.ok_or(io::ErrorKind::AddrInUse)?;
-        let inbox = Arc::new(Inbox::new(self.config));
-        self.sockets.entry(port).or_default().push((ip, Arc::downgrade(&inbox)));
-        Ok((SocketAddr::new(ip, port), inbox))
+        let buffer = Arc::new(ReceiveBuffer::new(self.config));
+        self.sockets.entry(port).or_default().push((ip, Arc::downgrade(&buffer)));
+        Ok((SocketAddr::new(ip, port), buffer))
     }
 
-    pub(crate) fn release(&mut self, local: SocketAddr, inbox: &Arc<Inbox>) {
+    pub(crate) fn release(&mut self, local: SocketAddr, buffer: &Arc<ReceiveBuffer>) {
         if let Some(sockets) = self.sockets.get_mut(&local.port()) {
-            sockets.retain(|(_, other)| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(inbox)));
+            sockets.retain(|(_, other)| !std::ptr::eq(other.as_ptr(), Arc::as_ptr(buffer)));
             if sockets.is_empty() {
                 self.sockets.remove(&local.port());
             }
@@ -155,14 +156,15 @@ impl HostState {
         if !self.is_local(datagram.to.ip()) {
             return Err(Verdict::NoRoute);
         }
-        let inbox = self.inbox(datagram.to).ok_or(Verdict::NoSocket)?;
-        inbox.push(datagram)
+        let buffer = self.buffer(datagram.to).ok_or(Verdict::NoSocket)?;
+        buffer.push(datagram)
     }
 
     /// Returns the socket for a datagram to `local`. Binding ensures that there is one at most.
-    fn inbox(&self, local: SocketAddr) -> Option<Arc<Inbox>> {
-        let (_, inbox) = self.sockets.get(&local.port())?.iter().find(|(ip, _)| conflict(*ip, local.ip()))?;
-        inbox.upgrade()
+    fn buffer(&self, local: SocketAddr) -> Option<Arc<ReceiveBuffer>> {
+        let (_, buffer) =
+            self.sockets.get(&local.port())?.iter().find(|(ip, _)| conflict(*ip, local.ip()))?;
+        buffer.upgrade()
     }
 
     fn is_free(&self, ip: IpAddr, port: u16) -> bool {

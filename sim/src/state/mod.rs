@@ -20,13 +20,13 @@ use std::{
 use rand::{SeedableRng, rngs::StdRng};
 use tokio::time::Instant;
 
-pub(crate) use self::host::Refusal;
+pub(crate) use self::host::BindRefusal;
 use self::{events::Events, gateway::GatewayState, host::HostState};
 use crate::{
     ids::{CORE, NodeId, RealmId},
-    inbox::Inbox,
     link::{Direction, Link, Order},
     nat::{Nat, Table},
+    receive_buffer::ReceiveBuffer,
     trace::{Record, Stats},
 };
 
@@ -43,7 +43,7 @@ pub(crate) struct Realm {
 }
 
 #[derive(Debug)]
-pub(crate) enum Kind {
+pub(crate) enum NodeKind {
     Host(HostState),
     Gateway(GatewayState),
 }
@@ -53,7 +53,7 @@ pub(crate) struct Node {
     link: Option<Link>,
     pub(crate) up: Direction,
     pub(crate) down: Direction,
-    pub(crate) kind: Kind,
+    pub(crate) kind: NodeKind,
 }
 
 /// Work for the time after the lock is released: readers to wake, and journeys for the taps.
@@ -97,20 +97,20 @@ impl State {
     }
 
     pub(crate) fn add_host(&mut self) -> NodeId {
-        self.add(Kind::Host(HostState::default()))
+        self.add(NodeKind::Host(HostState::default()))
     }
 
     pub(crate) fn add_gateway(&mut self, nat: Nat, outside: RealmId, outer: Vec<IpAddr>) -> NodeId {
         let inside = RealmId(self.realms.len());
         self.realms.push(Realm { latency: nat.lan_latency, ..Realm::default() });
         let table = Table::new(nat, &mut self.rng);
-        let id = self.add(Kind::Gateway(GatewayState { outer: outer.clone(), inside, outside, table }));
+        let id = self.add(NodeKind::Gateway(GatewayState { outer: outer.clone(), inside, outside, table }));
         self.realm_mut(inside).gateway = Some(id);
         outer.into_iter().for_each(|address| self.announce(outside, address, id));
         id
     }
 
-    fn add(&mut self, kind: Kind) -> NodeId {
+    fn add(&mut self, kind: NodeKind) -> NodeId {
         self.nodes.push(Node { link: None, up: Direction::default(), down: Direction::default(), kind });
         NodeId(self.nodes.len() - 1)
     }
@@ -193,12 +193,12 @@ impl State {
     /// Returns the realms from the node to the core, and the node of its path in each.
     fn way_out(&self, node: NodeId) -> Vec<(RealmId, NodeId)> {
         let (mut way, mut next) = match &self.node(node).kind {
-            Kind::Host(host) => {
+            NodeKind::Host(host) => {
                 let way: Vec<_> = host.realms().map(|realm| (realm, node)).collect();
                 let gateway = host.realms().find_map(|realm| self.realm(realm).gateway);
                 (way, gateway)
             }
-            Kind::Gateway(_) => (Vec::new(), Some(node)),
+            NodeKind::Gateway(_) => (Vec::new(), Some(node)),
         };
         while let Some(id) = next {
             let gateway = self.gateway(id);
@@ -229,37 +229,41 @@ impl State {
 
     pub(crate) fn host(&self, id: NodeId) -> &HostState {
         match &self.node(id).kind {
-            Kind::Host(host) => host,
-            Kind::Gateway(_) => unreachable!("a host's handle names a host"),
+            NodeKind::Host(host) => host,
+            NodeKind::Gateway(_) => unreachable!("a host's handle names a host"),
         }
     }
 
     pub(crate) fn host_mut(&mut self, id: NodeId) -> &mut HostState {
         match &mut self.node_mut(id).kind {
-            Kind::Host(host) => host,
-            Kind::Gateway(_) => unreachable!("a host's handle names a host"),
+            NodeKind::Host(host) => host,
+            NodeKind::Gateway(_) => unreachable!("a host's handle names a host"),
         }
     }
 
     pub(crate) fn gateway(&self, id: NodeId) -> &GatewayState {
         match &self.node(id).kind {
-            Kind::Gateway(gateway) => gateway,
-            Kind::Host(_) => unreachable!("a gateway's handle names a gateway"),
+            NodeKind::Gateway(gateway) => gateway,
+            NodeKind::Host(_) => unreachable!("a gateway's handle names a gateway"),
         }
     }
 
     /// Returns the gateway and the random source that its translation table needs.
     pub(crate) fn gateway_mut(&mut self, id: NodeId) -> (&mut GatewayState, &mut StdRng) {
         match &mut self.nodes[id.0].kind {
-            Kind::Gateway(gateway) => (gateway, &mut self.rng),
-            Kind::Host(_) => unreachable!("a gateway's handle names a gateway"),
+            NodeKind::Gateway(gateway) => (gateway, &mut self.rng),
+            NodeKind::Host(_) => unreachable!("a gateway's handle names a gateway"),
         }
     }
 
-    pub(crate) fn bind(&mut self, host: NodeId, address: SocketAddr) -> io::Result<(SocketAddr, Arc<Inbox>)> {
+    pub(crate) fn bind(
+        &mut self,
+        host: NodeId,
+        address: SocketAddr,
+    ) -> io::Result<(SocketAddr, Arc<ReceiveBuffer>)> {
         match &mut self.nodes[host.0].kind {
-            Kind::Host(host) => host.bind(address, &mut self.rng),
-            Kind::Gateway(_) => unreachable!("a host's handle names a host"),
+            NodeKind::Host(host) => host.bind(address, &mut self.rng),
+            NodeKind::Gateway(_) => unreachable!("a host's handle names a host"),
         }
     }
 

@@ -51,7 +51,7 @@ impl fmt::Debug for Datagram {
 
 /// The receive queue of a socket, between the network and the reader.
 #[derive(Debug)]
-pub(crate) struct Inbox {
+pub(crate) struct ReceiveBuffer {
     pub(crate) config: SocketConfig,
     inner: Mutex<Queue>,
 }
@@ -103,7 +103,7 @@ fn put(buffer: &mut [u8], at: usize, payload: &[u8]) -> usize {
     buffer.iter_mut().skip(at).zip(payload).map(|(to, from)| *to = *from).count()
 }
 
-impl Inbox {
+impl ReceiveBuffer {
     pub(crate) fn new(config: SocketConfig) -> Self {
         Self { config, inner: Mutex::default() }
     }
