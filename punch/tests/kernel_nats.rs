@@ -6,6 +6,7 @@
 #[cfg(target_os = "linux")]
 mod kernel_nats {
     mod command;
+    mod early_packets;
     mod moving;
     mod pairs;
 

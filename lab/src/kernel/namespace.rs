@@ -71,7 +71,7 @@ impl Namespace {
     }
 
     /// Runs `work` on a thread that is in the namespace. Sockets opened there stay there.
-    pub(super) fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
         let cannot = |error: &dyn fmt::Display| Error::new("cannot enter a namespace", error);
         let handle = File::open(format!("{NAMESPACES}/{}", self.name)).map_err(|error| cannot(&error))?;
         thread::scope(|scope| {

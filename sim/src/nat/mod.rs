@@ -3,6 +3,7 @@
 mod filtering;
 mod mapping;
 mod ports;
+mod tuples;
 
 use std::{
     collections::BTreeMap,
@@ -14,7 +15,12 @@ use std::{
 use rand::rngs::StdRng;
 use tokio::time::Instant;
 
-use self::{filtering::Contacts, mapping::Scope, ports::Allocator};
+use self::{
+    filtering::Contacts,
+    mapping::Scope,
+    ports::Allocator,
+    tuples::{Flow, Tuples},
+};
 pub use self::{filtering::Filtering, mapping::Mapping, ports::Ports};
 use crate::trace::Verdict;
 
@@ -48,8 +54,9 @@ pub struct Nat {
     pub refresh_inbound: bool,
     /// How long a mapping lives at most, however busy. `None`: for ever.
     pub absolute_lifetime: Option<Duration>,
-    /// Whether the box has no firewall and treats what comes unasked as a flow of its own, as bare Linux masquerade does: a
-    /// flow from inside that would use the same endpoints gets another port then, as long as such packets come and half a minute longer.
+    /// Whether the box has no firewall and tracks what comes unasked as a flow of its own, as bare Linux masquerade does: a
+    /// flow from inside that would use the same endpoints gets another port then, as long as such packets come and half a minute
+    /// longer, and so do all flows that the same socket begins after it. Only with endpoint-independent mapping.
     pub early_packets_harm: bool,
     /// How many mappings there may be at once; beyond, new flows are dropped. `None`: as many as there are ports.
     pub capacity: Option<usize>,
@@ -88,9 +95,6 @@ impl Nat {
     }
 }
 
-/// How long a box without a firewall remembers what came unasked: `nf_conntrack_udp_timeout` of Linux.
-const UNASKED_LIFETIME: Duration = Duration::from_secs(30);
-
 /// A live mapping, as [`Gateway::mappings`](crate::Gateway::mappings) shows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Translation {
@@ -118,8 +122,8 @@ pub(crate) struct Table {
     allocator: Allocator,
     outward: BTreeMap<(SocketAddr, Scope), SocketAddr>,
     entries: BTreeMap<SocketAddr, Entry>,
-    /// What came unasked, by the external endpoint and the remote, and when last.
-    unasked: BTreeMap<(SocketAddr, SocketAddr), Instant>,
+    /// The flows of a box without a firewall.
+    tuples: Tuples,
     swept: Option<Instant>,
 }
 
@@ -131,7 +135,7 @@ impl Table {
             allocator,
             outward: BTreeMap::new(),
             entries: BTreeMap::new(),
-            unasked: BTreeMap::new(),
+            tuples: Tuples::default(),
             swept: None,
         }
     }
@@ -150,16 +154,15 @@ impl Table {
         now: Instant,
         rng: &mut StdRng,
     ) -> Result<SocketAddr, Verdict> {
-        let scope = if outer.is_some() { self.nat.mapping.scope(remote) } else { Scope::Everywhere };
-        let diverted = self.mapped(internal, Scope::Endpoint(remote), now);
-        let external = match diverted.or_else(|| self.mapped(internal, scope, now)) {
-            Some(external) => external,
-            None => self.create(internal, scope, outer, now, rng)?,
-        };
-        let external = if diverted.is_none() && self.is_taken(external, remote, now) {
-            self.create(internal, Scope::Endpoint(remote), outer, now, rng)?
-        } else {
-            external
+        let external = match outer {
+            Some(outer) if self.is_bare() => self.bare_outbound(internal, remote, outer, now, rng)?,
+            _ => {
+                let scope = outer.map_or(Scope::Everywhere, |_| self.nat.mapping.scope(remote));
+                match self.mapped(internal, scope, now) {
+                    Some(external) => external,
+                    None => self.create(internal, scope, outer, now, rng)?,
+                }
+            }
         };
         let lifetime = self.nat.lifetime;
         if let Some(entry) = self.entries.get_mut(&external) {
@@ -174,13 +177,49 @@ impl Table {
         self.outward.get(&(internal, scope)).copied().filter(|external| self.is_live(external, now))
     }
 
-    /// Whether what came unasked has taken these endpoints from a flow that has yet to begin.
-    fn is_taken(&self, external: SocketAddr, remote: SocketAddr, now: Instant) -> bool {
-        let begun = |entry: &Entry| {
-            entry.contacts.admits(Filtering::AddressAndPortDependent, remote, now, self.nat.lifetime)
+    fn is_bare(&self) -> bool {
+        self.nat.early_packets_harm && self.nat.mapping == Mapping::EndpointIndependent
+    }
+
+    /// The external endpoint of a flow through a box without a firewall.
+    fn bare_outbound(
+        &mut self,
+        internal: SocketAddr,
+        remote: SocketAddr,
+        outer: IpAddr,
+        now: Instant,
+        rng: &mut StdRng,
+    ) -> Result<SocketAddr, Verdict> {
+        if let Some(flow) =
+            self.tuples.flow(internal, remote).filter(|flow| self.is_flow(internal, *flow, now))
+        {
+            return Ok(flow.external);
+        }
+        let newest = self.tuples.newest(internal).find(|flow| self.is_flow(internal, *flow, now));
+        let usual = SocketAddr::new(outer, internal.port());
+        let mut known = newest.map(|flow| flow.external).into_iter().chain([usual]);
+        let external = known.find(|external| {
+            let owned = self.entries.get(external).is_some_and(|entry| entry.internal == internal);
+            owned
+                && self.is_live(external, now)
+                && !self.tuples.is_taken(Flow { external: *external, remote }, now)
+        });
+        let external = match external {
+            Some(external) => external,
+            None => self.create(internal, Scope::Endpoint(remote), Some(outer), now, rng)?,
         };
-        self.unasked.get(&(external, remote)).is_some_and(|at| now - *at < UNASKED_LIFETIME)
-            && !self.entries.get(&external).is_some_and(begun)
+        self.tuples.began(internal, Flow { external, remote });
+        Ok(external)
+    }
+
+    /// Whether this is a live flow of `internal`.
+    fn is_flow(&self, internal: SocketAddr, flow: Flow, now: Instant) -> bool {
+        let uses = |entry: &Entry| {
+            let Flow { remote, .. } = flow;
+            entry.internal == internal
+                && entry.contacts.admits(Filtering::AddressAndPortDependent, remote, now, self.nat.lifetime)
+        };
+        self.is_live(&flow.external, now) && self.entries.get(&flow.external).is_some_and(uses)
     }
 
     /// The internal endpoint behind `external`, if `remote` may reach it.
@@ -191,9 +230,8 @@ impl Table {
         now: Instant,
     ) -> Result<SocketAddr, Verdict> {
         let found = self.admit(external, remote, now);
-        if found.is_err() && self.nat.early_packets_harm {
-            self.unasked.retain(|_, at| now - *at < UNASKED_LIFETIME);
-            self.unasked.insert((external, remote), now);
+        if found.is_err() && self.is_bare() {
+            self.tuples.came_unasked(Flow { external, remote }, now);
         }
         found
     }
@@ -243,6 +281,7 @@ impl Table {
         self.entries.retain(|_, entry| entry.forwarded);
         let entries = &self.entries;
         self.outward.retain(|_, external| entries.contains_key(external));
+        self.tuples = Tuples::default();
     }
 
     pub(crate) fn translations(&self, now: Instant) -> Vec<Translation> {
@@ -272,7 +311,12 @@ impl Table {
         let external = match outer {
             None => internal,
             Some(outer) => {
-                let free = |port| !self.is_live(&SocketAddr::new(outer, port), now);
+                let remote = if let Scope::Endpoint(remote) = scope { Some(remote) } else { None };
+                let free = |port| {
+                    let external = SocketAddr::new(outer, port);
+                    let is_taken = |remote| self.tuples.is_taken(Flow { external, remote }, now);
+                    !self.is_live(&external, now) && !remote.is_some_and(is_taken)
+                };
                 let port = self.allocator.allocate(self.nat.ports, internal, &scope, rng, free);
                 let port = port.ok_or(Verdict::TableFull)?;
                 self.allocator.took(port);
@@ -293,6 +337,9 @@ impl Table {
         if full || now - *self.swept.get_or_insert(now) >= self.nat.lifetime {
             let dead: Vec<_> = self.entries.keys().copied().filter(|key| !self.is_live(key, now)).collect();
             dead.iter().for_each(|external| self.remove(external));
+            let mut tuples = std::mem::take(&mut self.tuples);
+            tuples.retain(|internal, flow| self.is_flow(internal, flow, now));
+            self.tuples = tuples;
             self.swept = Some(now);
         }
     }

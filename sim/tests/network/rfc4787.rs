@@ -202,16 +202,18 @@ async fn an_absolute_lifetime_ends_even_a_busy_mapping_and_its_successor_lives_a
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_a_firewall_what_comes_before_a_flow_takes_its_port_for_half_a_minute() {
+async fn without_a_firewall_an_early_packet_takes_the_port_of_its_flow_and_of_all_later_ones() {
     for early_packets_harm in [false, true] {
         let (_world, observers, client) = behind(Nat { early_packets_harm, ..Nat::default() });
         let external = observers.sees(&client, 0, 0).await;
         observers.0[1][0].1.send_to(external, b"early");
         assert_eq!(within_a_second(&client).await, [], "filtered all the same");
+        assert_eq!(observers.sees(&client, 0, 1).await, external, "nothing was sent to the early one yet");
         let other = observers.sees(&client, 1, 0).await;
         assert_eq!(other == external, !early_packets_harm);
         assert_eq!(observers.sees(&client, 1, 0).await, other, "it stays");
-        assert_eq!(observers.sees(&client, 1, 1).await, external, "nothing came from there");
+        assert_eq!(observers.sees(&client, 1, 1).await, other, "a later flow takes the port of the newest");
+        assert_eq!(observers.sees(&client, 0, 1).await, external, "an older flow keeps its own");
         observers.0[0][0].1.send_to(external, b"in time");
         assert_eq!(within_a_second(&client).await.len(), 1);
     }
@@ -220,6 +222,28 @@ async fn without_a_firewall_what_comes_before_a_flow_takes_its_port_for_half_a_m
     observers.0[1][0].1.send_to(external, b"early");
     tokio::time::sleep(ms(31_000)).await;
     assert_eq!(observers.sees(&client, 1, 0).await, external, "forgotten");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_firewall_a_packet_before_the_first_flow_harms_the_socket_and_no_other_one() {
+    let world = World::new(7);
+    let observers = Observers::new(&world);
+    let host = world.nat(Nat { early_packets_harm: true, ..Nat::default() }, OUTER).host([192, 168, 1, 2]);
+    let [client, sibling] = [5000, 5001].map(|port| socket(&host, port));
+    let usual: SocketAddr = (OUTER, 5000).into();
+    observers.0[0][0].1.send_to(usual, b"early");
+    within_a_second(&client).await;
+    let other = observers.sees(&client, 0, 0).await;
+    assert_ne!(other, usual);
+    assert_eq!(observers.sees(&client, 0, 1).await, other, "a later flow takes the port of the newest");
+    observers.0[1][0].1.send_to(other, b"early");
+    within_a_second(&client).await;
+    assert_eq!(
+        observers.sees(&client, 1, 0).await,
+        usual,
+        "the socket's own port, where the newest is taken"
+    );
+    assert_eq!(observers.sees(&sibling, 0, 0).await.port(), 5001);
 }
 
 #[tokio::test(start_paused = true)]
