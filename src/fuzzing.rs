@@ -110,7 +110,7 @@ mod tests {
     #[test]
     fn seeds_that_are_authentic_are_taken_for_that() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/probes");
-        for seed in ["observe", "hold", "held", "filter"] {
+        for seed in ["observe", "provoke", "hold", "held", "filter"] {
             assert!(crate::core::fuzz_requests(&fs::read(folder.join(seed)).unwrap()), "{seed}");
         }
     }

@@ -16,6 +16,7 @@ use libp2p_punch::core::{
     },
     idling,
     keys::{ProbeKeys, ProbeSecret},
+    observer,
     probe::{Probe, tag_of},
 };
 use sha2::Sha256;
@@ -398,6 +399,21 @@ fn the_datagram_of_a_filtering_test_is_that_of_the_document() {
         let (covered, authenticator) = made.split_at(made.len() - 16);
         let mac = Hmac::<Sha256>::new_from_slice(&key).expect("a well-formed vector").chain_update(covered);
         assert!(mac.verify_truncated_left(authenticator).is_ok());
+    }
+}
+
+#[test]
+fn requests_to_observers_with_and_without_early_packets_are_those_of_the_document() {
+    let vectors = vectors("observe");
+    assert_eq!(vectors.len(), 2);
+    for vector in vectors {
+        let offer =
+            ObserverOffer { ports: Vec::new(), token: vector.array("token"), key: vector.array::<32>("key") };
+        let made = match vector.text("observe") {
+            "early" => observer::provocation(&offer, vector.array("data")),
+            _ => observer::request(&offer, vector.array("data")),
+        };
+        assert_eq!(made.to_vec(), vector.bytes("bytes"));
     }
 }
 

@@ -14,6 +14,8 @@ pub enum Pool {
     Session(FlowId),
     /// Those at which a coordinator observes, by their local address.
     Observers(IpAddr),
+    /// The one with which it is tested whether a packet that comes before its flow harms, by a number of its own.
+    EarlyPackets(u32),
     /// Those with which it is measured how long a mapping stands that nobody uses.
     Idling,
     /// The one to which connected sessions move before our NAT forgets the mapping that they use, by a number of its own.

@@ -2,7 +2,8 @@
 //!
 //! A coordinator opens a few UDP ports beside the one of QUIC and offers them to its clients. A client sends a small
 //! authenticated request from the socket that it wants to know about; the answer, where it came from, goes over the
-//! control stream. So no datagram is ever sent to an address that a request claims to come from.
+//! control stream. So no datagram is sent to an address that a request claims to come from, but for two kinds of request
+//! that ask for some, [`idling`](super::idling) and [`early_packets`](super::early_packets), at the client's own IP address.
 //!
 //! The coordinator keeps nothing for a client: the token is the link's number, and the key follows from it.
 
@@ -19,23 +20,21 @@ use libp2p_identity::PeerId;
 
 use super::{
     LinkId, Path, SocketId,
-    frame::{MAX_OBSERVER_PORTS, ObserverOffer},
+    frame::ObserverOffer,
     idling::delay_of,
     keys::MAC_LEN,
     limits::{Rate, RecentBuckets},
     network::Family,
-    probe::{COVERED_LEN, HOLD, OBSERVE, PROBE_FIRST_BYTE, PROBE_LEN},
+    probe::{COVERED_LEN, HOLD, OBSERVE, PROBE_FIRST_BYTE, PROBE_LEN, PROVOKE},
     strategy::{Allocation, allocation},
 };
 
 /// Ports that a coordinator opens: with three the distances between mappings made in one go can be compared. From the
-/// fourth it sends first, so that what the client sends there shows whether its NAT gave the port away for that.
+/// fourth it sends early packets.
 pub(crate) const PORTS: usize = 4;
 /// The place of the fourth in an offer.
 pub(crate) const EARLY: usize = 3;
-/// Datagrams from there: one may get lost.
-pub(crate) const EARLY_DATAGRAMS: usize = 2;
-/// Requests of one client: three and their repetitions for each link, and four for each session that samples its NAT.
+/// Requests of one client: six and their repetitions for each link, and four for each session that samples its NAT.
 pub(crate) const OBSERVE_RATE: Rate = Rate { interval: Duration::from_millis(50), burst: 60 };
 /// Offers of one coordinator that its client takes. Each leads to at most four requests to each of four ports.
 pub(crate) const OFFER_RATE: Rate = Rate { interval: Duration::from_secs(30), burst: 8 };
@@ -47,18 +46,27 @@ pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Rounds without an answer until what an observer of the other family saw no longer counts.
 const MAX_SILENT: u8 = 3;
 /// When requests that were not answered are sent again, after the first.
-const AGAIN: [Duration; 3] =
+pub(crate) const AGAIN: [Duration; 3] =
     [Duration::from_millis(150), Duration::from_millis(450), Duration::from_millis(1500)];
 /// Requests that may be answered. Three for each coordinator, and a few for each session that samples its NAT.
 const MAX_OUTSTANDING: usize = 256;
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(5);
 
-/// The datagram that asks an observer where it comes from.
-pub(crate) fn request(offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
+/// Returns the datagram that asks an observer where it comes from.
+pub fn request(offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
+    datagram(OBSERVE, offer, data)
+}
+
+/// Returns the datagram that asks an observer where it comes from, and for early packets to that address.
+pub fn provocation(offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
+    datagram(PROVOKE, offer, data)
+}
+
+fn datagram(kind: u8, offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
     let mut out = [0; PROBE_LEN];
     let (covered, authenticator) = out.split_at_mut(COVERED_LEN);
-    covered[..3].copy_from_slice(&[PROBE_FIRST_BYTE, OBSERVE, 0]);
+    covered[..3].copy_from_slice(&[PROBE_FIRST_BYTE, kind, 0]);
     covered[3..11].copy_from_slice(&offer.token);
     covered[11..19].copy_from_slice(&data);
     let whole: [u8; 32] = mac(&offer.key).chain_update(covered).finalize().into_bytes().into();
@@ -77,6 +85,11 @@ fn mac(key: &[u8; 32]) -> Hmac<Sha256> {
 pub(crate) enum Request {
     /// Where this comes from.
     Where {
+        /// Of the request.
+        data: [u8; 8],
+    },
+    /// Where this comes from, and for early packets to there.
+    Provoke {
         /// Of the request.
         data: [u8; 8],
     },
@@ -117,18 +130,25 @@ impl Observers {
         self.ports.values().any(|ports| ports.contains_key(&socket))
     }
 
-    /// The socket at `local` that sends first, if all could be opened.
-    pub(crate) fn early(&self, local: IpAddr) -> Option<SocketId> {
-        self.ports.get(&local)?.keys().copied().nth(EARLY)
+    /// The socket that sends early packets to those who ask at `asked`, if all at that address could be opened.
+    pub(crate) fn early(&self, asked: SocketId) -> Option<SocketId> {
+        let ports = self.ports.values().find(|ports| ports.contains_key(&asked))?;
+        ports.keys().copied().nth(EARLY)
     }
 
-    /// What is offered on `link` of the ports at `local`, with or without the one that sends first; `None` as long as there are
-    /// no ports.
+    /// What is offered on `link` of the ports at `local`, with or without the one that sends early packets; `None` as long as there
+    /// are no ports.
     pub(crate) fn offer(&self, link: LinkId, local: IpAddr, early: bool) -> Option<ObserverOffer> {
-        let count = if early { MAX_OBSERVER_PORTS } else { EARLY };
+        let count = if early { PORTS } else { EARLY };
         let ports: Vec<u16> = self.ports.get(&local)?.values().copied().take(count).collect();
         let token = link.0.to_be_bytes();
         (!ports.is_empty()).then(|| ObserverOffer { ports, token, key: self.key(token) })
+    }
+
+    /// Returns the packet that is sent before its flow to the client of `link`.
+    pub(crate) fn early_packet(&self, link: LinkId) -> [u8; PROBE_LEN] {
+        let token = link.0.to_be_bytes();
+        request(&ObserverOffer { ports: Vec::new(), token, key: self.key(token) }, [0; 8])
     }
 
     /// The key of the offer on `link`.
@@ -148,8 +168,11 @@ impl Observers {
         let (token, rest) = rest.split_first_chunk::<8>()?;
         let (data, address) = rest.split_first_chunk::<8>()?;
         let request = match *head {
-            [PROBE_FIRST_BYTE, OBSERVE, 0] if address.iter().all(|byte| *byte == 0) => {
-                Request::Where { data: *data }
+            [PROBE_FIRST_BYTE, kind @ (OBSERVE | PROVOKE), 0] if address.iter().all(|byte| *byte == 0) => {
+                match kind {
+                    PROVOKE => Request::Provoke { data: *data },
+                    _ => Request::Where { data: *data },
+                }
             }
             [PROBE_FIRST_BYTE, HOLD, 0] => Request::Hold { data: *data, delay: delay_of(address)? },
             _ => return None,
@@ -166,6 +189,8 @@ pub(crate) enum Purpose {
     Link(usize),
     /// The same for the socket of the family that the link does not use. Where it is seen, others find us.
     OtherFamily(usize),
+    /// To know whether early packets harm: the port of this place in the offer was asked.
+    EarlyPackets(usize),
     /// A session samples its NAT.
     Session(super::session::Key),
     /// To know where the socket is seen to which sessions are to move.
@@ -221,9 +246,9 @@ impl Service {
         service
     }
 
-    /// Asks all ports, as if none had answered.
+    /// Asks all ports, as if none had answered, but the one that sends early packets: nothing goes there from this socket.
     fn restart(&mut self, now: Instant) {
-        let count = self.offered.offer.ports.len();
+        let count = self.offered.offer.ports.len().min(EARLY);
         self.seen = vec![None; count];
         self.unanswered = (0..count).collect();
         (self.sent, self.silent) = (0, 0);
@@ -254,8 +279,7 @@ impl Service {
             self.unanswered.clear();
             self.due = Some(now + KEEP_ALIVE);
         }
-        // What was sent from the fourth has arrived by the second round, though the offer may have been faster.
-        places.into_iter().filter(|place| *place != EARLY || self.sent > 1).collect()
+        places
     }
 
     fn answered(&mut self, place: usize, port: u16, now: Instant) {
@@ -388,6 +412,21 @@ impl Observing {
         self.ask(link, purpose, Path { socket, remote }, data, now)
     }
 
+    /// Asks the port at `place` of the offer over the link, from the socket of a test of early packets.
+    pub(crate) fn test(
+        &mut self,
+        link: LinkId,
+        (place, socket): (usize, SocketId),
+        data: [u8; 8],
+        now: Instant,
+    ) -> Option<(Path, [u8; PROBE_LEN])> {
+        let mut all = self.services.iter().filter(|((id, _), _)| *id == link);
+        let (_, service) = all.find(|(_, service)| !service.offered.is_other_family)?;
+        let port = service.offered.offer.ports.get(place).copied()?;
+        let path = Path { socket, remote: SocketAddr::new(service.offered.ip, port) };
+        self.ask(link, Purpose::EarlyPackets(place), path, data, now)
+    }
+
     fn ask(
         &mut self,
         link: LinkId,
@@ -403,7 +442,11 @@ impl Observing {
         }
         let observed = Observed { purpose, socket: path.socket, from: path.remote };
         self.outstanding.insert(data, Outstanding { link, until: now + PATIENCE, observed });
-        Some((path, request(&service.offered.offer, data)))
+        let payload = match purpose {
+            Purpose::EarlyPackets(0) => provocation(&service.offered.offer, data),
+            _ => request(&service.offered.offer, data),
+        };
+        Some((path, payload))
     }
 
     /// A coordinator says where it saw a request; `None` if it was not asked. Each request is answered once.
@@ -446,22 +489,9 @@ impl Observing {
     /// How the NAT in front of `socket`, which has this port, allocates.
     pub(crate) fn allocation(&self, socket: SocketId, local: u16) -> Option<Allocation> {
         self.of_socket(socket).find_map(|service| {
-            let ports: Vec<u16> = service.seen.iter().take(EARLY).copied().collect::<Option<_>>()?;
+            let ports: Vec<u16> = service.seen.iter().copied().collect::<Option<_>>()?;
             allocation(&ports, local)
         })
-    }
-
-    /// Whether the NAT in front of `socket` gives a flow another port if a packet of the other end came before it. Only
-    /// where it otherwise gives all flows the same.
-    pub(crate) fn early_packets_harm(&self, socket: SocketId) -> Option<bool> {
-        let judge = |service: &Service| {
-            let usual: Vec<u16> = service.seen.iter().take(EARLY).copied().collect::<Option<_>>()?;
-            let early = service.seen.get(EARLY).copied().flatten()?;
-            let first = *usual.first()?;
-            usual.iter().all(|port| *port == first).then_some(early != first)
-        };
-        // One that got lost harmed nobody.
-        self.of_socket(socket).filter_map(judge).max()
     }
 }
 

@@ -37,6 +37,8 @@ pub(super) const FILTER: u8 = VERSION << 4 | 4;
 /// Version and kind of a request to an observer to answer later, and of the answer, see [`idling`](super::idling).
 pub(super) const HOLD: u8 = VERSION << 4 | 5;
 pub(super) const HELD: u8 = VERSION << 4 | 6;
+/// Version and kind of a request to an observer to send early packets, see [`early_packets`](super::early_packets).
+pub(super) const PROVOKE: u8 = VERSION << 4 | 7;
 const NOMINATE: u8 = 1;
 
 /// Whether a datagram that begins with `first` is one of ours and not QUIC.

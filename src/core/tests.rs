@@ -4,6 +4,7 @@ use super::{
     agent::{COORDINATOR_RATE, FLIGHT_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, MAX_SESSIONS, NEWCOMERS},
     checklist::{ANSWERS, MAX_FORMED, MAX_PAIRS},
     coordinator::{MAX_LIFETIME, OBSERVED_RATE, PUNCH_RATE, REGISTER_RATE},
+    early_packets::EARLY_RATE,
     filtering::{ASSIST_RATE, FILTER_RATE, MAX_ASSISTS, MAX_SOURCES, MAX_TESTS, ROUNDS},
     frame::{
         MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES,
@@ -120,6 +121,7 @@ fn caps() -> Vec<(&'static str, String)> {
         ("requests of one initiator, at a responder", rate(PAIR_RATE)),
         ("requests of a peer to observers", rate(OBSERVE_RATE)),
         ("OBSERVER and OBSERVER_AT of a coordinator", one_in(OFFER_RATE)),
+        ("requests for early packets, of a peer", one_in(EARLY_RATE)),
         ("requests for a later answer, of a peer; of all at once", format!("{holds}; {}", number(MAX_HOLDS))),
         ("datagrams of a filtering test", number(ROUNDS * (1 + MAX_SOURCES))),
         ("filtering tests of a peer; of all at once", format!("{tests}; {}", number(MAX_TESTS))),

@@ -7,6 +7,8 @@ mod assisting;
 #[cfg(test)]
 mod coordination;
 #[cfg(test)]
+mod early_packets;
+#[cfg(test)]
 mod failures;
 #[cfg(test)]
 mod filtering;

@@ -5,6 +5,7 @@ mod crowd;
 mod dcutr;
 mod denied;
 mod dropped;
+mod early_packets;
 mod fallback;
 mod families;
 mod filtering;

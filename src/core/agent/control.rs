@@ -103,6 +103,8 @@ impl Agent {
         self.network.observations.link_down(link, now);
         self.observing.link_down(link);
         self.holds.link_down(link);
+        self.early_packets.link_down(link);
+        self.run_early_packets(now);
         if self.idling.link_down(link) {
             self.close_idling();
         }
@@ -215,6 +217,8 @@ impl Agent {
         if matches!(recorded, Recorded::Moved | Recorded::Remapped) {
             self.observing.again(id, now);
             self.observe(now);
+            self.early_packets.address_changed(id, now);
+            self.run_early_packets(now);
         }
         if recorded == Recorded::Remapped {
             self.remapped(socket, now);

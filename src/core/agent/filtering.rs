@@ -51,11 +51,7 @@ impl Agent {
             .zip(observations.sampled(socket))
             .map(|(value, evidence)| Finding::agreed(value, evidence));
         report.idle_lifetime = self.idling.result();
-        report.early_packets_harm = self
-            .observing
-            .early_packets_harm(socket)
-            .zip(observations.sampled(socket))
-            .map(|(value, evidence)| Finding::agreed(value, evidence));
+        report.early_packets_harm = self.early_packets_harm(socket);
         let translated = report.translated.as_ref().is_some_and(|finding| finding.value);
         if let Some(public) = report.public_address.clone() {
             let back = self.hairpins.result(socket, public.value).filter(|_| translated);

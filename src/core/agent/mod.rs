@@ -11,6 +11,7 @@
 
 mod assisting;
 mod control;
+mod early_packets;
 mod filtering;
 mod idling;
 mod initiator;
@@ -39,13 +40,14 @@ use super::{
     command::{Command, Pool},
     coordinator::Coordinator,
     counters::Counters,
+    early_packets::{EARLY_RATE, EarlyPackets, MAX_EARLY_CLIENTS},
     event::{Event, FailureReason, PathKind, Phase, SessionRole},
     filtering::{FilterTests, Filters},
     frame::Frame,
     hairpin::Hairpins,
     idling::{Holds, Idling},
     keys::ProbeSecret,
-    limits::TokenBucket,
+    limits::{PeerBuckets, TokenBucket},
     links::Links,
     network::Network,
     observer::{Observers, Observing},
@@ -84,6 +86,10 @@ pub struct Agent {
     observers: Observers,
     /// What we ask of our coordinators' observers.
     observing: Observing,
+    /// Whether a packet that comes before its flow harms.
+    early_packets: EarlyPackets,
+    /// For the early packets that clients ask us for.
+    provocations: PeerBuckets,
     /// How our clients' NATs filter.
     filters: Filters,
     /// How ours does.
@@ -143,6 +149,8 @@ impl Agent {
             probe_secret: ProbeSecret::new(rng.random()),
             observers: Observers::new(rng.random()),
             observing: Observing::default(),
+            early_packets: EarlyPackets::default(),
+            provocations: PeerBuckets::new(EARLY_RATE, MAX_EARLY_CLIENTS),
             filters: Filters::new(),
             filter_tests: FilterTests::default(),
             hairpins: Hairpins::default(),
@@ -246,6 +254,9 @@ impl Agent {
         if self.observing.next_deadline().is_some_and(|at| at <= now) {
             self.observe(now);
         }
+        if self.early_packets.next_deadline().is_some_and(|at| at <= now) {
+            self.run_early_packets(now);
+        }
         let test = [self.filter_tests.next_deadline(), self.hairpins.next_deadline()];
         if test.into_iter().flatten().any(|at| at <= now) {
             self.run_filter_tests(now);
@@ -278,6 +289,7 @@ impl Agent {
             self.coordinator.next_deadline(),
             self.network.observations.next_expiry(),
             self.observing.next_deadline(),
+            self.early_packets.next_deadline(),
             self.filter_tests.next_deadline(),
             self.hairpins.next_deadline(),
             self.filters.next_deadline(),

@@ -17,7 +17,7 @@ use crate::core::{
     links::Link,
     nat::Recorded,
     network::Family,
-    observer::{EARLY, EARLY_DATAGRAMS, Observed, Offered, PORTS, Purpose, Request, request},
+    observer::{Observed, Offered, PORTS, Purpose, Request},
     outbox::Transmit,
     strategy::{Allocation, Traits},
 };
@@ -39,17 +39,8 @@ impl Agent {
         let Some(local) = socket.map(|socket| socket.local.ip()).filter(|_| !link.told_observers) else {
             return;
         };
-        // An address to which the connection has moved lately may be anybody's.
-        let proven = link.moved.is_none();
-        if let Some(offer) = self.observers.offer(id, local, proven) {
-            if let Some(remote) = link.remote
-                && self.links.told_observers(id)
-            {
-                if let Some(socket) = self.observers.early(local).filter(|_| proven) {
-                    let payload = request(&offer, [0; 8]);
-                    let path = Path { socket, remote };
-                    self.out.transmits.extend([Transmit { path, payload }; EARLY_DATAGRAMS]);
-                }
+        if let Some(offer) = self.observers.offer(id, local, true) {
+            if link.remote.is_some() && self.links.told_observers(id) {
                 self.out.frame(id, Frame::Observer(offer));
             }
         } else {
@@ -91,6 +82,7 @@ impl Agent {
                 self.run_filters(now);
             }
             Pool::Session(flow) => self.search_opened(flow, sockets, now),
+            Pool::EarlyPackets(number) => self.early_packets_opened(number, sockets, now),
             Pool::Idling => self.idling_opened(sockets, now),
             Pool::Renewal(number) => self.renewal_opened(number, sockets, now),
         }
@@ -106,9 +98,13 @@ impl Agent {
             return self.out.cap_hit();
         }
         self.idling.offered((id, link.peer), (remote.ip(), &offer), now);
+        if offer.ports.len() == PORTS {
+            self.early_packets.offered(id, link.peer, now);
+        }
         let offered = Offered { offer, ip: remote.ip(), socket: Some(socket), is_other_family: false };
         self.observing.offered(id, offered, now);
         self.observe(now);
+        self.run_early_packets(now);
     }
 
     /// A coordinator offers to observe us over the family that its connection does not use.
@@ -184,6 +180,7 @@ impl Agent {
                 Request::Where { data } => {
                     self.out.frame(id, Frame::ProbeObserved { data, address: path.remote });
                 }
+                Request::Provoke { data } => self.provoked((id, &link), path, data, now),
                 Request::Hold { data, delay } => self.hold((id, &link), path, (data, delay), now),
             },
             _ => self.out.counters.probes_refused += 1,
@@ -203,7 +200,11 @@ impl Agent {
             return self.out.refuse_frame();
         };
         match observed.purpose {
-            Purpose::Link(EARLY) => self.nat_measured(before, now),
+            Purpose::EarlyPackets(place) => {
+                self.early_packets.answered(id, place, observed.socket, address.port(), now);
+                self.run_early_packets(now);
+                self.nat_measured(before, now);
+            }
             Purpose::OtherFamily(0) => self.seen_over_other_family((id, link), observed, address, now),
             Purpose::Link(_) | Purpose::OtherFamily(_) => {
                 if !self.network.is_plausible(observed.socket, observed.from, address) {
@@ -277,7 +278,7 @@ impl Agent {
             Some(Allocation::Sequential { .. }) if !self.settings.prediction => Some(Allocation::Random),
             other => other,
         };
-        let early_packets_harm = self.observing.early_packets_harm(id) == Some(true);
+        let early_packets_harm = self.early_packets_harm(id).is_some_and(|finding| finding.value);
         Traits { mapping: view.mapping, allocation, declines_search, early_packets_harm }
     }
 }

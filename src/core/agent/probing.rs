@@ -34,6 +34,10 @@ impl Agent {
         if self.observers.has(path.socket) {
             return self.observe_request(path, datagram, now);
         }
+        if self.early_packets.owns(path.socket) {
+            // An early packet that a filter let in.
+            return;
+        }
         if self.idling.owns(path.socket) {
             if !self.idling.answered(path.socket, datagram, now) {
                 self.out.counters.probes_refused += 1;

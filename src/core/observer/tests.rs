@@ -128,33 +128,24 @@ fn three_answers_tell_the_allocation() {
     assert_eq!(observing.allocation(SocketId(1), 1), None);
 }
 
-/// What follows from these ports of the four.
-fn judged(seen: [u16; 4]) -> Option<bool> {
+#[test]
+fn the_port_that_sends_early_packets_is_never_asked_from_the_socket_of_the_connection() {
     let mut observers = observers();
     observers.opened(LOCAL, &[(SocketId(8), 1008)]);
-    assert_eq!(observers.early(LOCAL), Some(SocketId(8)));
-    let (mut observing, mut next, now) = (Observing::default(), 0u64, Instant::now());
+    assert_eq!(observers.early(SocketId(5)), Some(SocketId(8)));
+    assert_eq!(observers.early(SocketId(99)), None);
+    let (mut observing, now) = (Observing::default(), Instant::now());
     let offer = observers.offer(LinkId(3), LOCAL, true).unwrap();
+    assert_eq!(offer.ports, [1005, 1006, 1007, 1008]);
     observing.offered(LinkId(8), offered(offer, false), now);
-    let mut asked = Vec::new();
-    while let Some(at) = observing.next_deadline() {
-        let requests = observing.poll(at, || {
-            next += 1;
-            next.to_be_bytes()
-        });
-        asked.push(requests.len());
-        for (path, datagram) in requests {
-            let port = seen[usize::from(path.remote.port() - 1005)];
-            observing.answered(LinkId(8), datagram[11..19].try_into().unwrap(), port, at);
-        }
-    }
-    assert_eq!(asked, [3, 1], "the fourth comes later");
-    observing.early_packets_harm(SocketId(1))
-}
-
-#[test]
-fn a_port_that_was_given_away_shows_where_the_observer_sent_first() {
-    assert_eq!(judged([7000, 7000, 7000, 7000]), Some(false));
-    assert_eq!(judged([7000, 7000, 7000, 9000]), Some(true));
-    assert_eq!(judged([7000, 7001, 7002, 7003]), None, "every destination has another port there");
+    let end = now + Duration::from_secs(600);
+    let asked = asked(&mut observing, [now, end], false);
+    assert_eq!(asked.len(), 12, "three ports, four times");
+    assert!(asked.iter().all(|(_, port)| *port != 1008));
+    let (path, datagram) = observing.test(LinkId(8), (0, SocketId(70)), [1; 8], now).unwrap();
+    assert_eq!((path.socket, path.remote.port()), (SocketId(70), 1005));
+    assert_eq!(observers.judge(&datagram), Some((LinkId(3), Request::Provoke { data: [1; 8] })));
+    let (path, datagram) = observing.test(LinkId(8), (EARLY, SocketId(70)), [2; 8], now).unwrap();
+    assert_eq!(path.remote.port(), 1008);
+    assert_eq!(observers.judge(&datagram), Some((LinkId(3), Request::Where { data: [2; 8] })));
 }
