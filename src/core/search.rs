@@ -7,23 +7,33 @@
 //! | Open | 32 sockets of its own | the address at which the coordinator saw the peer | 2 a socket |
 //! | Follow | the session's socket | the 48 ports after the one that the peer sampled; that one itself if the peer is Afresh | 2 a port; 12 |
 //! | Afresh | one socket of its own | the address at which the coordinator saw the peer | 12 |
+//! | ScanAfresh | five sockets of its own, one after the other | as Scan | 256 a socket |
+//! | FollowAfresh | one socket of its own | the 48 ports after the one that the peer sampled | 1 a port |
 //! | Align | 32 sockets of its own | the 20th port after the one that the peer sampled, then the 58th | 1 a socket each |
+//!
+//! Towards a peer whose NAT early packets harm, Spray and Open wait: that peer is ScanAfresh or FollowAfresh, and says where a
+//! fresh socket is once all shots of that socket have left. Only then do they send there, Spray once a socket. So each shot of theirs
+//! comes after the flow that it is to meet.
 //!
 //! A shot is one challenge, 300 of them leave in a second, and none to another IP address than the one that the
 //! coordinator observed. That makes [`MAX_SHOTS`] the most that an address which never answered gets in one search.
 
+mod gate;
+
 use std::{
-    collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
 use rand::{Rng, rngs::StdRng};
 
+pub(crate) use self::gate::{Admission, Gate, Ticket};
+#[cfg(test)]
+pub(crate) use self::gate::{MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_WAITING, TARGET_RATE};
+
 use super::{
     LinkId, Path, SocketId,
     event::PathKind,
-    limits::{Rate, Recent, TokenBucket},
     strategy::{Allocation, Strategy, Traits, gcd},
 };
 
@@ -45,6 +55,12 @@ const WINDOW: u32 = 48;
 /// unless another host took it, or more than 19 before; the second run, in which every socket sends to another port and so
 /// gets another mapping, has the second.
 const AIMS: [u32; 2] = [20, 58];
+/// Fresh sockets from which a peer scans whose NAT early packets harm.
+const SCAN_RUNS: usize = 5;
+/// Shots from each: the other side sprays at one while the next one scans, which takes as long.
+const SCAN_RUN: u32 = 256;
+/// Shots from one fresh socket after which it is sampled again, if no answer came.
+const SCAN_SAMPLE: u32 = 64;
 /// Shots from one socket to another: more than a lossy path loses in a row.
 const SINGLE: u32 = 12;
 /// How long a sample may take before another one is made, from another socket.
@@ -60,103 +76,6 @@ pub(crate) const MAX_WAIT: Duration = Duration::from_secs(30);
 const TURN: Duration = Duration::from_millis(50);
 /// An initiator that has given up is known by its silence: as long as it waits, it repeats its request once a second.
 const ABANDONED: Duration = Duration::from_secs(3);
-/// Searches that wait for their turn: a peer has one at most.
-pub(crate) const MAX_WAITING: usize = 64;
-/// Searches at once, over all sessions.
-pub(crate) const MAX_SEARCHES: usize = 16;
-/// Sockets that all searches may have open at once: two sprays, or as many windows as there are searches. A search that
-/// would need more waits for its turn; each socket is a file descriptor of the process.
-pub(crate) const MAX_SEARCH_SOCKETS: usize = 2 * SPRAY_SOCKETS;
-/// Searches towards one IP address.
-pub(crate) const TARGET_RATE: Rate = Rate { interval: Duration::from_secs(10), burst: 4 };
-/// Addresses whose rate is remembered.
-const MAX_TARGETS: usize = 1024;
-const TARGET_MEMORY: Duration = Duration::from_secs(60);
-
-/// Bounds the searches of all sessions.
-#[derive(Debug)]
-pub(crate) struct Gate {
-    running: usize,
-    sockets: usize,
-    targets: Recent<IpAddr, TokenBucket>,
-    /// Tickets of the searches that wait for their turn.
-    waiting: BTreeSet<Ticket>,
-    next_ticket: u64,
-}
-
-/// The place of a search that waits: the lowest has its turn first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Ticket(u64);
-
-/// When a search may begin.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Admission {
-    Now,
-    /// When others are over.
-    Later(Ticket),
-    Never,
-}
-
-impl Gate {
-    pub(crate) fn new() -> Self {
-        Self {
-            running: 0,
-            sockets: 0,
-            targets: Recent::new(MAX_TARGETS, TARGET_MEMORY),
-            waiting: BTreeSet::new(),
-            next_ticket: 0,
-        }
-    }
-
-    /// Whether a search towards `target` with so many sockets of its own may begin, which waits already if it has a ticket. The
-    /// sockets count until they are [`closed`](Self::closed), which may be after the search has [`ended`](Self::ended).
-    pub(crate) fn admit(
-        &mut self,
-        ticket: Option<Ticket>,
-        target: IpAddr,
-        sockets: usize,
-        now: Instant,
-    ) -> Admission {
-        // Who needs no sockets takes nothing away from those that wait for some.
-        let is_first = sockets == 0 || self.waiting.first().copied() == ticket;
-        let has_room = self.running < MAX_SEARCHES && self.sockets + sockets <= MAX_SEARCH_SOCKETS;
-        if !is_first || !has_room {
-            return match ticket {
-                Some(ticket) => Admission::Later(ticket),
-                None if self.waiting.len() < MAX_WAITING => {
-                    let ticket = Ticket(self.next_ticket);
-                    self.next_ticket += 1;
-                    self.waiting.insert(ticket);
-                    Admission::Later(ticket)
-                }
-                None => Admission::Never,
-            };
-        }
-        self.left(ticket);
-        let mut bucket = self.targets.get(&target, now).copied().unwrap_or_default();
-        if !bucket.take(TARGET_RATE, now) {
-            return Admission::Never;
-        }
-        self.running += 1;
-        self.sockets += sockets;
-        self.targets.insert(target, bucket, now);
-        Admission::Now
-    }
-
-    /// A search waits no more.
-    pub(crate) fn left(&mut self, ticket: Option<Ticket>) {
-        ticket.map(|ticket| self.waiting.remove(&ticket));
-    }
-
-    pub(crate) fn ended(&mut self) {
-        self.running = self.running.saturating_sub(1);
-    }
-
-    pub(crate) fn closed(&mut self, sockets: usize) {
-        self.sockets = self.sockets.saturating_sub(sockets);
-    }
-}
-
 /// Where in its sequence the peer's NAT is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Window {
@@ -179,10 +98,23 @@ pub(crate) enum Action {
     Silence,
     /// Ask the coordinator where this socket is seen.
     Sample(SocketId),
+    /// Tell the peer where our NAT is, or where a fresh socket is.
+    Tell(Window),
     /// Send a challenge.
     Shoot(Path),
     /// It may be this search's turn.
     Turn,
+}
+
+/// A fresh socket from which shots leave before the peer learns where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fresh {
+    /// The coordinator has been asked so often where the socket is.
+    Asked(u32),
+    /// The coordinator sees it at this port.
+    Seen(u16),
+    /// The peer knows.
+    Told,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -229,7 +161,13 @@ pub(crate) struct Search {
     samples: usize,
     sampled: bool,
     window: Option<Window>,
+    /// Windows of fresh sockets that the peer has told.
+    windows: usize,
+    /// Sockets of our own of which the peer learns only later.
+    fresh: Vec<Fresh>,
     shots: u32,
+    /// Shots to addresses before the present target.
+    spent: u32,
     /// All shots were sent to another port before.
     retargeted: bool,
     /// The order of the ports to scan: the first one and the distance to the next.
@@ -267,7 +205,10 @@ impl Search {
             samples: 0,
             sampled: false,
             window: None,
+            windows: 0,
+            fresh: Vec::new(),
             shots: 0,
+            spent: 0,
             retargeted: false,
             order: (rng.random_range(0..PORTS), distance),
         }
@@ -278,7 +219,8 @@ impl Search {
         match self.strategy {
             Strategy::Spray => SPRAY_SOCKETS,
             Strategy::Open { .. } | Strategy::Align { .. } => WINDOW_SOCKETS,
-            Strategy::Afresh => 1,
+            Strategy::ScanAfresh => SCAN_RUNS,
+            Strategy::Afresh | Strategy::FollowAfresh => 1,
             Strategy::Plain | Strategy::Scan | Strategy::Follow | Strategy::Hopeless => 0,
         }
     }
@@ -287,7 +229,9 @@ impl Search {
     /// own send there as well, once.
     pub(crate) fn retarget(&mut self, target: SocketAddr, now: Instant) {
         let is_allowed = !self.running || target.ip() == self.target.ip();
-        if target == self.target || !is_allowed || self.retargeted {
+        // A fresh socket of the peer is where the peer says.
+        let is_fresh = self.windows > 0;
+        if target == self.target || !is_allowed || self.retargeted || is_fresh {
             return;
         }
         self.target = target;
@@ -301,8 +245,10 @@ impl Search {
     /// What a path is that it finds.
     pub(crate) fn finds(&self) -> Option<PathKind> {
         match self.strategy {
-            Strategy::Spray | Strategy::Scan => Some(PathKind::Searched),
-            Strategy::Open { .. } | Strategy::Align { .. } => Some(PathKind::Predicted),
+            Strategy::Spray | Strategy::Scan | Strategy::ScanAfresh => Some(PathKind::Searched),
+            Strategy::Open { .. } | Strategy::Align { .. } | Strategy::FollowAfresh => {
+                Some(PathKind::Predicted)
+            }
             Strategy::Follow if matches!(self.theirs.allocation, Some(Allocation::Sequential { .. })) => {
                 Some(PathKind::Predicted)
             }
@@ -317,11 +263,53 @@ impl Search {
         self.from
     }
 
-    /// The step of our NAT, if the peer is to be told where it is; 0 for a single socket.
-    pub(crate) fn step(&self) -> Option<u16> {
+    /// The step of our NAT, if the peer learns at once where it is; 0 for a single socket.
+    fn step(&self) -> Option<u16> {
         match self.strategy {
             Strategy::Open { step } | Strategy::Align { step } => Some(step),
             Strategy::Afresh => Some(0),
+            _ => None,
+        }
+    }
+
+    /// Whether the peer learns of our sockets only once their shots have left.
+    fn tells_later(&self) -> bool {
+        matches!(self.strategy, Strategy::ScanAfresh | Strategy::FollowAfresh)
+    }
+
+    /// The sockets of which the peer is to learn by now.
+    fn complete(&self) -> usize {
+        match self.strategy {
+            Strategy::ScanAfresh => usize::try_from(self.shots / SCAN_RUN).unwrap_or(usize::MAX),
+            Strategy::FollowAfresh => usize::from(self.shots >= WINDOW),
+            _ => 0,
+        }
+    }
+
+    /// What the peer is to learn now.
+    fn to_tell(&self) -> Option<(usize, Window)> {
+        let mut complete = self.fresh.iter().take(self.complete()).enumerate();
+        complete.find_map(|(place, fresh)| match fresh {
+            Fresh::Seen(port) => Some((place, Window { port: *port, step: 0 })),
+            Fresh::Asked(_) | Fresh::Told => None,
+        })
+    }
+
+    /// What comes before the next shot.
+    fn errand(&mut self) -> Option<Action> {
+        if let Some((place, window)) = self.to_tell() {
+            if let Some(fresh) = self.fresh.get_mut(place) {
+                *fresh = Fresh::Told;
+            }
+            return Some(Action::Tell(window));
+        }
+        let place = usize::try_from(self.shots / SCAN_RUN).ok()?;
+        let is_scan = self.strategy == Strategy::ScanAfresh && self.shots < self.limit();
+        match self.fresh.get_mut(place).filter(|_| is_scan) {
+            Some(Fresh::Asked(times)) if self.shots % SCAN_RUN >= *times * SCAN_SAMPLE => {
+                *times += 1;
+                self.sockets.get(place).copied().map(Action::Sample)
+            }
             _ => None,
         }
     }
@@ -345,7 +333,8 @@ impl Search {
 
     /// Whether it makes sense only at the same time as the peer's, which waits for its turn.
     pub(crate) fn is_held(&self) -> bool {
-        self.peer_waits && matches!(self.strategy, Strategy::Scan | Strategy::Follow)
+        use Strategy::{Follow, FollowAfresh, Scan, ScanAfresh};
+        self.peer_waits && matches!(self.strategy, Scan | Follow | ScanAfresh | FollowAfresh)
     }
 
     /// Waits with the peer.
@@ -384,7 +373,10 @@ impl Search {
     pub(crate) fn next_due(&self) -> Option<Instant> {
         match self.stage {
             Stage::Waiting(at) | Stage::Sampling(at) | Stage::Queued(at) => Some(at),
-            Stage::Shooting(first) => (self.shots < self.limit()).then(|| first + INTERVAL * self.shots),
+            Stage::Shooting(first) => {
+                let goes_on = self.shots < self.limit() || self.to_tell().is_some();
+                goes_on.then(|| first + INTERVAL * self.shots)
+            }
             Stage::Preparing | Stage::Held | Stage::Over => None,
         }
     }
@@ -415,6 +407,9 @@ impl Search {
                 }
             },
             Stage::Shooting(_) => {
+                if let Some(action) = self.errand() {
+                    return Some(action);
+                }
                 let path = self.shot(self.shots);
                 self.shots += 1;
                 path.map(Action::Shoot)
@@ -425,7 +420,7 @@ impl Search {
 
     /// The socket from which the observer is asked next: in a sequence each has made one mapping.
     fn to_sample(&self) -> Option<SocketId> {
-        let place = if self.strategy == Strategy::Afresh { 0 } else { self.samples };
+        let place = if self.sockets() == 1 { 0 } else { self.samples };
         self.sockets.get(place).copied().filter(|_| self.samples < MAX_SAMPLES)
     }
 
@@ -446,28 +441,66 @@ impl Search {
             return;
         }
         self.sockets = sockets.to_vec();
+        if self.tells_later() {
+            self.fresh = vec![Fresh::Asked(0); sockets.len()];
+        }
         self.stage = match self.strategy {
             _ if sockets.is_empty() => Stage::Over,
-            Strategy::Spray => Stage::Shooting(now),
-            Strategy::Open { .. } | Strategy::Align { .. } | Strategy::Afresh => Stage::Sampling(now),
+            Strategy::Spray if self.waits_for_window() => Stage::Preparing,
+            Strategy::Spray | Strategy::ScanAfresh => Stage::Shooting(now),
+            Strategy::Open { .. } | Strategy::Align { .. } | Strategy::Afresh | Strategy::FollowAfresh => {
+                Stage::Sampling(now)
+            }
             _ => self.stage,
         };
     }
 
-    /// The coordinator saw a sample; whether the peer is to be told.
-    pub(crate) fn sampled(&mut self, now: Instant) -> bool {
-        let first = matches!(self.stage, Stage::Sampling(_));
-        if first {
-            self.sampled = true;
-            self.stage = Stage::Preparing;
-            self.ready(now);
+    /// The coordinator saw `socket` at `port`. Returns what the peer is to learn at once.
+    pub(crate) fn sampled(&mut self, socket: SocketId, port: u16, now: Instant) -> Option<Window> {
+        let place = self.sockets.iter().position(|own| *own == socket);
+        if let Some(fresh @ Fresh::Asked(_)) = place.and_then(|place| self.fresh.get_mut(place)) {
+            *fresh = Fresh::Seen(port);
         }
-        first
+        if !matches!(self.stage, Stage::Sampling(_)) {
+            return None;
+        }
+        self.sampled = true;
+        self.stage = Stage::Preparing;
+        self.ready(now);
+        self.step().map(|step| Window { port, step })
     }
 
-    /// The peer's NAT was sampled. Only the first word counts. Whether plain probes have met silence and a search is to begin
+    /// Whether shots would come too early: the peer says where it expects them.
+    fn waits_for_window(&self) -> bool {
+        self.theirs.is_fragile() && self.windows == 0
+    }
+
+    /// The peer has a fresh socket, from which it has sent what it had to: it is there from now on.
+    fn follow_fresh(&mut self, port: u16, now: Instant) {
+        if self.windows == SCAN_RUNS {
+            return;
+        }
+        self.windows += 1;
+        self.spent += self.shots;
+        self.shots = 0;
+        self.target.set_port(port);
+        let is_open = self.running && !self.sockets.is_empty();
+        match self.stage {
+            Stage::Shooting(_) => self.stage = Stage::Shooting(now),
+            Stage::Preparing if is_open && self.strategy == Strategy::Spray => {
+                self.stage = Stage::Shooting(now)
+            }
+            _ => self.ready(now),
+        }
+    }
+
+    /// The peer's NAT was sampled. Only the first word counts, but for those of fresh sockets at which we aim. Whether plain probes have met silence and a search is to begin
     /// for that: the peer has a socket of which we did not expect to hear.
     pub(crate) fn follow(&mut self, window: Window, now: Instant) -> bool {
+        if window.step == 0 && matches!(self.strategy, Strategy::Spray | Strategy::Open { .. }) {
+            self.follow_fresh(window.port, now);
+            return false;
+        }
         if self.window.is_some() {
             return false;
         }
@@ -484,8 +517,9 @@ impl Search {
     fn ready(&mut self, now: Instant) {
         let ready = match self.strategy {
             Strategy::Follow => self.window.is_some(),
-            Strategy::Align { .. } => self.sampled && self.window.is_some(),
-            Strategy::Open { .. } | Strategy::Afresh => self.sampled,
+            Strategy::Align { .. } | Strategy::FollowAfresh => self.sampled && self.window.is_some(),
+            Strategy::Open { .. } => self.sampled && !self.waits_for_window(),
+            Strategy::Afresh => self.sampled,
             _ => false,
         };
         if ready && self.running && self.stage == Stage::Preparing {
@@ -494,14 +528,18 @@ impl Search {
     }
 
     fn limit(&self) -> u32 {
-        let twice = |count: usize| 2 * u32::try_from(count).unwrap_or(0);
+        let once = |count: usize| u32::try_from(count).unwrap_or(0);
+        let left = MAX_SHOTS.saturating_sub(self.spent);
         match self.strategy {
             Strategy::Scan => MAX_SHOTS,
             Strategy::Follow if self.window.is_some_and(|window| window.step == 0) => SINGLE,
             Strategy::Follow => 2 * WINDOW,
+            Strategy::ScanAfresh => once(self.fresh.len()) * SCAN_RUN,
+            Strategy::FollowAfresh => WINDOW,
             Strategy::Afresh => SINGLE,
+            Strategy::Spray if self.windows > 0 => once(self.sockets.len()).min(left),
             Strategy::Spray | Strategy::Open { .. } | Strategy::Align { .. } => {
-                twice(self.sockets.len()).min(MAX_SHOTS)
+                (2 * once(self.sockets.len())).min(left)
             }
             Strategy::Plain | Strategy::Hopeless => 0,
         }
@@ -511,11 +549,12 @@ impl Search {
         let at = |port| SocketAddr::new(self.target.ip(), port);
         let own = || self.sockets.get(usize::try_from(n).ok()? % self.sockets.len()).copied();
         let (socket, remote) = match self.strategy {
-            Strategy::Scan => {
-                let (first, distance) = self.order;
-                let place = (u64::from(first) + u64::from(n) * u64::from(distance)) % u64::from(PORTS);
-                (self.from, at(u16::try_from(u64::from(FIRST_PORT) + place).ok()?))
+            Strategy::Scan => (self.from, at(self.scanned(n)?)),
+            Strategy::ScanAfresh => {
+                let run = usize::try_from(n / SCAN_RUN).ok()?;
+                (self.sockets.get(run).copied()?, at(self.scanned(n)?))
             }
+            Strategy::FollowAfresh => (own()?, at(self.window?.after(1 + n))),
             Strategy::Follow => (self.from, at(self.window?.after(1 + n % WINDOW))),
             Strategy::Spray | Strategy::Open { .. } | Strategy::Afresh => (own()?, self.target),
             Strategy::Align { .. } => {
@@ -525,6 +564,13 @@ impl Search {
             Strategy::Plain | Strategy::Hopeless => return None,
         };
         Some(Path { socket, remote })
+    }
+
+    /// The port of the `n`th shot of a scan.
+    fn scanned(&self, n: u32) -> Option<u16> {
+        let (first, distance) = self.order;
+        let place = (u64::from(first) + u64::from(n) * u64::from(distance)) % u64::from(PORTS);
+        u16::try_from(u64::from(FIRST_PORT) + place).ok()
     }
 }
 

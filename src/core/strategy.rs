@@ -93,6 +93,11 @@ impl Traits {
         (self.kind(), self.declines_search) == (other.kind(), other.declines_search)
     }
 
+    /// Whether packets that come too early harm, and the mapping is otherwise endpoint-independent.
+    pub(crate) fn is_fragile(&self) -> bool {
+        self.kind() == Kind::Fragile
+    }
+
     /// Which row or column of the table this is.
     fn kind(&self) -> Kind {
         match (self.mapping, self.allocation) {
@@ -130,6 +135,8 @@ pub(crate) enum Strategy {
     Spray,
     /// Looks for one of these at random ports of the peer.
     Scan,
+    /// As `Scan`, from fresh sockets, one after the other, each of which the peer learns of once it has looked around.
+    ScanAfresh,
     /// Samples its NAT, tells the peer, and opens some sockets towards the one address at which the peer is known.
     Open {
         /// From one of our ports to the next.
@@ -137,6 +144,8 @@ pub(crate) enum Strategy {
     },
     /// Waits to be told where the peer's NAT is in its sequence, or where its fresh socket is, and looks there.
     Follow,
+    /// As `Follow`, from a fresh socket, of which the peer learns once it has looked there.
+    FollowAfresh,
     /// As `Open`, but towards one port of the sequence in which the peer's NAT is.
     Align {
         /// From one of our ports to the next.
@@ -152,6 +161,7 @@ pub(crate) enum Strategy {
 /// §7.5.
 pub(crate) fn strategy(ours: &Traits, theirs: &Traits, first: bool) -> Strategy {
     let declined = ours.declines_search || theirs.declines_search;
+    let is_fragile = ours.is_fragile();
     let is_easy = |kind| if kind == Kind::Fragile { Kind::Easy } else { kind };
     match (ours.kind(), theirs.kind()) {
         // What came too early has spoilt the port that the peer knows, and whoever is not harmed by that goes second.
@@ -162,11 +172,17 @@ pub(crate) fn strategy(ours: &Traits, theirs: &Traits, first: bool) -> Strategy 
     match (is_easy(ours.kind()), is_easy(theirs.kind())) {
         (Kind::Easy, Kind::Easy) => Strategy::Plain,
         (Kind::Sequential { step }, Kind::Easy) if first || declined => Strategy::Open { step },
-        (Kind::Easy, Kind::Sequential { .. }) if first || declined => Strategy::Follow,
+        (Kind::Easy, Kind::Sequential { .. }) if first || declined => match is_fragile {
+            true => Strategy::FollowAfresh,
+            false => Strategy::Follow,
+        },
         (Kind::Sequential { step }, Kind::Sequential { .. }) => Strategy::Align { step },
         // A prediction that failed may have been about a NAT that does not allocate in sequence after all.
         (_, Kind::Easy) if !declined => Strategy::Spray,
-        (Kind::Easy, _) if !declined => Strategy::Scan,
+        (Kind::Easy, _) if !declined => match is_fragile {
+            true => Strategy::ScanAfresh,
+            false => Strategy::Scan,
+        },
         // By the next round it may have been.
         (Kind::Unmeasured, Kind::Sequential { .. } | Kind::Unmeasured) if first => Strategy::Plain,
         (Kind::Sequential { .. }, Kind::Unmeasured) if first => Strategy::Plain,
@@ -258,7 +274,9 @@ mod tests {
             (fragile, easy, Afresh, Follow, Afresh, Follow),
             (fragile, unknown, Afresh, Follow, Afresh, Follow),
             (fragile, fragile, Plain, Plain, Plain, Plain),
-            (fragile, random, Scan, Spray, Scan, Spray),
+            (fragile, random, ScanAfresh, Spray, ScanAfresh, Spray),
+            (fragile, unmeasured, ScanAfresh, Spray, ScanAfresh, Spray),
+            (fragile, sequential, FollowAfresh, Open { step: 2 }, ScanAfresh, Spray),
             (random, easy, Spray, Scan, Spray, Scan),
             (random, unknown, Spray, Scan, Spray, Scan),
             (sequential, easy, Open { step: 2 }, Follow, Spray, Scan),

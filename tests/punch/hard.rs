@@ -6,7 +6,7 @@ use libp2p_punch::Config;
 
 use crate::{
     matrix::{Dial, EVEN, Geometry},
-    nats::{ALL, is_hopeful, sequential},
+    nats::{ALL, APDM_SEQUENTIAL, is_hopeful, sequential},
     network::Site,
 };
 
@@ -126,4 +126,26 @@ fn where_an_early_packet_does_harm_the_one_that_it_harms_begins_afresh() {
 fn two_nats_that_early_packets_harm_are_passed_where_the_packets_cross() {
     let took = Dial::new(Site::Bare, Site::Bare, EVEN, 1).run().expect("direct");
     assert_eq!(took, Duration::from_millis(75));
+}
+
+/// Against what a box without a firewall must search.
+const HARD: [Site; 2] = [Site::APDM_RANDOM, APDM_SEQUENTIAL];
+
+#[test]
+fn a_box_without_a_firewall_finds_random_and_sequential_nats_in_one_search_whichever_side_dials() {
+    for (hard, most) in HARD.into_iter().zip([6_000, 1_200]) {
+        let mut times = Vec::new();
+        for seed in 0..10 {
+            let pair = if seed % 2 == 0 { (Site::Bare, hard) } else { (hard, Site::Bare) };
+            let once = || Config { max_attempts: 1, ..Config::default() };
+            let dial = Dial { configs: [once(), once()], ..Dial::new(pair.0, pair.1, EVEN, seed) };
+            match dial.run() {
+                Ok(took) if took < Duration::from_millis(most) => times.push(took),
+                other => println!("{pair:?}, seed {seed}: {other:?}"),
+            }
+        }
+        println!("{hard:?}: {} of 10", times.len());
+        report("a box without a firewall", &mut times);
+        assert_eq!(times.len(), 10, "{hard:?}");
+    }
 }

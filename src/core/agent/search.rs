@@ -107,6 +107,7 @@ impl Agent {
                         self.out.transmits.push_back(crate::core::outbox::Transmit { path, payload });
                     }
                 }
+                Some(Action::Tell(window)) => self.tell_window(key, window),
                 Some(Action::Shoot(path)) => {
                     if let Some(keys) = session.keys() {
                         self.out.counters.search_probes_sent += 1;
@@ -188,14 +189,19 @@ impl Agent {
 
     /// Tells the peer that our search waits for its turn, or begins now: a window without a port.
     fn tell_turn(&mut self, key: Key, begins: bool) {
+        self.tell_window(key, Window { port: 0, step: u16::from(begins) });
+    }
+
+    /// Tells the peer where in its sequence our NAT is, or where a fresh socket is.
+    fn tell_window(&mut self, key: Key, Window { port, step }: Window) {
         let Some(session) = self.sessions.get(key) else { return };
         let (Some(search), Some(keys)) = (&session.search, session.keys()) else { return };
         let mut window = PunchWindow {
             peer: session.peer,
             session: session.id,
             round: session.attempt,
-            port: 0,
-            step: u16::from(begins),
+            port,
+            step,
             authenticator: [0; MAC_LEN],
         };
         window.authenticator = keys.authenticate(&window.covered());
@@ -215,22 +221,15 @@ impl Agent {
         self.pump(key, now);
     }
 
-    /// The coordinator saw a sample of our NAT: the peer is told.
+    /// The coordinator saw a sample of our NAT.
     pub(super) fn search_sampled(&mut self, key: Key, socket: SocketId, port: u16, now: Instant) {
         let Some(session) = self.sessions.get_mut(key).filter(|session| session.sockets.contains(&socket))
         else {
             return;
         };
-        let (peer, name, round) = (session.peer, session.id, session.attempt);
         let Some(search) = &mut session.search else { return };
-        let (link, Some(step)) = (search.link, search.step()) else { return };
-        if search.sampled(now)
-            && let Some(keys) = session.keys()
-        {
-            let mut window =
-                PunchWindow { peer, session: name, round, port, step, authenticator: [0; MAC_LEN] };
-            window.authenticator = keys.authenticate(&window.covered());
-            self.out.frame(link, Frame::PunchWindow(Box::new(window)));
+        if let Some(window) = search.sampled(socket, port, now) {
+            self.tell_window(key, window);
         }
         self.pump(key, now);
     }

@@ -1,4 +1,4 @@
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::IpAddr};
 
 use rand::SeedableRng;
 
@@ -101,8 +101,9 @@ fn a_sequential_side_samples_until_it_is_answered_and_then_opens() {
     assert_eq!(search.poll(start), Some(Action::Sample(SocketId(100))));
     assert_eq!(search.poll(start), None);
     assert_eq!(search.poll(start + SAMPLE_AGAIN), Some(Action::Sample(SocketId(101))), "another socket");
-    assert!(search.sampled(start + SAMPLE_AGAIN));
-    assert!(!search.sampled(start + SAMPLE_AGAIN), "an answer that comes late");
+    let window = Window { port: 5002, step: 2 };
+    assert_eq!(search.sampled(SocketId(101), 5002, start + SAMPLE_AGAIN), Some(window));
+    assert_eq!(search.sampled(SocketId(100), 5000, start + SAMPLE_AGAIN), None, "an answer that comes late");
     assert_eq!(shots(&mut search).len(), 64);
 }
 
@@ -133,6 +134,161 @@ fn the_other_side_follows_the_window_that_it_is_told_first_and_no_other() {
     assert_eq!(ports, [65_532, 65_534, 1024, 1026], "around at the end");
 }
 
+/// What a peer says whose NAT early packets harm.
+fn fragile() -> Traits {
+    Traits { early_packets_harm: true, ..Traits::default() }
+}
+
+/// All that a search does from now on, and when; every sample is answered with the port of the socket's number.
+fn actions(search: &mut Search) -> Vec<(Instant, Action)> {
+    let mut all = Vec::new();
+    while let Some(at) = search.next_due() {
+        if let Some(action) = search.poll(at) {
+            all.push((at, action));
+            if let Action::Sample(socket) = action {
+                search.sampled(socket, u16::try_from(socket.0).unwrap_or(0), at);
+            }
+        }
+    }
+    all
+}
+
+#[test]
+fn a_scan_from_fresh_sockets_tells_the_peer_of_each_only_once_its_shots_have_left() {
+    let now = Instant::now();
+    let mut search = search(Strategy::ScanAfresh, now);
+    assert_eq!(begin(&mut search, now), 5);
+    assert_eq!(search.next_due(), None, "no socket yet");
+    search.opened(&own(5), now + SILENCE);
+    let actions = actions(&mut search);
+    let shots: Vec<(Instant, Path)> = actions
+        .iter()
+        .filter_map(|(at, action)| if let Action::Shoot(path) = action { Some((*at, *path)) } else { None })
+        .collect();
+    assert_eq!(shots.len(), 5 * 256);
+    assert_rate(&shots);
+    let ports: BTreeSet<u16> = shots.iter().map(|(_, path)| path.remote.port()).collect();
+    assert_eq!(ports.len(), shots.len(), "distinct");
+    for (n, socket) in own(5).into_iter().enumerate() {
+        let port = u16::try_from(socket.0).unwrap();
+        let told = |action: &Action| *action == Action::Tell(Window { port, step: 0 });
+        let last = actions
+            .iter()
+            .rposition(|(_, action)| matches!(action, Action::Shoot(path) if path.socket == socket));
+        let at = actions.iter().position(|(_, action)| told(action));
+        assert!(at > last && last.is_some(), "socket {n}");
+        assert_eq!(actions.iter().filter(|(_, action)| told(action)).count(), 1);
+        assert_eq!(actions.iter().filter(|(_, action)| *action == Action::Sample(socket)).count(), 1);
+    }
+    assert!(actions.last().map(|(at, _)| *at) < Some(now + SILENCE + Duration::from_millis(4_300)));
+}
+
+#[test]
+fn a_fresh_socket_whose_sample_is_answered_late_is_told_late_and_one_without_an_answer_never() {
+    let now = Instant::now();
+    let mut search = search(Strategy::ScanAfresh, now);
+    begin(&mut search, now);
+    search.opened(&own(5), now + SILENCE);
+    let mut samples = 0;
+    let mut told = 0;
+    while let Some(at) = search.next_due() {
+        match search.poll(at) {
+            Some(Action::Sample(_)) => samples += 1,
+            Some(Action::Tell(_)) => told += 1,
+            _ => {}
+        }
+    }
+    assert_eq!((samples, told), (20, 0));
+    assert_eq!(search.sampled(SocketId(102), 6000, now + DURATION), None);
+    assert_eq!(search.poll(now + DURATION), Some(Action::Tell(Window { port: 6000, step: 0 })));
+    assert_eq!(search.poll(now + DURATION), None);
+}
+
+#[test]
+fn a_spray_towards_a_fragile_peer_waits_for_its_word_and_sends_once_from_each_socket_to_each_port_told() {
+    let now = Instant::now();
+    let mut search = search(Strategy::Spray, now);
+    search.theirs = fragile();
+    begin(&mut search, now);
+    search.opened(&own(256), now + SILENCE);
+    assert_eq!(search.next_due(), None, "what is sent now would come too early");
+    search.retarget(([198, 51, 100, 7], 4002).into(), now + SILENCE);
+    assert_eq!(search.next_due(), None, "what the coordinator sees is another socket");
+    let mut all = Vec::new();
+    for port in 6001..6020u16 {
+        search.follow(Window { port, step: 0 }, now + SILENCE);
+        let sent = shots(&mut search);
+        assert!(sent.iter().all(|(_, path)| path.remote == (target().ip(), port).into()));
+        all.push(sent.len());
+    }
+    assert_eq!(all.iter().sum::<usize>(), 5 * 256);
+    assert_eq!(all[..6], [256, 256, 256, 256, 256, 0]);
+}
+
+#[test]
+fn a_spray_that_learns_of_a_fresh_socket_while_it_sends_goes_on_there_within_the_bound_of_a_search() {
+    let now = Instant::now();
+    let mut search = search(Strategy::Spray, now);
+    begin(&mut search, now);
+    search.opened(&own(256), now + SILENCE);
+    let mut sent = shots(&mut search).len();
+    assert_eq!(sent, 512, "it does not know that the peer is fragile");
+    for port in 6001..=6005u16 {
+        search.follow(Window { port, step: 0 }, now + SILENCE);
+        sent += shots(&mut search).len();
+    }
+    assert_eq!(sent, usize::try_from(MAX_SHOTS).unwrap());
+}
+
+#[test]
+fn a_window_of_a_fresh_socket_that_comes_before_ours_are_open_is_kept() {
+    let now = Instant::now();
+    let mut search = search(Strategy::Spray, now);
+    search.theirs = fragile();
+    search.follow(Window { port: 6000, step: 0 }, now);
+    begin(&mut search, now);
+    search.opened(&own(256), now + SILENCE);
+    assert!(shots(&mut search).iter().all(|(_, path)| path.remote.port() == 6000));
+}
+
+#[test]
+fn who_follows_afresh_has_sent_to_every_port_before_the_sequential_side_sends_anything() {
+    let now = Instant::now();
+    let start = now + SILENCE;
+    let mut open = search(Strategy::Open { step: 1 }, now);
+    open.theirs = fragile();
+    begin(&mut open, now);
+    open.opened(&own(32), start);
+    assert_eq!(open.poll(start), Some(Action::Sample(SocketId(100))));
+    let window = open.sampled(SocketId(100), 5000, start).expect("the peer must know at once");
+    assert_eq!(open.next_due(), None, "not before the peer");
+
+    let mut follow = search(Strategy::FollowAfresh, now);
+    assert_eq!(begin(&mut follow, now), 1);
+    follow.opened(&own(1), start);
+    assert_eq!(follow.poll(start), Some(Action::Sample(SocketId(100))));
+    assert_eq!(follow.sampled(SocketId(100), 6000, start), None, "the peer learns of it later");
+    assert_eq!(follow.next_due(), None, "no port is known yet");
+    follow.follow(window, start);
+    let actions = actions(&mut follow);
+    assert_eq!(actions.len(), 49);
+    let (_, last) = actions[48];
+    let told = Window { port: 6000, step: 0 };
+    assert_eq!(last, Action::Tell(told));
+    let ports: Vec<u16> = actions[..48]
+        .iter()
+        .filter_map(
+            |(_, action)| if let Action::Shoot(path) = action { Some(path.remote.port()) } else { None },
+        )
+        .collect();
+    assert_eq!(ports, (5001..=5048).collect::<Vec<u16>>());
+
+    open.follow(told, start);
+    let sent = shots(&mut open);
+    assert_eq!(sent.len(), 64);
+    assert!(sent.iter().all(|(_, path)| path.remote == (target().ip(), 6000).into()));
+}
+
 #[test]
 fn both_aim_at_one_port_in_each_run_so_that_mappings_of_others_in_between_do_no_harm() {
     let now = Instant::now();
@@ -144,7 +300,7 @@ fn both_aim_at_one_port_in_each_run_so_that_mappings_of_others_in_between_do_no_
             assert!(matches!(search.poll(now + SILENCE), Some(Action::Sample(_))));
             search.follow(Window { port: theirs, step: 1 }, now + SILENCE);
             assert!(!matches!(search.poll(now + SILENCE), Some(Action::Shoot(_))), "sampled first");
-            assert!(search.sampled(now + SILENCE));
+            assert!(search.sampled(SocketId(100), 1, now + SILENCE).is_some());
             shots(&mut search).into_iter().map(|(_, path)| path.remote.port()).collect::<Vec<_>>()
         });
         // What each NAT gives to the sockets of its side, in their order, twice: once for each port that they send to.

@@ -1,0 +1,107 @@
+//! Which searches may begin: bounds over all sessions of a peer.
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use super::SPRAY_SOCKETS;
+use crate::core::limits::{Rate, Recent, TokenBucket};
+
+/// Searches that wait for their turn: a peer has one at most.
+pub(crate) const MAX_WAITING: usize = 64;
+/// Searches at once, over all sessions.
+pub(crate) const MAX_SEARCHES: usize = 16;
+/// Sockets that all searches may have open at once: two sprays, or as many windows as there are searches. A search that
+/// would need more waits for its turn; each socket is a file descriptor of the process.
+pub(crate) const MAX_SEARCH_SOCKETS: usize = 2 * SPRAY_SOCKETS;
+/// Searches towards one IP address.
+pub(crate) const TARGET_RATE: Rate = Rate { interval: Duration::from_secs(10), burst: 4 };
+/// Addresses whose rate is remembered.
+const MAX_TARGETS: usize = 1024;
+const TARGET_MEMORY: Duration = Duration::from_secs(60);
+
+/// Bounds the searches of all sessions.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    running: usize,
+    sockets: usize,
+    targets: Recent<IpAddr, TokenBucket>,
+    /// Tickets of the searches that wait for their turn.
+    waiting: BTreeSet<Ticket>,
+    next_ticket: u64,
+}
+
+/// The place of a search that waits: the lowest has its turn first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Ticket(u64);
+
+/// When a search may begin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Admission {
+    Now,
+    /// When others are over.
+    Later(Ticket),
+    Never,
+}
+
+impl Gate {
+    pub(crate) fn new() -> Self {
+        Self {
+            running: 0,
+            sockets: 0,
+            targets: Recent::new(MAX_TARGETS, TARGET_MEMORY),
+            waiting: BTreeSet::new(),
+            next_ticket: 0,
+        }
+    }
+
+    /// Whether a search towards `target` with so many sockets of its own may begin, which waits already if it has a ticket. The
+    /// sockets count until they are [`closed`](Self::closed), which may be after the search has [`ended`](Self::ended).
+    pub(crate) fn admit(
+        &mut self,
+        ticket: Option<Ticket>,
+        target: IpAddr,
+        sockets: usize,
+        now: Instant,
+    ) -> Admission {
+        // Who needs no sockets takes nothing away from those that wait for some.
+        let is_first = sockets == 0 || self.waiting.first().copied() == ticket;
+        let has_room = self.running < MAX_SEARCHES && self.sockets + sockets <= MAX_SEARCH_SOCKETS;
+        if !is_first || !has_room {
+            return match ticket {
+                Some(ticket) => Admission::Later(ticket),
+                None if self.waiting.len() < MAX_WAITING => {
+                    let ticket = Ticket(self.next_ticket);
+                    self.next_ticket += 1;
+                    self.waiting.insert(ticket);
+                    Admission::Later(ticket)
+                }
+                None => Admission::Never,
+            };
+        }
+        self.left(ticket);
+        let mut bucket = self.targets.get(&target, now).copied().unwrap_or_default();
+        if !bucket.take(TARGET_RATE, now) {
+            return Admission::Never;
+        }
+        self.running += 1;
+        self.sockets += sockets;
+        self.targets.insert(target, bucket, now);
+        Admission::Now
+    }
+
+    /// A search waits no more.
+    pub(crate) fn left(&mut self, ticket: Option<Ticket>) {
+        ticket.map(|ticket| self.waiting.remove(&ticket));
+    }
+
+    pub(crate) fn ended(&mut self) {
+        self.running = self.running.saturating_sub(1);
+    }
+
+    pub(crate) fn closed(&mut self, sockets: usize) {
+        self.sockets = self.sockets.saturating_sub(sockets);
+    }
+}
