@@ -165,7 +165,7 @@ impl Driver {
                         return self.agent.handle_closed(flow, now);
                     }
                 };
-                self.agent.handle_established(flow, now);
+                self.agent.handle_established(flow, path, now);
                 self.routes.add(peer, path);
                 let untaken = self.dials.succeed(peer, connection);
                 if let Some(waiting) = self.dials.waiting(&peer) {

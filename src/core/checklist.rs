@@ -137,6 +137,18 @@ impl Checklist {
         self.spent.clear();
     }
 
+    /// Returns true if the destination of `path` may get so many probes more.
+    pub(crate) fn affords(&self, path: Path, probes: u32) -> bool {
+        let spent = self.spent.get(&path.remote.ip().into()).copied().unwrap_or(0);
+        spent.saturating_add(probes) <= self.destination_budget
+    }
+
+    /// Other bytes went to the destination of `path`, in place of so many probes.
+    pub(crate) fn charge(&mut self, path: Path, probes: u32) {
+        let spent = self.spent.entry(path.remote.ip().into()).or_default();
+        *spent = spent.saturating_add(probes);
+    }
+
     fn is_affordable(&self, pair: &Pair) -> bool {
         let spent = || self.spent.get(&pair.path.remote.ip().into()).copied().unwrap_or(0);
         pair.rtt.is_some() || (self.budget > 0 && spent() < self.destination_budget)

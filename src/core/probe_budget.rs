@@ -3,7 +3,10 @@
 //! A request names addresses, and nobody has proved yet that the requester is there. Each session bounds what one request
 //! sends to one destination. The limits here bound what all requests together send, however many identities make them.
 
-use std::{net::IpAddr, time::Instant};
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
 
 use super::{
     limits::{Rate, RecentBuckets, TokenBucket},
@@ -11,9 +14,14 @@ use super::{
 };
 
 /// Probes to one destination. Honest peers behind one address of a carrier share them, and each needs one or two.
-pub(crate) const DESTINATION_RATE: Rate = Rate { interval: std::time::Duration::from_millis(50), burst: 128 };
+pub(crate) const DESTINATION_RATE: Rate = Rate { interval: Duration::from_millis(50), burst: 128 };
 /// Probes to all destinations together: 81 kB/s on the wire over IPv4.
 pub(crate) const TOTAL_RATE: Rate = Rate { interval: std::time::Duration::from_millis(1), burst: 2_000 };
+/// Server flights to one destination that only the requester named. Honest peers behind one address share these, too; who gets none
+/// waits for a probe.
+pub(crate) const DESTINATION_FLIGHT_RATE: Rate = Rate { interval: Duration::from_secs(4), burst: 2 };
+/// Server flights to all such destinations together: 72 kB/s.
+pub(crate) const TOTAL_FLIGHT_RATE: Rate = Rate { interval: Duration::from_millis(50), burst: 128 };
 /// Destinations whose rate is remembered.
 const MAX_DESTINATIONS: usize = 16_384;
 /// Bytes sent to a destination for each byte of the request that named it (RFC 9000 §8.1).
@@ -37,11 +45,18 @@ pub(crate) fn probes_for(request_len: usize) -> u32 {
     u32::try_from(AMPLIFICATION * request_len / PROBE_LEN).unwrap_or(u32::MAX)
 }
 
+/// Returns how many probes have at least this many bytes.
+pub(crate) fn probes_in(bytes: usize) -> u32 {
+    u32::try_from(bytes.div_ceil(PROBE_LEN)).unwrap_or(u32::MAX)
+}
+
 /// Token buckets of all destinations.
 #[derive(Debug)]
 pub(crate) struct ProbeBudget {
     destinations: RecentBuckets<Destination>,
     total: TokenBucket,
+    flights: RecentBuckets<Destination>,
+    all_flights: TokenBucket,
 }
 
 impl ProbeBudget {
@@ -49,7 +64,16 @@ impl ProbeBudget {
         Self {
             destinations: RecentBuckets::new(DESTINATION_RATE, MAX_DESTINATIONS),
             total: TokenBucket::default(),
+            flights: RecentBuckets::new(DESTINATION_FLIGHT_RATE, MAX_DESTINATIONS),
+            all_flights: TokenBucket::default(),
         }
+    }
+
+    /// Takes one server flight to `destination`.
+    pub(crate) fn take_flight(&mut self, destination: Destination, now: Instant) -> bool {
+        self.flights.has(&destination, now)
+            && self.all_flights.take(TOTAL_FLIGHT_RATE, now)
+            && self.flights.take(destination, now)
     }
 
     /// Takes one probe to `destination`. A probe that is refused is not sent, and counts as lost.
@@ -62,8 +86,6 @@ impl ProbeBudget {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn destination(ip: &str) -> Destination {

@@ -278,6 +278,11 @@ impl Session {
         least.max(measured.unwrap_or_default() * round_trips)
     }
 
+    /// Returns true if the connection was made before a coordinator said where the peer is.
+    pub(crate) fn is_unanswered(&self) -> bool {
+        self.is_connected() && self.opening.is_some() && self.checklist.is_none()
+    }
+
     /// Whether it waits between two attempts.
     pub(crate) fn is_resting(&self) -> bool {
         !self.in_flight && !self.is_connected()

@@ -15,7 +15,7 @@ use super::{
     limits::{PAIR_RATE, Rate},
     observer::{OBSERVE_RATE, OFFER_RATE},
     pair::{MAX_TRIGGERED, SCHEDULE},
-    probe_budget::{DESTINATION_RATE, TOTAL_RATE},
+    probe_budget::{DESTINATION_FLIGHT_RATE, DESTINATION_RATE, TOTAL_FLIGHT_RATE, TOTAL_RATE},
     registrations::{MAX_ANNOUNCED, MAX_REGISTRATIONS},
     search::{
         INTERVAL, MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_SHOTS, MAX_WAITING, SPRAY_SOCKETS, TARGET_RATE,
@@ -103,6 +103,10 @@ fn caps() -> Vec<(&'static str, String)> {
             format!("{}; {}", rate(DESTINATION_RATE), rate_of_thousands(TOTAL_RATE)),
         ),
         ("server flights on the word of one coordinator to addresses that never answered", rate(FLIGHT_RATE)),
+        (
+            "server flights to one destination that only the initiator named; to all",
+            format!("{}; {}", one_in(DESTINATION_FLIGHT_RATE), rate(TOTAL_FLIGHT_RATE)),
+        ),
         ("challenges answered in a session", rate(ANSWERS)),
         (
             "candidates kept of a peer",

@@ -352,10 +352,11 @@ fn one_peer_gets_four_connections_by_asking_and_no_fifth() {
     let (mut world, _, b, _) = triangle();
     let link = *world.nodes[b].links.keys().next().unwrap();
     let attacker = Attacker::new(99);
+    let path = Path { socket: SOCKET, remote: at("192.0.2.66:6") };
     for session in 0..6 {
         let frame = attacker.request(&world, b, session, vec![]);
         world.input(b, |agent, now| agent.handle_frame(link, frame, now));
-        world.input(b, |agent, now| agent.handle_established(FlowId(session.into()), now));
+        world.input(b, |agent, now| agent.handle_established(FlowId(session.into()), path, now));
     }
     let counters = world.nodes[b].agent.counters();
     assert_eq!((counters.successes, counters.attempts, counters.caps_hit), (4, 4, 2));

@@ -290,7 +290,7 @@ impl World {
         let Some((id, flow)) = found.filter(|(_, flow)| flow.admitted.contains(&path)) else { return };
         flow.heard = true;
         let id = *id;
-        self.input(to, |agent, now| agent.handle_established(id, now));
+        self.input(to, |agent, now| agent.handle_established(id, path, now));
         self.flush(to, id);
     }
 

@@ -176,7 +176,10 @@ impl Rig {
                 let flight = vec![Bytes::from_static(&[0xc0; 1200]); usize::from(n.max(1))];
                 agent.handle_first_flight(FlowId(self.last_flow.saturating_sub(f.into())), flight, now);
             }
-            Input::Established(f) => agent.handle_established(FlowId(flow(f, self.last_flow)), now),
+            Input::Established(f) => {
+                let path = Path { socket: SocketId(0), remote: address(3) };
+                agent.handle_established(FlowId(flow(f, self.last_flow)), path, now);
+            }
             Input::Closed(f) => agent.handle_closed(FlowId(flow(f, self.last_flow)), now),
             Input::Probe(a, s, nominate) => self.probe(a, s, nominate),
             Input::Silent(f) => agent.handle_silent(FlowId(flow(f, self.last_flow)), now),

@@ -134,7 +134,7 @@ fn peers_on_one_host_connect_over_loopback_if_their_coordinator_is_there_too() {
     world.run_for(ms(1000));
     world.connect(a, b).unwrap();
     world.run_for(ms(1000));
-    assert_eq!(world.connected(a).len(), 1);
+    assert_eq!(connections(&world, a), 1);
     assert_eq!(world.connected(b).len(), 1);
 }
 
@@ -166,7 +166,7 @@ fn nobody_connects_to_itself_and_a_second_wish_joins_the_first() {
     assert_eq!(world.connect(a, b), Ok(()));
     assert_eq!(world.nodes[a].agent.sessions(), 1);
     world.run_for(ms(1000));
-    assert_eq!(world.connected(a).len(), 1);
+    assert_eq!(connections(&world, a), 1);
 }
 
 #[test]
@@ -212,7 +212,7 @@ fn one_that_asks_while_it_is_being_asked_joins_that_session() {
     world.run_for(ms(55));
     world.connect(b, a).unwrap();
     world.run_for(ms(1000));
-    assert_eq!(world.connected(a).len(), 1);
+    assert_eq!(connections(&world, a), 1);
     assert_eq!(world.connected(b).len(), 1);
     assert_eq!(world.connected(b)[0].1, SessionRole::Responder);
 }
@@ -364,6 +364,53 @@ fn a_bootstrap_coordinates_and_a_client_does_not() {
         world.run_for(ms(1000));
         world.connect(a, b).unwrap();
         world.run_for(ms(1000));
-        assert_eq!(world.connected(a).len(), expected, "{:?}", config.role);
+        assert_eq!(connections(&world, a), expected, "{:?}", config.role);
     }
+}
+
+fn connections(world: &World, node: usize) -> usize {
+    let events = world.nodes[node].events.iter();
+    events.filter(|(_, event)| matches!(event, Event::Connected { .. })).count()
+}
+
+/// The initiator's QUIC handshake ends before the coordinator answers, as where the coordinator is far away.
+fn connected_before_the_answer() -> (World, [usize; 3], FlowId, Path) {
+    let (mut world, a, b, c) = triangle();
+    world.set_latency(a, c, ms(2_000));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(2_100));
+    let flow = *world.nodes[a].flows.keys().last().unwrap();
+    let path = Path { socket: SOCKET, remote: world.outer(b) };
+    world.input(a, |agent, now| agent.handle_established(flow, path, now));
+    (world, [a, b, c], flow, path)
+}
+
+#[test]
+fn a_connection_that_is_made_before_the_coordinator_answers_is_validated_with_the_answer() {
+    let (mut world, [a, b, _], flow, path) = connected_before_the_answer();
+    assert_eq!(connections(&world, a), 1);
+    let is_probed = |world: &World| world.nodes[a].probes.iter().any(|(_, to)| to.remote == path.remote);
+    assert!(!is_probed(&world), "nothing can be validated yet");
+    let is_selection = |command: &Command| matches!(command, Command::Select { flow: f, .. } if *f == flow);
+    assert!(!world.nodes[a].commands.iter().any(|(_, command)| is_selection(command)));
+    world.run_for(ms(3_000));
+    let selected = Command::Select { flow, path };
+    assert!(world.nodes[a].commands.iter().any(|(_, command)| *command == selected));
+    assert_eq!(connections(&world, a), 1, "once");
+    assert_eq!(world.nodes[a].agent.phase(&world.nodes[b].peer), Some(Phase::Connected));
+    let counters = world.nodes[a].agent.counters();
+    assert_eq!((counters.successes, counters.failures, counters.in_flight), (1, 0, 0));
+}
+
+#[test]
+fn a_connection_for_which_no_coordinator_ever_answers_is_closed() {
+    let (mut world, [a, _, c], flow, _) = connected_before_the_answer();
+    for link in world.nodes[a].links.keys().copied().collect::<Vec<_>>() {
+        world.input(a, |agent, now| agent.handle_link_down(link, now));
+    }
+    assert_eq!(connections(&world, a), 1, "the coordinator is no longer needed for that: {c}");
+    world.run_for(ms(20_000));
+    assert!(world.nodes[a].commands.iter().any(|(_, command)| *command == Command::Close { flow }));
+    let lost = |event: &Event| matches!(event, Event::PathLost { .. });
+    assert_eq!(world.nodes[a].events.iter().filter(|(_, event)| lost(event)).count(), 1);
 }

@@ -252,6 +252,51 @@ fn one_coordinator_alone_gets_nothing_probed_beyond_our_own_link() {
     assert!(targets.iter().all(|target| !scene.probes().contains_key(&target.ip())));
 }
 
+#[test]
+fn a_request_that_names_a_host_of_the_other_family_gets_it_three_times_its_bytes_with_the_server_flight() {
+    let mut scene = dual_stack();
+    let third = at("[2001:db8:66::66]:4001");
+    let mut request = Attacker::new(1).request(&scene, 1, &[third], "192.0.2.66:5000");
+    if let Frame::PunchMeNow(punch) = &mut request {
+        punch.request.first_flight = vec![Bytes::from(vec![0xc0; 1200])];
+        punch.signature = punch.request.sign(&Attacker::new(1).keypair).unwrap();
+    }
+    let asked = scene.take(request);
+    scene.world.run_for(ms(60_000));
+    let flights: usize = scene.world.nodes[scene.victim]
+        .commands
+        .iter()
+        .filter_map(|(_, command)| match command {
+            Command::Permit { path, budget, .. } if path.remote == third => Some(*budget),
+            _ => None,
+        })
+        .sum();
+    let probes = scene.probes()[&third.ip()] * PROBE_LEN;
+    println!("a request of {asked} bytes: a flight of at most {flights}, and {probes} bytes of probes");
+    assert!(flights > 0 && flights + probes <= 3 * asked, "{flights} and {probes} for {asked}");
+}
+
+#[test]
+fn a_thousand_requests_that_name_one_host_of_the_other_family_get_two_flights_and_one_in_four_seconds() {
+    let mut scene = dual_stack();
+    let third = at("[2001:db8:66::66]:4001");
+    for n in 0..1_000 {
+        let attacker = Attacker::new(n);
+        let mut request = attacker.request(&scene, n, &[third], "192.0.2.66:5000");
+        if let Frame::PunchMeNow(punch) = &mut request {
+            punch.request.first_flight = vec![Bytes::from(vec![0xc0; 1200])];
+            punch.signature = punch.request.sign(&attacker.keypair).unwrap();
+        }
+        scene.take(request);
+        scene.world.run_for(ms(20));
+    }
+    let is_flight =
+        |command: &Command| matches!(command, Command::Permit { path, .. } if path.remote == third);
+    let flights = scene.world.nodes[scene.victim].commands.iter().filter(|(_, c)| is_flight(c)).count();
+    println!("1,000 requests in 20 s: {flights} flights, {:?} probes", scene.probes()[&third.ip()]);
+    assert!((1..=7).contains(&flights), "{flights}");
+}
+
 /// A coordinator names an observer at this address.
 fn observer_at(ip: &str, ports: &[u16]) -> Frame {
     let offer = ObserverOffer { ports: ports.to_vec(), token: [1; 8], key: [2; 32] };

@@ -178,7 +178,7 @@ fn ipv6_gets_through_where_both_ipv4_nats_are_hopeless() {
 }
 
 #[test]
-fn a_dial_over_the_family_that_the_coordinator_does_not_see_waits_for_half_a_round_trip_more() {
+fn a_dial_over_the_family_that_the_coordinator_does_not_see_takes_no_longer() {
     let rtt = Duration::from_millis(50);
     let host = |world: &World, n: u8| {
         let gateway = world.nat(random(), [198, 51, 100, n]);
@@ -189,8 +189,8 @@ fn a_dial_over_the_family_that_the_coordinator_does_not_see_waits_for_half_a_rou
     let (remote, took) =
         timed_dial(|world| [1, 2].map(|n| host(world, n)), rtt, 0, &[V4, V6]).expect("direct");
     assert_eq!(remote, format!("[{}]:4001", v6(2)));
-    // The coordinator vouches for IPv4 only: the server's flight waits for the dialer's probe.
-    assert!(took <= 2 * rtt + Duration::from_millis(10), "{took:?}");
+    // The coordinator vouches for IPv4 only. The server's flight also goes to the IPv6 address that the dialer signed.
+    assert!(took <= 3 * rtt / 2 + Duration::from_millis(10), "{took:?}");
 }
 
 /// The address families that a peer has. Its IPv4 address is behind a NAT, its IPv6 address behind a firewall.

@@ -156,6 +156,27 @@ fn a_dial_takes_half_the_sum_of_the_three_round_trips() {
 }
 
 #[test]
+fn a_dialer_that_needs_no_hole_takes_half_the_sum_of_the_three_round_trips_in_every_geometry() {
+    for geometry in [
+        Geometry::ms(300, 20, 50),
+        Geometry::ms(200, 20, 20),
+        Geometry::ms(100, 40, 20),
+        Geometry::ms(180, 20, 100),
+        Geometry::ms(20, 300, 50),
+        Geometry::ms(50, 50, 50),
+    ] {
+        for dialer in [Site::Public, Site::EIM_EIF] {
+            for listener in Site::EIM {
+                let elapsed = dial(dialer, listener, geometry, 0.0, 1).expect("direct");
+                println!("{dialer:?} to {listener:?}, {geometry:?}: {elapsed:?}");
+                let limit = (geometry.a + geometry.b + geometry.d) / 2 + Duration::from_millis(10);
+                assert!(elapsed <= limit, "{elapsed:?} at {geometry:?}, {dialer:?} to {listener:?}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_dialer_far_from_the_coordinator_waits_for_one_round_trip_after_the_answer() {
     for geometry in [
         Geometry::ms(300, 20, 50),

@@ -277,17 +277,19 @@ impl Agent {
     pub(super) fn ask_again(&mut self, key: Key, now: Instant) {
         let mut coordinators = self.registrar.connected();
         let Some(session) = self.sessions.get_mut(key) else { return };
+        let is_unanswered = session.phase == Phase::Coordination || session.is_unanswered();
         let phase = session.phase;
         let Some(opening) = session.opening.as_mut().filter(|o| o.ask_again.is_some_and(|at| at <= now))
         else {
             return;
         };
         opening.ask_again = match phase {
-            Phase::Coordination | Phase::Synchronization | Phase::Punching => Some(now + PATIENCE),
+            _ if is_unanswered => Some(now + PATIENCE),
+            Phase::Synchronization | Phase::Punching => Some(now + PATIENCE),
             _ => None,
         };
         match phase {
-            Phase::Coordination => {
+            _ if is_unanswered => {
                 coordinators.retain(|(_, link)| !opening.asked.iter().any(|asked| asked.link == *link));
             }
             Phase::Synchronization | Phase::Punching => {}
@@ -307,6 +309,7 @@ impl Agent {
             return self.out.refuse_frame();
         };
         let (peer, phase, attempt) = (session.peer, session.phase, session.attempt);
+        let is_unanswered = session.is_unanswered();
         // A slow coordinator may answer a request that is no longer of interest.
         let Some(opening) = session.opening.as_mut().filter(|_| attempt == answer.round) else { return };
         let (asked_at, request_len, secret) = (opening.asked_at, opening.request_len, opening.secret.clone());
@@ -333,6 +336,15 @@ impl Agent {
         self.out.counters.coordination_time +=
             asked_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
         let news = self.compare(key, &link.peer, answered);
+        if phase == Phase::Connected {
+            // The responder was faster than its coordinator. Its path is known by QUIC packets, and can be validated now.
+            if is_unanswered || matches!(news, News::Newer) {
+                self.sessions.set_keys(key, Some(keys));
+                self.form_checklist(key, answer.candidates, (id, link), answer.observed, request_len, now);
+                self.pump(key, now);
+            }
+            return;
+        }
         let nat = answer.registration.nat;
         let coordination = asked_at.map(|at| now.saturating_duration_since(at));
         let (candidates, from, observed) = (answer.candidates, (id, link), answer.observed);
@@ -451,7 +463,8 @@ impl Agent {
     /// Fails the attempt if no coordinator is left that may help.
     fn judge_standings(&mut self, key: Key, now: Instant) {
         // Once the peer itself was heard, a coordinator's word counts no more.
-        let unheard = self.sessions.get(key).filter(|session| session.phase != Phase::Validation);
+        let is_heard = |session: &&Session| matches!(session.phase, Phase::Validation | Phase::Connected);
+        let unheard = self.sessions.get(key).filter(|session| !is_heard(session));
         let Some(opening) = unheard.and_then(|session| session.opening.as_ref()) else { return };
         let hopeful = |a: &Asked| matches!(a.standing, Standing::Pending | Standing::Answered);
         if opening.asked.iter().any(hopeful) {

@@ -6,29 +6,35 @@ use libp2p_identity::PeerId;
 
 use super::Agent;
 use crate::core::{
-    FlowId, backoff,
+    FlowId, Path, backoff,
     command::Command,
     event::{Event, FailureReason, Phase, SessionRole},
     frame::RejectReason,
-    session::{Key, Session},
+    session::{Contact, Key, Session},
 };
 
 impl Agent {
-    /// The QUIC handshake of `flow` is finished: the peer is who it should be.
-    pub fn handle_established(&mut self, flow: FlowId, now: Instant) {
+    /// The QUIC handshake of `flow` is finished: the peer is who it should be. The last packet of it came on `path`, of which
+    /// nobody may have said anything: an initiator may hear the responder before its coordinator answers.
+    pub fn handle_established(&mut self, flow: FlowId, path: Path, now: Instant) {
         let Some(key) = self.sessions.of_flow(flow) else { return };
         let Some(session) = self.sessions.get(key).filter(|session| session.in_flight) else { return };
         let (peer, role, elapsed) =
             (session.peer, session.role, now.saturating_duration_since(session.started));
-        let Some(path) = session.checklist.as_ref().and_then(|checklist| checklist.likeliest()) else {
-            // No packet can have come through without a path; what the shell says cannot be.
-            return self.fail(key, FailureReason::Handshake, now);
-        };
+        let path = session.checklist.as_ref().and_then(|checklist| checklist.likeliest()).unwrap_or(path);
         let kind = session.kind_of(path);
         self.enter(key, Phase::Connected, now);
         self.end_attempt(key, true);
+        self.give_flight_back(key);
         if let Some(session) = self.sessions.get_mut(key) {
-            session.opening = None;
+            match session.checklist {
+                Some(_) => session.opening = None,
+                // Without the answer no path can be validated, and QUIC sends no more than RFC 9000 §8.1 allows.
+                None => {
+                    session.contact = Contact::Missing;
+                    session.deadline = Some(now + self.settings.coordination_timeout);
+                }
+            }
             session.lookup = None;
             session.earlier = None;
             session.targets.shrink_to_fit();

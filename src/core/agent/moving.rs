@@ -118,14 +118,15 @@ impl Agent {
     pub(super) fn contact_due(&mut self, key: Key, now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         session.deadline = None;
-        let (contact, has_path) = (session.contact, session.has_path());
+        let has_path = session.has_path();
+        let contact = session.contact;
         let (peer, role, flow) = (session.peer, session.role, session.flow);
         session.contact = Contact::Kept;
         match contact {
             Contact::Asked if !has_path => return self.silent(key, now),
             Contact::Missing if !has_path => {
                 session.contact = Contact::Lost;
-                (session.checklist, session.known) = (None, None);
+                (session.checklist, session.known, session.opening) = (None, None, None);
                 self.out.event(Event::PathLost { peer, role });
                 self.out.commands.extend(flow.map(|flow| Command::Close { flow }));
             }
@@ -155,7 +156,7 @@ impl Agent {
             && session.contact != Contact::Lost
             && session.has_path()
         {
-            (session.contact, session.deadline) = (Contact::Kept, None);
+            (session.contact, session.deadline, session.opening) = (Contact::Kept, None, None);
             self.sessions.reschedule(key);
         }
     }

@@ -172,12 +172,17 @@ impl Agent {
     fn validating(&mut self, key: Key, now: Instant) {
         let phase = self.sessions.get(key).map(|session| session.phase);
         if matches!(phase, Some(Phase::Synchronization | Phase::Punching)) {
-            let checklist = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut());
-            let vouched = checklist.and_then(|checklist| checklist.flight_vouched_by.take());
-            vouched.iter().for_each(|coordinator| self.gate.flights.give_back(coordinator));
+            self.give_flight_back(key);
             self.end_search(key);
             self.enter(key, Phase::Validation, now);
         }
+    }
+
+    /// The peer has answered: the coordinator on whose word our server flight went out did not lie.
+    pub(super) fn give_flight_back(&mut self, key: Key) {
+        let checklist = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut());
+        let vouched = checklist.and_then(|checklist| checklist.flight_vouched_by.take());
+        vouched.iter().for_each(|coordinator| self.gate.flights.give_back(coordinator));
     }
 
     /// Selects another path if there is reason to, and sends the probe that is due, such as the nomination.

@@ -11,6 +11,7 @@ use sha2::{Digest, Sha256};
 use super::{Agent, MAX_SESSIONS};
 use crate::core::{
     LinkId, SessionId,
+    address_policy::{Scope, scope},
     checklist::FlightOnceHeard,
     command::Command,
     event::{Phase, SessionRole},
@@ -18,6 +19,8 @@ use crate::core::{
     keys::{FlightBinding, ProbeKeys},
     limits::{PAIR_RATE, PeerBuckets, Rate, Recent, RecentBuckets, Refused},
     links::Link,
+    pair::{Origin, Pair},
+    probe_budget::probes_in,
     session::{Key, Session},
 };
 
@@ -35,6 +38,8 @@ pub(crate) const NEWCOMERS: u32 = 50;
 pub(crate) const FLIGHT_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 128 };
 /// Bytes of a server flight for each byte of the first flight (RFC 9000 §8.1), to an address that is not validated.
 const FLIGHT_FACTOR: usize = 3;
+/// Bytes of a server flight to an address that only the initiator named: three times a first flight of one datagram.
+const MAX_SIGNED_FLIGHT: usize = 3_600;
 /// Initiators, as each coordinator names them, whose rate is remembered.
 const MAX_ASKERS: usize = 4096;
 /// How long after a request the same one is taken for a repeated one.
@@ -273,6 +278,7 @@ impl Agent {
         self.out.command(Command::Accept { flow, peer: initiator, first_flight, rtt, binding });
         self.form_checklist(key, request.candidates, (id, link), punch.observed, request_len, now);
         self.permit_flight(key, link, (punch.observed, bytes), now);
+        self.permit_flight_to_signed(key, punch.observed, bytes, now);
         if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
             let budget = FLIGHT_FACTOR * bytes;
             checklist.flight_once_heard = Some(FlightOnceHeard { coordinator: link.peer, budget });
@@ -301,6 +307,39 @@ impl Agent {
             checklist.flight_vouched_by = Some(link.peer);
         }
         self.permit_observed(key, link, observed, FLIGHT_FACTOR * bytes);
+    }
+
+    /// The coordinator sees the initiator over one address family. Over another one the server's flight goes to the best global
+    /// address that the initiator signed, within what the request may cost any address.
+    fn permit_flight_to_signed(
+        &mut self,
+        key: Key,
+        observed: Option<SocketAddr>,
+        bytes: usize,
+        now: Instant,
+    ) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let (Some(checklist), Some(flow)) = (&mut session.checklist, session.flow) else { return };
+        let is_unseen = |pair: &&Pair| {
+            pair.origin == Origin::Announced
+                && scope(pair.path.remote.ip()) == Scope::Global
+                && observed.is_none_or(|seen| seen.is_ipv4() != pair.path.remote.is_ipv4())
+        };
+        let Some(path) = checklist.pairs().iter().find(is_unseen).map(|pair| pair.path) else { return };
+        let budget = (FLIGHT_FACTOR * bytes).min(MAX_SIGNED_FLIGHT);
+        let probes = probes_in(budget);
+        if !checklist.affords(path, probes) {
+            return;
+        }
+        if !self.probe_budget.take_flight(path.remote.ip().into(), now) {
+            // The flight waits for an authentic probe.
+            return self.out.cap_hit();
+        }
+        checklist.charge(path, probes);
+        if let Some(pair) = checklist.get_mut(path) {
+            pair.permitted = true;
+        }
+        self.out.command(Command::Permit { flow, path, budget, again: false });
     }
 
     fn take_part(&mut self, key: Key, (id, attempt): (SessionId, u32)) {

@@ -131,6 +131,7 @@ impl Supervisor {
         let (connecting, cid) =
             while_opening(self.flow.id, || endpoint.connect_with(config, address, SERVER_NAME));
         self.flow.named(cid);
+        self.shared.expect_server(self.flow.id);
         let mut connecting = connecting?;
         {
             let sent = pin!(self.flow.sent.notified());

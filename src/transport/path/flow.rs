@@ -131,12 +131,22 @@ impl Flow {
         }
     }
 
+    /// Returns true if a path is selected.
+    pub(super) fn has_path(&self) -> bool {
+        self.has_path.load(Relaxed)
+    }
+
     /// Notes the connection ID that the endpoint gave the connection.
     pub(super) fn named(&self, cid: Option<Cid>) {
         if let Some(cid) = cid {
             // A flow has one connection, so this is the only call.
             let _ = self.cid.set(cid);
         }
+    }
+
+    /// The connection ID that our endpoint gave the connection when it was made.
+    pub(super) fn cid(&self) -> Option<&Cid> {
+        self.cid.get()
     }
 
     /// Whether a packet with this destination is certainly this flow's.
@@ -219,6 +229,16 @@ impl Flow {
         if lock(&self.state).paths.credit(path, budget, within_budget(counters)) {
             self.moved.wake();
         }
+    }
+
+    /// As [`received`](Self::received), on a path of which nobody has said anything. Returns false if the flow has no room for it.
+    pub(super) fn met(&self, target: FlowTarget, packets: &[u8], counters: &Counters) -> bool {
+        let budget = AMPLIFICATION_LIMIT.saturating_mul(packets.len());
+        let met = lock(&self.state).paths.meet(target, budget, within_budget(counters)).is_ok();
+        if met {
+            self.moved.wake();
+        }
+        met
     }
 
     fn came(&self, packets: &[u8]) {

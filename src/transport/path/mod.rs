@@ -11,7 +11,8 @@
 //! # Invariants
 //!
 //! - *A datagram is a flow's only by its destination connection ID*, and only if it came on a path that was admitted for the
-//!   flow. So a plain connection with the same peer at the same address is never disturbed.
+//!   flow. So a plain connection with the same peer at the same address is never disturbed. A client without a selected path
+//!   hears its server on every path: the coordinator may say later where that is.
 //! - *Each flow ends in one notice*, [`PathNotice::Failed`] or [`PathNotice::Closed`]; none but probes are ever dropped.
 //! - *A path's failure is not the connection's.* quinn hears `Ok`, or that a socket would block, and nothing else.
 //! - *Virtual addresses stay here.* Sockets send to the addresses of [`Path`]s only; [`FlowGuard`] tells the real one.

@@ -9,6 +9,9 @@ pub(super) const MAX_PATHS: usize = MAX_PAIRS;
 /// Datagrams kept until the peer is heard on a selected path. A ClientHello takes up to two, a server flight up to three,
 /// and what QUIC sends after that is better sent afresh.
 pub(super) const MAX_STASH: usize = 4;
+/// Paths of which nobody has said anything, and on which a packet of the peer came. Its source may be forged, so that each may
+/// cost three times its bytes.
+pub(super) const MAX_UNNAMED: usize = 4;
 /// Packets with a short header after which a server counts as done with its handshake: it sends one or two before.
 const DONE: u8 = 3;
 
@@ -47,6 +50,8 @@ pub(super) struct Paths<S> {
     sent: u8,
     /// The last datagram that quinn sent.
     last: Vec<u8>,
+    /// A packet of the peer came on some path.
+    received: bool,
     /// The server answered the first flight; what is kept since then is the rest of the client's handshake.
     answered: bool,
     short_headers: u8,
@@ -63,6 +68,7 @@ impl<S> Default for Paths<S> {
             stash: Vec::new(),
             sent: 0,
             last: Vec::new(),
+            received: false,
             answered: false,
             short_headers: 0,
             settled: false,
@@ -153,8 +159,9 @@ impl<S: Clone> Paths<S> {
         self.settled
     }
 
-    /// Keeps what quinn sends while no path is selected, and sends it within the budgets of the permitted paths, each
-    /// datagram once, the most recently permitted path first. Returns how many datagrams were neither sent nor kept.
+    /// Keeps what quinn sends while no path is selected, and sends it within the budgets of the permitted paths: on each of them
+    /// until a packet of the peer came, and then once, the most recently permitted path first. Returns how many datagrams were
+    /// neither sent nor kept.
     pub(super) fn hold(
         &mut self,
         contents: &[u8],
@@ -165,8 +172,13 @@ impl<S: Clone> Paths<S> {
         let mut lost = 0;
         for datagram in contents.chunks(size.max(1)) {
             let kept = self.stash(datagram, false);
-            let mut permitted = self.entries.iter_mut().take_while(|entry| entry.permitted > 0);
-            let sent = permitted.any(|entry| entry.spend(datagram, kept.unwrap_or(0), &mut send));
+            let mut sent = false;
+            for entry in self.entries.iter_mut().take_while(|entry| entry.permitted > 0) {
+                sent |= entry.spend(datagram, kept.unwrap_or(0), &mut send);
+                if sent && self.received {
+                    break;
+                }
+            }
             self.sent |= if sent { kept.unwrap_or(0) } else { 0 };
             lost += usize::from(!sent && kept.is_none());
         }
@@ -188,18 +200,41 @@ impl<S: Clone> Paths<S> {
             if again {
                 entry.sent = 0;
             }
-            self.credit(&path, budget, send);
+            self.grant(&path, budget, send);
         }
         Ok(())
     }
 
-    /// As [`permit`](Self::permit), for a path that the flow has already; whether it has and needs it.
+    /// As [`permit`](Self::permit), for a path on which a packet of the peer came though it was not admitted. The flow has room
+    /// for [`MAX_UNNAMED`] of these.
+    pub(super) fn meet(
+        &mut self,
+        target: Target<S>,
+        budget: usize,
+        send: impl FnMut(&Target<S>, &[u8]) -> bool,
+    ) -> Result<(), Full> {
+        let is_known = self.entries.iter().any(|entry| entry.target.path == target.path);
+        let unnamed = self.entries.iter().filter(|entry| !entry.admitted).count();
+        if !is_known && unnamed >= MAX_UNNAMED {
+            return Err(Full);
+        }
+        self.received = true;
+        self.permit(target, budget, false, send)
+    }
+
+    /// As [`permit`](Self::permit), for a path that the flow has already, as a packet of the peer came on it; whether it has and
+    /// needs it.
     pub(super) fn credit(
         &mut self,
         path: &Path,
         budget: usize,
-        mut send: impl FnMut(&Target<S>, &[u8]) -> bool,
+        send: impl FnMut(&Target<S>, &[u8]) -> bool,
     ) -> bool {
+        self.received = true;
+        self.grant(path, budget, send)
+    }
+
+    fn grant(&mut self, path: &Path, budget: usize, mut send: impl FnMut(&Target<S>, &[u8]) -> bool) -> bool {
         let entry = self.entries.iter_mut().find(|entry| entry.target.path == *path);
         let Some(entry) = entry.filter(|_| self.selected.is_none()) else { return false };
         self.permits += 1;

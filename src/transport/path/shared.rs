@@ -111,6 +111,11 @@ impl Shared {
         SocketId(self.next_socket.fetch_add(1, Relaxed).max(FIRST_SOCKET))
     }
 
+    /// A client's flow has its connection ID, and the server may answer from anywhere.
+    pub(super) fn expect_server(&self, client: FlowId) {
+        self.write().expect_server(client);
+    }
+
     /// A pool without sockets; `None` if it is there already, or its flow is not.
     pub(super) fn new_pool(&self, pool: Pool) -> Option<Arc<Sockets>> {
         if let Pool::Session(flow) = pool {
@@ -211,18 +216,29 @@ impl Shared {
                     Kind::Probe => self.probe(path, data),
                     Kind::Session(whose) => {
                         wake = true;
-                        let flows = match whose {
-                            Whose::One(at) => flows.get(at..=at).unwrap_or_default(),
-                            Whose::Any => flows,
-                        };
-                        for flow in flows {
-                            flow.received(&path, data, &self.counters);
-                            let taken = self.queue.push(virtual_address(flow.id), data, stride, ecn);
+                        let deliver = |flow: FlowId| {
+                            let taken = self.queue.push(virtual_address(flow), data, stride, ecn);
                             let counters = &self.counters;
                             count(
                                 if taken { &counters.bytes_received } else { &counters.bytes_dropped },
                                 data.len(),
                             );
+                        };
+                        let flows = match whose {
+                            Whose::One(at) => flows.get(at..=at).unwrap_or_default(),
+                            Whose::Any => flows,
+                            Whose::Client(id) => {
+                                let met = table.flow(id).zip(target(&table, path));
+                                match met.is_some_and(|(flow, at)| flow.met(at, data, &self.counters)) {
+                                    true => deliver(id),
+                                    false => count(&self.counters.paths_refused, 1),
+                                }
+                                &[]
+                            }
+                        };
+                        for flow in flows {
+                            flow.received(&path, data, &self.counters);
+                            deliver(flow.id);
                         }
                     }
                     Kind::Stray => count(&self.counters.strays_dropped, 1),

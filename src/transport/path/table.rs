@@ -8,7 +8,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{
-    cid::{CID_LEN, CidKey},
+    cid::{CID_LEN, Cid, CidKey},
     demux::{Kind, destination_cid, is_probe},
     flow::{BoundSocket, Flow},
 };
@@ -53,6 +53,8 @@ pub(super) enum OpenError {
 pub(super) enum Whose {
     /// The one at this place.
     One(usize),
+    /// This client's, on a path of which nobody has said anything yet.
+    Client(FlowId),
     /// The session endpoint issued its ID in the course of some connection; quinn knows which, and drops what comes from
     /// another's address.
     Any,
@@ -65,6 +67,9 @@ pub(super) struct Table {
     routes: HashMap<Path, Places>,
     /// By the destination connection ID of the peer's first flight.
     originals: HashMap<Bytes, FlowId>,
+    /// Clients by the connection ID that they chose for themselves. The server may answer before the coordinator says where it
+    /// is.
+    clients: HashMap<Cid, FlowId>,
     sockets: HashMap<SocketId, Arc<BoundSocket>>,
     /// Sockets that the transport gave up; they live as long as paths use them.
     retired: HashMap<SocketId, Weak<BoundSocket>>,
@@ -95,6 +100,13 @@ impl Table {
         self.flows.len()
     }
 
+    /// Takes packets with the connection ID of a client's flow from any path, until it has a selected one.
+    pub(super) fn expect_server(&mut self, client: FlowId) {
+        if let Some(cid) = self.flows.get(&client).and_then(|flow| flow.cid()) {
+            self.clients.insert(*cid, client);
+        }
+    }
+
     /// Takes a flow out, and its paths with it.
     pub(super) fn remove(&mut self, id: FlowId) -> Option<Arc<Flow>> {
         let flow = self.flows.remove(&id)?;
@@ -105,6 +117,9 @@ impl Table {
             && self.originals.get(original) == Some(&id)
         {
             self.originals.remove(original);
+        }
+        if let Some(cid) = flow.cid() {
+            self.clients.remove(cid);
         }
         Some(flow)
     }
@@ -188,6 +203,12 @@ impl Table {
         let Some((destination, long)) = destination_cid(datagram, CID_LEN) else { return Kind::Other };
         if let Some(at) = flows.iter().position(|flow| flow.owns(destination, long)) {
             return Kind::Session(Whose::One(at));
+        }
+        if let Some(id) = self.clients.get(destination)
+            && let Some(flow) = self.flows.get(id).filter(|flow| !flow.has_path())
+        {
+            flow.hear();
+            return Kind::Session(Whose::Client(*id));
         }
         // The binding's endpoint would take it for a plain connection, and the session would be two.
         if long && self.originals.contains_key(destination) {
@@ -286,6 +307,25 @@ mod tests {
         assert_eq!(table.classify(&short(&later), &[], &key), Kind::Other, "nobody takes packets from there");
         assert_eq!(table.classify(&[4, 0], &[], &key), Kind::Probe);
     }
+    #[test]
+    fn a_client_hears_its_server_on_any_path_until_its_flow_is_over() {
+        let key = CidKey::new(&[3; 32]).unwrap();
+        let mut table = Table::default();
+        let client = flow(1);
+        client.named(Some([1; 8]));
+        table.open(client).unwrap();
+        assert_eq!(table.classify(&short(&[1; 8]), &[], &key), Kind::Other, "it has asked for nothing yet");
+        table.expect_server(FlowId(1));
+        assert_eq!(table.classify(&short(&[1; 8]), &[], &key), Kind::Session(Whose::Client(FlowId(1))));
+        assert_eq!(
+            table.classify(&short(&[1; 8]), &[flow(2)], &key),
+            Kind::Session(Whose::Client(FlowId(1)))
+        );
+        assert_eq!(table.classify(&short(&[2; 8]), &[], &key), Kind::Other);
+        table.remove(FlowId(1));
+        assert_eq!(table.classify(&short(&[1; 8]), &[], &key), Kind::Other);
+    }
+
     #[test]
     fn a_first_flight_is_never_taken_for_a_plain_connection() {
         let key = CidKey::new(&[3; 32]).unwrap();

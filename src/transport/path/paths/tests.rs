@@ -75,6 +75,22 @@ fn what_was_lost_before_the_peer_was_heard_goes_out_again_within_the_budget() {
 }
 
 #[test]
+fn unnamed_paths_are_few_and_get_what_their_budget_allows() {
+    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    paths.hold(&datagrams(&[1, 2, 3], 100), 100, wire.send());
+    for n in 0..MAX_UNNAMED as u32 {
+        paths.meet(target(n), 200, wire.send()).unwrap();
+        assert_eq!(wire.take(), [(n, 1), (n, 2)]);
+    }
+    assert_eq!(paths.meet(target(99), 200, wire.send()), Err(Full));
+    assert_eq!(paths.meet(target(0), 100, wire.send()), Ok(()), "it is known");
+    assert_eq!(wire.take(), [(0, 3)]);
+    paths.admit(target(0)).unwrap();
+    assert_eq!(paths.meet(target(99), 0, wire.send()), Ok(()), "one of them has been named");
+    assert_eq!(paths.admitted().count(), 1);
+}
+
+#[test]
 fn the_first_four_datagrams_are_kept_and_go_out_when_permitted() {
     let (mut paths, mut wire) = (Paths::default(), Wire::default());
     assert_eq!(paths.hold(&datagrams(&[1, 2, 3], 100), 100, wire.send()), 0);
@@ -90,10 +106,23 @@ fn the_first_four_datagrams_are_kept_and_go_out_when_permitted() {
 fn the_most_recently_permitted_path_with_room_carries_what_comes_next() {
     let (mut paths, mut wire) = (Paths::default(), Wire::default());
     paths.permit(target(0), 1000, false, wire.send()).unwrap();
-    paths.permit(target(1), 150, false, wire.send()).unwrap();
+    paths.permit(target(1), 100, false, wire.send()).unwrap();
+    assert!(paths.credit(&target(1).path, 50, wire.send()));
     assert_eq!(paths.best(), Some(&target(1)));
     paths.hold(&datagrams(&[1, 2], 100), 100, wire.send());
     assert_eq!(wire.take(), [(1, 1), (0, 2)]);
+}
+
+#[test]
+fn every_permitted_path_carries_what_is_sent_until_the_peer_was_heard() {
+    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    paths.permit(target(0), 1000, false, wire.send()).unwrap();
+    paths.permit(target(1), 150, false, wire.send()).unwrap();
+    paths.hold(&datagrams(&[1, 2], 100), 100, wire.send());
+    assert_eq!(wire.take(), [(1, 1), (0, 1), (0, 2)]);
+    assert!(paths.credit(&target(0).path, 300, wire.send()));
+    paths.hold(&datagrams(&[3], 100), 100, wire.send());
+    assert_eq!(wire.take(), [(0, 3)]);
 }
 
 #[test]

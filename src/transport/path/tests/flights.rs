@@ -95,6 +95,23 @@ async fn the_client_answers_the_server_flight_at_once_with_at_most_three_times_i
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_client_answers_a_server_that_it_hears_before_anybody_says_where_that_is() {
+    let net = Net::new();
+    let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    let start = Instant::now();
+    a.offer(&b, FLOW).await;
+    b.admit(FLOW, b.path(0, &a, 0));
+    b.permit(FLOW, b.path(0, &a, 0), 3 * 2400);
+    let (_connection, guard) = a.established().await;
+    assert!(start.elapsed() < DELAY + Duration::from_millis(2), "{:?}", start.elapsed());
+    assert_eq!(guard.path(), Some(a.path(0, &b, 0)));
+    b.established().await;
+    let bytes = |to| net.sent().iter().filter(|d| d.to == to).map(|d| d.data.len()).sum::<usize>();
+    let (answered, received) = (bytes(b.bindings[0].1.address), bytes(a.bindings[0].1.address));
+    assert!(0 < answered && answered <= 3 * received, "{answered} bytes for {received}");
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_lost_server_flight_is_sent_again_on_selection() {
     let net = Net::new();
     let (mut a, b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
@@ -178,6 +195,8 @@ async fn a_server_sends_no_more_than_its_budget() {
     let net = Net::new();
     let (mut a, b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
     a.offer(&b, FLOW).await;
+    // The client would answer, and each of its packets would add to the budget.
+    net.cut(b.bindings[0].1.address, a.bindings[0].1.address);
     b.admit(FLOW, b.path(0, &a, 0));
     let bytes = || net.sent().iter().map(|datagram| datagram.data.len()).sum::<usize>();
     tokio::time::sleep(Duration::from_millis(30)).await;
