@@ -312,7 +312,9 @@ impl Checklist {
 
     /// What is probed next, and when it is due, pace aside.
     fn next_probe(&self) -> Option<(Instant, Next)> {
-        let opening = self.pairs.iter().filter(|pair| pair.is_opening()).count();
+        // A pair that has nothing left to spend must not keep others from their turn.
+        let opens = |pair: &&Pair| pair.is_opening() && self.is_affordable(pair);
+        let opening = self.pairs.iter().filter(opens).count();
         let mut next: Option<(Instant, Next)> = self.nomination.and_then(|nomination| {
             let after = SCHEDULE.get(usize::from(nomination.sent))?;
             Some((nomination.started + Duration::from_millis(*after), Next::Nomination))

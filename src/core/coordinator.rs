@@ -321,7 +321,8 @@ impl Coordinator {
         self.clients.get_mut(peer).is_some_and(|client| client.allowance.observed.take(OBSERVED_RATE, now))
     }
 
-    /// Passes on where in its sequence a peer's NAT is, to the other peer of a session that we coordinate.
+    /// Passes on where in its sequence a peer's NAT is, to the other peer of a session that we coordinate, or to one that is registered:
+    /// connected peers search, too. Who has no such session refuses it.
     pub(crate) fn window(
         &mut self,
         link: &Link,
@@ -337,7 +338,13 @@ impl Coordinator {
             forward(to).filter(|forward| forward.initiator == from)?;
             self.registry.get(&to).map(|entry| entry.link)
         };
-        let Some(receiver) = as_responder.or_else(as_initiator) else { return out.refuse_frame() };
+        let registered = || {
+            let entry = self.registry.get(&to).filter(|entry| self.active && entry.expires > now)?;
+            Some(entry.link)
+        };
+        let Some(receiver) = as_responder.or_else(as_initiator).or_else(registered) else {
+            return out.refuse_frame();
+        };
         if !self.clients.entry(from).or_default().allowance.punch.take(PUNCH_RATE, now) {
             return out.cap_hit();
         }

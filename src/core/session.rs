@@ -105,7 +105,7 @@ pub(crate) enum Contact {
     Kept,
     /// It was asked, as it pauses; until the deadline.
     Asked,
-    /// It has told, through a coordinator, where it is.
+    /// It has told, through a coordinator, where it is. The path that we know is challenged, until the deadline.
     Told,
     /// It has, and the path that we know does not work; until the deadline.
     Missing,
@@ -196,7 +196,7 @@ pub(crate) struct Session {
     pub(crate) moves_told: u32,
     /// The highest sequence number of the peer's words that it moved.
     pub(crate) moves_heard: u32,
-    /// What earlier attempts have shown, until there is a connection.
+    /// What earlier attempts have shown. A connected session keeps it only if the two sides need a search to meet again.
     pub(crate) earlier: Option<Box<Earlier>>,
     /// What follows if plain probes meet silence.
     pub(crate) search: Option<Box<Search>>,
@@ -281,6 +281,17 @@ impl Session {
     /// Returns true if the connection was made before a coordinator said where the peer is.
     pub(crate) fn is_unanswered(&self) -> bool {
         self.is_connected() && self.opening.is_some() && self.checklist.is_none()
+    }
+
+    /// Sets when a path must work again. A search under way keeps its time.
+    pub(crate) fn reunite_by(&mut self, deadline: Instant) {
+        let is_searching = self.search.as_ref().is_some_and(|search| search.running);
+        self.deadline = self.deadline.filter(|_| is_searching).max(Some(deadline));
+    }
+
+    /// Returns true if both sides know each other through a coordinator, and no path works.
+    pub(crate) fn is_missing(&self) -> bool {
+        self.is_connected() && self.contact == Contact::Missing
     }
 
     /// Whether it waits between two attempts.

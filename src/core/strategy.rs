@@ -157,6 +157,13 @@ pub(crate) enum Strategy {
     Hopeless,
 }
 
+impl Strategy {
+    /// Returns true if it takes more than plain probes, which may succeed.
+    pub(crate) fn is_search(self) -> bool {
+        !matches!(self, Self::Plain | Self::Hopeless)
+    }
+}
+
 /// What we do, given both sides, in the first round with these reports or a later one. The table of `docs/protocol.md`
 /// §7.5.
 pub(crate) fn strategy(ours: &Traits, theirs: &Traits, first: bool) -> Strategy {

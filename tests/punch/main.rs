@@ -21,6 +21,7 @@ mod network;
 mod offline;
 mod others;
 mod reachable;
+mod recovery;
 mod redials;
 mod relay;
 mod relaying;

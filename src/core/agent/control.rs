@@ -157,7 +157,7 @@ impl Agent {
                 }
             }
             Frame::PunchMoved(moved) => {
-                if !self.peer_moved(&link, &moved, now) {
+                if !self.peer_moved((id, &link), &moved, now) {
                     self.coordinator.moved(&link, moved, now, &mut self.out);
                 }
             }

@@ -11,6 +11,7 @@ use crate::core::{
     event::{Event, FailureReason, Phase, SessionRole},
     frame::RejectReason,
     session::{Contact, Key, Session},
+    strategy::strategy,
 };
 
 impl Agent {
@@ -36,7 +37,8 @@ impl Agent {
                 }
             }
             session.lookup = None;
-            session.earlier = None;
+            let is_search = |(ours, theirs)| strategy(&ours, &theirs, true).is_search();
+            session.earlier.take_if(|earlier| !earlier.traits.is_some_and(is_search));
             session.targets.shrink_to_fit();
         }
         self.end_search(key);
@@ -52,6 +54,8 @@ impl Agent {
         let Some(key) = self.sessions.of_flow(flow) else { return };
         self.sessions.set_flow(key, None);
         if self.sessions.get(key).is_some_and(Session::is_connected) {
+            self.end_search(key);
+            self.release_sockets(key);
             self.sessions.remove(key);
         } else {
             self.fail(key, FailureReason::Handshake, now);

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{Agent, initiator::MAX_ASKED};
 use crate::core::{
-    FlowId, SocketId,
+    FlowId, LinkId, SocketId,
     address_policy::Policy,
     candidate::{Candidate, keep_best},
     command::Command,
@@ -25,6 +25,8 @@ const MOVES: Rate = Rate { interval: Duration::from_secs(1), burst: 3 };
 
 /// How long a peer that pauses may take to answer, at least.
 const ANSWER: Duration = Duration::from_millis(250);
+/// The same for a peer that says where it is: one that is heard says so only if it moves, and then a new path works by then.
+const MOVE: Duration = Duration::from_millis(100);
 /// How long it may take, at least, until a path works between peers that hear each other through a coordinator. Both know by then
 /// where the other is; what does not get through needs another session, with a search.
 const REUNION: Duration = Duration::from_millis(1_250);
@@ -124,8 +126,15 @@ impl Agent {
         session.contact = Contact::Kept;
         match contact {
             Contact::Asked if !has_path => return self.silent(key, now),
+            Contact::Told if !has_path => {
+                session.contact = Contact::Told;
+                return self.unheard(key, now);
+            }
             Contact::Missing if !has_path => {
                 session.contact = Contact::Lost;
+                self.end_search(key);
+                self.release_sockets(key);
+                let Some(session) = self.sessions.get_mut(key) else { return };
                 (session.checklist, session.known, session.opening) = (None, None, None);
                 self.out.event(Event::PathLost { peer, role });
                 self.out.commands.extend(flow.map(|flow| Command::Close { flow }));
@@ -135,17 +144,31 @@ impl Agent {
         self.pump(key, now);
     }
 
-    /// The peer is heard through a coordinator. If no path to it works by the deadline, none will.
-    fn told_of(&mut self, key: Key, is_elsewhere: bool, now: Instant) {
+    /// The peer is heard through a coordinator. If no path to it works by the deadline, none will, unless a search finds one.
+    fn told_of(&mut self, key: Key, link: LinkId, is_elsewhere: bool, now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let is_missing = !session.has_path();
-        session.contact = match session.contact {
+        match session.contact {
             Contact::Lost => return,
             Contact::Missing if !is_elsewhere => return,
-            _ if !is_missing => Contact::Told,
-            _ => Contact::Missing,
-        };
-        session.deadline = is_missing.then(|| now + session.time_for(REUNION, 4));
+            before if is_missing => {
+                session.contact = Contact::Missing;
+                // The peer does not know yet that we do not hear it either.
+                if let Some(checklist) = &mut session.checklist
+                    && before == Contact::Asked
+                {
+                    checklist.remapped(now);
+                }
+                session.reunite_by(now + session.time_for(REUNION, 4));
+                self.plan_reunion(key, link, now);
+            }
+            // That it asks for us may be all that shows us that our packets do not arrive.
+            _ => {
+                session.contact = Contact::Told;
+                session.deadline = Some(now + session.time_for(MOVE, 3));
+                session.checklist.iter_mut().for_each(|checklist| checklist.recheck_selected(now));
+            }
+        }
         self.sessions.reschedule(key);
     }
 
@@ -157,6 +180,9 @@ impl Agent {
             && session.has_path()
         {
             (session.contact, session.deadline, session.opening) = (Contact::Kept, None, None);
+            self.end_search(key);
+            self.close_sockets(key);
+            self.release_sockets(key);
             self.sessions.reschedule(key);
         }
     }
@@ -164,9 +190,9 @@ impl Agent {
     /// We know our address anew: a peer that is missing gets its time from now on.
     fn extend_reunion(&mut self, key: Key, now: Instant) {
         if let Some(session) = self.sessions.get_mut(key)
-            && session.contact == Contact::Missing
+            && session.is_missing()
         {
-            session.deadline = Some(now + session.time_for(REUNION, 4));
+            session.reunite_by(now + session.time_for(REUNION, 4));
             self.sessions.reschedule(key);
         }
     }
@@ -176,10 +202,20 @@ impl Agent {
         self.extend_checklist(key, None, now);
         if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
             checklist.restart(now);
+        }
+        self.unheard(key, now);
+    }
+
+    /// The peer does not hear us on the selected path, or we do not hear it.
+    fn unheard(&mut self, key: Key, now: Instant) {
+        if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
             checklist.remapped(now);
         }
-        if self.sessions.get(key).is_some_and(|session| session.contact == Contact::Told) {
-            self.told_of(key, true, now);
+        let coordinators = self.registrar.connected();
+        if let Some(session) = self.sessions.get(key).filter(|session| session.contact == Contact::Told)
+            && let Some((_, link)) = coordinators.into_iter().find(|(id, _)| *id != session.peer)
+        {
+            self.told_of(key, link, true, now);
         }
         self.pump(key, now);
         self.show_coordinators(now);
@@ -204,7 +240,12 @@ impl Agent {
     }
 
     /// A peer says, or somebody on its way does, that it moved; `false` if no session of ours is meant.
-    pub(super) fn peer_moved(&mut self, link: &Link, moved: &PunchMoved, now: Instant) -> bool {
+    pub(super) fn peer_moved(
+        &mut self,
+        (id, link): (LinkId, &Link),
+        moved: &PunchMoved,
+        now: Instant,
+    ) -> bool {
         let is_meant = |session: &Session| session.id == moved.session && session.is_connected();
         let key =
             self.sessions.of_peer(&moved.peer).find(|key| self.sessions.get(*key).is_some_and(is_meant));
@@ -258,7 +299,7 @@ impl Agent {
                 self.show_coordinators(now);
             }
         }
-        self.told_of(key, is_elsewhere, now);
+        self.told_of(key, id, is_elsewhere, now);
         self.pump(key, now);
         true
     }

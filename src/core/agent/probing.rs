@@ -146,7 +146,7 @@ impl Agent {
     fn answered(&mut self, key: Key, path: Path, data: [u8; 8], now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (peer, flow) = (session.peer, session.flow);
-        let was_asked = session.contact == Contact::Asked;
+        let was_asked = matches!(session.contact, Contact::Asked | Contact::Told);
         let Some(checklist) = &mut session.checklist else { return };
         let (in_doubt, was_heard) = (checklist.is_in_doubt(), checklist.is_heard(path));
         let Some((rtt, first)) = checklist.on_response(path, data, now) else { return };
@@ -226,7 +226,7 @@ impl Agent {
                 self.enter(key, Phase::Punching, now);
             }
         }
-        if self.is_silent(key) {
+        if self.is_silent(key) || self.sessions.get(key).is_some_and(Session::is_missing) {
             self.pump_search(key, now);
         }
         // A probe that goes unanswered may be the one by which the selected path proves dead.
@@ -239,6 +239,7 @@ impl Agent {
     pub(super) fn settle(&mut self, key: Key) {
         if let Some(session) = self.sessions.get_mut(key)
             && session.is_connected()
+            && session.search.is_none()
             && let Some(flow) = session.flow
             && let Some(checklist) = session.checklist.take_if(|checklist| checklist.is_idle())
         {

@@ -11,7 +11,7 @@ use super::Agent;
 use crate::core::{
     FlowId, LinkId, SocketId,
     command::{Command, Pool},
-    event::{Event, FailureReason, Phase, SessionRole},
+    event::{Event, FailureReason, PathKind, Phase, SessionRole},
     frame::{Frame, PunchWindow},
     keys::MAC_LEN,
     links::Link,
@@ -20,12 +20,15 @@ use crate::core::{
     pair::Origin,
     probe::Probe,
     search::{Action, Admission, DURATION, MAX_WAIT, SILENCE, Search, Window},
-    session::{Key, Session},
+    session::{Key, Session, Target},
     strategy::{Strategy, Traits, strategy},
 };
 
 /// However far the peer is, plain probes are not waited for longer than this.
 const MAX_SILENCE: Duration = Duration::from_secs(1);
+
+/// How long both sides of a connected session know each other's addresses before they search: a round trip of plain probes.
+const REUNION_SILENCE: Duration = Duration::from_millis(50);
 
 impl Agent {
     /// Prepares what follows if plain probes meet silence. `coordination` is how long the coordinator took, if known.
@@ -87,16 +90,47 @@ impl Agent {
         }
     }
 
+    /// Prepares the search by which a connected session finds its peer again, if only a search can. Nothing but the IP address is
+    /// searched at which the peer was validated, whatever it says of itself.
+    pub(super) fn plan_reunion(&mut self, key: Key, link: LinkId, now: Instant) {
+        let socket = self.links.get(link).and_then(|link| link.socket);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let traits = session.earlier.as_ref().and_then(|earlier| earlier.traits);
+        let (Some((ours, theirs)), Some(path)) = (traits, session.selected()) else { return };
+        // A peer that has lost its mapping is also seen where it was, until its observers forget that.
+        let is_new = |target: &&Target| {
+            target.kind == PathKind::ServerReflexive
+                && target.remote.ip() == path.remote.ip()
+                && target.remote != path.remote
+        };
+        let target = session.targets.iter().find(is_new).map_or(path.remote, |target| target.remote);
+        if let Some(search) = &mut session.search {
+            return search.retarget(target, now);
+        }
+        let plan = strategy(&ours, &theirs, true);
+        let usable = self.network.sockets_for(target);
+        let from = socket.filter(|socket| usable.contains(socket)).or(usable.first().copied());
+        let Some(from) = from.filter(|_| plan.is_search()) else { return };
+        let search = Search::new((plan, theirs), link, from, target, now + REUNION_SILENCE, &mut self.rng);
+        session.search = Some(Box::new(search));
+    }
+
     /// Does what the search of a session wants done by now.
     pub(super) fn pump_search(&mut self, key: Key, now: Instant) {
         loop {
             let data = self.rng.random();
             let Some(session) = self.sessions.get_mut(key) else { return };
+            let is_connected = session.is_connected();
             let Some(search) = &mut session.search else { return };
             match search.poll(now) {
                 None => return,
+                Some(Action::Silence) if is_connected => self.begin_search(key, now),
                 Some(Action::Silence) => self.silence(key, now),
-                Some(Action::Turn) if search.is_abandoned(now) && session.role == SessionRole::Responder => {
+                Some(Action::Turn)
+                    if !is_connected
+                        && search.is_abandoned(now)
+                        && session.role == SessionRole::Responder =>
+                {
                     return self.fail(key, FailureReason::PunchingTimeout, now);
                 }
                 Some(Action::Turn) => self.begin_search(key, now),
@@ -145,6 +179,7 @@ impl Agent {
 
     fn begin_search(&mut self, key: Key, now: Instant) {
         let Some(session) = self.sessions.get_mut(key) else { return };
+        let is_connected = session.is_connected();
         let (Some(search), Some(flow)) = (&mut session.search, session.flow) else { return };
         if search.is_held() {
             search.hold();
@@ -159,7 +194,8 @@ impl Agent {
         };
         let (Some(from), Admission::Now) = (from, admission) else {
             if let Admission::Later(ticket) = admission {
-                if search.queue(ticket, now) {
+                // A connected session has no time to wait for but until its deadline.
+                if search.queue(ticket, now) && !is_connected {
                     session.deadline = Some(now + MAX_WAIT);
                     self.out.counters.searches_queued += 1;
                     self.tell_turn(key, false);
@@ -170,7 +206,7 @@ impl Agent {
             session.search = None;
             return self.out.cap_hit();
         };
-        let waited = search.ticket.is_some();
+        let waited = search.ticket.is_some() && !is_connected;
         search.begun(now);
         self.out.counters.searches += 1;
         session.deadline = Some(now + DURATION);
@@ -214,10 +250,12 @@ impl Agent {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let Some(search) = &mut session.search else {
             // Plain probes came through meanwhile.
-            return self.out.command(Command::CloseSockets { pool: Pool::Session(flow), keep: Vec::new() });
+            let keep = session.sockets.clone();
+            return self.out.command(Command::CloseSockets { pool: Pool::Session(flow), keep });
         };
-        session.sockets = sockets.iter().map(|(id, _)| *id).collect();
-        search.opened(&session.sockets, now);
+        let opened: Vec<_> = sockets.iter().map(|(id, _)| *id).collect();
+        session.sockets.extend(&opened);
+        search.opened(&opened, now);
         self.pump(key, now);
     }
 
@@ -245,6 +283,10 @@ impl Agent {
             session.keys().is_some_and(|keys| keys.verify(&window.covered(), &window.authenticator));
         match &mut session.search {
             Some(search) if authentic && window.port == 0 => {
+                // Who is connected does not wait.
+                if session.phase == Phase::Connected {
+                    return true;
+                }
                 let begins = search.peer_turn(window.step != 0, now);
                 if search.waits_for_peer() {
                     let latest = session.phase_since + MAX_WAIT;

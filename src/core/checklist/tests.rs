@@ -58,6 +58,20 @@ fn no_two_probes_leave_within_five_milliseconds_and_three_pairs_open_at_once() {
 }
 
 #[test]
+fn pairs_that_have_spent_their_budget_keep_no_other_from_its_turn() {
+    let start = Instant::now();
+    let mut checklist = checklist(SessionRole::Initiator, 0, start);
+    // Three at once, which have one probe each and so never end their opening.
+    for i in 0..3 {
+        checklist.add(path(i), 100, Origin::Announced, start);
+    }
+    checklist.limit_each_destination(1);
+    checklist.add(path(9), 1, Origin::Announced, start);
+    let sent = run(&mut checklist, start, 100);
+    assert!(sent.iter().any(|(_, sent)| *sent == path(9)), "{sent:?}");
+}
+
+#[test]
 fn the_observed_address_comes_first_and_then_the_highest_priority() {
     let start = Instant::now();
     let mut checklist = checklist(SessionRole::Responder, 2, start);

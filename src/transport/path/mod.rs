@@ -299,9 +299,9 @@ impl PathLayer {
         self.shared.counters.snapshot()
     }
 
-    /// Starts the task of a pool; `None` if there is one already, or no flow for it.
+    /// Starts the task that opens sockets in a pool; `None` if a pool that is no session's is open already, or a session's has no flow.
     fn open_sockets(&self, pool: Pool, local: IpAddr, count: usize) -> Option<()> {
-        let sockets = self.shared.new_pool(pool)?;
+        let sockets = self.shared.pool_to_open(pool)?;
         let (shared, network) = (self.shared.clone(), self.network.clone());
         self.shared.runtime.spawn(Box::pin(pool::run(shared, network, (pool, sockets), local, count)));
         Some(())

@@ -84,6 +84,8 @@ struct Member {
 struct State {
     members: Vec<Option<Member>>,
     closed: bool,
+    /// A task reads the sockets.
+    has_reader: bool,
 }
 
 /// The sockets of one pool, shared by the task that reads them and whoever closes them.
@@ -107,13 +109,20 @@ impl Sockets {
 
     fn add(&self, id: SocketId, io: Arc<Socket>) -> bool {
         let mut state = lock(&self.state);
-        let index = state.members.len();
+        let free = state.members.iter().position(Option::is_none);
+        let index = free.unwrap_or(state.members.len());
         if state.closed || index >= MAX_SOCKETS {
             return false;
         }
         let waker = Waker::from(Arc::new(Slot { ready: self.ready.clone(), index }));
-        state.members.push(Some(Member { id, io, waker }));
+        let member = Some(Member { id, io, waker });
+        match state.members.get_mut(index) {
+            Some(slot) => *slot = member,
+            None => state.members.push(member),
+        }
+        drop(state);
         self.ready.set(index);
+        self.ready.task.wake();
         true
     }
 
@@ -123,12 +132,21 @@ impl Sockets {
         Some((member.id, member.io.clone(), member.waker.clone()))
     }
 
-    fn is_empty(&self) -> bool {
-        lock(&self.state).members.iter().all(Option::is_none)
+    /// Returns true if the caller is to read the sockets: nobody does yet.
+    fn take_reader(&self) -> bool {
+        !std::mem::replace(&mut lock(&self.state).has_reader, true)
+    }
+
+    /// Returns true if no socket is open. Whoever opens another one reads it then.
+    fn is_over(&self) -> bool {
+        let mut state = lock(&self.state);
+        let is_empty = state.members.iter().all(Option::is_none);
+        state.has_reader &= !is_empty;
+        is_empty
     }
 }
 
-/// Opens the sockets of a pool, says which, and reads them until all are closed.
+/// Opens sockets of a pool, says which, and reads all of them until they are closed, unless another task does.
 pub(super) async fn run(
     shared: Arc<Shared>,
     network: Arc<dyn Network>,
@@ -155,6 +173,9 @@ pub(super) async fn run(
     }
     // Nobody listens once the driver is gone.
     let _ = shared.notices.send(PathNotice::Sockets { pool: name, sockets: opened }).await;
+    if !sockets.take_reader() {
+        return;
+    }
     let shared = {
         let weak = Arc::downgrade(&shared);
         drop(shared);
@@ -188,7 +209,7 @@ impl Reader {
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let sockets = self.sockets.clone();
         sockets.ready.task.register(cx.waker());
-        let Some(shared) = self.shared.upgrade().filter(|_| !sockets.is_empty()) else {
+        let Some(shared) = self.shared.upgrade().filter(|_| !sockets.is_over()) else {
             return Poll::Ready(());
         };
         let mut budget = BUDGET;

@@ -116,13 +116,15 @@ impl Shared {
         self.write().expect_server(client);
     }
 
-    /// A pool without sockets; `None` if it is there already, or its flow is not.
-    pub(super) fn new_pool(&self, pool: Pool) -> Option<Arc<Sockets>> {
+    /// The pool to open sockets in: that of a session, or a new one. `None` if the flow of the session is gone, or the pool of another
+    /// kind is there already.
+    pub(super) fn pool_to_open(&self, pool: Pool) -> Option<Arc<Sockets>> {
+        let is_session = matches!(pool, Pool::Session(_));
         if let Pool::Session(flow) = pool {
             self.flow(flow)?;
         }
         match lock(&self.pools).entry(pool) {
-            Entry::Occupied(_) => None,
+            Entry::Occupied(entry) => is_session.then(|| entry.get().clone()),
             Entry::Vacant(entry) => Some(entry.insert(Arc::default()).clone()),
         }
     }

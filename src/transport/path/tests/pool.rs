@@ -7,7 +7,7 @@ use tokio::sync::mpsc;
 
 use super::{
     super::{PathLayer, PathNotice, pool::MAX_SOCKETS},
-    node::{Configs, layer},
+    node::{Configs, flight_binding, layer},
 };
 use crate::core::{
     FlowId, Path, SocketId,
@@ -92,5 +92,23 @@ async fn a_pool_ends_with_its_layer_and_one_for_no_flow_is_not_opened() {
     drop(layer);
     for (_, port) in sockets {
         closed(port).await;
+    }
+}
+
+#[tokio::test]
+async fn a_session_that_searches_again_opens_more_sockets_beside_the_one_that_it_kept() {
+    let (layer, mut notices) = layer(Configs(Keypair::generate_ed25519()), 64);
+    let (flow, peer) = (FlowId(7), Keypair::generate_ed25519().public().to_peer_id());
+    layer.execute(Command::Connect { flow, peer, rtt: None, binding: flight_binding() });
+    assert!(matches!(next(&mut notices).await, PathNotice::FirstFlight { .. }));
+    let pool = Pool::Session(flow);
+    let first = open(&layer, &mut notices, pool, 4).await;
+    layer.execute(Command::CloseSockets { pool, keep: vec![first[0].0] });
+    let second = open(&layer, &mut notices, pool, MAX_SOCKETS).await;
+    assert_eq!(second.len(), MAX_SOCKETS - 1);
+    let remote = UdpSocket::bind((LOCAL, 0)).unwrap();
+    for (socket, port) in [first[0]].into_iter().chain(second) {
+        remote.send_to(b"\x04probe", (LOCAL, port)).unwrap();
+        assert!(matches!(next(&mut notices).await, PathNotice::Probe { path, .. } if path.socket == socket));
     }
 }

@@ -1,0 +1,147 @@
+//! A NAT that loses its state under a session: how long an application waits for its answer, for every pair of kinds.
+
+use std::{ops::RangeInclusive, sync::Arc, time::Duration};
+
+use libp2p::swarm::SwarmEvent;
+use libp2p_punch_sim::{Gateway, Host, Nat, World};
+use tokio::time::{Instant, timeout};
+
+use crate::{
+    moving::{ApplicationEvent, exchange_of, two_on},
+    nats::{ALL, APDM_SEQUENTIAL, is_hopeful},
+    network::{Site, on_paused_time, until},
+};
+
+/// Between two messages.
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// A host at `site` and the NAT in front of it, the outermost one if there are two.
+fn behind(site: Site, world: &World, number: u8) -> (Arc<Host>, Option<Arc<Gateway>>) {
+    let outer = [198, 51, 100, number];
+    match site {
+        Site::Nat(mapping, filtering, ports) => {
+            let gateway = world.nat(Nat { ports, ..Nat::new(mapping, filtering) }, outer);
+            (gateway.host([192, 168, number, 2]), Some(gateway))
+        }
+        Site::NatBehindNat => {
+            let gateway = world.nat(Nat::default(), outer);
+            let inner = gateway.nat(Nat::default(), [10, 0, number, 2]);
+            (inner.host([192, 168, number, 2]), Some(gateway))
+        }
+        Site::Public | Site::Bare => (site.host(world, number, 0.0), None),
+    }
+}
+
+/// How an application saw the loss of a NAT's state.
+#[derive(Debug, Clone, Copy)]
+struct Recovery {
+    /// From the loss to the first answer to a message that was sent after it.
+    stall: Duration,
+    /// The connection outlived it.
+    in_place: bool,
+}
+
+/// The NAT in front of `sites[lossy]` loses its state in the middle of a conversation that the first peer leads.
+fn recovery(sites: [Site; 2], lossy: usize, seed: u64) -> Option<Recovery> {
+    on_paused_time(async {
+        let world = World::new(seed);
+        let [(a, at_a), (b, at_b)] =
+            [1, 2].map(|number| behind(sites[usize::from(number) - 1], &world, number));
+        let gateway = [at_a, at_b][lossy].take()?;
+        let (mut dialer, peer, _) = two_on(&world, [a, b]).await;
+        // Until both NATs are measured.
+        let _ = timeout(Duration::from_secs(5), until(&mut dialer, |_| None::<()>)).await;
+        for number in 0..30 {
+            exchange_of(64, &mut dialer, peer, number).await;
+            let _ = timeout(PAUSE, until(&mut dialer, |_| None::<()>)).await;
+        }
+        gateway.flush();
+        let begin = Instant::now();
+        let mut in_place = true;
+        loop {
+            dialer.behaviour_mut().echo.send_request(&peer, "anybody there?".to_owned());
+            let answered = until(&mut dialer, |event| match event {
+                SwarmEvent::ConnectionClosed { peer_id, .. } if peer_id == peer => {
+                    in_place = false;
+                    None
+                }
+                SwarmEvent::Behaviour(ApplicationEvent::Echo(libp2p::request_response::Event::Message {
+                    ..
+                })) => Some(()),
+                _ => None,
+            });
+            if timeout(PAUSE, answered).await.is_ok() {
+                return Some(Recovery { stall: begin.elapsed(), in_place });
+            }
+        }
+    })
+}
+
+/// What a pair may take to recover.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// Probes find the peer again.
+    Plain,
+    /// The ports of a NAT that gives them in sequence are predicted anew.
+    Predicted,
+    /// The ports of a random NAT are searched anew.
+    Searched,
+}
+
+impl Kind {
+    fn of(a: Site, b: Site) -> Self {
+        let filters = |site| {
+            matches!(
+                site,
+                Site::EIM_APDF | Site::EIM_APDF_PORT_NOT_KEPT | Site::NatBehindNat | APDM_SEQUENTIAL
+            )
+        };
+        match (a, b) {
+            (Site::APDM_RANDOM, other) | (other, Site::APDM_RANDOM) if filters(other) => Kind::Searched,
+            (APDM_SEQUENTIAL, other) | (other, APDM_SEQUENTIAL) if filters(other) => Kind::Predicted,
+            _ => Kind::Plain,
+        }
+    }
+}
+
+/// How long all pairs of this kind stall, with either NAT losing its state. Every connection outlives it.
+fn stalls(kind: Kind, seeds: RangeInclusive<u64>) -> Vec<Duration> {
+    let pairs = ALL.into_iter().flat_map(|a| ALL.map(|b| [a, b]));
+    let mut stalls = Vec::new();
+    for pair in pairs.filter(|[a, b]| is_hopeful(*a, *b) && Kind::of(*a, *b) == kind) {
+        for (lossy, seed) in [0, 1].into_iter().flat_map(|lossy| seeds.clone().map(move |seed| (lossy, seed)))
+        {
+            let Some(recovery) = recovery(pair, lossy, seed) else { continue };
+            println!("{pair:?}, {lossy} loses its state, seed {seed}: {recovery:?}");
+            assert!(recovery.in_place, "{pair:?}, {lossy} loses its state, seed {seed}");
+            stalls.push(recovery.stall);
+        }
+    }
+    stalls.sort();
+    println!(
+        "{kind:?}: {:?} in the median, {:?} at most",
+        stalls[stalls.len() / 2],
+        stalls[stalls.len() - 1]
+    );
+    stalls
+}
+
+#[test]
+fn a_pair_that_needs_no_search_recovers_within_a_second() {
+    let stalls = stalls(Kind::Plain, 1..=1);
+    assert!(stalls.iter().all(|stall| *stall <= Duration::from_secs(1)));
+}
+
+#[test]
+fn a_pair_whose_ports_can_be_predicted_recovers_within_two_seconds() {
+    let stalls = stalls(Kind::Predicted, 1..=1);
+    assert!(stalls.iter().all(|stall| *stall <= Duration::from_secs(2)));
+}
+
+#[test]
+fn a_pair_that_needs_a_birthday_search_recovers_beneath_the_same_connection() {
+    let stalls = stalls(Kind::Searched, 1..=3);
+    assert!(stalls[stalls.len() / 2] <= Duration::from_secs(2));
+    // What is noticed within 1.5 s, and a search to its end.
+    assert!(stalls.iter().all(|stall| *stall <= Duration::from_secs(7)));
+}
