@@ -431,7 +431,9 @@ impl NetworkBehaviour for Behaviour {
                 self.relaying.listening(event.listener_id, now);
             }
             FromSwarm::ListenerClosed(event) => self.relaying.not_listening(event.listener_id, now),
-            FromSwarm::ListenerError(event) => self.relaying.listener_failed(event.listener_id, now),
+            FromSwarm::ListenerError(event) => {
+                self.relaying.listener_failed(event.listener_id, event.err, now)
+            }
             FromSwarm::NewExternalAddrOfPeer(event) => self.relaying.learned(event.peer_id, event.addr),
             _ => {}
         }

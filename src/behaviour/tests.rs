@@ -39,6 +39,8 @@ fn poll(behaviour: &mut Behaviour) -> (Vec<(ConnectionId, FromBehaviour)>, bool)
         match action {
             ToSwarm::NotifyHandler { handler: NotifyHandler::One(id), event, .. } => told.push((id, event)),
             ToSwarm::Dial { .. } => dials = true,
+            // Whether there is a relay client.
+            ToSwarm::ListenOn { .. } | ToSwarm::RemoveListener { .. } => {}
             other => panic!("{other:?}"),
         }
     }

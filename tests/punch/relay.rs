@@ -96,6 +96,20 @@ fn if_no_relay_helps_the_dial_fails_with_the_reason_of_traversal() {
 }
 
 #[test]
+fn a_dial_of_a_peer_that_no_coordinator_knows_ends_in_one_error() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address, _) = relay(&world, 254);
+        let mut dialer = peer(&world, Site::EIM_APDF, 1, client(&address));
+        reserved(&mut dialer).await;
+        let nobody = libp2p::PeerId::random();
+        dialer.dial(nobody).expect("not dialed yet");
+        let seen = watch(&mut dialer, nobody, 2 * MINUTE).await;
+        assert_eq!(seen.iter().filter(|seen| matches!(seen, Seen::NotDialed(_))).count(), 1, "{seen:#?}");
+    });
+}
+
+#[test]
 fn a_peer_that_nobody_reaches_keeps_two_reservations_and_replaces_a_lost_one() {
     on_paused_time(async {
         let world = World::new(1);
@@ -194,13 +208,21 @@ fn a_relayed_connection_is_upgraded_and_closed_once_its_streams_have_ended() {
 
 #[test]
 fn a_swarm_without_a_relay_client_hears_nothing_of_relays() {
+    // A server asks for no reservation, and so does not learn in that way that there is no relay client.
+    for role in [Role::Auto, Role::Server] {
+        without_a_relay_client(role);
+    }
+}
+
+fn without_a_relay_client(role: Role) {
     on_paused_time(async {
         let world = World::new(1);
         let (_, address, _) = relay(&world, 254);
-        let plain = |number| {
-            swarm(&Site::APDM_RANDOM.host(&world, number, 0.0), number, client(&address), |punch, _| punch)
+        let plain = |number, role| {
+            let config = Config { role, ..client(&address) };
+            swarm(&Site::APDM_RANDOM.host(&world, number, 0.0), number, config, |punch, _| punch)
         };
-        let (mut listener, mut dialer) = (plain(2), plain(1));
+        let (mut listener, mut dialer) = (plain(2, Role::Auto), plain(1, role));
         registered(&mut listener).await;
         let listener = run(listener);
         registered(&mut dialer).await;

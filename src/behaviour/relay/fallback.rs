@@ -23,6 +23,8 @@ struct Waiting {
     peer: PeerId,
     /// When relays are asked; `None` once they have been.
     relay_at: Option<Instant>,
+    /// No coordinator knows the peer.
+    is_unknown: bool,
 }
 
 /// A dial of ours over relays.
@@ -55,7 +57,23 @@ pub(super) struct Fallback {
 impl Fallback {
     /// A dial may wait for a session. The swarm will say what became of it.
     pub(super) fn dialing(&mut self, peer: PeerId, id: ConnectionId, now: Instant) {
-        self.waiting.insert(id, Waiting { peer, relay_at: Some(now + HEAD_START) });
+        self.waiting.insert(id, Waiting { peer, relay_at: Some(now + HEAD_START), is_unknown: false });
+    }
+
+    /// No coordinator knows the peer: none of them is asked to relay meanwhile.
+    pub(super) fn mark_unknown(&mut self, peer: &PeerId) {
+        for waiting in self.waiting.values_mut().filter(|waiting| waiting.peer == *peer) {
+            (waiting.relay_at, waiting.is_unknown) = (None, true);
+        }
+    }
+
+    /// A coordinator knows the peer: dials that waited for that have a head start from now on.
+    pub(super) fn mark_known(&mut self, peer: &PeerId, now: Instant) {
+        for waiting in self.waiting.values_mut().filter(|waiting| waiting.peer == *peer) {
+            if std::mem::take(&mut waiting.is_unknown) {
+                waiting.relay_at = Some(now + HEAD_START);
+            }
+        }
     }
 
     /// The swarm says that a dial is over. Returns its peer if no other dial of that peer waits.
@@ -78,7 +96,7 @@ impl Fallback {
     pub(super) fn relay_arrived(&mut self, now: Instant) {
         for waiting in self.waiting.values_mut() {
             let is_asking = self.circuits.values().any(|circuit| circuit.is_asking(&waiting.peer));
-            if waiting.relay_at.is_none() && !is_asking {
+            if waiting.relay_at.is_none() && !waiting.is_unknown && !is_asking {
                 waiting.relay_at = Some(now + HEAD_START);
             }
         }
@@ -157,6 +175,22 @@ mod tests {
         assert_eq!((fallback.next_time(), fallback.due(now + HEAD_START)), (None, None));
         assert_eq!(fallback.no_longer_waiting(id(1)), None);
         assert_eq!(fallback.no_longer_waiting(id(2)), Some(peer));
+    }
+
+    #[test]
+    fn no_relay_is_asked_for_a_peer_that_no_coordinator_knows_until_one_does() {
+        let (mut fallback, peer, now) = (Fallback::default(), PeerId::random(), Instant::now());
+        fallback.dialing(peer, id(1), now);
+        fallback.mark_unknown(&peer);
+        fallback.relay_arrived(now);
+        assert_eq!(fallback.next_time(), None);
+        fallback.mark_known(&PeerId::random(), now);
+        assert_eq!(fallback.next_time(), None);
+        fallback.mark_known(&peer, now);
+        assert_eq!(fallback.next_time(), Some(now + HEAD_START));
+        fallback.due(now + HEAD_START);
+        fallback.mark_known(&peer, now + HEAD_START);
+        assert_eq!(fallback.next_time(), None, "relays are asked once");
     }
 
     #[test]

@@ -17,6 +17,8 @@ mod upgrades;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
+    error::Error,
+    io,
     net::SocketAddr,
     num::NonZeroU8,
     time::Instant,
@@ -24,6 +26,7 @@ use std::{
 
 use libp2p_core::{
     ConnectedPoint, Multiaddr,
+    multiaddr::Protocol,
     transport::{ListenerId, TransportError},
 };
 use libp2p_identity::PeerId;
@@ -43,11 +46,17 @@ use self::{
 use super::{FromBehaviour, link::Input, quic_v1};
 use crate::{
     config::{Config, Role},
-    core::event::{Event, FailureReason, RelayFailure},
+    core::{
+        event::{Event, FailureReason, Phase, RelayFailure},
+        frame::RejectReason,
+    },
 };
 
 /// Relays are tried one after the other, so that the peer sees one connection and not a race.
 const ONE_AT_A_TIME: NonZeroU8 = NonZeroU8::MIN;
+/// No coordinator knows the peer. Peers that need a relay reserve with the coordinators that they register with, so that these would
+/// refuse as relays, too.
+const UNKNOWN_PEER: FailureReason = FailureReason::Rejected(RejectReason::NotConnected);
 
 /// What the behaviour has to pass on.
 pub(super) enum Output {
@@ -64,6 +73,8 @@ pub(super) struct Relaying {
     reserves: bool,
     /// The swarm turned a circuit address down: it has no relay client.
     has_no_client: bool,
+    /// Listens on a circuit without a relay, which every relay client refuses, and without one no transport supports.
+    client_test: Option<ListenerId>,
     is_reachable: bool,
     relays: Relays,
     reservations: Reservations,
@@ -79,10 +90,18 @@ pub(super) struct Relaying {
 
 impl Relaying {
     pub(super) fn new(config: &Config) -> Self {
+        let (mut client_test, mut out) = (None, VecDeque::new());
+        if config.relay_fallback {
+            let opts = ListenOpts::new(Protocol::P2pCircuit.into());
+            let id = *client_test.insert(opts.listener_id());
+            let actions = [ToSwarm::ListenOn { opts }, ToSwarm::RemoveListener { id }];
+            out.extend(actions.map(Output::Swarm));
+        }
         Self {
             falls_back: config.relay_fallback,
             reserves: config.relay_fallback && matches!(config.role, Role::Auto | Role::Client),
             has_no_client: false,
+            client_test,
             is_reachable: false,
             relays: Relays::default(),
             reservations: Reservations::default(),
@@ -91,7 +110,7 @@ impl Relaying {
             dials: Fallback::default(),
             ended: BTreeSet::new(),
             collecting: BTreeMap::new(),
-            out: VecDeque::new(),
+            out,
         }
     }
 
@@ -118,12 +137,17 @@ impl Relaying {
             Event::Retry { peer, reason, .. } if met_silence(*reason) && self.dials.is_awaited(peer) => {
                 self.dial_over_relay(*peer, now);
             }
+            Event::Retry { peer, reason: UNKNOWN_PEER, .. } if !self.relays.knows_some_of(peer) => {
+                self.dials.mark_unknown(peer);
+            }
+            Event::Phase { peer, to: Phase::Synchronization, .. } => self.dials.mark_known(peer, now),
             Event::Failed { peer, reason, .. } => {
                 self.upgrades.failed(peer, now);
                 // Without a dial that waits for the session nobody needs a relay.
                 if *reason != FailureReason::Cancelled && self.dials.is_awaited(peer) {
                     self.ended.insert(*peer);
-                    if !self.dial_over_relay(*peer, now) {
+                    let may_help = *reason != UNKNOWN_PEER || self.relays.knows_some_of(peer);
+                    if !(may_help && self.dial_over_relay(*peer, now)) {
                         self.release(*peer, RelayFailure::NoRelay);
                     }
                 }
@@ -371,7 +395,17 @@ impl Relaying {
     }
 
     /// A listener could not be started.
-    pub(super) fn listener_failed(&mut self, listener: ListenerId, now: Instant) {
+    pub(super) fn listener_failed(
+        &mut self,
+        listener: ListenerId,
+        error: &(dyn Error + 'static),
+        now: Instant,
+    ) {
+        if self.client_test.take_if(|test| *test == listener).is_some()
+            && let Some(TransportError::<io::Error>::MultiaddrNotSupported(_)) = error.downcast_ref()
+        {
+            self.note_no_client();
+        }
         if self.reservations.contains(listener) {
             self.note_no_client();
             self.not_listening(listener, now);

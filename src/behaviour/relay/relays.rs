@@ -98,6 +98,11 @@ impl Relays {
         }
     }
 
+    /// Returns true if the peer is known to use some relay.
+    pub(super) fn knows_some_of(&self, peer: &PeerId) -> bool {
+        self.of_peers.contains_key(peer)
+    }
+
     /// Where to try to reach `peer` over a relay, in this order: relays that it is known to use, then ours.
     pub(super) fn circuits_to(&self, peer: PeerId) -> Vec<Multiaddr> {
         let ranked = self.ranked();
