@@ -31,6 +31,8 @@ use quinn::{
     udp::{RecvMeta, Transmit},
 };
 
+/// The first bit of a QUIC packet with a long header (RFC 9000 §17.2).
+const LONG_HEADER: u8 = 0x80;
 /// For the time-outs of swarms, which go by the wall clock (futures-timer) also where the clock of tokio is paused.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// A dial from a socket of its own.
@@ -124,7 +126,7 @@ pub(crate) async fn registered(swarm: &mut Swarm<Behaviour>) {
 /// What an attacker's sockets do from now on.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Behaving {
-    /// Every datagram claims to come from there.
+    /// Every datagram but those of handshakes claims to come from there.
     pub(crate) forges: Option<SocketAddr>,
     /// What comes in is dropped, as far as this says.
     pub(crate) hears: Hears,
@@ -185,7 +187,11 @@ impl AsyncUdpSocket for AttackerSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        let Some(source) = self.behaving.lock().unwrap().forges else { return self.inner.try_send(transmit) };
+        // A handshake is no migration: whoever forges its source has three times its bytes sent there (RFC 9000 §8.1).
+        let is_handshake = transmit.contents.first().is_some_and(|first| first & LONG_HEADER != 0);
+        let Some(source) = self.behaving.lock().unwrap().forges.filter(|_| !is_handshake) else {
+            return self.inner.try_send(transmit);
+        };
         let size = transmit.segment_size.unwrap_or(transmit.contents.len()).max(1);
         transmit
             .contents
