@@ -61,6 +61,17 @@ impl Default for PhaseTimeouts {
     }
 }
 
+/// Which of its own interface addresses a peer tells coordinators and peers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HostCandidates {
+    /// All of them: peers in one network connect without a NAT between them.
+    #[default]
+    Announced,
+    /// None. Peers get only the addresses at which coordinators see this one. Peers in one network then depend on a NAT that
+    /// sends packets back (hairpinning, RFC 4787 §6), and on a relay where it does not.
+    Hidden,
+}
+
 /// Configuration of the transport and the behaviour.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -75,6 +86,9 @@ pub struct Config {
     /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=16. A session probes at most 56 pairs of a
     /// socket of ours and a candidate of the peer, the best candidates first, beside up to eight that it learns by being probed.
     pub max_candidates: usize,
+    /// Interface addresses in registrations and requests: those of local networks, VPNs and containers. Whoever knows the PeerId
+    /// of a peer learns its candidates from its coordinators. Default [`HostCandidates::Announced`].
+    pub host_candidates: HostCandidates,
     /// Pairs of one session whose opening burst runs at the same time. Default 3, 1..=16 and not above
     /// [`max_candidates`](Self::max_candidates).
     pub max_concurrent_attempts: usize,
@@ -111,6 +125,7 @@ impl Default for Config {
             coordinators: Vec::new(),
             bind_addresses: Vec::new(),
             max_candidates: 8,
+            host_candidates: HostCandidates::Announced,
             max_concurrent_attempts: 3,
             max_attempts: 3,
             coordination_timeout: Duration::from_secs(10),

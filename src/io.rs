@@ -50,6 +50,13 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// The local address from which the routing table would send to `destination`.
     fn source_for(&self, destination: IpAddr) -> io::Result<IpAddr>;
 
+    /// The file descriptors that this process may have open, if every socket takes one of them; `None` for no limit.
+    ///
+    /// The sockets that other peers cause take at most a quarter, those of the application included.
+    fn max_descriptors(&self) -> Option<usize> {
+        None
+    }
+
     /// The number of the zone of link-local addresses (RFC 4007 §6) that this name stands for: that of an interface.
     fn zone(&self, _name: &str) -> io::Result<u32> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "this network has no zones"))
@@ -119,6 +126,13 @@ impl Network for OsNetwork {
         }
         socket.bind(&address.into())?;
         Ok(Arc::new(socket::OsSocket::new(socket.into())?))
+    }
+
+    #[cfg(unix)]
+    fn max_descriptors(&self) -> Option<usize> {
+        // The soft limit; the application may raise it before it makes a node.
+        let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile).current?;
+        Some(usize::try_from(limit).unwrap_or(usize::MAX))
     }
 
     fn interfaces(&self) -> io::Result<Interfaces> {

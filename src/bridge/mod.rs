@@ -72,7 +72,8 @@ pub(crate) fn build(
         runtime: runtime.clone(),
     };
     let behaviour = Behaviour::new(keypair.public().to_peer_id(), &config, ends)?;
-    let agent = Agent::new(&config, keypair.clone(), rand::random(), generation());
+    let mut agent = Agent::new(&config, keypair.clone(), rand::random(), generation());
+    agent.limit_sockets(path.socket_budget().limit());
     let driver = Driver::new(
         agent,
         driver::Shared {

@@ -84,4 +84,6 @@ pub struct PathCounters {
     pub paths_refused: u64,
     /// Commands that named a flow or a socket that is not there, or a flow that is there already.
     pub commands_ignored: u64,
+    /// Sockets that were not opened: for want of file descriptors or ports, or since those that a node may use are taken.
+    pub sockets_refused: u64,
 }

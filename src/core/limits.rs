@@ -2,6 +2,8 @@
 
 use std::{
     collections::{BTreeMap, VecDeque},
+    hash::{DefaultHasher, Hash, Hasher},
+    marker::PhantomData,
     time::{Duration, Instant},
 };
 
@@ -80,11 +82,6 @@ impl<K: Ord + Clone> RecentBuckets<K> {
         Self { rate, recent: Recent::new(capacity, rate.interval * rate.burst) }
     }
 
-    /// Whether `key` took a token in the last while.
-    pub(crate) fn knows(&self, key: &K, now: Instant) -> bool {
-        self.recent.get(key, now).is_some()
-    }
-
     /// Whether [`take`](Self::take) would find a token.
     pub(crate) fn has(&self, key: &K, now: Instant) -> bool {
         self.recent.get(key, now).copied().unwrap_or_default().take(self.rate, now)
@@ -98,6 +95,61 @@ impl<K: Ord + Clone> RecentBuckets<K> {
             self.recent.insert(key, bucket, now);
         }
         taken
+    }
+}
+
+/// Token buckets by key in a table of fixed size (a count-min sketch, Cormode and Muthukrishnan 2005).
+///
+/// Every operation takes constant time, and nothing is ever forgotten to make room: a key has one bucket in each of two
+/// rows, which it may share with others, and has a token if either bucket has one. So others can only take tokens away, and
+/// only where they hit both buckets. The secret keeps an attacker from choosing keys that do.
+#[derive(Debug)]
+pub(crate) struct HashedBuckets<K> {
+    rate: Rate,
+    secret: [u8; 16],
+    /// Buckets of a row.
+    width: usize,
+    /// Empty until the first token is taken.
+    rows: [Vec<TokenBucket>; 2],
+    key: PhantomData<fn(&K)>,
+}
+
+impl<K: Hash> HashedBuckets<K> {
+    pub(crate) fn new(rate: Rate, width: usize, secret: [u8; 16]) -> Self {
+        Self { rate, secret, width: width.max(1), rows: [Vec::new(), Vec::new()], key: PhantomData }
+    }
+
+    /// Returns true if [`take`](Self::take) would find a token.
+    pub(crate) fn has(&self, key: &K, now: Instant) -> bool {
+        let places = self.places(key);
+        self.rows
+            .iter()
+            .zip(places)
+            .any(|(row, place)| row.get(place).is_none_or(|bucket| bucket.has(self.rate, now)))
+    }
+
+    /// Takes a token of `key`; `false` if there is none.
+    pub(crate) fn take(&mut self, key: &K, now: Instant) -> bool {
+        let (rate, width, places) = (self.rate, self.width, self.places(key));
+        let mut taken = false;
+        for (row, place) in self.rows.iter_mut().zip(places) {
+            if row.is_empty() {
+                row.resize(width, TokenBucket::default());
+            }
+            // Both pay, whichever has the token.
+            taken |= row.get_mut(place).is_some_and(|bucket| bucket.take(rate, now));
+        }
+        taken
+    }
+
+    /// The buckets of a key, one in each row.
+    fn places(&self, key: &K) -> [usize; 2] {
+        [0_u8, 1].map(|row| {
+            let mut hasher = DefaultHasher::new();
+            (self.secret, row).hash(&mut hasher);
+            key.hash(&mut hasher);
+            usize::try_from(hasher.finish() % self.width as u64).unwrap_or(0)
+        })
     }
 }
 
@@ -272,10 +324,24 @@ mod tests {
         let mut buckets = RecentBuckets::new(RATE, 2);
         assert!((0..3).all(|_| buckets.take('a', now)));
         assert!(!buckets.has(&'a', now) && !buckets.take('a', now));
-        assert!(buckets.has(&'b', now) && !buckets.knows(&'b', now));
-        assert!(buckets.take('b', now) && buckets.knows(&'b', now));
-        assert!(!buckets.knows(&'a', now + Duration::from_millis(300)));
+        assert!(buckets.has(&'b', now) && buckets.take('b', now));
+        assert!(buckets.has(&'a', now + Duration::from_millis(300)));
         assert!(buckets.recent.len() <= 2);
+    }
+
+    #[test]
+    fn hashed_buckets_forget_nobody_under_a_flood_of_other_keys() {
+        let now = Instant::now();
+        let mut buckets = HashedBuckets::new(RATE, 4096, [7; 16]);
+        assert!((0..3).all(|_| buckets.take(&0_u32, now)));
+        let served = (1..1_000_u32).filter(|key| buckets.take(key, now)).count();
+        assert_eq!(served, 999, "the flood does not fill the table");
+        assert!(!buckets.has(&0, now) && !buckets.take(&0, now));
+        (1_000..100_000_u32).for_each(|key| {
+            buckets.take(&key, now);
+        });
+        assert!(!buckets.take(&0, now + Duration::from_millis(99)), "nor does a greater one make it forget");
+        assert!(buckets.has(&0, now + Duration::from_millis(300)));
     }
 
     #[test]

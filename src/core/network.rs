@@ -11,6 +11,7 @@ use super::{
     candidate::{Candidate, CandidateKind, LocalCandidates},
     nat::{NatView, Observations},
 };
+use crate::config::HostCandidates;
 
 /// Reflexive addresses announced of each socket. A NAT whose mapping depends on the endpoint shows another one to every
 /// observer, and few of them are of use to anybody else.
@@ -58,6 +59,7 @@ pub(crate) struct Network {
     pub(crate) observations: Observations,
     pub(crate) candidates: LocalCandidates,
     max_candidates: usize,
+    host_candidates: HostCandidates,
 }
 
 impl Network {
@@ -68,7 +70,12 @@ impl Network {
             observations: Observations::default(),
             candidates: LocalCandidates::default(),
             max_candidates,
+            host_candidates: HostCandidates::Announced,
         }
+    }
+
+    pub(crate) fn with_host_candidates(self, host_candidates: HostCandidates) -> Self {
+        Self { host_candidates, ..self }
     }
 
     pub(crate) fn socket_up(&mut self, id: SocketId, local: SocketAddr, accepts: bool) {
@@ -168,7 +175,11 @@ impl Network {
     pub(crate) fn refresh(&mut self) -> bool {
         let mut wanted = Vec::new();
         for (id, socket) in &self.sockets {
-            for address in self.addresses_of(socket) {
+            let hosts = match self.host_candidates {
+                HostCandidates::Announced => self.addresses_of(socket),
+                HostCandidates::Hidden => Vec::new(),
+            };
+            for address in hosts {
                 if address.port() != 0 && scope(address.ip()) != Scope::Never {
                     wanted.push((CandidateKind::Host, address));
                 }

@@ -12,7 +12,7 @@ const IPV4_PREFIX: u32 = 24;
 const IPV6_PREFIX: u32 = 48;
 
 /// A network whose addresses share.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(crate) struct NetworkPrefix(IpAddr);
 
 impl NetworkPrefix {

@@ -122,7 +122,12 @@ impl Observers {
         is_new
     }
 
+    /// The sockets at `local` were opened. Where none could be, they are asked for with the next client.
     pub(crate) fn opened(&mut self, local: IpAddr, sockets: &[(SocketId, u16)]) {
+        if sockets.is_empty() && self.ports.get(&local).is_some_and(BTreeMap::is_empty) {
+            self.ports.remove(&local);
+            return;
+        }
         self.ports.entry(local).or_default().extend(sockets.iter().copied());
     }
 

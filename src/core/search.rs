@@ -27,7 +27,7 @@ use std::{
 
 use rand::{Rng, rngs::StdRng};
 
-pub(crate) use self::gate::{Admission, Gate, Ticket};
+pub(crate) use self::gate::{Admission, Gate, LEAST_SPRAY, Ticket};
 #[cfg(test)]
 pub(crate) use self::gate::{MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_WAITING, TARGET_RATE};
 
@@ -211,6 +211,14 @@ impl Search {
             spent: 0,
             retargeted: false,
             order: (rng.random_range(0..PORTS), distance),
+        }
+    }
+
+    /// The fewest sockets of its own with which it makes sense.
+    pub(crate) fn least_sockets(&self) -> usize {
+        match self.strategy {
+            Strategy::Spray => LEAST_SPRAY,
+            _ => self.sockets(),
         }
     }
 

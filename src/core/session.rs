@@ -18,6 +18,7 @@ use super::{
     frame::{Registration, RejectReason},
     keys::{ProbeKeys, ProbeSecret, TAG_LEN},
     limits::TokenBucket,
+    network_prefix::NetworkPrefix,
     pair::Origin,
     search::Search,
     strategy::Traits,
@@ -206,6 +207,8 @@ pub(crate) struct Session {
     pub(crate) sockets: Vec<SocketId>,
     /// Sockets that the attempt under way may open, out of those of all searches: at most 256.
     pub(crate) reserved: u16,
+    /// The network of an initiator that asked for it, if it is known.
+    pub(crate) asked_from: Option<Box<NetworkPrefix>>,
     keys: Option<Box<ProbeKeys>>,
     scheduled: Option<Instant>,
 }
@@ -240,6 +243,7 @@ impl Session {
             sought: None,
             sockets: Vec::new(),
             reserved: 0,
+            asked_from: None,
             keys: None,
             scheduled: None,
         }

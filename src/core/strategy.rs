@@ -98,6 +98,11 @@ impl Traits {
         self.kind() == Kind::Fragile
     }
 
+    /// Returns true if a search on this side of an easy NAT opens many sockets.
+    pub(crate) fn needs_spray(&self) -> bool {
+        matches!(self.kind(), Kind::Random)
+    }
+
     /// Which row or column of the table this is.
     fn kind(&self) -> Kind {
         match (self.mapping, self.allocation) {

@@ -1,7 +1,10 @@
 //! `docs/protocol.md` gives the numbers that the code has.
 
 use super::{
-    agent::{COORDINATOR_RATE, FLIGHT_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, MAX_SESSIONS, NEWCOMERS},
+    agent::{
+        ACQUAINTED_PLACES, ACQUAINTED_RATE, COORDINATOR_RATE, FLIGHT_RATE, LATELY, MAX_CONNECTED_TO_ONE,
+        MAX_RESPONDING, MAX_SESSIONS, NEWCOMERS,
+    },
     checklist::{ANSWERS, MAX_FORMED, MAX_PAIRS},
     coordinator::{MAX_LIFETIME, OBSERVED_RATE, PUNCH_RATE, REGISTER_RATE},
     early_packets::EARLY_RATE,
@@ -122,6 +125,7 @@ fn caps() -> Vec<(&'static str, String)> {
         ("PUNCH_ME_NOW and PUNCH_WINDOW of a peer, at a coordinator", rate(PUNCH_RATE)),
         ("PUNCH_ME_NOW of a peer for one responder, at a coordinator", rate(PAIR_RATE)),
         ("requests through one coordinator, at a responder", rate(COORDINATOR_RATE)),
+        ("more of these, of peers that were connected before", rate(ACQUAINTED_RATE)),
         ("requests of one initiator, at a responder", rate(PAIR_RATE)),
         ("requests of a peer to observers", rate(OBSERVE_RATE)),
         ("OBSERVER and OBSERVER_AT of a coordinator", one_in(OFFER_RATE)),
@@ -166,7 +170,8 @@ fn the_rules_in_the_document_have_the_numbers_of_the_code() {
             TARGET_RATE.interval.as_secs()
         ),
         format!("The last {NEWCOMERS} that it takes of a coordinator"),
-        format!("not asked through it for {} s", (PAIR_RATE.interval * PAIR_RATE.burst).as_secs()),
+        format!("did not ask through it in the last {} s", LATELY.as_secs()),
+        format!("{ACQUAINTED_PLACES} of these places are left for them"),
     ] {
         assert!(section.contains(&rule), "§8 does not say {rule:?}");
     }

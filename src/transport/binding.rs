@@ -23,6 +23,7 @@ use super::{
     path::PathLayer,
     quic::Quic,
     socket::{Replacement, Socket, SocketNews, is_about_a_sent_datagram},
+    socket_budget::SocketBudget,
     wildcard,
 };
 use crate::{core::SocketId, io::Network};
@@ -40,6 +41,8 @@ pub(crate) struct Env {
     pub(crate) path: Option<Arc<PathLayer>>,
     /// The connections that the swarm holds.
     pub(crate) connections: Arc<Registry>,
+    /// Counts the sockets of the node.
+    sockets: Arc<SocketBudget>,
     next_socket: AtomicU32,
 }
 
@@ -51,12 +54,16 @@ impl Env {
         path: Option<Arc<PathLayer>>,
     ) -> Self {
         let connections = Arc::new(Registry::new(quic.limits(), runtime.clone()));
-        Self { network, runtime, quic, path, connections, next_socket: AtomicU32::new(0) }
+        let sockets = match &path {
+            Some(path) => path.socket_budget(),
+            None => Arc::new(SocketBudget::new(network.max_descriptors())),
+        };
+        Self { network, runtime, quic, path, connections, sockets, next_socket: AtomicU32::new(0) }
     }
 
     /// Binds a socket that is replaced when it fails.
     fn bind(&self, address: SocketAddr) -> io::Result<Arc<Socket>> {
-        Socket::bind(&self.network, &self.runtime, address)
+        Socket::bind(&self.network, &self.runtime, address, self.sockets.take())
     }
 
     fn next_socket(&self) -> SocketId {

@@ -92,7 +92,10 @@ impl Transport {
                     self.retire(before);
                     self.announce(&binding, *up);
                 }
-                Err(error) => tracing::warn!(local = %listener.binding.local, %error, "socket cannot move"),
+                Err(error) => {
+                    tracing::warn!(listener = ?listener.id, "socket cannot move");
+                    tracing::debug!(local = %listener.binding.local, %error, "socket cannot move");
+                }
             }
         }
     }
@@ -108,7 +111,7 @@ impl Transport {
                         && refreshed.insert(wire.id())
                         && let Err(error) = wire.refresh()
                     {
-                        tracing::warn!(%error, "socket cannot be used anew");
+                        tracing::warn!(kind = %error.kind(), "socket cannot be used anew");
                     }
                     self.watch_over(&live, PATIENCE);
                 }

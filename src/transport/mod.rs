@@ -34,6 +34,7 @@ pub(crate) mod quic;
 pub(crate) mod ready;
 mod shares;
 mod socket;
+pub(crate) mod socket_budget;
 mod sockets;
 mod stats;
 mod stream;

@@ -30,7 +30,7 @@ use quinn::{
 };
 use tokio::sync::Notify;
 
-use super::time::Delay;
+use super::{socket_budget::SocketPlace, time::Delay};
 use crate::io::Network;
 
 /// Receive calls in a row that may bring nothing before other tasks get their turn.
@@ -104,14 +104,16 @@ pub(crate) struct Socket {
     news: Mutex<VecDeque<SocketNews>>,
     owner: AtomicWaker,
     this: Weak<Self>,
+    _place: SocketPlace,
 }
 
 impl Socket {
-    /// Binds a socket. The error names the address.
+    /// Binds a socket, which keeps `place` as long as it exists. The error names the address.
     pub(crate) fn bind(
         network: &Arc<dyn Network>,
         runtime: &Arc<dyn Runtime>,
         address: SocketAddr,
+        place: SocketPlace,
     ) -> io::Result<Arc<Self>> {
         let (io, local) = bind(&**network, &**runtime, address)?;
         let state =
@@ -127,6 +129,7 @@ impl Socket {
             news: Mutex::default(),
             owner: AtomicWaker::new(),
             this: this.clone(),
+            _place: place,
         }))
     }
 
@@ -178,7 +181,8 @@ impl Socket {
     }
 
     fn report_failure(&self, local: SocketAddr, error: &io::Error) {
-        tracing::warn!(%local, %error, "UDP socket failed, it is replaced");
+        tracing::warn!(kind = %error.kind(), "UDP socket failed, it is replaced");
+        tracing::debug!(%local, %error, "UDP socket failed");
         let context = format!("UDP socket at {local} failed and is replaced: {error}");
         self.tell(SocketNews::Failed(io::Error::new(error.kind(), context)));
     }
@@ -200,7 +204,8 @@ impl Socket {
         let outage = state.failed_at.take().map(|at| now - at).unwrap_or_default();
         drop(state);
         self.errors.store(0, Relaxed);
-        tracing::info!(%before, %after, ?outage, "UDP socket was replaced");
+        tracing::info!(?outage, "UDP socket was replaced");
+        tracing::debug!(%before, %after, "UDP socket was replaced");
         self.tell(SocketNews::Replaced(Replacement { before, after, outage }));
         self.reader.wake();
         self.changed.notify_waiters();
@@ -250,7 +255,8 @@ async fn replace(socket: Weak<Socket>, runtime: Arc<dyn Runtime>, retry: Arc<Not
             // The old socket may take a moment to close.
             taken += 1;
         } else if !std::mem::replace(&mut reported, true) {
-            tracing::warn!(%error, "UDP socket cannot be replaced yet");
+            tracing::warn!(kind = %error.kind(), "UDP socket cannot be replaced yet");
+            tracing::debug!(%error, "UDP socket cannot be replaced yet");
             let context = format!("cannot be replaced yet: {error}");
             socket.tell(SocketNews::Failed(io::Error::new(error.kind(), context)));
         }

@@ -28,7 +28,7 @@ impl Transport {
                 self.retire(before);
                 self.announce(&binding, accepts);
             }
-            Err(error) => tracing::warn!(%error, "endpoint does not take its new socket"),
+            Err(error) => tracing::warn!(kind = %error.kind(), "endpoint does not take its new socket"),
         }
         if replacement.before.port() != replacement.after.port() {
             self.close_accepted(&binding.wire);
@@ -52,7 +52,9 @@ impl Transport {
                         self.retire(before);
                         self.announce(&binding, false);
                     }
-                    Err(error) => tracing::warn!(%error, "endpoint does not take its new socket"),
+                    Err(error) => {
+                        tracing::warn!(kind = %error.kind(), "endpoint does not take its new socket")
+                    }
                 }
             }
         }

@@ -5,6 +5,8 @@
 #[cfg(test)]
 mod control_streams;
 #[cfg(test)]
+mod descriptors;
+#[cfg(test)]
 mod half_open;
 #[cfg(test)]
 #[expect(dead_code, reason = "the scenarios use the rest of the harness")]
@@ -17,9 +19,13 @@ mod migration;
 #[cfg(test)]
 mod observers;
 #[cfg(test)]
+mod privacy;
+#[cfg(test)]
 mod registrations;
 #[cfg(test)]
 mod replays;
+#[cfg(test)]
+mod requests;
 #[cfg(test)]
 mod resets;
 #[cfg(test)]

@@ -23,20 +23,26 @@ use crate::harness::{World, at, client, ms, server};
 const HEADERS: usize = 28;
 
 /// A peer that signs what it likes.
-struct Attacker {
-    keypair: Keypair,
+pub(crate) struct Attacker {
+    pub(crate) keypair: Keypair,
     secret: ProbeSecret,
 }
 
 impl Attacker {
-    fn new(number: u32) -> Self {
+    pub(crate) fn new(number: u32) -> Self {
         let mut seed = [200; 32];
         seed[..4].copy_from_slice(&number.to_be_bytes());
         Self { keypair: Keypair::ed25519_from_bytes(seed).unwrap(), secret: ProbeSecret::new([7; 32]) }
     }
 
     /// A request that names these addresses, as the coordinator passes it on. Its first flight is as small as can be.
-    fn request(&self, scene: &Scene, session: u32, addresses: &[SocketAddr], observed: &str) -> Frame {
+    pub(crate) fn request(
+        &self,
+        scene: &Scene,
+        session: u32,
+        addresses: &[SocketAddr],
+        observed: &str,
+    ) -> Frame {
         let candidate = |(sequence, address): (u64, &SocketAddr)| {
             let kind = CandidateKind::Host;
             Candidate { sequence, kind, priority: priority(kind, address.ip()), address: *address }
@@ -61,15 +67,15 @@ impl Attacker {
 }
 
 /// A responder behind a NAT, at 203.0.113.2, and its coordinator.
-struct Scene {
-    world: World,
-    victim: usize,
+pub(crate) struct Scene {
+    pub(crate) world: World,
+    pub(crate) victim: usize,
     /// The responder's link to its coordinator.
     link: LinkId,
 }
 
 impl Scene {
-    fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let mut world = World::new();
         let coordinator = world.add(&server(), "198.51.100.1", None);
         let victim = world.add(&client(), "192.168.2.2", Some("203.0.113.2"));
@@ -80,7 +86,7 @@ impl Scene {
         Self { world, victim, link }
     }
 
-    fn take(&mut self, request: Frame) -> usize {
+    pub(crate) fn take(&mut self, request: Frame) -> usize {
         let mut bytes = BytesMut::new();
         encode(&request, &mut bytes);
         let link = self.link;

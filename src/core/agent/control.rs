@@ -62,6 +62,7 @@ impl Agent {
             return;
         }
         self.handle_link_down(link, now);
+        self.gate.acquaint(peer, now);
         let state = Link {
             peer,
             remote,

@@ -24,6 +24,7 @@ impl Agent {
             (session.peer, session.role, now.saturating_duration_since(session.started));
         let path = session.checklist.as_ref().and_then(|checklist| checklist.likeliest()).unwrap_or(path);
         let kind = session.kind_of(path);
+        self.gate.acquaint(peer, now);
         self.enter(key, Phase::Connected, now);
         self.end_attempt(key, true);
         self.give_flight_back(key);
@@ -123,7 +124,7 @@ impl Agent {
             self.out.counters.attempts += 1;
             self.out.counters.in_flight += 1;
             if session.role == SessionRole::Responder {
-                self.gate.responding += 1;
+                self.gate.enter(session.asked_from.as_deref(), key);
             }
         }
     }
@@ -139,7 +140,7 @@ impl Agent {
                 false => self.out.counters.failures += 1,
             }
             if session.role == SessionRole::Responder {
-                self.gate.responding -= 1;
+                self.gate.leave(session.asked_from.as_deref(), key);
             }
         }
     }
@@ -148,7 +149,7 @@ impl Agent {
     pub(super) fn abandon_attempt(&mut self, key: Key) {
         self.end_attempt(key, false);
         self.end_search(key);
-        self.release_sockets(key);
+        self.abandon_sockets(key);
         if let Some(flow) = self.sessions.get(key).and_then(|session| session.flow) {
             self.out.command(Command::Close { flow });
         }
@@ -162,7 +163,6 @@ impl Agent {
             session.opening = None;
             session.sought = None;
             session.targets = Vec::new();
-            session.sockets = Vec::new();
         }
     }
 

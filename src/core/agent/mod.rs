@@ -62,7 +62,10 @@ use crate::config::{Config, PhaseTimeouts, Role};
 use filtering::Reporting;
 use responder::Gate;
 #[cfg(test)]
-pub(crate) use responder::{COORDINATOR_RATE, FLIGHT_RATE, MAX_CONNECTED_TO_ONE, MAX_RESPONDING, NEWCOMERS};
+pub(crate) use responder::{
+    ACQUAINTED_PLACES, ACQUAINTED_RATE, COORDINATOR_RATE, FLIGHT_RATE, LATELY, MAX_CONNECTED_TO_ONE,
+    MAX_RESPONDING, NEWCOMERS,
+};
 
 /// Sessions of one agent, connected ones included.
 pub const MAX_SESSIONS: usize = 65_536;
@@ -143,6 +146,7 @@ impl Agent {
             birthday_search: config.birthday_search,
             phase_timeouts: config.phase_timeouts.clone(),
         };
+        let gate = Gate::new(&mut rng);
         Self {
             peer: keypair.public().to_peer_id(),
             keypair,
@@ -162,17 +166,22 @@ impl Agent {
             searches: SearchGate::new(),
             lookups: TokenBucket::default(),
             rng,
-            network: Network::new(settings.max_candidates),
+            network: Network::new(settings.max_candidates).with_host_candidates(config.host_candidates),
             links: Links::default(),
             coordinator: Coordinator::new(matches!(settings.role, Role::Server | Role::Bootstrap)),
             registrar: Registrar::new(generation, settings.coordination_timeout),
-            gate: Gate::new(),
+            gate,
             probe_budget: ProbeBudget::new(),
             sessions: Table::default(),
             next_flow: 0,
             out: Outbox::default(),
             settings,
         }
+    }
+
+    /// Bounds the sockets of this node, those of the application included. Searches take what is left of them.
+    pub fn limit_sockets(&mut self, max: usize) {
+        self.searches.limit_sockets(max);
     }
 
     /// A UDP socket is ready. `local` may be a wildcard; `accepts` if it is a listener's.

@@ -19,6 +19,7 @@ use crate::core::{
     network::Family,
     observer::{Observed, Offered, PORTS, Purpose, Request},
     outbox::Transmit,
+    search::{LEAST_SPRAY, WINDOW_SOCKETS},
     strategy::{Allocation, Traits},
 };
 
@@ -73,6 +74,10 @@ impl Agent {
         match pool {
             Pool::Observers(local) => {
                 self.observers.opened(local, sockets);
+                if sockets.is_empty() {
+                    // Another client is the reason to try again.
+                    return self.out.command(Command::CloseSockets { pool, keep: Vec::new() });
+                }
                 for (id, link) in self.links.all() {
                     self.offer_observers(id, &link);
                 }
@@ -279,6 +284,14 @@ impl Agent {
             other => other,
         };
         let early_packets_harm = self.early_packets_harm(id).is_some_and(|finding| finding.value);
-        Traits { mapping: view.mapping, allocation, declines_search, early_packets_harm }
+        let max_sockets = self.searches.max_sockets();
+        // A window without its sockets would be half a search.
+        let allocation = match allocation {
+            Some(Allocation::Sequential { .. }) if max_sockets < WINDOW_SOCKETS => Some(Allocation::Random),
+            other => other,
+        };
+        let traits = Traits { mapping: view.mapping, allocation, declines_search, early_packets_harm };
+        let declines_search = declines_search || (traits.needs_spray() && max_sockets < LEAST_SPRAY);
+        Traits { declines_search, ..traits }
     }
 }

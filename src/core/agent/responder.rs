@@ -1,11 +1,14 @@
 //! Sessions that others ask for.
 
 use std::{
+    collections::{BTreeMap, BTreeSet, btree_map::Entry},
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use libp2p_identity::PeerId;
+use rand::{Rng, rngs::StdRng};
 use sha2::{Digest, Sha256};
 
 use super::{Agent, MAX_SESSIONS};
@@ -14,12 +17,13 @@ use crate::core::{
     address_policy::{Scope, scope},
     checklist::FlightOnceHeard,
     command::Command,
-    event::{Phase, SessionRole},
+    event::{FailureReason, Phase, SessionRole},
     frame::{MAX_FIRST_FLIGHT_DATAGRAMS, PunchMeNow, PunchRequest, RejectReason},
     keys::{FlightBinding, ProbeKeys},
-    limits::{PAIR_RATE, PeerBuckets, Rate, Recent, RecentBuckets, Refused},
+    limits::{HashedBuckets, PAIR_RATE, PeerBuckets, Rate, Recent},
     links::Link,
-    pair::{Origin, Pair},
+    network_prefix::NetworkPrefix,
+    pair::{self, Pair},
     probe_budget::probes_in,
     session::{Key, Session},
 };
@@ -30,9 +34,23 @@ pub(crate) const MAX_RESPONDING: usize = 1024;
 pub(crate) const MAX_CONNECTED_TO_ONE: usize = 4;
 /// Requests that one coordinator may pass to us. Each costs a signature check, about 50 µs.
 pub(crate) const COORDINATOR_RATE: Rate = Rate { interval: Duration::from_millis(10), burst: 200 };
-/// What of that is left for initiators that have not asked through this coordinator for five seconds, so that those who ask
-/// again and again do not silence the others.
+/// What of that is left for initiators that did not ask through this coordinator in the last [`LATELY`], and again as much
+/// for those from whose network nobody did, so that those who ask again and again do not silence the others.
 pub(crate) const NEWCOMERS: u32 = 50;
+/// How long an initiator, and its network, is remembered to have asked.
+pub(crate) const LATELY: Duration = Duration::from_secs(20);
+/// Requests beyond [`COORDINATOR_RATE`] of peers that were connected before, through one coordinator.
+pub(crate) const ACQUAINTED_RATE: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
+/// Sessions under way that are left for such peers.
+pub(crate) const ACQUAINTED_PLACES: usize = 64;
+/// Peers that are remembered to have been connected, and for how long.
+const MAX_ACQUAINTED: usize = 4096;
+const ACQUAINTED_LIFETIME: Duration = Duration::from_secs(24 * 3600);
+/// Buckets of a row of [`HashedBuckets`]: a few coordinators pass on a few hundred requests in a second, and a bucket of a
+/// pair is full again after five seconds.
+const PAIR_BUCKETS: usize = 4096;
+/// For what is remembered for [`LATELY`], of as many requests.
+const LATELY_BUCKETS: usize = 16_384;
 /// Server flights to addresses that one coordinator names and from which nothing comes. A coordinator that lies can aim
 /// them, at most three times the bytes of the request each. An address that answers gives its place back.
 pub(crate) const FLIGHT_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 128 };
@@ -40,57 +58,149 @@ pub(crate) const FLIGHT_RATE: Rate = Rate { interval: Duration::from_secs(1), bu
 const FLIGHT_FACTOR: usize = 3;
 /// Bytes of a server flight to an address that only the initiator named: three times a first flight of one datagram.
 const MAX_SIGNED_FLIGHT: usize = 3_600;
-/// Initiators, as each coordinator names them, whose rate is remembered.
-const MAX_ASKERS: usize = 4096;
 /// How long after a request the same one is taken for a repeated one.
 const REPEATED: Duration = Duration::from_millis(500);
 /// Requests remembered, so that one that is played again does nothing.
 const MAX_SEEN: usize = 4096;
 /// How long they are remembered. A request played again after that costs what any request of that peer costs.
 const SEEN_LIFETIME: Duration = Duration::from_secs(600);
-/// Peers whose request rate is remembered.
+/// Coordinators whose request rate is remembered.
 const MAX_BUCKETS: usize = 4096;
 
 /// What guards us as a responder.
 #[derive(Debug)]
 pub(super) struct Gate {
     coordinators: PeerBuckets,
-    /// By coordinator and the digest of the initiator's key, which nobody has proved yet: a coordinator can use up only
-    /// what comes through itself.
-    askers: RecentBuckets<(PeerId, [u8; 32])>,
-    initiators: PeerBuckets,
+    /// By coordinator, for peers that were connected before.
+    acquainted_requests: PeerBuckets,
+    /// Peers that were connected, by a session or with a control stream.
+    acquainted: Recent<PeerId, ()>,
+    /// By coordinator and the initiator's key, which nobody has proved yet: a coordinator can use up only what comes
+    /// through itself.
+    askers: HashedBuckets<(PeerId, Bytes)>,
+    /// The same, and networks of initiators, that asked lately.
+    lately: HashedBuckets<(PeerId, Origin)>,
+    initiators: HashedBuckets<PeerId>,
     /// By coordinator: server flights to addresses from which nothing came yet.
     pub(super) flights: PeerBuckets,
     /// By initiator, session and round.
     seen: Recent<(PeerId, SessionId, u32), ()>,
     /// Sessions under way as a responder.
     pub(super) responding: usize,
+    /// These by the network of the initiator, oldest first.
+    under_way: BTreeMap<Option<NetworkPrefix>, BTreeSet<Key>>,
     /// One more connection is within the limits of the application.
     pub(super) has_room: bool,
 }
 
+/// Where a request comes from, as its coordinator says.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Origin {
+    Initiator(Bytes),
+    Network(NetworkPrefix),
+}
+
 impl Gate {
-    pub(super) fn new() -> Self {
+    pub(super) fn new(rng: &mut StdRng) -> Self {
+        let lately = Rate { interval: LATELY, burst: 1 };
         Self {
             coordinators: PeerBuckets::new(COORDINATOR_RATE, MAX_BUCKETS),
-            askers: RecentBuckets::new(PAIR_RATE, MAX_ASKERS),
-            initiators: PeerBuckets::new(PAIR_RATE, MAX_BUCKETS),
+            acquainted_requests: PeerBuckets::new(ACQUAINTED_RATE, MAX_BUCKETS),
+            acquainted: Recent::new(MAX_ACQUAINTED, ACQUAINTED_LIFETIME),
+            askers: HashedBuckets::new(PAIR_RATE, PAIR_BUCKETS, rng.random()),
+            lately: HashedBuckets::new(lately, LATELY_BUCKETS, rng.random()),
+            initiators: HashedBuckets::new(PAIR_RATE, PAIR_BUCKETS, rng.random()),
             flights: PeerBuckets::new(FLIGHT_RATE, MAX_BUCKETS),
             seen: Recent::new(MAX_SEEN, SEEN_LIFETIME),
             responding: 0,
+            under_way: BTreeMap::new(),
             has_room: true,
         }
     }
 
-    /// Whether a request that a coordinator passed on is looked at. Each initiator has its own share of what a coordinator
-    /// may pass on.
-    fn admit(&mut self, coordinator: PeerId, initiator: &[u8], now: Instant) -> bool {
-        let asker = (coordinator, Sha256::digest(initiator).into());
-        let reserve = if self.askers.knows(&asker, now) { NEWCOMERS } else { 0 };
-        self.askers.has(&asker, now)
-            && self.coordinators.take_above(reserve, coordinator, now).is_ok()
-            && self.askers.take(asker, now)
+    /// A peer is connected: its requests have a place when strangers ask for more than there is.
+    pub(super) fn acquaint(&mut self, peer: PeerId, now: Instant) {
+        if self.acquainted.get(&peer, now).is_none() {
+            self.acquainted.insert(peer, (), now);
+        }
     }
+
+    /// Returns true if a request that a coordinator passed on is looked at. Each initiator, and each network, has its own share of
+    /// what a coordinator may pass on.
+    fn admit(&mut self, coordinator: PeerId, punch: &PunchMeNow, now: Instant) -> bool {
+        let key = &punch.request.initiator;
+        let asker = (coordinator, key.clone());
+        if !self.askers.has(&asker, now) {
+            return false;
+        }
+        let network = network_of(punch);
+        let origins = [Some(Origin::Initiator(key.clone())), network.map(Origin::Network)];
+        let origins = origins.map(|origin| origin.map(|origin| (coordinator, origin)));
+        let asked = origins.iter().flatten().filter(|origin| !self.lately.has(origin, now)).count();
+        let reserve = NEWCOMERS.saturating_mul(u32::try_from(asked).unwrap_or(u32::MAX));
+        let is_admitted = self.coordinators.take_above(reserve, coordinator, now).is_ok()
+            || (self.is_acquainted(key, now) && self.acquainted_requests.take(coordinator, now).is_ok());
+        if !is_admitted {
+            return false;
+        }
+        for origin in origins.iter().flatten() {
+            self.lately.take(origin, now);
+        }
+        self.askers.take(&asker, now)
+    }
+
+    /// A session that an initiator of this network asked for is under way.
+    pub(super) fn enter(&mut self, network: Option<&NetworkPrefix>, key: Key) {
+        self.responding += 1;
+        self.under_way.entry(network.copied()).or_default().insert(key);
+    }
+
+    /// A session is under way no more.
+    pub(super) fn leave(&mut self, network: Option<&NetworkPrefix>, key: Key) {
+        self.responding = self.responding.saturating_sub(1);
+        if let Entry::Occupied(mut keys) = self.under_way.entry(network.copied()) {
+            keys.get_mut().remove(&key);
+            if keys.get().is_empty() {
+                keys.remove();
+            }
+        }
+    }
+
+    /// The sessions under way of the network that has most of them, oldest first; `None` if that is hardly more than
+    /// `network` has.
+    fn greatest_share(&self, network: Option<NetworkPrefix>) -> Option<&BTreeSet<Key>> {
+        let own = self.under_way.get(&network).map_or(0, BTreeSet::len);
+        self.under_way.values().max_by_key(|keys| keys.len()).filter(|keys| keys.len() > own + 1)
+    }
+
+    /// Returns true if the peer of this public key was connected before.
+    fn is_acquainted(&self, key: &[u8], now: Instant) -> bool {
+        peer_named_by(key).is_some_and(|peer| self.acquainted.get(&peer, now).is_some())
+    }
+
+    /// Sessions under way that `initiator` may find and still ask for one.
+    fn max_responding(&self, initiator: &PeerId, now: Instant) -> usize {
+        match self.acquainted.get(initiator, now) {
+            Some(()) => MAX_RESPONDING,
+            None => MAX_RESPONDING - ACQUAINTED_PLACES,
+        }
+    }
+}
+
+/// The network in which the coordinator sees the initiator.
+fn network_of(punch: &PunchMeNow) -> Option<NetworkPrefix> {
+    NetworkPrefix::of(punch.observed?.ip())
+}
+
+/// The PeerId of an encoded public key, without a look at the key itself: the key as it is up to 42 bytes, else its digest.
+fn peer_named_by(key: &[u8]) -> Option<PeerId> {
+    const IDENTITY: u8 = 0x00;
+    const SHA2_256: u8 = 0x12;
+    let named = match u8::try_from(key.len()) {
+        Ok(len) if len <= 42 => [&[IDENTITY, len][..], key].concat(),
+        _ => [&[SHA2_256, 32][..], Sha256::digest(key).as_slice()].concat(),
+    };
+    PeerId::from_bytes(&named).ok()
 }
 
 /// What is to be done with a request.
@@ -129,7 +239,7 @@ impl Agent {
             self.out.refuse_frame();
             return Verdict::Reject(RejectReason::NotWilling);
         }
-        if !self.gate.admit(*coordinator, &request.initiator, now) {
+        if !self.gate.admit(*coordinator, punch, now) {
             return Verdict::Reject(RejectReason::RateLimited);
         }
         if request.lifetime.is_zero() {
@@ -155,9 +265,8 @@ impl Agent {
         if is_seen && repeated.is_none() {
             return Verdict::Ignore;
         }
-        match self.gate.initiators.take(initiator, now) {
-            Ok(()) => {}
-            Err(Refused::Empty | Refused::Capacity) => return Verdict::Reject(RejectReason::RateLimited),
+        if !self.gate.initiators.take(&initiator, now) {
+            return Verdict::Reject(RejectReason::RateLimited);
         }
         if let Some(key) = repeated.filter(|_| is_seen) {
             return Verdict::Repeat(key);
@@ -165,7 +274,11 @@ impl Agent {
         if self.gate.seen.insert(name, (), now) {
             self.out.cap_hit();
         }
-        if let Some(reason) = self.objection(&initiator, punch) {
+        let mut objection = self.objection(&initiator, punch, now);
+        if objection == Some(RejectReason::Full) && self.make_room(network_of(punch), now) {
+            objection = self.objection(&initiator, punch, now);
+        }
+        if let Some(reason) = objection {
             return Verdict::Reject(reason);
         }
         let (ours, theirs) = (&self.probe_secret, &request.probe_key);
@@ -174,6 +287,20 @@ impl Agent {
             Ok(keys) => Verdict::Accept(Box::new(keys), initiator),
             Err(_) => Verdict::Reject(RejectReason::Malformed),
         }
+    }
+
+    /// Gives up the oldest silent session of the network that has most places, if those that strangers may have are taken and
+    /// `network` has fewer. Returns true if there is one place more.
+    fn make_room(&mut self, network: Option<NetworkPrefix>, now: Instant) -> bool {
+        if self.gate.responding < MAX_RESPONDING - ACQUAINTED_PLACES {
+            return false;
+        }
+        let share = self.gate.greatest_share(network);
+        let Some(key) = share.and_then(|keys| keys.iter().copied().find(|key| self.is_silent(*key))) else {
+            return false;
+        };
+        self.fail(key, FailureReason::TooManySessions, now);
+        true
     }
 
     /// The session under way that a request repeats, if nothing was heard of the initiator meanwhile. What comes through another
@@ -204,7 +331,7 @@ impl Agent {
     }
 
     /// What speaks against an authentic request, in view of the sessions that there are.
-    fn objection(&self, initiator: &PeerId, punch: &PunchMeNow) -> Option<RejectReason> {
+    fn objection(&self, initiator: &PeerId, punch: &PunchMeNow, now: Instant) -> Option<RejectReason> {
         let pending = self.sessions.pending_with(initiator).and_then(|key| self.sessions.get(key));
         if let Some(session) = pending {
             let is_old = session.role == SessionRole::Responder
@@ -228,7 +355,7 @@ impl Agent {
             .filter(|key| self.sessions.get(*key).is_some_and(Session::is_connected))
             .count();
         let is_full = (pending.is_none() && self.sessions.len() >= MAX_SESSIONS)
-            || (!is_responding && self.gate.responding >= MAX_RESPONDING)
+            || (!is_responding && self.gate.responding >= self.gate.max_responding(initiator, now))
             || (!is_responding && !is_wanted && !self.gate.has_room)
             || connected >= MAX_CONNECTED_TO_ONE;
         is_full.then_some(RejectReason::Full)
@@ -245,6 +372,7 @@ impl Agent {
         now: Instant,
     ) {
         let request_len = punch.request_len();
+        let asked_from = network_of(&punch).map(Box::new);
         let request = punch.request;
         // Another round of an attempt that waits for its turn keeps its place.
         let mut ticket = None;
@@ -267,6 +395,9 @@ impl Agent {
                 key
             }
         };
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.asked_from = asked_from;
+        }
         self.begin_attempt(key);
         self.sessions.set_keys(key, Some(keys));
         let flow = self.new_flow();
@@ -321,7 +452,7 @@ impl Agent {
         let Some(session) = self.sessions.get_mut(key) else { return };
         let (Some(checklist), Some(flow)) = (&mut session.checklist, session.flow) else { return };
         let is_unseen = |pair: &&Pair| {
-            pair.origin == Origin::Announced
+            pair.origin == pair::Origin::Announced
                 && scope(pair.path.remote.ip()) == Scope::Global
                 && observed.is_none_or(|seen| seen.is_ipv4() != pair.path.remote.is_ipv4())
         };

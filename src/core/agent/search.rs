@@ -186,9 +186,11 @@ impl Agent {
             session.deadline = Some(now + MAX_WAIT);
             return;
         }
-        let sockets = search.sockets();
+        let sockets = search.sockets().min(self.searches.max_sockets().max(search.least_sockets()));
         let from = self.network.socket(search.from());
         let admission = match from {
+            // It would wait for ever.
+            Some(_) if sockets > self.searches.max_sockets() => Admission::Never,
             Some(_) => self.searches.admit(search.ticket, search.target.ip(), sockets, now),
             None => Admission::Never,
         };
@@ -254,6 +256,16 @@ impl Agent {
             return self.out.command(Command::CloseSockets { pool: Pool::Session(flow), keep });
         };
         let opened: Vec<_> = sockets.iter().map(|(id, _)| *id).collect();
+        if opened.len() < search.least_sockets() {
+            // For want of file descriptors. Plain probes go on, and so do the sockets of an earlier search.
+            let keep = session.sockets.clone();
+            self.out.cap_hit();
+            self.end_search(key);
+            if keep.is_empty() {
+                self.release_sockets(key);
+            }
+            return self.out.command(Command::CloseSockets { pool: Pool::Session(flow), keep });
+        }
         session.sockets.extend(&opened);
         search.opened(&opened, now);
         self.pump(key, now);
@@ -326,6 +338,17 @@ impl Agent {
         if let Some(session) = self.sessions.get_mut(key) {
             self.searches.closed(usize::from(std::mem::take(&mut session.reserved)));
         }
+    }
+
+    /// Closes all sockets of an attempt that is abandoned, those that are being opened included.
+    pub(super) fn abandon_sockets(&mut self, key: Key) {
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let sockets = std::mem::take(&mut session.sockets);
+        let is_opening = session.reserved > 0;
+        if let Some(flow) = session.flow.filter(|_| is_opening || !sockets.is_empty()) {
+            self.out.command(Command::CloseSockets { pool: Pool::Session(flow), keep: Vec::new() });
+        }
+        self.release_sockets(key);
     }
 
     /// Closes the sockets of a session but those that a path which works may need.

@@ -66,6 +66,7 @@ use self::{
     demux::destination_cid,
     endpoint::{Attempt, Supervisor},
     flow::{BoundSocket, Flow, send_one},
+    pool::{MAX_SOCKETS, Opening},
     shared::Shared,
     stats::count,
     table::{Claim, OpenError},
@@ -77,6 +78,7 @@ use crate::{
         counters::PathCounters,
     },
     io::Network,
+    transport::socket_budget::SocketBudget,
 };
 
 /// Makes the QUIC and TLS configuration of a session.
@@ -201,10 +203,16 @@ impl PathLayer {
         notices: mpsc::Sender<PathNotice>,
     ) -> io::Result<Arc<Self>> {
         let key = CidKey::new(&keys.cid).ok_or_else(|| io::Error::other("connection ID key"))?;
-        let shared = Arc::new(Shared::new(runtime, configs, key.clone(), notices));
+        let budget = Arc::new(SocketBudget::new(network.max_descriptors()));
+        let shared = Arc::new(Shared::new(runtime, configs, key.clone(), notices, budget));
         let endpoint = endpoint::session_endpoint(&shared, keys.reset, key)?;
         shared.runtime.spawn(Box::pin(endpoint::route_incoming(endpoint.clone(), shared.clone())));
         Ok(Arc::new_cyclic(|this| Self { shared, network, endpoint, this: this.clone() }))
+    }
+
+    /// Counts the sockets of the node, those of bindings included.
+    pub(crate) fn socket_budget(&self) -> Arc<SocketBudget> {
+        self.shared.budget.clone()
     }
 
     /// Whether there is any flow, or probes are expected without one. Otherwise [`intercept`](Self::intercept) does nothing.
@@ -302,8 +310,15 @@ impl PathLayer {
     /// Starts the task that opens sockets in a pool; `None` if a pool that is no session's is open already, or a session's has no flow.
     fn open_sockets(&self, pool: Pool, local: IpAddr, count: usize) -> Option<()> {
         let sockets = self.shared.pool_to_open(pool)?;
+        let opening = Opening {
+            pool,
+            sockets,
+            local,
+            asked: count,
+            places: self.shared.budget.take_up_to(count.min(MAX_SOCKETS)),
+        };
         let (shared, network) = (self.shared.clone(), self.network.clone());
-        self.shared.runtime.spawn(Box::pin(pool::run(shared, network, (pool, sockets), local, count)));
+        self.shared.runtime.spawn(Box::pin(pool::run(shared, network, opening)));
         Some(())
     }
 

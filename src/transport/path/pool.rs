@@ -6,7 +6,7 @@
 use std::{
     collections::BTreeMap,
     future::poll_fn,
-    io::IoSliceMut,
+    io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
     sync::{
         Arc, Mutex, Weak,
@@ -18,11 +18,14 @@ use std::{
 use futures::task::AtomicWaker;
 use quinn::{AsyncUdpSocket, udp::RecvMeta};
 
-use super::{PathNotice, flow::BoundSocket, lock, shared::Shared};
+use super::{PathNotice, flow::BoundSocket, lock, shared::Shared, stats::count};
 use crate::{
     core::{SocketId, command::Pool},
     io::Network,
-    transport::socket::{Socket, SocketNews},
+    transport::{
+        socket::{Socket, SocketNews},
+        socket_budget::SocketPlace,
+    },
 };
 
 /// Sockets of one pool.
@@ -146,19 +149,31 @@ impl Sockets {
     }
 }
 
+/// A pool that is to be opened.
+pub(super) struct Opening {
+    pub(super) pool: Pool,
+    pub(super) sockets: Arc<Sockets>,
+    pub(super) local: IpAddr,
+    /// The sockets that are wanted.
+    pub(super) asked: usize,
+    /// The places of those that may be opened.
+    pub(super) places: Vec<SocketPlace>,
+}
+
 /// Opens sockets of a pool, says which, and reads all of them until they are closed, unless another task does.
-pub(super) async fn run(
-    shared: Arc<Shared>,
-    network: Arc<dyn Network>,
-    pool: (Pool, Arc<Sockets>),
-    local: IpAddr,
-    count: usize,
-) {
-    let (name, sockets) = pool;
+pub(super) async fn run(shared: Arc<Shared>, network: Arc<dyn Network>, opening: Opening) {
+    let Opening { pool: name, sockets, local, asked, places } = opening;
     let mut opened = Vec::new();
-    for _ in 0..count.min(MAX_SOCKETS) {
-        // The system may run out of descriptors or ports: fewer sockets find the peer later, or not at all.
-        let Ok(io) = Socket::bind(&network, &shared.runtime, SocketAddr::new(local, 0)) else { break };
+    let mut failure = None;
+    for place in places {
+        let io = match Socket::bind(&network, &shared.runtime, SocketAddr::new(local, 0), place) {
+            Ok(io) => io,
+            // The system may run out of descriptors or ports. Whoever asked decides if fewer are enough.
+            Err(error) => {
+                failure = Some(error);
+                break;
+            }
+        };
         let id = shared.new_socket_id();
         if !sockets.add(id, io.clone()) {
             break;
@@ -170,6 +185,9 @@ pub(super) async fn run(
     if lock(&sockets.state).closed {
         // Closed while they were being opened: nobody needs them any more.
         shared.retire(sockets.close(&[]).into_iter().chain(opened.iter().map(|(id, _)| *id)));
+    } else {
+        let missing = asked.min(MAX_SOCKETS).saturating_sub(opened.len());
+        report_missing(&shared, missing, failure.as_ref());
     }
     // Nobody listens once the driver is gone.
     let _ = shared.notices.send(PathNotice::Sockets { pool: name, sockets: opened }).await;
@@ -184,6 +202,19 @@ pub(super) async fn run(
     let buffer = vec![0; BUFFER];
     let mut reader = Reader { pool: name, shared, sockets, moved: BTreeMap::new(), buffer };
     poll_fn(|cx| reader.poll(cx)).await;
+}
+
+/// Counts the sockets that could not be opened, and reports the first time in a row.
+fn report_missing(shared: &Shared, missing: usize, failure: Option<&io::Error>) {
+    count(&shared.counters.sockets_refused, missing);
+    if shared.is_short.swap(missing > 0, Relaxed) || missing == 0 {
+        return;
+    }
+    let limit = shared.budget.limit();
+    match failure {
+        Some(error) => tracing::warn!(missing, kind = ?error.kind(), "sockets cannot be opened"),
+        None => tracing::warn!(missing, limit, "a quarter of the file descriptors is in use by sockets"),
+    }
 }
 
 /// Reads the sockets of a pool.

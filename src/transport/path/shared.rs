@@ -24,7 +24,10 @@ use super::{
     stats::{Counters, count},
     table::{Claim, OpenError, Table, Whose},
 };
-use crate::core::{FlowId, Path, SocketId, command::Pool};
+use crate::{
+    core::{FlowId, Path, SocketId, command::Pool},
+    transport::socket_budget::SocketBudget,
+};
 
 /// The longest probe that is handed on, in bytes. Longer ones are nobody's, and need not be copied.
 const MAX_PROBE: usize = 256;
@@ -50,6 +53,9 @@ pub(super) struct Shared {
     /// Set once the endpoint has a server configuration.
     pub(super) serves: OnceLock<()>,
     pub(super) counters: Counters,
+    pub(super) budget: Arc<SocketBudget>,
+    /// The last pool did not get its sockets, and this was reported.
+    pub(super) is_short: AtomicBool,
 }
 
 impl Shared {
@@ -58,6 +64,7 @@ impl Shared {
         configs: Box<dyn SessionConfigs>,
         key: CidKey,
         notices: mpsc::Sender<PathNotice>,
+        budget: Arc<SocketBudget>,
     ) -> Self {
         Self {
             runtime,
@@ -72,6 +79,8 @@ impl Shared {
             key,
             serves: OnceLock::new(),
             counters: Counters::default(),
+            budget,
+            is_short: AtomicBool::new(false),
         }
     }
 

@@ -34,6 +34,7 @@ counters! {
     flows_refused,
     paths_refused,
     commands_ignored,
+    sockets_refused,
 }
 
 /// Adds to a counter.

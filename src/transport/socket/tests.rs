@@ -1,5 +1,6 @@
 use std::task::Waker;
 
+use super::super::socket_budget::SocketBudget;
 use super::*;
 
 /// Sockets that return what the script says, one script a socket.
@@ -56,7 +57,8 @@ fn socket(scripts: Vec<Vec<io::Result<usize>>>) -> (Arc<Scripted>, Arc<Socket>) 
     let network = Arc::new(Scripted { scripts: Mutex::new(scripts.into()), ..Scripted::default() });
     let (shared, runtime): (Arc<dyn Network>, Arc<dyn Runtime>) =
         (network.clone(), Arc::new(quinn::TokioRuntime));
-    (network, Socket::bind(&shared, &runtime, "192.0.2.1:0".parse().unwrap()).unwrap())
+    let place = Arc::new(SocketBudget::new(None)).take();
+    (network, Socket::bind(&shared, &runtime, "192.0.2.1:0".parse().unwrap(), place).unwrap())
 }
 
 fn receive(socket: &Socket) -> Poll<io::Result<usize>> {
