@@ -146,6 +146,7 @@ fn a_box_without_a_firewall_finds_random_and_sequential_nats_in_one_search_which
         }
         println!("{hard:?}: {} of 10", times.len());
         report("a box without a firewall", &mut times);
-        assert_eq!(times.len(), 10, "{hard:?}");
+        // A search looks at 1,280 of 64,512 ports, of which 256 are open: one in 160 meets none. Two of ten do once in 600 runs.
+        assert!(times.len() >= 9, "{hard:?}");
     }
 }
