@@ -3,7 +3,7 @@
 //! A coordinator opens a few UDP ports beside the one of QUIC and offers them to its clients. A client sends a small
 //! authenticated request from the socket that it wants to know about; the answer, where it came from, goes over the
 //! control stream. So no datagram is sent to an address that a request claims to come from, but for two kinds of request
-//! that ask for some, [`idling`](super::idling) and [`early_packets`](super::early_packets), at the client's own IP address.
+//! that ask for some, [`idling`](super::idling) and `early_packets`, at the client's own IP address.
 //!
 //! The coordinator keeps nothing for a client: the token is the link's number, and the key follows from it.
 
