@@ -61,13 +61,14 @@ impl Default for PhaseTimeouts {
     }
 }
 
-/// Which of its own interface addresses a peer tells coordinators and peers.
+/// Interface addresses that a peer announces to coordinators and peers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum HostCandidates {
     /// All of them: peers in one network connect without a NAT between them.
     #[default]
     Announced,
-    /// None. Peers get only the addresses at which coordinators see this one. Peers in one network then depend on a NAT that
+    /// None. Coordinators and peers get only the addresses at which coordinators see this one. What other protocols tell, such as
+    /// the listen addresses of identify, is theirs to hide. Peers in one network then depend on a NAT that
     /// sends packets back (hairpinning, RFC 4787 §6), and on a relay where it does not.
     Hidden,
 }

@@ -39,7 +39,7 @@ const OPENING: Duration = Duration::from_secs(2);
 /// Delay of a test after our address has changed: a coordinator sends nothing for it before QUIC has validated the new one.
 const SETTLING: Duration = Duration::from_secs(5);
 
-/// What a test wants done.
+/// A step of a test, for the endpoint to carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Open a socket for the test over this link, in the pool of this number.
@@ -66,13 +66,13 @@ struct Test {
     peer: PeerId,
     pool: u32,
     stage: Stage,
-    /// When the next step is due.
+    /// Time of the next step.
     due: Option<Instant>,
     /// Requests to the ports of this stage.
     rounds: usize,
     /// The ports at which the first two ports of the coordinator saw the socket.
     usual: [Option<u16>; USUAL],
-    /// Whether early packets harm, and when that was found out.
+    /// The result, true if early packets harm, and its time.
     outcome: Option<(bool, Instant)>,
 }
 
@@ -175,7 +175,7 @@ impl EarlyPackets {
         self.tests.values().filter_map(|test| test.due).min()
     }
 
-    /// What is due.
+    /// Returns the steps that are due.
     pub(crate) fn poll(&mut self, now: Instant) -> Vec<Step> {
         let mut steps: Vec<Step> = self.abandoned.drain(..).map(Step::Close).collect();
         for (link, test) in &mut self.tests {
@@ -203,12 +203,12 @@ impl EarlyPackets {
         steps
     }
 
-    /// Whether this is a socket of a test.
+    /// Returns true if this is a socket of a test.
     pub(crate) fn owns(&self, socket: SocketId) -> bool {
         self.tests.values().any(|test| test.socket() == Some(socket))
     }
 
-    /// Whether early packets harm, by the tests over those links that `is_meant` picks.
+    /// Returns true if early packets harm, by the tests over those links that `is_meant` picks; `None` if none of them has a result.
     pub(crate) fn finding(&self, is_meant: impl Fn(LinkId) -> bool) -> Option<Finding<bool>> {
         let tests = self.tests.iter().filter(|(link, _)| is_meant(**link));
         let all: Vec<_> = tests.filter_map(|(_, test)| Some((test.peer, test.outcome?))).collect();

@@ -85,7 +85,7 @@ impl Links {
         self.get_mut(id).is_some_and(|link| !std::mem::replace(&mut link.told_observers, true))
     }
 
-    /// Notes that `OBSERVER_AT` is sent on a link; whether that is the first time.
+    /// Notes that `OBSERVER_AT` is sent on a link. Returns true the first time.
     pub(crate) fn told_observers_at(&mut self, id: LinkId) -> bool {
         self.get_mut(id).is_some_and(|link| !std::mem::replace(&mut link.told_observers_at, true))
     }

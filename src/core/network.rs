@@ -41,7 +41,7 @@ impl Family {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Reachable {
     pub(crate) ip: IpAddr,
-    /// What a socket binds to that is to be reached there, perhaps a wildcard.
+    /// The address that a socket must be bound to for that, perhaps a wildcard.
     pub(crate) local: IpAddr,
 }
 
@@ -123,6 +123,14 @@ impl Network {
         usable.into_iter().map(|(id, _)| *id).collect()
     }
 
+    /// Returns the addresses of a socket on our interfaces, as far as others may learn them.
+    fn announced_addresses_of(&self, socket: &Socket) -> Vec<SocketAddr> {
+        match self.host_candidates {
+            HostCandidates::Announced => self.addresses_of(socket),
+            HostCandidates::Hidden => Vec::new(),
+        }
+    }
+
     /// Returns the address of this family at which others reach us, if we accept connections over it: a global one, or else
     /// one that reaches as far as `reach`. An address of our own comes before one at which others see us.
     pub(crate) fn reachable_at(&self, family: Family, reach: Scope) -> Option<Reachable> {
@@ -132,7 +140,7 @@ impl Network {
                 .filter(|(_, socket)| socket.accepts && Family::of(socket.local.ip()) == family)
         };
         let own = accepting().flat_map(|(_, socket)| {
-            self.addresses_of(socket).into_iter().map(move |address| (socket, address))
+            self.announced_addresses_of(socket).into_iter().map(move |address| (socket, address))
         });
         let seen = accepting().flat_map(|(id, socket)| {
             self.observations.reflexive(*id).into_iter().map(move |address| (socket, address))
@@ -175,11 +183,7 @@ impl Network {
     pub(crate) fn refresh(&mut self) -> bool {
         let mut wanted = Vec::new();
         for (id, socket) in &self.sockets {
-            let hosts = match self.host_candidates {
-                HostCandidates::Announced => self.addresses_of(socket),
-                HostCandidates::Hidden => Vec::new(),
-            };
-            for address in hosts {
+            for address in self.announced_addresses_of(socket) {
                 if address.port() != 0 && scope(address.ip()) != Scope::Never {
                     wanted.push((CandidateKind::Host, address));
                 }
@@ -245,6 +249,19 @@ mod tests {
     fn hosts(network: &mut Network) -> Vec<String> {
         network.refresh();
         network.candidates_for(true).iter().map(|c| c.address.to_string()).collect()
+    }
+
+    #[test]
+    fn hidden_host_candidates_are_named_to_nobody() {
+        let address = "2001:db8::2".parse().unwrap();
+        let reachable = |host_candidates| {
+            let mut network = Network::new(8).with_host_candidates(host_candidates);
+            network.socket_up(SocketId(1), at("[::]:4001"), true);
+            network.interface_up(address, 64);
+            (hosts(&mut network).len(), network.reachable_at(Family::V6, Scope::Global).map(|at| at.ip))
+        };
+        assert_eq!(reachable(HostCandidates::Announced), (1, Some(address)));
+        assert_eq!(reachable(HostCandidates::Hidden), (0, None));
     }
 
     #[test]

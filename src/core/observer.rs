@@ -40,8 +40,8 @@ pub(crate) const OBSERVE_RATE: Rate = Rate { interval: Duration::from_millis(50)
 pub(crate) const OFFER_RATE: Rate = Rate { interval: Duration::from_secs(30), burst: 8 };
 /// Coordinators whose offers are remembered.
 const MAX_OFFERING: usize = 1024;
-/// How often the mapping is used over the family that the coordinator's connection does not use. Nothing is sent back on it, and
-/// Linux forgets such a flow after 30 s.
+/// Interval of requests that keep a mapping of the other address family alive. No datagram comes back on it, and Linux forgets
+/// such a flow after 30 s.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
 /// Rounds without an answer until what an observer of the other family saw no longer counts.
 const MAX_SILENT: u8 = 3;
@@ -83,12 +83,12 @@ fn mac(key: &[u8; 32]) -> Hmac<Sha256> {
 /// What an observer is asked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// Where this comes from.
+    /// The address of the sender.
     Where {
         /// Of the request.
         data: [u8; 8],
     },
-    /// Where this comes from, and for early packets to there.
+    /// The address of the sender, and early packets to it.
     Provoke {
         /// Of the request.
         data: [u8; 8],
@@ -141,7 +141,7 @@ impl Observers {
         ports.keys().copied().nth(EARLY)
     }
 
-    /// What is offered on `link` of the ports at `local`, with or without the one that sends early packets; `None` as long as there
+    /// Returns the offer on `link` of the ports at `local`, with or without the one that sends early packets; `None` while there
     /// are no ports.
     pub(crate) fn offer(&self, link: LinkId, local: IpAddr, early: bool) -> Option<ObserverOffer> {
         let count = if early { PORTS } else { EARLY };
@@ -236,7 +236,7 @@ struct Service {
     seen: Vec<Option<u16>>,
     /// Places in the offer that are asked in this round and have not answered.
     unanswered: Vec<usize>,
-    /// How often they were asked.
+    /// Requests to each of them in this round.
     sent: usize,
     due: Option<Instant>,
     /// Rounds in a row without an answer.
@@ -407,8 +407,10 @@ impl Observing {
     /// Asks the first port of a link's coordinator where `socket`, of this family, is seen.
     pub(crate) fn sample(
         &mut self,
-        (link, family): (LinkId, Family),
-        (purpose, socket): (Purpose, SocketId),
+        link: LinkId,
+        family: Family,
+        purpose: Purpose,
+        socket: SocketId,
         data: [u8; 8],
         now: Instant,
     ) -> Option<(Path, [u8; PROBE_LEN])> {
@@ -421,7 +423,8 @@ impl Observing {
     pub(crate) fn test(
         &mut self,
         link: LinkId,
-        (place, socket): (usize, SocketId),
+        place: usize,
+        socket: SocketId,
         data: [u8; 8],
         now: Instant,
     ) -> Option<(Path, [u8; PROBE_LEN])> {
@@ -482,7 +485,7 @@ impl Observing {
             .any(|offered| offered.ip == address.ip() && offered.offer.ports.contains(&address.port()))
     }
 
-    /// Whether the coordinator of this link offers to observe over this family.
+    /// Returns true if the coordinator of this link offers to observe over this family.
     pub(crate) fn serves(&self, link: LinkId, family: Family) -> bool {
         self.services.contains_key(&(link, family))
     }

@@ -16,7 +16,7 @@ use super::{
 /// Probes to one destination. Honest peers behind one address of a carrier share them, and each needs one or two.
 pub(crate) const DESTINATION_RATE: Rate = Rate { interval: Duration::from_millis(50), burst: 128 };
 /// Probes to all destinations together: 81 kB/s on the wire over IPv4.
-pub(crate) const TOTAL_RATE: Rate = Rate { interval: std::time::Duration::from_millis(1), burst: 2_000 };
+pub(crate) const TOTAL_RATE: Rate = Rate { interval: Duration::from_millis(1), burst: 2_000 };
 /// Server flights to one destination that only the requester named. Honest peers behind one address share these, too; who gets none
 /// waits for a probe.
 pub(crate) const DESTINATION_FLIGHT_RATE: Rate = Rate { interval: Duration::from_secs(4), burst: 2 };

@@ -23,6 +23,8 @@ use super::{
 const LIFETIME: Duration = Duration::from_secs(300);
 /// Changes of candidates within this time are announced together.
 const COALESCE: Duration = Duration::from_millis(10);
+/// The most stale answers that count against a coordinator: one that is current again regains its rank after as many dials.
+const MAX_STALE_ANSWERS: u32 = 8;
 /// When a coordinator that is not willing is asked again; it may have become reachable itself.
 const UNWILLING: Duration = Duration::from_secs(60);
 
@@ -39,7 +41,8 @@ struct Entry {
     generation: Option<u64>,
     registered_until: Option<Instant>,
     failures: u32,
-    /// Answers for peers that were older than those of other coordinators, less those that were not.
+    /// Answers for peers that were older than those of other coordinators, less those that were not, up to
+    /// [`MAX_STALE_ANSWERS`].
     stale_answers: u32,
 }
 
@@ -131,7 +134,7 @@ impl Registrar {
     /// A coordinator answered for a peer with an older registration than another coordinator did, or with none of that peer.
     pub(crate) fn answered_stale(&mut self, peer: &PeerId) {
         if let Some(entry) = self.entries.get_mut(peer) {
-            entry.stale_answers = entry.stale_answers.saturating_add(1);
+            entry.stale_answers = (entry.stale_answers + 1).min(MAX_STALE_ANSWERS);
         }
     }
 

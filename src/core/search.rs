@@ -280,7 +280,7 @@ impl Search {
         }
     }
 
-    /// Whether the peer learns of our sockets only once their shots have left.
+    /// Returns true if the peer learns of our sockets only once their shots have left.
     fn tells_later(&self) -> bool {
         matches!(self.strategy, Strategy::ScanAfresh | Strategy::FollowAfresh)
     }
@@ -294,7 +294,7 @@ impl Search {
         }
     }
 
-    /// What the peer is to learn now.
+    /// Returns the next fresh socket that the peer must learn of.
     fn to_tell(&self) -> Option<(usize, Window)> {
         let mut complete = self.fresh.iter().take(self.complete()).enumerate();
         complete.find_map(|(place, fresh)| match fresh {
@@ -303,7 +303,7 @@ impl Search {
         })
     }
 
-    /// What comes before the next shot.
+    /// Returns the action that must precede the next shot.
     fn errand(&mut self) -> Option<Action> {
         if let Some((place, window)) = self.to_tell() {
             if let Some(fresh) = self.fresh.get_mut(place) {
@@ -478,7 +478,7 @@ impl Search {
         self.step().map(|step| Window { port, step })
     }
 
-    /// Whether shots would come too early: the peer says where it expects them.
+    /// Returns true if shots would come too early, as the peer has not told yet where it expects them.
     fn waits_for_window(&self) -> bool {
         self.theirs.is_fragile() && self.windows == 0
     }
@@ -502,8 +502,8 @@ impl Search {
         }
     }
 
-    /// The peer's NAT was sampled. Only the first word counts, but for those of fresh sockets at which we aim. Whether plain probes have met silence and a search is to begin
-    /// for that: the peer has a socket of which we did not expect to hear.
+    /// The peer's NAT was sampled. Only the first window counts, except those of fresh sockets at which we aim. Returns true if a
+    /// search must begin now: plain probes have met silence, and the peer has a socket of which we did not expect to hear.
     pub(crate) fn follow(&mut self, window: Window, now: Instant) -> bool {
         if window.step == 0 && matches!(self.strategy, Strategy::Spray | Strategy::Open { .. }) {
             self.follow_fresh(window.port, now);

@@ -45,11 +45,11 @@ pub(crate) struct Asked {
     pub(crate) standing: Standing,
     /// It was asked once more, because nothing is heard of the peer.
     pub(crate) again: bool,
-    /// What it answered last.
+    /// Its last answer.
     pub(crate) answer: Option<Answered>,
 }
 
-/// What a coordinator knows of a peer, as the peer has signed it.
+/// Registration of a peer as a coordinator answered it, signed by the peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Answered {
     pub(crate) generation: u64,
@@ -123,12 +123,12 @@ pub(crate) struct Lookup {
     pub(crate) missed: Option<FailureReason>,
 }
 
-/// What the attempts of a session before this one have shown.
+/// Findings of the earlier attempts of a session.
 #[derive(Debug, Default)]
 pub(crate) struct Earlier {
     /// The shortest round-trip time that was measured.
     pub(crate) rtt: Option<Duration>,
-    /// What the sides said of their NATs in the last round, ours first.
+    /// NAT reports of both sides in the last round, ours first.
     pub(crate) traits: Option<(Traits, Traits)>,
     /// The peer's probe key in the last attempt that a coordinator answered and in which nothing was heard of the peer.
     pub(crate) unheard_key: Option<[u8; 32]>,
@@ -197,7 +197,7 @@ pub(crate) struct Session {
     pub(crate) moves_told: u32,
     /// The highest sequence number of the peer's words that it moved.
     pub(crate) moves_heard: u32,
-    /// What earlier attempts have shown. A connected session keeps it only if the two sides need a search to meet again.
+    /// Findings of earlier attempts. A connected session keeps them only if the two sides need a search to meet again.
     pub(crate) earlier: Option<Box<Earlier>>,
     /// What follows if plain probes meet silence.
     pub(crate) search: Option<Box<Search>>,
@@ -253,7 +253,7 @@ impl Session {
         self.keys.as_deref()
     }
 
-    /// What earlier attempts have shown, to be added to.
+    /// Returns the findings of earlier attempts, to be added to.
     pub(crate) fn earlier_mut(&mut self) -> &mut Earlier {
         self.earlier.get_or_insert_with(Box::default)
     }

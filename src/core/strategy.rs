@@ -93,7 +93,7 @@ impl Traits {
         (self.kind(), self.declines_search) == (other.kind(), other.declines_search)
     }
 
-    /// Whether packets that come too early harm, and the mapping is otherwise endpoint-independent.
+    /// Returns true if early packets harm, and the mapping is otherwise endpoint-independent.
     pub(crate) fn is_fragile(&self) -> bool {
         self.kind() == Kind::Fragile
     }

@@ -175,7 +175,7 @@ impl Drop for Live {
     }
 }
 
-/// Which side wanted a connection.
+/// The side that wanted a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AskedBy {
     /// This one, by a dial. The limits on connections do not refuse it.

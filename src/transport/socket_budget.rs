@@ -5,12 +5,12 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// One of so many descriptors of the process is for sockets of a node.
+/// Divisor of the descriptors of the process: a node's sockets take one part.
 const SHARE: usize = 4;
 
 /// Counts the sockets of one node, from when they are asked for until they are closed.
 ///
-/// What the application asks for, as listeners and dials, is counted and never refused. Sockets that remotes cause are
+/// Sockets that the application asks for, by listeners and dials, are counted and never refused. Sockets that remotes cause are
 /// opened only within the limit.
 #[derive(Debug)]
 pub(crate) struct SocketBudget {

@@ -43,7 +43,7 @@ fn pair() -> (World, [usize; 2], LinkId, ObserverOffer) {
     (world, [c, b], link, offer)
 }
 
-/// Where early packets went to.
+/// Returns the addresses to which early packets went.
 fn early_packets(world: &World, c: usize) -> Vec<SocketAddr> {
     let sent = world.nodes[c].probes.iter().filter(|(_, path)| path.socket == EARLY);
     sent.map(|(_, path)| path.remote).collect()

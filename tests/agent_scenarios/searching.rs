@@ -21,7 +21,7 @@ use libp2p_punch::{
 
 use crate::harness::{World, at, client, keypair, ms, server};
 
-/// Where the listeners of the scenarios are bound.
+/// The address to which the listeners of the scenarios are bound.
 const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const VICTIM: &str = "192.0.2.66:6";
 

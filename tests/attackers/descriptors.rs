@@ -5,7 +5,7 @@ use tokio::task::JoinSet;
 
 use crate::support::*;
 
-/// What many systems give a process.
+/// The limit of many systems on the descriptors of a process.
 const DESCRIPTORS: usize = 1_024;
 /// Identities that ask for searches, each from a network of its own.
 const ATTACKERS: u8 = 12;

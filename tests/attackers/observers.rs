@@ -25,7 +25,7 @@ const LIE: &str = "203.0.113.66:4001";
 struct Scene {
     world: World,
     victim: usize,
-    /// What the victim has announced to each coordinator, by sequence number.
+    /// Candidates that the victim has announced to each coordinator, by sequence number.
     announced: Rc<RefCell<BTreeMap<(usize, u64), SocketAddr>>>,
     sequence: u64,
 }

@@ -16,7 +16,7 @@ use crate::harness::{GENERATION, World, at, client, keypair, ms, server};
 
 const COORDINATORS: [&str; 4] = ["198.51.100.1", "192.0.2.1", "192.1.2.1", "192.1.3.1"];
 
-/// What the liar has kept of the responder.
+/// Registration of the responder that the liar has kept.
 #[derive(Clone, Copy)]
 enum Kept {
     /// A registration of a process before this one.
@@ -100,7 +100,7 @@ impl Scene {
     }
 }
 
-/// What the responder signed earlier, with addresses that are no longer its own.
+/// Registration that the responder signed earlier, with addresses that are no longer its own.
 fn old_answer(answer: PunchAnswer, kept: Kept, responder: usize) -> PunchAnswer {
     let kind = CandidateKind::ServerReflexive;
     let candidate = |n: u8| {

@@ -7,7 +7,7 @@ use libp2p_punch_sim::{Link, Nat, Trace, World};
 
 use crate::network::{PORT, client, coordinator, on_paused_time, swarm};
 
-/// How long a client may take to know its NAT.
+/// Time in which a client must know its NAT.
 const ENOUGH: Duration = Duration::from_secs(6);
 
 #[test]

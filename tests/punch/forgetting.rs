@@ -151,8 +151,8 @@ fn a_session_whose_listener_only_answers_outlives_a_reboot_of_either_nat() {
     }
 }
 
-/// What it takes after the path between two filters has died until the dead session is closed, and until the next one is connected
-/// over a path that works again by then.
+/// Times from the death of a path between two filters until the session is closed, and until the next session is connected over a
+/// path that works again.
 fn replaced(seed: u64) -> [Duration; 2] {
     on_paused_time(async {
         let world = World::new(seed);

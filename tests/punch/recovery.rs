@@ -32,7 +32,7 @@ fn behind(site: Site, world: &World, number: u8) -> (Arc<Host>, Option<Arc<Gatew
     }
 }
 
-/// How an application saw the loss of a NAT's state.
+/// The loss of a NAT's state as an application saw it.
 #[derive(Debug, Clone, Copy)]
 struct Recovery {
     /// From the loss to the first answer to a message that was sent after it.
@@ -77,7 +77,7 @@ fn recovery(sites: [Site; 2], lossy: usize, seed: u64) -> Option<Recovery> {
     })
 }
 
-/// What a pair may take to recover.
+/// The means by which a pair recovers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// Probes find the peer again.
@@ -104,7 +104,7 @@ impl Kind {
     }
 }
 
-/// How long all pairs of this kind stall, with either NAT losing its state. Every connection outlives it.
+/// Returns the stalls of all pairs of this kind, with either NAT losing its state. Panics if a connection does not outlive it.
 fn stalls(kind: Kind, seeds: RangeInclusive<u64>) -> Vec<Duration> {
     let pairs = ALL.into_iter().flat_map(|a| ALL.map(|b| [a, b]));
     let mut stalls = Vec::new();

@@ -50,8 +50,8 @@ impl Scratch {
         Ok(Self(directory))
     }
 
-    /// Where a listener that can do so writes the secrets of its handshakes, as other programs that
-    /// know this variable do.
+    /// Returns the file to which listeners write the secrets of their handshakes, if they can. Other
+    /// programs that know this variable do so, too.
     pub(crate) fn secrets(&self) -> PathBuf {
         self.0.join("secrets")
     }

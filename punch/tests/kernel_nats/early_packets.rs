@@ -27,7 +27,7 @@ enum Step {
 }
 use Step::{Early, Send};
 
-/// What is done, and which port each `Send` leaves from, numbered as for `Early`.
+/// The steps of each script, and the port that each `Send` leaves from, numbered as for `Early`.
 const SCRIPTS: [(&[Step], &[usize]); 6] = [
     (&[Send(0), Send(1), Send(2), Send(3)], &[0, 0, 0, 0]),
     // One early packet costs the socket its port for that flow and all later ones.

@@ -54,9 +54,9 @@ pub struct Nat {
     pub refresh_inbound: bool,
     /// How long a mapping lives at most, however busy. `None`: for ever.
     pub absolute_lifetime: Option<Duration>,
-    /// Whether the box has no firewall and tracks what comes unasked as a flow of its own, as bare Linux masquerade does: a
-    /// flow from inside that would use the same endpoints gets another port then, as long as such packets come and half a minute
-    /// longer, and so do all flows that the same socket begins after it. Only with endpoint-independent mapping.
+    /// The box has no firewall and tracks a packet that comes unasked as a flow of its own, as bare Linux masquerade does.
+    /// A flow from inside that would use the same endpoints then gets another port, and so do all later flows of its socket. This
+    /// lasts until half a minute after the last such packet. Only with endpoint-independent mapping.
     pub early_packets_harm: bool,
     /// How many mappings there may be at once; beyond, new flows are dropped. `None`: as many as there are ports.
     pub capacity: Option<usize>,
@@ -212,7 +212,7 @@ impl Table {
         Ok(external)
     }
 
-    /// Whether this is a live flow of `internal`.
+    /// Returns true if this is a live flow of `internal`.
     fn is_flow(&self, internal: SocketAddr, flow: Flow, now: Instant) -> bool {
         let uses = |entry: &Entry| {
             let Flow { remote, .. } = flow;

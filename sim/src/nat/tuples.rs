@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use tokio::time::Instant;
 
-/// How long the box remembers what came unasked: `nf_conntrack_udp_timeout` of Linux.
+/// Lifetime of the entry of a packet that came unasked: `nf_conntrack_udp_timeout` of Linux.
 const UNASKED_LIFETIME: Duration = Duration::from_secs(30);
 
 /// One direction of a flow from inside.
@@ -23,7 +23,7 @@ pub(crate) struct Flow {
 
 #[derive(Debug, Default)]
 pub(crate) struct Tuples {
-    /// When something came unasked last, by the external endpoint and the remote.
+    /// Times of the last packets that came unasked, by the external endpoint and the remote.
     unasked: BTreeMap<(SocketAddr, SocketAddr), Instant>,
     /// Flows from inside by the internal endpoint and the remote: their number, and the external endpoint.
     flows: BTreeMap<(SocketAddr, SocketAddr), (u64, SocketAddr)>,
@@ -39,7 +39,7 @@ impl Tuples {
         self.unasked.insert((flow.external, flow.remote), now);
     }
 
-    /// Whether these endpoints are those of something that came unasked.
+    /// Returns true if a packet came unasked between these endpoints.
     pub(crate) fn is_taken(&self, flow: Flow, now: Instant) -> bool {
         let last = self.unasked.get(&(flow.external, flow.remote));
         last.is_some_and(|at| now - *at < UNASKED_LIFETIME)

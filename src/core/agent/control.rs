@@ -150,7 +150,7 @@ impl Agent {
             Frame::PunchMeNow(punch) => self.punch_me_now((id, &link), punch, now),
             Frame::PunchAnswer(answer) => self.punch_answer((id, &link), *answer, now),
             Frame::Observer(offer) => self.observer_offered(id, &link, offer, now),
-            Frame::ObserverAt { ip, offer } => self.observer_at_offered(id, &link, (ip, offer), now),
+            Frame::ObserverAt { ip, offer } => self.observer_at_offered(id, &link, ip, offer, now),
             Frame::ProbeObserved { data, address } => self.probe_observed(id, &link, (data, address), now),
             Frame::PunchWindow(window) => {
                 if !self.search_window(&window, now) {
@@ -158,7 +158,7 @@ impl Agent {
                 }
             }
             Frame::PunchMoved(moved) => {
-                if !self.peer_moved((id, &link), &moved, now) {
+                if !self.peer_moved(id, &link, &moved, now) {
                     self.coordinator.moved(&link, moved, now, &mut self.out);
                 }
             }

@@ -18,7 +18,7 @@ use crate::core::{
 impl Agent {
     /// A client asks one of our observers for early packets to the mapping from which it asks. They go to the IP address of its
     /// connection only, and never to the port of that.
-    pub(super) fn provoked(&mut self, (id, link): (LinkId, &Link), path: Path, data: [u8; 8], now: Instant) {
+    pub(super) fn provoked(&mut self, id: LinkId, link: &Link, path: Path, data: [u8; 8], now: Instant) {
         let is_its_own = link
             .remote
             .is_some_and(|remote| remote.ip() == path.remote.ip() && remote.port() != path.remote.port());
@@ -49,7 +49,7 @@ impl Agent {
                 }
                 Step::Ask(link, socket, place) => {
                     let data = self.rng.random();
-                    if let Some((path, payload)) = self.observing.test(link, (place, socket), data, now) {
+                    if let Some((path, payload)) = self.observing.test(link, place, socket, data, now) {
                         self.out.transmits.push_back(Transmit { path, payload });
                     }
                 }
@@ -72,7 +72,7 @@ impl Agent {
         self.out.command(Command::CloseSockets { pool: Pool::EarlyPackets(number), keep: Vec::new() });
     }
 
-    /// Whether early packets harm the sockets of the network of `socket`.
+    /// Returns true if early packets harm the sockets in the network of `socket`; `None` if no test has ended.
     pub(super) fn early_packets_harm(&self, socket: SocketId) -> Option<Finding<bool>> {
         let is_meant = |link| self.links.get(link).is_some_and(|link| link.socket == Some(socket));
         self.early_packets.finding(is_meant)

@@ -27,7 +27,7 @@ const PATIENCE: Duration = Duration::from_secs(1);
 /// half of what a coordinator takes of a peer, so that the other half is left for those that are not repeated.
 const LOOKUPS: Rate = Rate { interval: Duration::from_millis(40), burst: 50 };
 
-/// How an answer compares with the one in use.
+/// Comparison of an answer with the one in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum News {
     /// It leads to the same addresses of the same process.
@@ -340,32 +340,32 @@ impl Agent {
             // The responder was faster than its coordinator. Its path is known by QUIC packets, and can be validated now.
             if is_unanswered || matches!(news, News::Newer) {
                 self.sessions.set_keys(key, Some(keys));
-                self.form_checklist(key, answer.candidates, (id, link), answer.observed, request_len, now);
+                self.form_checklist(key, answer.candidates, link, answer.observed, request_len, now);
                 self.pump(key, now);
             }
             return;
         }
         let nat = answer.registration.nat;
         let coordination = asked_at.map(|at| now.saturating_duration_since(at));
-        let (candidates, from, observed) = (answer.candidates, (id, link), answer.observed);
+        let (candidates, observed) = (answer.candidates, answer.observed);
         match news {
             _ if phase == Phase::Coordination => {
                 self.sessions.set_keys(key, Some(keys));
                 self.enter(key, Phase::Synchronization, now);
-                self.form_checklist(key, candidates, from, observed, request_len, now);
-                self.plan_search(key, from, &nat, coordination, now);
+                self.form_checklist(key, candidates, link, observed, request_len, now);
+                self.plan_search(key, (id, link), &nat, coordination, now);
                 self.pump(key, now);
             }
             // The peer itself was heard.
             _ if !self.is_silent(key) => {}
             News::Newer => {
                 self.peer_renewed(key, keys, now);
-                self.replace_targets(key, candidates, from, observed, now);
-                self.plan_search_anew(key, from, &nat, coordination, now);
+                self.replace_targets(key, candidates, link, observed, now);
+                self.plan_search_anew(key, (id, link), &nat, coordination, now);
                 self.pump(key, now);
             }
             News::Same => {
-                self.extend_targets(key, candidates, from, observed, now);
+                self.extend_targets(key, candidates, link, observed, now);
                 if again {
                     self.retarget_search(key, observed, now);
                 }

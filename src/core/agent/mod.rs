@@ -89,7 +89,7 @@ pub struct Agent {
     observers: Observers,
     /// What we ask of our coordinators' observers.
     observing: Observing,
-    /// Whether a packet that comes before its flow harms.
+    /// Tests whether a packet that comes before its flow harms.
     early_packets: EarlyPackets,
     /// For the early packets that clients ask us for.
     provocations: PeerBuckets,

@@ -240,12 +240,7 @@ impl Agent {
     }
 
     /// A peer says, or somebody on its way does, that it moved; `false` if no session of ours is meant.
-    pub(super) fn peer_moved(
-        &mut self,
-        (id, link): (LinkId, &Link),
-        moved: &PunchMoved,
-        now: Instant,
-    ) -> bool {
+    pub(super) fn peer_moved(&mut self, id: LinkId, link: &Link, moved: &PunchMoved, now: Instant) -> bool {
         let is_meant = |session: &Session| session.id == moved.session && session.is_connected();
         let key =
             self.sessions.of_peer(&moved.peer).find(|key| self.sessions.get(*key).is_some_and(is_meant));

@@ -117,7 +117,8 @@ impl Agent {
         &mut self,
         id: LinkId,
         link: &Link,
-        (ip, offer): (IpAddr, ObserverOffer),
+        ip: IpAddr,
+        offer: ObserverOffer,
         now: Instant,
     ) {
         let Some(remote) = link.remote else { return };
@@ -185,7 +186,7 @@ impl Agent {
                 Request::Where { data } => {
                     self.out.frame(id, Frame::ProbeObserved { data, address: path.remote });
                 }
-                Request::Provoke { data } => self.provoked((id, &link), path, data, now),
+                Request::Provoke { data } => self.provoked(id, &link, path, data, now),
                 Request::Hold { data, delay } => self.hold((id, &link), path, (data, delay), now),
             },
             _ => self.out.counters.probes_refused += 1,
@@ -210,7 +211,7 @@ impl Agent {
                 self.run_early_packets(now);
                 self.nat_measured(before, now);
             }
-            Purpose::OtherFamily(0) => self.seen_over_other_family((id, link), observed, address, now),
+            Purpose::OtherFamily(0) => self.seen_over_other_family(id, link, observed, address, now),
             Purpose::Link(_) | Purpose::OtherFamily(_) => {
                 if !self.network.is_plausible(observed.socket, observed.from, address) {
                     return self.out.refuse_frame();
@@ -227,7 +228,8 @@ impl Agent {
     /// A coordinator saw our socket of the family that its connection does not use: a candidate, as with `OBSERVED_ADDRESS`.
     fn seen_over_other_family(
         &mut self,
-        (id, link): (LinkId, &Link),
+        id: LinkId,
+        link: &Link,
         Observed { socket, from, .. }: Observed,
         address: SocketAddr,
         now: Instant,

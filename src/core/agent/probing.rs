@@ -10,7 +10,7 @@ use rand::Rng;
 
 use super::Agent;
 use crate::core::{
-    LinkId, Path, SocketId,
+    Path, SocketId,
     address_policy::{Policy, Scope, scope},
     candidate::{self, Candidate, CandidateKind, keep_best, pair_priority},
     checklist::{ANSWERS, Checklist},
@@ -318,7 +318,7 @@ impl Agent {
         &mut self,
         key: Key,
         candidates: Vec<Candidate>,
-        (_, link): (LinkId, &Link),
+        link: &Link,
         observed: Option<SocketAddr>,
         request_len: usize,
         now: Instant,
@@ -340,7 +340,7 @@ impl Agent {
         &mut self,
         key: Key,
         candidates: Vec<Candidate>,
-        (_, link): (LinkId, &Link),
+        link: &Link,
         observed: Option<SocketAddr>,
         now: Instant,
     ) {
@@ -363,7 +363,7 @@ impl Agent {
         &mut self,
         key: Key,
         candidates: Vec<Candidate>,
-        (_, link): (LinkId, &Link),
+        link: &Link,
         observed: Option<SocketAddr>,
         now: Instant,
     ) {

@@ -156,8 +156,9 @@ impl Agent {
         let mut links = self.registrar.connected();
         links.retain(|(_, link)| self.observing.serves(*link, family));
         let Some((_, link)) = links.get(place % links.len().max(1)) else { return };
-        let (purpose, data) = ((Purpose::Renewal, socket), self.rng.random());
-        if let Some((path, payload)) = self.observing.sample((*link, family), purpose, data, now) {
+        let data = self.rng.random();
+        let sample = self.observing.sample(*link, family, Purpose::Renewal, socket, data, now);
+        if let Some((path, payload)) = sample {
             self.out.transmits.push_back(Transmit { path, payload });
         }
     }

@@ -34,10 +34,10 @@ pub(crate) const MAX_RESPONDING: usize = 1024;
 pub(crate) const MAX_CONNECTED_TO_ONE: usize = 4;
 /// Requests that one coordinator may pass to us. Each costs a signature check, about 50 µs.
 pub(crate) const COORDINATOR_RATE: Rate = Rate { interval: Duration::from_millis(10), burst: 200 };
-/// What of that is left for initiators that did not ask through this coordinator in the last [`LATELY`], and again as much
-/// for those from whose network nobody did, so that those who ask again and again do not silence the others.
+/// Requests of that burst that are kept for initiators that did not ask through this coordinator in the last [`LATELY`]. As many
+/// again are kept for networks from which nobody asked. Initiators that repeat their requests do not silence the others.
 pub(crate) const NEWCOMERS: u32 = 50;
-/// How long an initiator, and its network, is remembered to have asked.
+/// Memory of the initiators, and their networks, that asked.
 pub(crate) const LATELY: Duration = Duration::from_secs(20);
 /// Requests beyond [`COORDINATOR_RATE`] of peers that were connected before, through one coordinator.
 pub(crate) const ACQUAINTED_RATE: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
@@ -93,7 +93,7 @@ pub(super) struct Gate {
     pub(super) has_room: bool,
 }
 
-/// Where a request comes from, as its coordinator says.
+/// Source of a request, as its coordinator names it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Origin {
     Initiator(Bytes),
@@ -219,7 +219,7 @@ impl Agent {
         let name = (punch.request.session, punch.request.round);
         match self.judge(&link.peer, &punch, now) {
             Verdict::Accept(keys, initiator) => self.respond((id, link), punch, *keys, initiator, now),
-            Verdict::Repeat(key) => self.repeated(key, (id, link), punch, now),
+            Verdict::Repeat(key) => self.repeated(key, link, punch, now),
             Verdict::Ignore => {}
             Verdict::Reject(reason) => {
                 match reason {
@@ -315,13 +315,13 @@ impl Agent {
     }
 
     /// The initiator has asked again, as it does not hear us: it may be elsewhere by now, as its coordinator sees.
-    fn repeated(&mut self, key: Key, (id, link): (LinkId, &Link), punch: PunchMeNow, now: Instant) {
+    fn repeated(&mut self, key: Key, link: &Link, punch: PunchMeNow, now: Instant) {
         let request = punch.request;
         let known = self.sessions.get(key).and_then(|session| session.checklist.as_ref());
         let is_new = punch.observed.is_some_and(|at| known.is_some_and(|known| !known.is_announced(at)));
         let search = self.sessions.get_mut(key).and_then(|session| session.search.as_mut());
         search.into_iter().for_each(|search| search.asked_again(now));
-        self.extend_targets(key, request.candidates, (id, link), punch.observed, now);
+        self.extend_targets(key, request.candidates, link, punch.observed, now);
         self.retarget_search(key, punch.observed, now);
         self.pump(key, now);
         if is_new {
@@ -407,7 +407,7 @@ impl Agent {
         let binding = FlightBinding::new(&initiator, &request.probe_key);
         let first_flight = request.first_flight;
         self.out.command(Command::Accept { flow, peer: initiator, first_flight, rtt, binding });
-        self.form_checklist(key, request.candidates, (id, link), punch.observed, request_len, now);
+        self.form_checklist(key, request.candidates, link, punch.observed, request_len, now);
         self.permit_flight(key, link, (punch.observed, bytes), now);
         self.permit_flight_to_signed(key, punch.observed, bytes, now);
         if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {

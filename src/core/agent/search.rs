@@ -27,7 +27,7 @@ use crate::core::{
 /// However far the peer is, plain probes are not waited for longer than this.
 const MAX_SILENCE: Duration = Duration::from_secs(1);
 
-/// How long both sides of a connected session know each other's addresses before they search: a round trip of plain probes.
+/// Delay of the search of a connected session after both sides know each other's addresses: plain probes get a round trip first.
 const REUNION_SILENCE: Duration = Duration::from_millis(50);
 
 impl Agent {
@@ -135,9 +135,10 @@ impl Agent {
                 }
                 Some(Action::Turn) => self.begin_search(key, now),
                 Some(Action::Sample(socket)) => {
-                    let asked = (search.link, Family::of(search.target.ip()));
-                    let sample = (Purpose::Session(key), socket);
-                    if let Some((path, payload)) = self.observing.sample(asked, sample, data, now) {
+                    let (link, family) = (search.link, Family::of(search.target.ip()));
+                    let purpose = Purpose::Session(key);
+                    let sample = self.observing.sample(link, family, purpose, socket, data, now);
+                    if let Some((path, payload)) = sample {
                         self.out.transmits.push_back(crate::core::outbox::Transmit { path, payload });
                     }
                 }
@@ -261,9 +262,7 @@ impl Agent {
             let keep = session.sockets.clone();
             self.out.cap_hit();
             self.end_search(key);
-            if keep.is_empty() {
-                self.release_sockets(key);
-            }
+            self.release_sockets(key);
             return self.out.command(Command::CloseSockets { pool: Pool::Session(flow), keep });
         }
         session.sockets.extend(&opened);

@@ -211,7 +211,7 @@ impl PunchMoved {
         self.covered().len() - MOVED_DOMAIN.len() + self.authenticator.len()
     }
 
-    /// What the authenticator covers: domain, session, sequence number and candidates as on the wire.
+    /// Returns the bytes that the authenticator covers: domain, session, sequence number and candidates as on the wire.
     pub(in crate::core) fn covered(&self) -> BytesMut {
         let mut out = BytesMut::from(MOVED_DOMAIN);
         out.put_slice(&self.session.0);

@@ -142,10 +142,10 @@ fn the_port_that_sends_early_packets_is_never_asked_from_the_socket_of_the_conne
     let asked = asked(&mut observing, [now, end], false);
     assert_eq!(asked.len(), 12, "three ports, four times");
     assert!(asked.iter().all(|(_, port)| *port != 1008));
-    let (path, datagram) = observing.test(LinkId(8), (0, SocketId(70)), [1; 8], now).unwrap();
+    let (path, datagram) = observing.test(LinkId(8), 0, SocketId(70), [1; 8], now).unwrap();
     assert_eq!((path.socket, path.remote.port()), (SocketId(70), 1005));
     assert_eq!(observers.judge(&datagram), Some((LinkId(3), Request::Provoke { data: [1; 8] })));
-    let (path, datagram) = observing.test(LinkId(8), (EARLY, SocketId(70)), [2; 8], now).unwrap();
+    let (path, datagram) = observing.test(LinkId(8), EARLY, SocketId(70), [2; 8], now).unwrap();
     assert_eq!(path.remote.port(), 1008);
     assert_eq!(observers.judge(&datagram), Some((LinkId(3), Request::Where { data: [2; 8] })));
 }

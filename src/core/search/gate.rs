@@ -42,11 +42,11 @@ pub(crate) struct Gate {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Ticket(u64);
 
-/// When a search may begin.
+/// Time at which a search may begin.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
     Now,
-    /// When others are over.
+    /// Once others are over.
     Later(Ticket),
     Never,
 }
@@ -73,7 +73,7 @@ impl Gate {
         self.max_sockets
     }
 
-    /// Whether a search towards `target` with so many sockets of its own may begin, which waits already if it has a ticket. The
+    /// Decides when a search towards `target` with this number of own sockets may begin. A search with a ticket waits already. The
     /// sockets count until they are [`closed`](Self::closed), which may be after the search has [`ended`](Self::ended).
     pub(crate) fn admit(
         &mut self,

@@ -134,7 +134,7 @@ fn the_other_side_follows_the_window_that_it_is_told_first_and_no_other() {
     assert_eq!(ports, [65_532, 65_534, 1024, 1026], "around at the end");
 }
 
-/// What a peer says whose NAT early packets harm.
+/// NAT report of a peer whose NAT early packets harm.
 fn fragile() -> Traits {
     Traits { early_packets_harm: true, ..Traits::default() }
 }
