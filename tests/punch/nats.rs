@@ -58,7 +58,7 @@ pub(crate) fn host(site: Site, world: &World, number: u8, loss: f64, others: Opt
 /// Drives a swarm until its NAT has been observed at its coordinator's further ports, and the coordinator knows.
 pub(crate) async fn observed(swarm: &mut Swarm<Behaviour>) {
     registered(swarm).await;
-    let settle = tokio::time::sleep(Duration::from_millis(1500));
+    let settle = tokio::time::sleep(Duration::from_millis(500));
     tokio::select! {
         () = settle => {}
         () = until(swarm, |_| None) => {}

@@ -299,3 +299,79 @@ impl Agent {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use libp2p_identity::{Keypair, PeerId};
+
+    use super::*;
+    use crate::{
+        config::Config,
+        core::{
+            SessionId,
+            candidate::{CandidateKind, priority},
+            event::{Phase, SessionRole},
+            keys::{ProbeKeys, ProbeSecret},
+        },
+    };
+
+    /// The peer's end of a session.
+    struct Remote {
+        peer: PeerId,
+        session: SessionId,
+        keys: ProbeKeys,
+    }
+
+    fn connected(now: Instant) -> (Agent, Remote) {
+        let config = Config::default();
+        let mut agent = Agent::new(&config, Keypair::generate_ed25519(), [1; 32], 0);
+        let (peer, id) = (Keypair::generate_ed25519().public().to_peer_id(), SessionId([3; 16]));
+        let secrets = [4, 5].map(|byte| ProbeSecret::new([byte; 32]));
+        let keys = |own: usize, role| {
+            let theirs = secrets[1 - own].public();
+            ProbeKeys::derive(&secrets[own], &theirs, id, &agent.peer, &peer, role).expect("keys")
+        };
+        let (ours, theirs) = (keys(0, SessionRole::Initiator), keys(1, SessionRole::Responder));
+        let session = Session::new(peer, id, SessionRole::Initiator, Phase::Connected, now);
+        let key = agent.sessions.insert(session);
+        agent.sessions.set_keys(key, Some(ours));
+        (agent, Remote { peer, session: id, keys: theirs })
+    }
+
+    #[test]
+    fn a_peer_that_says_again_and_again_that_it_moved_is_heard_as_often_as_the_rate_allows() {
+        let now = Instant::now();
+        let (mut agent, Remote { peer, session, keys }) = connected(now);
+        let link = Link {
+            peer: Keypair::generate_ed25519().public().to_peer_id(),
+            remote: None,
+            socket: None,
+            next_observation: 0,
+            last_observation: None,
+            moved: None,
+            told_observers: false,
+            told_observers_at: false,
+        };
+        let mut say = |sequence: u32, now| {
+            let address = ([203, 0, 113, 9], 4001).into();
+            let kind = CandidateKind::ServerReflexive;
+            let candidate = Candidate {
+                sequence: sequence.into(),
+                kind,
+                priority: priority(kind, [203, 0, 113, 9].into()),
+                address,
+            };
+            let authenticator = [0; MAC_LEN];
+            let mut moved =
+                PunchMoved { peer, session, sequence, candidates: vec![candidate], authenticator };
+            moved.authenticator = keys.authenticate(&moved.covered());
+            assert!(agent.peer_moved(LinkId(1), &link, &moved, now), "it is of this session");
+            (agent.out.counters.caps_hit, agent.out.counters.frames_refused)
+        };
+        (1..=MOVES.burst).for_each(|sequence| assert_eq!(say(sequence, now), (0, 0)));
+        assert_eq!(say(MOVES.burst + 1, now), (1, 0), "beyond the burst");
+        assert_eq!(say(MOVES.burst + 2, now), (2, 0));
+        assert_eq!(say(MOVES.burst + 3, now + MOVES.interval), (2, 0), "a while later");
+        assert_eq!(say(2, now + 10 * MOVES.interval), (2, 1), "an older word");
+    }
+}
