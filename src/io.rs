@@ -57,6 +57,14 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
         None
     }
 
+    /// Returns the seed of the protocol's random choices: session ids, nonces, ports to try, jitter.
+    ///
+    /// A real network must leave this as it is: others must not be able to guess the seed. A simulated network returns one
+    /// that follows from its own seed, so that a run can be repeated.
+    fn seed(&self) -> [u8; 32] {
+        rand::random()
+    }
+
     /// The number of the zone of link-local addresses (RFC 4007 §6) that this name stands for: that of an interface.
     fn zone(&self, _name: &str) -> io::Result<u32> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "this network has no zones"))

@@ -9,6 +9,7 @@ use std::{
 
 use libp2p_punch::io::{Interfaces, Network};
 use quinn::{AsyncUdpSocket, Runtime};
+use rand::Rng;
 
 use crate::{
     engine::Engine,
@@ -140,6 +141,10 @@ impl Network for Host {
     fn source_for(&self, destination: IpAddr) -> io::Result<IpAddr> {
         let source = self.engine.with(|state| state.host(self.id).source_for(destination));
         source.ok_or_else(|| io::Error::from(io::ErrorKind::NetworkUnreachable))
+    }
+
+    fn seed(&self) -> [u8; 32] {
+        self.engine.with(|state| state.rng.random())
     }
 
     fn zone(&self, name: &str) -> io::Result<u32> {

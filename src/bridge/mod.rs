@@ -44,6 +44,7 @@ pub(crate) fn build(
     runtime: Arc<dyn Runtime>,
 ) -> Result<(Transport, Behaviour), Error> {
     config.validate()?;
+    let seed = network.seed();
     let (notice_sender, notices) = mpsc::channel(QUEUE);
     let (inbound, inbound_receiver) = mpsc::channel(QUEUE);
     let (input_sender, inputs) = mpsc::channel(QUEUE);
@@ -72,7 +73,7 @@ pub(crate) fn build(
         runtime: runtime.clone(),
     };
     let behaviour = Behaviour::new(keypair.public().to_peer_id(), &config, ends)?;
-    let mut agent = Agent::new(&config, keypair.clone(), rand::random(), generation());
+    let mut agent = Agent::new(&config, keypair.clone(), seed, generation());
     agent.limit_sockets(path.socket_budget().limit());
     let driver = Driver::new(
         agent,

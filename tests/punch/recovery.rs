@@ -104,44 +104,49 @@ impl Kind {
     }
 }
 
-/// Returns the stalls of all pairs of this kind, with either NAT losing its state. Panics if a connection does not outlive it.
-fn stalls(kind: Kind, seeds: RangeInclusive<u64>) -> Vec<Duration> {
+/// Recovers all pairs of this kind, with either NAT losing its state, and returns the results sorted by stall.
+fn recoveries(kind: Kind, seeds: RangeInclusive<u64>) -> Vec<Recovery> {
     let pairs = ALL.into_iter().flat_map(|a| ALL.map(|b| [a, b]));
-    let mut stalls = Vec::new();
+    let mut recoveries = Vec::new();
     for pair in pairs.filter(|[a, b]| is_hopeful(*a, *b) && Kind::of(*a, *b) == kind) {
         for (lossy, seed) in [0, 1].into_iter().flat_map(|lossy| seeds.clone().map(move |seed| (lossy, seed)))
         {
             let Some(recovery) = recovery(pair, lossy, seed) else { continue };
             println!("{pair:?}, {lossy} loses its state, seed {seed}: {recovery:?}");
-            assert!(recovery.in_place, "{pair:?}, {lossy} loses its state, seed {seed}");
-            stalls.push(recovery.stall);
+            recoveries.push(recovery);
         }
     }
-    stalls.sort();
+    recoveries.sort_by_key(|recovery| recovery.stall);
     println!(
         "{kind:?}: {:?} in the median, {:?} at most",
-        stalls[stalls.len() / 2],
-        stalls[stalls.len() - 1]
+        recoveries[recoveries.len() / 2].stall,
+        recoveries[recoveries.len() - 1].stall
     );
-    stalls
+    recoveries
 }
 
 #[test]
 fn a_pair_that_needs_no_search_recovers_within_a_second() {
-    let stalls = stalls(Kind::Plain, 1..=1);
-    assert!(stalls.iter().all(|stall| *stall <= Duration::from_secs(1)));
+    let recoveries = recoveries(Kind::Plain, 1..=1);
+    assert!(recoveries.iter().all(|recovery| recovery.in_place && recovery.stall <= Duration::from_secs(1)));
 }
 
 #[test]
 fn a_pair_whose_ports_can_be_predicted_recovers_within_two_seconds() {
-    let stalls = stalls(Kind::Predicted, 1..=1);
-    assert!(stalls.iter().all(|stall| *stall <= Duration::from_secs(2)));
+    let recoveries = recoveries(Kind::Predicted, 1..=1);
+    assert!(recoveries.iter().all(|recovery| recovery.in_place && recovery.stall <= Duration::from_secs(2)));
 }
 
 #[test]
 fn a_pair_that_needs_a_birthday_search_recovers_beneath_the_same_connection() {
-    let stalls = stalls(Kind::Searched, 1..=3);
-    assert!(stalls[stalls.len() / 2] <= Duration::from_secs(2));
+    let recoveries = recoveries(Kind::Searched, 1..=3);
+    assert!(recoveries[recoveries.len() / 2].stall <= Duration::from_secs(2));
+    let (in_place, anew): (Vec<Recovery>, Vec<Recovery>) =
+        recoveries.into_iter().partition(|recovery| recovery.in_place);
     // What is noticed within 1.5 s, and a search to its end.
-    assert!(stalls.iter().all(|stall| *stall <= Duration::from_secs(7)));
+    assert!(in_place.iter().all(|recovery| recovery.stall <= Duration::from_secs(7)));
+    // A search tries 1,500 of 64,512 ports, of which 256 are open: one in 380 meets none. Then the session is closed and the
+    // peer is dialed again. Two of 36 searches do so once in 250 runs, three once in 8,000.
+    assert!(anew.len() <= 2, "{anew:?}");
+    assert!(anew.iter().all(|recovery| recovery.stall <= Duration::from_secs(15)), "{anew:?}");
 }
