@@ -29,9 +29,14 @@ fn a_birthday_search_gets_through_whichever_side_dials() {
     for seed in 0..12 {
         let easy = FILTERED[seed as usize % FILTERED.len()];
         let pair = if seed % 2 == 0 { (Site::APDM_RANDOM, easy) } else { (easy, Site::APDM_RANDOM) };
-        times.push(dial(pair.0, pair.1, seed).run().expect("direct"));
+        match dial(pair.0, pair.1, seed).run() {
+            Ok(took) => times.push(took),
+            Err(why) => println!("{pair:?}: {why}"),
+        }
     }
     report("birthday search", &mut times);
+    // One search of 380 meets no open port: two of twelve do once in 2,000 runs, three once in 200,000.
+    assert!(times.len() >= 10, "{} of 12", times.len());
 }
 
 #[test]
@@ -85,7 +90,10 @@ fn a_dial_before_the_nat_is_measured_is_hopeless_as_soon_as_it_is_known_to_be() 
 fn every_pair_of_the_lab_is_direct_or_hopeless_as_it_must_be() {
     for (n, dialer) in (0..).zip(ALL) {
         for (m, listener) in (0..).zip(ALL) {
-            let result = dial(dialer, listener, 8 * n + m).run();
+            let seed = 8 * n + m;
+            // One birthday search of 380 meets no open port: each pair may try twice.
+            let result =
+                dial(dialer, listener, seed).run().or_else(|_| dial(dialer, listener, seed + 64).run());
             match is_hopeful(dialer, listener) {
                 true => drop(result.unwrap_or_else(|why| panic!("{dialer:?} -> {listener:?}: {why}"))),
                 false => {
