@@ -9,7 +9,7 @@ mod network;
 use std::time::Duration;
 
 use libp2p::swarm::SwarmEvent;
-use libp2p_punch::core::counters::Counters;
+use libp2p_punch::counters::Counters;
 use libp2p_punch_sim::World;
 use network::{Site, client, coordinator, on_paused_time, registered, run, swarm, until};
 use tokio::time::Instant;

@@ -6,6 +6,7 @@ use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
+pub use libp2p_punch_proto::config::{HostCandidates, PhaseTimeouts, Role};
 
 pub use self::quic::{CipherPreference, CongestionController, MTU, QuicConfig, SOCKET_BUFFER};
 
@@ -19,59 +20,6 @@ pub const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Durat
 pub const MAX_RELAY_DRAIN: Duration = Duration::from_secs(86_400);
 /// Bounds of [`Config::max_attempts`].
 pub const MAX_ATTEMPTS: RangeInclusive<u32> = 1..=16;
-
-/// Which part a peer plays for others.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Role {
-    /// Coordinates for others once its external address is confirmed, and not before.
-    #[default]
-    Auto,
-    /// Never coordinates.
-    Client,
-    /// Coordinates for whoever asks.
-    Server,
-    /// As [`Role::Server`], and the first contact of others: it never falls back to a relay itself.
-    Bootstrap,
-}
-
-/// How long a session may stay in each phase before the attempt fails.
-///
-/// The time-out of the coordination phase is [`Config::coordination_timeout`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PhaseTimeouts {
-    /// Waiting for a coordinator to be connected, where no dial waits for the session; where one does,
-    /// [`Config::lookup_timeout`] holds. Default 5 s.
-    pub discovery: Duration,
-    /// From the candidates of both sides being known to the first probe. Default 2 s.
-    pub synchronization: Duration,
-    /// Probing until a path answers. Default 5 s.
-    pub punching: Duration,
-    /// From the first answer to a finished QUIC handshake. Default 5 s.
-    pub validation: Duration,
-}
-
-impl Default for PhaseTimeouts {
-    fn default() -> Self {
-        Self {
-            discovery: Duration::from_secs(5),
-            synchronization: Duration::from_secs(2),
-            punching: Duration::from_secs(5),
-            validation: Duration::from_secs(5),
-        }
-    }
-}
-
-/// Interface addresses that a peer announces to coordinators and peers.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum HostCandidates {
-    /// All of them: peers in one network connect without a NAT between them.
-    #[default]
-    Announced,
-    /// None. Coordinators and peers get only the addresses at which coordinators see this one. What other protocols tell, such as
-    /// the listen addresses of identify, is theirs to hide. Peers in one network then depend on a NAT that
-    /// sends packets back (hairpinning, RFC 4787 §6), and on a relay where it does not.
-    Hidden,
-}
 
 /// Configuration of the transport and the behaviour.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -266,6 +214,22 @@ impl Config {
             return Err(ConfigError::BindAddress { value: value.clone() });
         }
         self.quic.validate()
+    }
+
+    /// Returns the part that the protocol needs.
+    pub(crate) fn protocol(&self) -> libp2p_punch_proto::config::Config {
+        libp2p_punch_proto::config::Config {
+            role: self.role,
+            max_candidates: self.max_candidates,
+            max_concurrent_attempts: self.max_concurrent_attempts,
+            max_attempts: self.max_attempts,
+            coordination_timeout: self.coordination_timeout,
+            lookup_timeout: self.lookup_timeout,
+            phase_timeouts: self.phase_timeouts.clone(),
+            prediction: self.prediction,
+            birthday_search: self.birthday_search,
+            host_candidates: self.host_candidates,
+        }
     }
 
     fn validate_timeouts(&self) -> Result<(), ConfigError> {

@@ -8,16 +8,13 @@ use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
 pub use crate::transport::{fuzz_certificate as certificates, fuzz_datagrams as datagrams};
-use crate::{
-    behaviour::link::Route,
-    core::{
-        SessionId,
-        event::SessionRole,
-        frame::{self, Frame},
-        keys::{ProbeKeys, ProbeSecret},
-        probe::{self, Probe},
-    },
-    transport::addr,
+use crate::{behaviour::link::Route, transport::addr};
+use libp2p_punch_proto::{
+    SessionId,
+    event::SessionRole,
+    frame::{self, Frame},
+    keys::{ProbeKeys, ProbeSecret},
+    probe::{self, Probe},
 };
 
 /// Frames of a control stream, one after the other. What was read can be written and read again.
@@ -50,7 +47,7 @@ pub fn probes(bytes: &[u8]) {
     if let Ok(read) = Probe::decode(bytes, &keys) {
         assert_eq!(bytes.len(), read.encode(&keys).len());
     }
-    crate::core::fuzz_requests(bytes);
+    libp2p_punch_proto::fuzz_requests(bytes);
 }
 
 /// A peer that is the same in every run.
@@ -111,7 +108,7 @@ mod tests {
     fn seeds_that_are_authentic_are_taken_for_that() {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/probes");
         for seed in ["observe", "provoke", "hold", "held", "filter"] {
-            assert!(crate::core::fuzz_requests(&fs::read(folder.join(seed)).unwrap()), "{seed}");
+            assert!(libp2p_punch_proto::fuzz_requests(&fs::read(folder.join(seed)).unwrap()), "{seed}");
         }
     }
 }

@@ -9,14 +9,14 @@
 //!
 //! | module | what it is |
 //! |---|---|
-//! | [`core`] | the whole protocol with no I/O: agent, sessions, candidates, pairs, observation, coordinator, codecs |
+//! | [`event`], [`nat`], [`counters`] | what the protocol reports, of the crate `libp2p-punch-proto`, which does no I/O |
 //! | [`transport`] | libp2p `Transport` and `StreamMuxer` on quinn, the shared UDP sockets, the path layer |
 //! | [`behaviour`] | libp2p `NetworkBehaviour` and `ConnectionHandler`: control streams in, frames out |
 //! | [`io`] | the small traits through which sockets, interfaces and routes are reached |
 //! | [`config`] | the one configuration struct, its defaults, bounds and errors |
 //!
-//! Dependencies point one way: `core <- {transport, behaviour}`; the two meet in a private
-//! `bridge`, whose task drives `core` apart from the swarm, so that probing never waits for the
+//! Dependencies point one way: `libp2p-punch-proto <- {transport, behaviour}`; the two meet in a private
+//! `bridge`, whose task drives the protocol apart from the swarm, so that probing never waits for the
 //! application.
 //!
 //! # Features
@@ -28,11 +28,25 @@
 pub mod behaviour;
 mod bridge;
 pub mod config;
-pub mod core;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod event {
+    //! What happens to sessions, registrations, relays and the own NAT.
+
+    pub use libp2p_punch_proto::{
+        FlowId, Path, SessionId, SocketId,
+        candidate::{Candidate, CandidateKind},
+        event::*,
+        frame::RejectReason,
+    };
+}
 pub mod io;
+pub mod nat {
+    //! What is known of the NAT in front of this peer, each finding with its confidence and evidence.
+
+    pub use libp2p_punch_proto::{nat::*, strategy::Allocation};
+}
 mod offers;
 pub mod transport;
 
@@ -45,9 +59,10 @@ use crate::io::{Network, OsNetwork};
 pub use crate::{
     behaviour::Behaviour,
     config::{Config, ConfigError, Role},
-    core::event::Event,
     transport::{Error, Transport},
 };
+#[doc(inline)]
+pub use libp2p_punch_proto::{counters, event::Event};
 
 /// A transport and a behaviour that work together on the operating system's network.
 ///

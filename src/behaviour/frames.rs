@@ -16,7 +16,7 @@ use std::{
 use bytes::BytesMut;
 use futures::{StreamExt, channel::mpsc, task::AtomicWaker};
 
-use crate::core::{
+use libp2p_punch_proto::{
     SessionId,
     frame::{self, Frame},
 };
@@ -174,7 +174,7 @@ mod tests {
     use libp2p_identity::PeerId;
 
     use super::*;
-    use crate::core::frame::{PunchMeNow, PunchRequest};
+    use libp2p_punch_proto::frame::{PunchMeNow, PunchRequest};
 
     /// 1,000 bytes and a few.
     fn request() -> Frame {

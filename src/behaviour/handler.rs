@@ -26,12 +26,10 @@ use super::{
     frames::{FrameReceiver, QueuedBytes, frame_queue},
     link::{Input, Route},
 };
-use crate::{
-    core::{
-        LinkId,
-        frame::{Frame, Registration},
-    },
-    offers::Offer,
+use crate::offers::Offer;
+use libp2p_punch_proto::{
+    LinkId,
+    frame::{Frame, Registration},
 };
 
 /// The place of the stream that we opened.

@@ -6,10 +6,8 @@ use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
 use super::frames::FrameSender;
-use crate::{
-    core::{LinkId, event::Event, frame::Frame},
-    offers::{self, Offer},
-};
+use crate::offers::{self, Offer};
+use libp2p_punch_proto::{LinkId, event::Event, frame::Frame};
 
 /// One message to the driver, in the order in which things happened.
 #[derive(Debug)]

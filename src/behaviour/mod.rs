@@ -1,6 +1,6 @@
 //! The libp2p `NetworkBehaviour`: control streams in, frames out, and the swarm told what to dial.
 //!
-//! Decisions are made elsewhere: in [`core`](crate::core), which the bridge's driver runs in its own task. The
+//! Decisions are made elsewhere: in [`core`](libp2p_punch_proto), which the bridge's driver runs in its own task. The
 //! behaviour keeps the connections to the coordinators up, gives every connection a [`Handler`] that
 //! links it to the driver, and offers an address for every dial of a peer that a coordinator may know
 //! (see `offers`), so that `swarm.dial(peer)` punches in parallel to whatever else is tried.
@@ -48,9 +48,9 @@ use self::{
 };
 use crate::{
     config::{Config, ConfigError, peer_of},
-    core::{LinkId, counters::Counters, event::Event, nat::Report},
     offers::{self, Offer, Offers},
 };
+use libp2p_punch_proto::{LinkId, counters::Counters, event::Event, nat::Report};
 
 /// The control protocol.
 pub const PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/1.0.0");

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
-use crate::core::address_policy::{Scope, scope};
+use libp2p_punch_proto::address_policy::{Scope, scope};
 
 /// The confirmed external addresses that count.
 #[derive(Debug)]

@@ -6,7 +6,10 @@ use libp2p_core::ConnectedPoint;
 use libp2p_swarm::behaviour::ConnectionEstablished;
 use quinn::TokioRuntime;
 
-use super::*;
+use super::{
+    frames::{MAX_IN_ALL, MAX_OTHERS, MAX_REQUESTS},
+    *,
+};
 
 fn behaviour() -> Behaviour {
     let (driver, _) = mpsc::channel(16);
@@ -66,4 +69,27 @@ async fn a_coordinator_that_is_not_connected_is_dialed() {
     let address: Multiaddr = format!("/ip4/192.0.2.1/udp/1/quic-v1/p2p/{peer}").parse().unwrap();
     behaviour.add_coordinator(address).unwrap();
     assert_eq!(poll(&mut behaviour), (vec![], true));
+}
+
+/// The rows of §9 on what waits for control streams.
+fn queue_caps() -> Vec<(&'static str, String)> {
+    vec![
+        (
+            "bytes of frames that wait for a control stream: PUNCH_ME_NOW; all others",
+            format!("{} KiB; {} KiB", MAX_REQUESTS >> 10, MAX_OTHERS >> 10),
+        ),
+        ("bytes of frames that wait for all control streams", format!("{} MiB", MAX_IN_ALL >> 20)),
+        (
+            "time for which a control stream takes nothing, though frames wait",
+            format!("{} s", STUCK_TIMEOUT.as_secs()),
+        ),
+    ]
+}
+
+#[test]
+fn the_caps_of_control_streams_in_the_document_are_those_of_the_code() {
+    for (what, bound) in queue_caps() {
+        let row = format!("| {what} | {bound} |");
+        assert!(include_str!("../../docs/protocol.md").contains(&row), "§9 does not say {row:?}");
+    }
 }

@@ -5,10 +5,10 @@ use std::{collections::BTreeMap, sync::Arc};
 use libp2p_identity::PeerId;
 
 use crate::{
-    core::event::FailureReason,
     offers::Offer,
     transport::{Connection, Error, notice::Reply},
 };
+use libp2p_punch_proto::event::FailureReason;
 
 /// A dial that has an offer. It lives until the behaviour hears of the end of the dial.
 #[derive(Debug)]

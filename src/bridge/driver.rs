@@ -18,13 +18,6 @@ use crate::{
         frames::{FrameSender, Unsent},
         link::{Input, Route},
     },
-    core::{
-        LinkId, Path,
-        agent::Agent,
-        counters::Counters,
-        event::{Event, SessionRole},
-        frame::{Frame, RejectReason},
-    },
     io::InterfaceWatch,
     offers::{Offer, Offers},
     transport::{
@@ -34,6 +27,13 @@ use crate::{
         path::{PathLayer, PathNotice},
         ready::Ready,
     },
+};
+use libp2p_punch_proto::{
+    LinkId, Path,
+    agent::Agent,
+    counters::Counters,
+    event::{Event, SessionRole},
+    frame::{Frame, RejectReason},
 };
 
 /// Inputs handled before other tasks get a turn.

@@ -24,10 +24,10 @@ use self::{driver::Driver, reports::Reports};
 use crate::{
     behaviour::{Behaviour, Ends},
     config::Config,
-    core::{agent::Agent, counters::Counters},
     io::{InterfaceWatch, Network},
     transport::{Error, Transport, path::PathLayer, quic::Quic},
 };
+use libp2p_punch_proto::{agent::Agent, counters::Counters};
 
 /// Messages that may wait on each channel before its sender has to.
 const QUEUE: usize = 256;
@@ -73,7 +73,7 @@ pub(crate) fn build(
         runtime: runtime.clone(),
     };
     let behaviour = Behaviour::new(keypair.public().to_peer_id(), &config, ends)?;
-    let mut agent = Agent::new(&config, keypair.clone(), seed, generation());
+    let mut agent = Agent::new(&config.protocol(), keypair.clone(), seed, generation());
     agent.limit_sockets(path.socket_budget().limit());
     let driver = Driver::new(
         agent,

@@ -9,7 +9,8 @@ use std::{
 use futures::{SinkExt, channel::mpsc};
 use libp2p_identity::PeerId;
 
-use crate::{behaviour::link::FromDriver, core::event::Event};
+use crate::behaviour::link::FromDriver;
+use libp2p_punch_proto::event::Event;
 
 /// News that may be owed to a swarm that is busy before the driver takes no more input. Sessions that are under way still
 /// end, so that there may be as many more as there are sessions.
@@ -111,7 +112,7 @@ mod tests {
     use futures::{StreamExt, task::noop_waker};
 
     use super::*;
-    use crate::core::event::{FailureReason, SessionRole};
+    use libp2p_punch_proto::event::{FailureReason, SessionRole};
 
     const REMOTE: SocketAddr =
         SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 9);

@@ -7,7 +7,8 @@ use std::collections::{BTreeMap, VecDeque};
 
 use libp2p_identity::PeerId;
 
-use crate::{behaviour::link::Route, core::Path};
+use crate::behaviour::link::Route;
+use libp2p_punch_proto::Path;
 
 /// Connections of one peer, and peers, whose libp2p side has not been seen yet. The swarm may drop a connection
 /// between the two reports, so that the oldest must be able to go.
@@ -58,7 +59,7 @@ impl Routes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::core::SocketId;
+    use libp2p_punch_proto::SocketId;
 
     fn path(port: u16) -> Path {
         Path { socket: SocketId(0), remote: ([192, 0, 2, 1], port).into() }

@@ -16,11 +16,8 @@ use libp2p_swarm::{NetworkBehaviour, ToSwarm};
 use quinn::TokioRuntime;
 
 use super::*;
-use crate::{
-    config::PhaseTimeouts,
-    core::event::{Event, FailureReason},
-    io::OsNetwork,
-};
+use crate::{config::PhaseTimeouts, io::OsNetwork};
+use libp2p_punch_proto::event::{Event, FailureReason};
 
 /// More than the driver owes before it stops to take input.
 const DIALS: usize = 5000;

@@ -26,7 +26,8 @@ use super::{
     socket_budget::SocketBudget,
     wildcard,
 };
-use crate::{core::SocketId, io::Network};
+use crate::io::Network;
+use libp2p_punch_proto::SocketId;
 
 /// How many receive calls in a row may bring nothing for quinn before other tasks get their turn.
 const MAX_EMPTY_RECEIVES: usize = 32;

@@ -25,7 +25,8 @@ use super::{
     tls::HandshakeMode,
     window::SendWindow,
 };
-use crate::{core::event::PathKind, io::Network, offers::Offer};
+use crate::{io::Network, offers::Offer};
+use libp2p_punch_proto::event::PathKind;
 
 type Pair = Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionError>;
 

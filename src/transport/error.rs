@@ -5,7 +5,8 @@ use std::{io, net::SocketAddr};
 use libp2p_identity::PeerId;
 use quinn::TransportErrorCode;
 
-use crate::{config::ConfigError, core::event::FailureReason};
+use crate::config::ConfigError;
+use libp2p_punch_proto::event::FailureReason;
 
 /// The TLS alert `access_denied` (RFC 8446 §6.2), which rustls sends for a peer that the application refused.
 /// Our verifier raises it for one reason only: the key is valid, but it is somebody else's.

@@ -36,7 +36,7 @@ use futures::task::AtomicWaker;
 use quinn::{Runtime, UdpPoller};
 
 use super::live::Live;
-use crate::core::limits::{Rate, Recent, TokenBucket};
+use libp2p_punch_proto::limits::{Rate, Recent, TokenBucket};
 
 /// Moves of one client to IP addresses that are not proven, each worth a PATH_CHALLENGE or two.
 pub(crate) const CLIENT_RATE: Rate = Rate { interval: Duration::from_secs(15), burst: 4 };

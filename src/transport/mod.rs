@@ -84,10 +84,10 @@ pub use self::{
 };
 use crate::{
     config::Config,
-    core::SocketId,
     io::{InterfaceWatch, Network, OsNetwork},
     offers::Offers,
 };
+use libp2p_punch_proto::SocketId;
 
 /// The TLS layer's readers on arbitrary bytes.
 #[cfg(any(test, feature = "fuzzing"))]

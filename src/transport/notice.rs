@@ -14,7 +14,8 @@ use futures::{
 use libp2p_identity::PeerId;
 
 use super::{Connection, Error};
-use crate::{core::SocketId, offers::Offer};
+use crate::offers::Offer;
+use libp2p_punch_proto::SocketId;
 
 /// What the transport tells the driver.
 #[derive(Debug)]

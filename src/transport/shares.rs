@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
-use crate::core::NetworkPrefix;
+use libp2p_punch_proto::NetworkPrefix;
 
 /// Counts places by network. There are as many networks in it as places, at most.
 #[derive(Debug, Default)]

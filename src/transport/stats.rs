@@ -19,7 +19,7 @@ use super::{
     live::Registry,
     tls::{Cipher, HandshakeMode},
 };
-use crate::core::event::PathKind;
+use libp2p_punch_proto::event::PathKind;
 
 /// Names one connection of a transport. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +35,7 @@ pub enum ConnectedThrough {
     /// The peer dialed while we opened our NAT for it, in the role of the listener, as `libp2p-dcutr` wants it.
     PunchAsListener,
     /// A traversal session, which either side began, and how it found the address of the peer at which it connected.
-    /// Where the session went and when is in [`Event`](crate::core::event::Event).
+    /// Where the session went and when is in [`Event`](libp2p_punch_proto::event::Event).
     Session(PathKind),
 }
 

@@ -210,7 +210,8 @@ async fn a_session_from_a_peer_is_incoming_at_a_real_listen_address() {
     for (socket, expected) in [(1, &second), (7, &first)] {
         let (connection, _other) = connect(&mut a, &mut b).await;
         let peer = PeerId::random();
-        let session = InboundSession { connection, peer, socket: crate::core::SocketId(socket), remote };
+        let session =
+            InboundSession { connection, peer, socket: libp2p_punch_proto::SocketId(socket), remote };
         driver.sessions.try_send(session).unwrap();
         match next(&mut transport).await {
             Event::Incoming { listener_id, upgrade, local_addr, send_back_addr } => {
@@ -229,8 +230,12 @@ async fn a_session_without_any_listener_is_closed() {
     let ((mut transport, mut driver), (mut a, mut b)) = (bridged(), (alone(), alone()));
     let (connection, mut other) = connect(&mut a, &mut b).await;
     let remote = SocketAddr::from(([192, 0, 2, 7], 4001));
-    let session =
-        InboundSession { connection, peer: PeerId::random(), socket: crate::core::SocketId(0), remote };
+    let session = InboundSession {
+        connection,
+        peer: PeerId::random(),
+        socket: libp2p_punch_proto::SocketId(0),
+        remote,
+    };
     driver.sessions.try_send(session).unwrap();
     assert!(next(&mut transport).now_or_never().is_none());
     poll_fn(|cx| other.poll_inbound_unpin(cx)).await.unwrap_err();

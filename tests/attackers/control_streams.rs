@@ -5,14 +5,14 @@ use futures::{AsyncReadExt, AsyncWriteExt};
 use libp2p::{Multiaddr, Swarm, SwarmBuilder};
 use libp2p_punch::{
     Behaviour, Role,
-    core::{
-        SessionId,
-        candidate::{Candidate, CandidateKind, priority},
-        frame::{
-            Frame, MAX_FRAME_CANDIDATES, PunchMeNow, PunchRequest, Registration, RejectReason, decode, encode,
-        },
-    },
     transport::{Connection, Stream},
+};
+use libp2p_punch_proto::{
+    SessionId,
+    candidate::{Candidate, CandidateKind, priority},
+    frame::{
+        Frame, MAX_FRAME_CANDIDATES, PunchMeNow, PunchRequest, Registration, RejectReason, decode, encode,
+    },
 };
 
 use crate::support::*;

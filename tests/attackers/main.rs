@@ -10,7 +10,7 @@ mod descriptors;
 mod half_open;
 #[cfg(test)]
 #[expect(dead_code, reason = "the scenarios use the rest of the harness")]
-#[path = "../agent_scenarios/harness.rs"]
+#[path = "../../proto/tests/scenarios/harness.rs"]
 mod harness;
 #[cfg(test)]
 mod limits;

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use libp2p_punch::core::{
+use libp2p_punch_proto::{
     LinkId,
     event::Event,
     frame::Frame,

@@ -16,7 +16,7 @@ const PRIVATE: &str = "192.168.2.2";
 /// Frames that name the private address of a peer, after another one has dialed it.
 fn frames_with_private_address(host_candidates: HostCandidates) -> (usize, usize) {
     let mut world = harness::World::new();
-    let config = Config { host_candidates, ..client() };
+    let config = libp2p_punch_proto::config::Config { host_candidates, ..client() };
     let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
     let b = world.add(&config, PRIVATE, Some("203.0.113.2"));
     let c = world.add(&server(), "198.51.100.1", None);

@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use libp2p_identity::Keypair;
-use libp2p_punch::core::{
+use libp2p_punch_proto::{
     LinkId, SocketId,
     agent::Agent,
     frame::{Frame, Registration, RejectReason},

@@ -2,7 +2,7 @@
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
-use libp2p_punch::core::{
+use libp2p_punch_proto::{
     LinkId,
     frame::{Frame, PunchMoved},
 };

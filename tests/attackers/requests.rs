@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use libp2p_identity::PeerId;
-use libp2p_punch::core::{LinkId, command::Command};
+use libp2p_punch_proto::{LinkId, command::Command};
 
 use crate::{
     harness::{SOCKET, at, ms},

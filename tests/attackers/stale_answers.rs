@@ -3,7 +3,7 @@
 use std::{cell::Cell, collections::BTreeSet, net::SocketAddr, rc::Rc, time::Duration};
 
 use bytes::Bytes;
-use libp2p_punch::core::{
+use libp2p_punch_proto::{
     agent::Agent,
     candidate::{Candidate, CandidateKind, priority},
     command::Command,

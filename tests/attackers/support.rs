@@ -21,10 +21,10 @@ pub(crate) use libp2p_identity::Keypair;
 pub(crate) use libp2p_punch::{
     Behaviour, Config, Event, Role, Transport,
     config::QuicConfig,
-    core::event::FailureReason,
     io::{Interfaces, Network},
     transport::{Connection, Error, Stats, Upgrade},
 };
+pub(crate) use libp2p_punch_proto::event::FailureReason;
 pub(crate) use libp2p_punch_sim::{Gateway, Host, Link, Nat, World};
 
 use quinn::{

@@ -8,7 +8,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use libp2p_identity::Keypair;
-use libp2p_punch::core::{
+use libp2p_punch_proto::{
     LinkId, SessionId, SocketId,
     candidate::{Candidate, CandidateKind, priority},
     command::Command,

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use libp2p::{Multiaddr, PeerId, swarm::SwarmEvent};
-use libp2p_punch::{
-    Config, Event, Role,
-    core::nat::{Confidence, FilteringBehaviour as Filtering, MappingBehaviour as Mapping, Report},
+use libp2p_punch::{Config, Event, Role};
+use libp2p_punch_proto::nat::{
+    Confidence, FilteringBehaviour as Filtering, MappingBehaviour as Mapping, Report,
 };
 use libp2p_punch_sim::{Link, World};
 

@@ -3,7 +3,8 @@
 use std::{sync::Arc, time::Duration};
 
 use libp2p::swarm::SwarmEvent;
-use libp2p_punch::{Event, core::nat::IdleLifetime};
+use libp2p_punch::Event;
+use libp2p_punch_proto::nat::IdleLifetime;
 use libp2p_punch_sim::{Filtering, Host, Mapping, Nat, Ports, World};
 use tokio::time::{Instant, timeout, timeout_at};
 

@@ -83,8 +83,7 @@ fn a_flood_of_forged_probes_changes_nothing_for_a_session() {
         let took = exchange(&mut dialer, peer, 1).await;
         assert!(took <= Duration::from_secs(1), "{took:?}");
         let after = dialer.behaviour().punch.counters();
-        let seen =
-            |of: &libp2p_punch::core::counters::Counters| of.paths.probes_received + of.paths.probes_dropped;
+        let seen = |of: &libp2p_punch::counters::Counters| of.paths.probes_received + of.paths.probes_dropped;
         // The socket's buffer takes what a kernel's would, and the driver's queue a part of that.
         assert!(seen(&after) - seen(&before) >= FLOOD / 2, "{:?}", after.paths);
         assert!(after.paths.probes_dropped > before.paths.probes_dropped, "{:?}", after.paths);

@@ -6,9 +6,9 @@ use futures::StreamExt;
 use libp2p::{PeerId, swarm::SwarmEvent};
 use libp2p_punch::{
     Event,
-    core::event::PathKind,
     transport::{ConnectedThrough, Stats},
 };
+use libp2p_punch_proto::event::PathKind;
 use libp2p_punch_sim::{Host, Nat, World};
 
 use crate::{

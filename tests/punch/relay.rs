@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use libp2p::{Multiaddr, multiaddr::Protocol, swarm::SwarmEvent};
-use libp2p_punch::{Config, Event, Role, core::event::RelayFailure};
+use libp2p_punch::{Config, Event, Role};
+use libp2p_punch_proto::event::RelayFailure;
 use libp2p_punch_sim::World;
 
 use crate::{

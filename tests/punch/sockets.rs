@@ -4,7 +4,8 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use libp2p::{Multiaddr, Swarm, swarm::SwarmEvent};
-use libp2p_punch::{Behaviour, Event, core::nat::MappingBehaviour as Mapping};
+use libp2p_punch::{Behaviour, Event};
+use libp2p_punch_proto::nat::MappingBehaviour as Mapping;
 use libp2p_punch_sim::{Host, World};
 use tokio::time::{Instant, timeout_at};
 

@@ -20,7 +20,8 @@ use libp2p::{
         dial_opts::{DialOpts, PeerCondition},
     },
 };
-use libp2p_punch::{Behaviour, Config, Event, core::counters::Counters, transport::Stats};
+use libp2p_punch::{Behaviour, Config, Event, transport::Stats};
+use libp2p_punch_proto::counters::Counters;
 use libp2p_punch_sim::Host;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{task::JoinHandle, time::Instant};

@@ -3,7 +3,7 @@
 use std::{error::Error, fmt, io, time::Duration};
 
 use libp2p::{Multiaddr, PeerId, swarm::DialError};
-use libp2p_punch::core::{event::FailureReason, frame::RejectReason};
+use libp2p_punch::{event::FailureReason, event::RejectReason};
 
 /// Error after which a node cannot go on.
 #[derive(Debug)]

@@ -3,13 +3,11 @@
 use std::{io, time::Duration};
 
 use libp2p::{Multiaddr, PeerId, request_response::OutboundRequestId, swarm::DialError};
+use libp2p_punch::transport::ConnectedThrough;
 use libp2p_punch::{
-    core::{
-        event::{Event, FailureReason},
-        frame::RejectReason,
-        nat::Report,
-    },
-    transport::ConnectedThrough,
+    event::RejectReason,
+    event::{Event, FailureReason},
+    nat::Report,
 };
 
 /// Event of a node.

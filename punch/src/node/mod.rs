@@ -26,14 +26,10 @@ use libp2p::{
     request_response::{Event as EchoEvent, Message, OutboundRequestId},
     swarm::{ConnectionId, DialError, SwarmEvent, dial_opts::DialOpts},
 };
+use libp2p_punch::{config::Config, io::Network, transport::Stats};
 use libp2p_punch::{
-    config::Config,
-    core::{
-        Path,
-        event::{Event, RegistrationStatus},
-    },
-    io::Network,
-    transport::Stats,
+    event::Path,
+    event::{Event, RegistrationStatus},
 };
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 

@@ -1,7 +1,7 @@
 //! JSON lines of events.
 
 use libp2p::PeerId;
-use libp2p_punch::core::event::Event;
+use libp2p_punch::event::Event;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
@@ -56,10 +56,8 @@ mod tests {
     use std::time::Duration;
 
     use libp2p::{Multiaddr, multiaddr::Protocol};
-    use libp2p_punch::{
-        core::event::{FailureReason, PathKind, Phase, SessionRole},
-        transport::ConnectedThrough,
-    };
+    use libp2p_punch::event::{FailureReason, PathKind, Phase, SessionRole};
+    use libp2p_punch::transport::ConnectedThrough;
 
     use super::*;
 

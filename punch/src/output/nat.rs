@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use libp2p_punch::core::{
+use libp2p_punch::{
+    nat::Allocation,
     nat::{FilteringBehaviour, Finding, MappingBehaviour, Report},
-    strategy::Allocation,
 };
 use serde_json::{Value, json};
 
@@ -165,7 +165,7 @@ mod tests {
     use std::time::Duration;
 
     use libp2p::PeerId;
-    use libp2p_punch::core::nat::{Confidence, Evidence};
+    use libp2p_punch::nat::{Confidence, Evidence};
 
     use super::*;
 

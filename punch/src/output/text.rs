@@ -1,9 +1,9 @@
 //! Lines of events for people.
 
 use libp2p::PeerId;
-use libp2p_punch::core::{
-    candidate::{Candidate, CandidateKind},
+use libp2p_punch::{
     event::Event,
+    event::{Candidate, CandidateKind},
 };
 
 use super::{
@@ -141,17 +141,17 @@ fn kind(kind: CandidateKind) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use libp2p_punch::core::nat::Report;
+    use libp2p_punch::nat::Report;
 
     use super::*;
 
     #[test]
     fn the_same_findings_about_the_nat_have_one_line() {
         let (peer, at) = (PeerId::random(), std::time::Instant::now());
-        let evidence = libp2p_punch::core::nat::Evidence { observers: vec![peer], observations: 1, at };
-        let confidence = libp2p_punch::core::nat::Confidence::Medium;
+        let evidence = libp2p_punch::nat::Evidence { observers: vec![peer], observations: 1, at };
+        let confidence = libp2p_punch::nat::Confidence::Medium;
         let mut report = Report::default();
-        report.udp_blocked = Some(libp2p_punch::core::nat::Finding { value: true, confidence, evidence });
+        report.udp_blocked = Some(libp2p_punch::nat::Finding { value: true, confidence, evidence });
         let mut log = TextLog::default();
         assert_eq!(log.entry(&NodeEvent::Nat(Box::default())), None, "nothing is known yet");
         let event = NodeEvent::Nat(Box::new(report));

@@ -44,12 +44,10 @@ use self::{
     upgrades::{News, Origin, Upgrades},
 };
 use super::{FromBehaviour, link::Input, quic_v1};
-use crate::{
-    config::{Config, Role},
-    core::{
-        event::{Event, FailureReason, Phase, RelayFailure},
-        frame::RejectReason,
-    },
+use crate::config::{Config, Role};
+use libp2p_punch_proto::{
+    event::{Event, FailureReason, Phase, RelayFailure},
+    frame::RejectReason,
 };
 
 /// Relays are tried one after the other, so that the peer sees one connection and not a race.

@@ -10,7 +10,7 @@ use quinn::{ConnectionId, ConnectionIdGenerator};
 use quinn_proto::InvalidCid;
 use sha2::Sha256;
 
-use crate::core::FlowId;
+use libp2p_punch_proto::FlowId;
 
 /// Length of every connection ID that the session endpoint issues, in bytes.
 pub(super) const CID_LEN: usize = 8;

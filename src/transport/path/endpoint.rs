@@ -27,10 +27,8 @@ use super::{
     shared::Shared,
     socket::SessionSocket,
 };
-use crate::{
-    core::{Path, keys::FlightBinding},
-    transport::time::Delay,
-};
+use crate::transport::time::Delay;
+use libp2p_punch_proto::{Path, keys::FlightBinding};
 
 /// How long a flow keeps its paths when its connection is over, so that the `CONNECTION_CLOSE` and the answers to what the
 /// peer still sends go out. RFC 9000 §10.2 wants three PTO; this is that for an RTT of some 300 ms.

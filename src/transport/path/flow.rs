@@ -22,7 +22,7 @@ use super::{
     paths::{Paths, Target},
     stats::{Counters, count},
 };
-use crate::core::{FlowId, Path, SocketId};
+use libp2p_punch_proto::{FlowId, Path, SocketId};
 
 /// The prefix of virtual addresses, a ULA (RFC 4193); the flow's number is the rest.
 const PREFIX: [u16; 4] = [0xfd9c, 0x1d5e, 0x7701, 1];

@@ -71,14 +71,11 @@ use self::{
     stats::count,
     table::{Claim, OpenError},
 };
-use crate::{
-    core::{
-        FlowId, Path, SocketId,
-        command::{Command, Pool},
-        counters::PathCounters,
-    },
-    io::Network,
-    transport::socket_budget::SocketBudget,
+use crate::{io::Network, transport::socket_budget::SocketBudget};
+use libp2p_punch_proto::{
+    FlowId, Path, SocketId,
+    command::{Command, Pool},
+    counters::PathCounters,
 };
 
 /// Makes the QUIC and TLS configuration of a session.

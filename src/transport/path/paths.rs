@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::core::{Path, checklist::MAX_PAIRS};
+use libp2p_punch_proto::{MAX_PAIRS, Path};
 
 /// Paths that one flow may have: as many as its session has pairs.
 pub(super) const MAX_PATHS: usize = MAX_PAIRS;

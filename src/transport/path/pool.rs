@@ -20,13 +20,13 @@ use quinn::{AsyncUdpSocket, udp::RecvMeta};
 
 use super::{PathNotice, flow::BoundSocket, lock, shared::Shared, stats::count};
 use crate::{
-    core::{SocketId, command::Pool},
     io::Network,
     transport::{
         socket::{Socket, SocketNews},
         socket_budget::SocketPlace,
     },
 };
+use libp2p_punch_proto::{SocketId, command::Pool};
 
 /// Sockets of one pool.
 pub(super) const MAX_SOCKETS: usize = WORDS * 64;

@@ -24,10 +24,8 @@ use super::{
     stats::{Counters, count},
     table::{Claim, OpenError, Table, Whose},
 };
-use crate::{
-    core::{FlowId, Path, SocketId, command::Pool},
-    transport::socket_budget::SocketBudget,
-};
+use crate::transport::socket_budget::SocketBudget;
+use libp2p_punch_proto::{FlowId, Path, SocketId, command::Pool};
 
 /// The longest probe that is handed on, in bytes. Longer ones are nobody's, and need not be copied.
 const MAX_PROBE: usize = 256;

@@ -20,7 +20,7 @@ use super::{
     shared::Shared,
     stats::count,
 };
-use crate::core::SocketId;
+use libp2p_punch_proto::SocketId;
 
 /// Datagrams that quinn may hand over in one call: quinn's own limit. What a path's socket does not take in one go is cut.
 /// At least 2, so that a first flight of two datagrams is made as one.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use crate::core::counters::PathCounters;
+use libp2p_punch_proto::counters::PathCounters;
 
 macro_rules! counters {
     ($($name:ident),* $(,)?) => {

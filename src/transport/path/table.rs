@@ -12,7 +12,7 @@ use super::{
     demux::{Kind, destination_cid, is_probe},
     flow::{BoundSocket, Flow},
 };
-use crate::core::{FlowId, Path, SocketId};
+use libp2p_punch_proto::{FlowId, Path, SocketId};
 
 /// Flows at once, those that linger included. Above the 10,000 sessions that one process is made for.
 pub(super) const MAX_FLOWS: usize = 16_384;

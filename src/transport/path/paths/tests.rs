@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::SocketId;
+use libp2p_punch_proto::SocketId;
 
 fn target(n: u32) -> Target<u32> {
     let remote = std::net::SocketAddr::from(([192, 0, 2, 1], 1000 + n as u16));

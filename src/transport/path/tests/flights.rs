@@ -13,7 +13,7 @@ use super::{
     net::{DELAY, Net},
     node::{Configs, FLOW, Node, flight_binding, layer},
 };
-use crate::core::{FlowId, command::Command, keys::FlightBinding};
+use libp2p_punch_proto::{FlowId, command::Command, keys::FlightBinding};
 
 /// A ClientHello without the post-quantum key share, which takes one datagram.
 struct Small(Configs);

@@ -10,10 +10,8 @@ use super::{
     super::{FlowGuard, PathLayer, PathNotice},
     node::{Configs, FLOW, binding, echo, flight_binding, layer, pattern, send_and_receive},
 };
-use crate::{
-    core::{Path, SocketId, command::Command},
-    io::{Network as _, OsNetwork},
-};
+use crate::io::{Network as _, OsNetwork};
+use libp2p_punch_proto::{Path, SocketId, command::Command};
 
 const SOCKET: SocketId = SocketId(0);
 

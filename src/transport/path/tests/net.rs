@@ -19,7 +19,7 @@ use quinn::{
 use tokio::{sync::mpsc, time::Instant};
 
 use super::super::{PathLayer, lock};
-use crate::core::SocketId;
+use libp2p_punch_proto::SocketId;
 
 /// One-way delay of every link.
 pub(super) const DELAY: Duration = Duration::from_millis(10);

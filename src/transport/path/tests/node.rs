@@ -19,7 +19,7 @@ use super::{
     super::{FlowGuard, PathError, PathLayer, PathNotice, SessionConfigs, SessionKeys},
     net::{Binding, Net, TestSocket},
 };
-use crate::core::{FlowId, Path, SocketId, command::Command, keys::FlightBinding};
+use libp2p_punch_proto::{FlowId, Path, SocketId, command::Command, keys::FlightBinding};
 
 /// The keys and certificates of `libp2p-tls`, whose ClientHello takes two datagrams.
 pub(super) struct Configs(pub(super) Keypair);

@@ -6,10 +6,8 @@ use super::{
     net::{DELAY, Net},
     node::{FLOW, Node, flight_binding},
 };
-use crate::{
-    core::{FlowId, Path, command::Command},
-    transport::path::{PathNotice, table::MAX_FLOWS_PER_PATH},
-};
+use crate::transport::path::{PathNotice, table::MAX_FLOWS_PER_PATH};
+use libp2p_punch_proto::{FlowId, Path, command::Command};
 
 /// Flows of `b` that name an address at which none of their peers is.
 async fn crowd(b: &mut Node, path: Path) {

@@ -9,7 +9,7 @@ use super::{
     super::{PathLayer, PathNotice, pool::MAX_SOCKETS},
     node::{Configs, flight_binding, layer},
 };
-use crate::core::{
+use libp2p_punch_proto::{
     FlowId, Path, SocketId,
     command::{Command, Pool},
 };

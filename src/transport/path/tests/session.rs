@@ -17,8 +17,8 @@ use super::{
     net::Net,
     node::{Configs, FLOW, Node, Session, echo, pattern, send_and_receive},
 };
-use crate::core::{FlowId, Path, SocketId, command::Command};
 use crate::transport::path::SessionConfigs as _;
+use libp2p_punch_proto::{FlowId, Path, SocketId, command::Command};
 
 const MEGABYTE: usize = 1 << 20;
 

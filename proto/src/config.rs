@@ -1,0 +1,105 @@
+//! The part of the configuration that the protocol needs.
+
+use std::time::Duration;
+
+/// Which part a peer plays for others.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Coordinates for others once its external address is confirmed, and not before.
+    #[default]
+    Auto,
+    /// Never coordinates.
+    Client,
+    /// Coordinates for whoever asks.
+    Server,
+    /// As [`Role::Server`], and the first contact of others: it never falls back to a relay itself.
+    Bootstrap,
+}
+
+/// How long a session may stay in each phase before the attempt fails.
+///
+/// The time-out of the coordination phase is [`Config::coordination_timeout`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PhaseTimeouts {
+    /// Waiting for a coordinator to be connected, where no dial waits for the session; where one does,
+    /// [`Config::lookup_timeout`] holds. Default 5 s.
+    pub discovery: Duration,
+    /// From the candidates of both sides being known to the first probe. Default 2 s.
+    pub synchronization: Duration,
+    /// Probing until a path answers. Default 5 s.
+    pub punching: Duration,
+    /// From the first answer to a finished QUIC handshake. Default 5 s.
+    pub validation: Duration,
+}
+
+impl Default for PhaseTimeouts {
+    fn default() -> Self {
+        Self {
+            discovery: Duration::from_secs(5),
+            synchronization: Duration::from_secs(2),
+            punching: Duration::from_secs(5),
+            validation: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Interface addresses that a peer announces to coordinators and peers.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum HostCandidates {
+    /// All of them: peers in one network connect without a NAT between them.
+    #[default]
+    Announced,
+    /// None. Coordinators and peers get only the addresses at which coordinators see this one. What other protocols tell, such as
+    /// the listen addresses of identify, is theirs to hide. Peers in one network then depend on a NAT that
+    /// sends packets back (hairpinning, RFC 4787 §6), and on a relay where it does not.
+    Hidden,
+}
+
+/// Configuration of an [`Agent`](crate::agent::Agent). The caller checks the bounds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// What this peer does for others. Default [`Role::Auto`].
+    pub role: Role,
+    /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=16. A session probes at most 56 pairs of a
+    /// socket of ours and a candidate of the peer, the best candidates first, beside up to eight that it learns by being probed.
+    pub max_candidates: usize,
+    /// Pairs of one session whose opening burst runs at the same time. Default 3, 1..=16 and not above
+    /// [`max_candidates`](Self::max_candidates).
+    pub max_concurrent_attempts: usize,
+    /// Attempts of one session before it fails. Default 3, 1..=16.
+    pub max_attempts: u32,
+    /// How long a coordinator may take to answer. Default 10 s, 100 ms..=300 s.
+    pub coordination_timeout: Duration,
+    /// How long a dial waits for a coordinator that is connected and knows the peer: as long as there is none, they are asked
+    /// again, up to once a second. The swarm's own time-out for dials, 10 s by default, usually ends the dial sooner.
+    /// Default 60 s, 100 ms..=300 s.
+    pub lookup_timeout: Duration,
+    /// Time-outs of the other phases, each 100 ms..=300 s.
+    pub phase_timeouts: PhaseTimeouts,
+    /// Predict the port of a NAT that allocates sequentially. Default on.
+    pub prediction: bool,
+    /// Search for ports when one side is behind a NAT that gives every destination a random one: one side opens 256
+    /// sockets for some seconds, the other sends up to 1,500 small datagrams. Only after plain probing was silent.
+    /// Default on; off on either side, such a pair is left to a relay.
+    pub birthday_search: bool,
+    /// Interface addresses in registrations and requests: those of local networks, VPNs and containers. Whoever knows the PeerId
+    /// of a peer learns its candidates from its coordinators. Default [`HostCandidates::Announced`].
+    pub host_candidates: HostCandidates,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            role: Role::Auto,
+            max_candidates: 8,
+            max_concurrent_attempts: 3,
+            max_attempts: 3,
+            coordination_timeout: Duration::from_secs(10),
+            lookup_timeout: Duration::from_secs(60),
+            phase_timeouts: PhaseTimeouts::default(),
+            prediction: true,
+            birthday_search: true,
+            host_candidates: HostCandidates::Announced,
+        }
+    }
+}

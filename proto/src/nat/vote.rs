@@ -1,0 +1,99 @@
+//! Which observations count where observers contradict each other.
+//!
+//! Anybody may claim to see us anywhere. So coordinators, which we chose, count before strangers, and networks are counted instead
+//! of identities: an attacker has as many of these as it likes.
+
+use std::{collections::BTreeSet, net::SocketAddr};
+
+use libp2p_identity::PeerId;
+
+use super::Observation;
+use crate::network_prefix::NetworkPrefix;
+
+/// The observations of one socket that count.
+pub(super) struct Vote<'a> {
+    pub(super) counted: Vec<&'a Observation>,
+    /// An observer contradicts them, or they contradict each other about a NAT that maps independently of the endpoint.
+    pub(super) is_contested: bool,
+}
+
+impl<'a> Vote<'a> {
+    /// Strangers count as far as they agree with a coordinator, or where no coordinator sees the socket. Two networks of strangers
+    /// also count against a single network of coordinators that has not measured with further ports.
+    pub(super) fn new(all: Vec<&'a Observation>, coordinators: &BTreeSet<PeerId>) -> Self {
+        let (chosen, strangers): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|o| coordinators.contains(&o.observer));
+        if chosen.is_empty() {
+            return Self::of_majority(strangers);
+        }
+        let addresses: BTreeSet<SocketAddr> = chosen.iter().map(|o| o.seen).collect();
+        let (agreeing, dissenting): (Vec<_>, Vec<_>) =
+            strangers.into_iter().partition(|o| addresses.contains(&o.seen));
+        let is_measured = networks_of(chosen.iter().copied()) > 1 || chosen.iter().any(|o| o.is_probe);
+        // Where coordinators differ themselves, nobody else has to see what one of them sees.
+        let is_contested = addresses.len() == 1 && !dissenting.is_empty();
+        let mut counted = chosen;
+        counted.extend(agreeing);
+        if !is_measured && networks_of(dissenting.iter().copied()) > 1 {
+            counted.extend(dissenting);
+        }
+        let vote = Self::of_majority(counted);
+        Self { is_contested: is_contested || vote.is_contested, ..vote }
+    }
+
+    /// Leaves out the networks that do not see what most networks see, if two at least agree: where the mapping depends on the
+    /// endpoint no two agree. Further ports of a coordinator count with it.
+    fn of_majority(all: Vec<&'a Observation>) -> Self {
+        let networks: BTreeSet<Option<NetworkPrefix>> = all.iter().map(|o| network(o)).collect();
+        let sees_only = |of: &Option<NetworkPrefix>, address: SocketAddr| {
+            all.iter().filter(|o| network(o) == *of).all(|o| o.seen == address)
+        };
+        let candidates: BTreeSet<SocketAddr> = all.iter().map(|o| o.seen).collect();
+        let most = candidates
+            .into_iter()
+            .map(|address| (networks.iter().filter(|of| sees_only(of, address)).count(), address))
+            .max();
+        let majority =
+            most.filter(|(agree, _)| *agree > 1 && agree * 2 > networks.len() && *agree < networks.len());
+        let Some((_, address)) = majority else { return Self { counted: all, is_contested: false } };
+        let counted = all.iter().copied().filter(|o| sees_only(&network(o), address)).collect();
+        Self { counted, is_contested: true }
+    }
+}
+
+fn network(observation: &Observation) -> Option<NetworkPrefix> {
+    NetworkPrefix::of(observation.from.ip())
+}
+
+/// The networks in which these observers are.
+pub(super) fn networks_of<'a>(observations: impl Iterator<Item = &'a Observation>) -> usize {
+    observations.map(network).collect::<BTreeSet<_>>().len()
+}
+
+/// The observation that makes room for another one, if any does: one whose connection is gone, then a stranger's for a
+/// coordinator's, then one of the network that has most places for one of a network that has fewer.
+pub(super) fn least_useful(
+    all: &[Observation],
+    coordinators: &BTreeSet<PeerId>,
+    new: &Observation,
+) -> Option<usize> {
+    let is_stranger = |o: &Observation| !coordinators.contains(&o.observer);
+    let places = |o: &Observation| all.iter().filter(|other| network(other) == network(o)).count();
+    if let Some(stale) = all.iter().position(|o| o.expires.is_some()) {
+        return Some(stale);
+    }
+    let strangers = all.iter().enumerate().filter(|(_, o)| is_stranger(o));
+    let (index, of_most) = strangers.max_by_key(|(_, o)| places(o))?;
+    (!is_stranger(new) || places(new) + 1 < places(of_most)).then_some(index)
+}
+
+/// Observers go on seeing a mapping that others have reported gone: these are not believed alone any more.
+pub(super) fn refute(all: &mut [Observation], still_seen: &BTreeSet<SocketAddr>) {
+    let in_use: BTreeSet<SocketAddr> = all.iter().map(|o| o.seen).collect();
+    for address in in_use.difference(still_seen).copied().collect::<Vec<_>>() {
+        let mut alone = all.iter_mut().filter(|o| o.seen == address && !o.is_probe);
+        if let (Some(only), None) = (alone.next(), alone.next()) {
+            only.is_refuted = true;
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! What peers send each other: frames of control streams, probes, and the keys that authenticate them.
+
+pub mod frame;
+pub mod keys;
+pub mod probe;
