@@ -11,8 +11,12 @@
 use std::{env, error::Error, time::Duration};
 
 use futures::StreamExt;
-use libp2p::swarm::SwarmEvent;
-use libp2p::{Multiaddr, PeerId, SwarmBuilder, identify, identity::Keypair, ping, swarm::NetworkBehaviour};
+use libp2p::{
+    Multiaddr, PeerId, SwarmBuilder, identify,
+    identity::Keypair,
+    ping,
+    swarm::{NetworkBehaviour, SwarmEvent},
+};
 use libp2p_punch::{Config, Event, Role};
 
 #[derive(NetworkBehaviour)]

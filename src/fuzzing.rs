@@ -12,9 +12,11 @@ use crate::{behaviour::link::Route, transport::addr};
 use libp2p_punch_proto::{
     SessionId,
     event::SessionRole,
-    frame::{self, Frame},
-    keys::{ProbeKeys, ProbeSecret},
-    probe::{self, Probe},
+    wire::{
+        frame::{self, Frame},
+        keys::{ProbeKeys, ProbeSecret},
+        probe::{self, Probe},
+    },
 };
 
 /// Frames of a control stream, one after the other. What was read can be written and read again.

@@ -35,17 +35,17 @@ pub mod event {
     //! What happens to sessions, registrations, relays and the own NAT.
 
     pub use libp2p_punch_proto::{
-        FlowId, Path, SessionId, SocketId,
+        Path, SessionId, SocketId, VirtualConnectionId,
         candidate::{Candidate, CandidateKind},
         event::*,
-        frame::RejectReason,
+        wire::frame::RejectReason,
     };
 }
 pub mod io;
 pub mod nat {
     //! What is known of the NAT in front of this peer, each finding with its confidence and evidence.
 
-    pub use libp2p_punch_proto::{nat::*, strategy::Allocation};
+    pub use libp2p_punch_proto::nat::{strategy::Allocation, *};
 }
 mod offers;
 pub mod transport;
@@ -54,15 +54,23 @@ use std::sync::Arc;
 
 use libp2p_identity::Keypair;
 
+#[doc(inline)]
+pub use crate::behaviour::Behaviour;
+#[doc(inline)]
+pub use crate::config::Config;
+#[doc(inline)]
+pub use crate::config::ConfigError;
+#[doc(inline)]
+pub use crate::config::Role;
 use crate::io::{Network, OsNetwork};
 #[doc(inline)]
-pub use crate::{
-    behaviour::Behaviour,
-    config::{Config, ConfigError, Role},
-    transport::{Error, Transport},
-};
+pub use crate::transport::Error;
 #[doc(inline)]
-pub use libp2p_punch_proto::{counters, event::Event};
+pub use crate::transport::Transport;
+#[doc(inline)]
+pub use libp2p_punch_proto::counters;
+#[doc(inline)]
+pub use libp2p_punch_proto::event::Event;
 
 /// A transport and a behaviour that work together on the operating system's network.
 ///

@@ -11,18 +11,20 @@ use std::{
 use bytes::Bytes;
 use criterion::{BatchSize, Criterion};
 use libp2p_identity::{Keypair, PeerId};
-use libp2p_punch_proto::config::{Config, Role};
 use libp2p_punch_proto::{
-    LinkId, SessionId, SocketId,
-    agent::Agent,
+    ControlStreamId, SessionId, SocketId,
     candidate::{Candidate, CandidateKind},
     command::Command,
-    frame::{Frame, PunchAnswer, PunchMeNow, PunchRequest, Registration},
-    keys::ProbeSecret,
+    config::{Config, Role},
+    endpoint::Endpoint,
+    wire::{
+        frame::{Frame, PunchAnswer, PunchMeNow, PunchRequest, Registration},
+        keys::ProbeSecret,
+    },
 };
 
-/// The only link of every agent here is to a coordinator, or from a peer if it is one itself.
-const LINK: LinkId = LinkId(1);
+/// The only link of every endpoint here is to a coordinator, or from a peer if it is one itself.
+const LINK: ControlStreamId = ControlStreamId(1);
 const SESSIONS: usize = 1_000;
 
 fn keypair(n: usize) -> Keypair {
@@ -38,11 +40,11 @@ fn candidate(n: usize) -> Candidate {
     Candidate { sequence: 0, kind: CandidateKind::ServerReflexive, priority: 1_694_498_815, address }
 }
 
-fn agent(role: Role, n: usize, now: Instant) -> Agent {
-    let mut agent = Agent::new(&Config { role, ..Config::default() }, keypair(n), [7; 32], 0);
-    agent.handle_interface_up([203, 0, 113, 9].into(), 24, now);
-    agent.handle_socket_up(SocketId(0), ([0, 0, 0, 0], 4001).into(), true, now);
-    agent
+fn endpoint(role: Role, n: usize, now: Instant) -> Endpoint {
+    let mut endpoint = Endpoint::new(&Config { role, ..Config::default() }, keypair(n), [7; 32], 0);
+    endpoint.handle_interface_up([203, 0, 113, 9].into(), 24, now);
+    endpoint.handle_socket_up(SocketId(0), ([0, 0, 0, 0], 4001).into(), true, now);
+    endpoint
 }
 
 fn registration(n: usize) -> (Registration, Candidate) {
@@ -52,26 +54,26 @@ fn registration(n: usize) -> (Registration, Candidate) {
     (signed.expect("an Ed25519 key signs"), candidate)
 }
 
-fn drain(agent: &mut Agent) -> usize {
+fn drain(endpoint: &mut Endpoint) -> usize {
     let mut outputs = 0;
-    outputs += std::iter::from_fn(|| agent.poll_transmit()).map(black_box).count();
-    outputs += std::iter::from_fn(|| agent.poll_command()).map(black_box).count();
-    outputs += std::iter::from_fn(|| agent.poll_frame()).map(black_box).count();
-    outputs + std::iter::from_fn(|| agent.poll_event()).map(black_box).count()
+    outputs += std::iter::from_fn(|| endpoint.poll_transmit()).map(black_box).count();
+    outputs += std::iter::from_fn(|| endpoint.poll_command()).map(black_box).count();
+    outputs += std::iter::from_fn(|| endpoint.poll_frame()).map(black_box).count();
+    outputs + std::iter::from_fn(|| endpoint.poll_event()).map(black_box).count()
 }
 
 /// A coordinator with one registered peer, and a request for it of each of `initiators` others.
-fn coordinator(initiators: usize, now: Instant) -> (Agent, Vec<(LinkId, Frame)>) {
-    let mut agent = agent(Role::Server, 0, now);
+fn coordinator(initiators: usize, now: Instant) -> (Endpoint, Vec<(ControlStreamId, Frame)>) {
+    let mut endpoint = endpoint(Role::Server, 0, now);
     let responder = keypair(1).public().to_peer_id();
     let remote = |n: usize| Some(candidate(n).address);
-    agent.handle_link_up(LINK, responder, remote(1), Some(SocketId(0)), now);
+    endpoint.handle_link_up(LINK, responder, remote(1), Some(SocketId(0)), now);
     let (registration, registered) = registration(1);
-    agent.handle_frame(LINK, Frame::AddAddress(registered), now);
-    agent.handle_frame(LINK, Frame::Register(registration), now);
+    endpoint.handle_frame(LINK, Frame::AddAddress(registered), now);
+    endpoint.handle_frame(LINK, Frame::Register(registration), now);
     let requests = (2..initiators + 2).map(|n| {
-        let (keypair, link) = (keypair(n), LinkId(n as u64));
-        agent.handle_link_up(link, keypair.public().to_peer_id(), remote(n), Some(SocketId(0)), now);
+        let (keypair, link) = (keypair(n), ControlStreamId(n as u64));
+        endpoint.handle_link_up(link, keypair.public().to_peer_id(), remote(n), Some(SocketId(0)), now);
         let request = PunchRequest {
             session: SessionId((n as u128).to_be_bytes()),
             round: 0,
@@ -87,25 +89,25 @@ fn coordinator(initiators: usize, now: Instant) -> (Agent, Vec<(LinkId, Frame)>)
         (link, Frame::PunchMeNow(Box::new(PunchMeNow { request, signature, observed: None })))
     });
     let requests = requests.collect();
-    drain(&mut agent);
-    (agent, requests)
+    drain(&mut endpoint);
+    (endpoint, requests)
 }
 
 /// An initiator that punches towards peers of which none answers.
-fn punching(answers: &[(PeerId, Registration, Candidate)], now: Instant) -> Agent {
-    let mut agent = agent(Role::Client, 1 << 20, now);
+fn punching(answers: &[(PeerId, Registration, Candidate)], now: Instant) -> Endpoint {
+    let mut endpoint = endpoint(Role::Client, 1 << 20, now);
     let coordinator = keypair(0).public().to_peer_id();
-    agent.add_coordinator(coordinator, now);
+    endpoint.add_coordinator(coordinator, now);
     let remote = Some(([203, 0, 113, 1], 4001).into());
-    agent.handle_link_up(LINK, coordinator, remote, Some(SocketId(0)), now);
+    endpoint.handle_link_up(LINK, coordinator, remote, Some(SocketId(0)), now);
     for (peer, registration, candidate) in answers {
-        agent.connect(*peer, now).expect("there is room");
-        while let Some(command) = agent.poll_command() {
+        endpoint.connect(*peer, now).expect("there is room");
+        while let Some(command) = endpoint.poll_command() {
             if let Command::Connect { flow, .. } = command {
-                agent.handle_first_flight(flow, vec![Bytes::from_static(&[0xc0; 1200])], now);
+                endpoint.handle_first_flight(flow, vec![Bytes::from_static(&[0xc0; 1200])], now);
             }
         }
-        while let Some((link, frame)) = agent.poll_frame() {
+        while let Some((link, frame)) = endpoint.poll_frame() {
             let Frame::PunchMeNow(asked) = frame else { continue };
             let answer = PunchAnswer {
                 session: asked.request.session,
@@ -114,19 +116,19 @@ fn punching(answers: &[(PeerId, Registration, Candidate)], now: Instant) -> Agen
                 candidates: vec![*candidate],
                 observed: Some(candidate.address),
             };
-            agent.handle_frame(link, Frame::PunchAnswer(Box::new(answer)), now);
+            endpoint.handle_frame(link, Frame::PunchAnswer(Box::new(answer)), now);
         }
-        drain(&mut agent);
+        drain(&mut endpoint);
     }
-    agent
+    endpoint
 }
 
-/// Runs the agent's timers for `span`; how many outputs they gave.
-fn run(agent: &mut Agent, from: Instant, span: Duration) -> usize {
+/// Runs the endpoint's timers for `span`; how many outputs they gave.
+fn run(endpoint: &mut Endpoint, from: Instant, span: Duration) -> usize {
     let mut outputs = 0;
-    while let Some(at) = agent.poll_timeout().filter(|at| *at <= from + span) {
-        agent.handle_timeout(at);
-        outputs += drain(agent);
+    while let Some(at) = endpoint.poll_timeout().filter(|at| *at <= from + span) {
+        endpoint.handle_timeout(at);
+        outputs += drain(endpoint);
     }
     outputs
 }
@@ -151,10 +153,10 @@ fn report_memory(now: Instant) {
     const MANY: usize = 10_000;
     let answers = answers(MANY);
     let before = resident();
-    let agent = punching(&answers, now);
+    let endpoint = punching(&answers, now);
     if let (Some(before), Some(after)) = (before, resident()) {
         let each = after.saturating_sub(before) / MANY;
-        println!("memory of one of {} punching sessions: {each} B", agent.sessions());
+        println!("memory of one of {} punching sessions: {each} B", endpoint.sessions());
     }
 }
 
@@ -163,23 +165,23 @@ fn main() {
     let start = Instant::now();
     report_memory(start);
 
-    let (mut agent, requests) = coordinator(10_000, start);
+    let (mut endpoint, requests) = coordinator(10_000, start);
     let (mut now, mut requests) = (start, requests.iter().cycle());
     criterion.bench_function("coordinator/request", |bencher| {
         bencher.iter(|| {
             // Each of them asks as fast as the coordinator's limits let it.
             now += Duration::from_micros(2);
             let Some((link, frame)) = requests.next() else { return };
-            agent.handle_frame(*link, frame.clone(), now);
-            assert!(drain(&mut agent) >= 2, "an answer and a request passed on");
+            endpoint.handle_frame(*link, frame.clone(), now);
+            assert!(drain(&mut endpoint) >= 2, "an answer and a request passed on");
         });
     });
 
     let answers = answers(SESSIONS);
-    criterion.bench_function("agent/1000 sessions punch for 4 s unanswered", |bencher| {
+    criterion.bench_function("endpoint/1000 sessions punch for 4 s unanswered", |bencher| {
         bencher.iter_batched_ref(
             || punching(&answers, start),
-            |agent| run(agent, start, Duration::from_secs(4)),
+            |endpoint| run(endpoint, start, Duration::from_secs(4)),
             BatchSize::PerIteration,
         );
     });

@@ -9,7 +9,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use super::candidate::{Candidate, CandidateKind};
+use crate::candidate::{Candidate, CandidateKind};
 
 /// How far an address reaches, as far as it matters to probing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

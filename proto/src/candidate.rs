@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::address_policy::{Scope, scope};
+use crate::address_policy::{Scope, scope};
 
 /// Where a candidate comes from (RFC 8445 §5.1.1; `Predicted` and `PortMapped` are ours).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -1,23 +1,23 @@
-//! What the agent asks of the transport's path layer.
+//! What the endpoint asks of the transport's path layer.
 
 use std::{net::IpAddr, time::Duration};
 
 use bytes::Bytes;
 use libp2p_identity::PeerId;
 
-use super::{FlowId, Path, SocketId, keys::FlightBinding};
+use crate::{Path, SocketId, VirtualConnectionId, wire::keys::FlightBinding};
 
 /// Whose sockets are opened beside those of the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pool {
     /// Those of a flow that searches.
-    Session(FlowId),
+    Session(VirtualConnectionId),
     /// Those at which a coordinator observes, by their local address.
     Observers(IpAddr),
     /// The one with which it is tested whether a packet that comes before its flow harms, by a number of its own.
     EarlyPackets(u32),
     /// Those with which it is measured how long a mapping stands that nobody uses.
-    Idling,
+    BindingLifetimeTest,
     /// The one to which connected sessions move before our NAT forgets the mapping that they use, by a number of its own.
     Renewal(u32),
     /// The one from which a coordinator tests how its clients' NATs filter, by its local address. No client may ever be told
@@ -29,10 +29,10 @@ pub enum Pool {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
     /// Start a QUIC client handshake at the virtual address of `flow`; the first flight comes back through
-    /// [`Agent::handle_first_flight`](super::agent::Agent::handle_first_flight).
+    /// [`Endpoint::handle_first_flight`](crate::endpoint::Endpoint::handle_first_flight).
     Connect {
         /// The new flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
         /// Whose key the handshake must prove.
         peer: PeerId,
         /// What is known of the round-trip time, for QUIC's first timers.
@@ -43,7 +43,7 @@ pub enum Command {
     /// Feed a peer's first flight to the QUIC server as coming from the virtual address of `flow`.
     Accept {
         /// The new flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
         /// Whose key the handshake must prove.
         peer: PeerId,
         /// The datagrams that came inside `PUNCH_ME_NOW`.
@@ -58,7 +58,7 @@ pub enum Command {
     /// path when it is heard for the first time.
     Admit {
         /// The flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
         /// A path that is probed for it.
         path: Path,
         /// An authentic probe of the flow's session came on it.
@@ -69,7 +69,7 @@ pub enum Command {
     /// does every QUIC packet of the flow that comes on an admitted path.
     Permit {
         /// The flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
         /// A path that was heard from, or the address that the coordinator observed.
         path: Path,
         /// Bytes of UDP payload that may be sent.
@@ -82,19 +82,19 @@ pub enum Command {
     /// works again after it did not.
     Select {
         /// The flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
         /// A validated path.
         path: Path,
     },
     /// `path` no longer belongs to `flow`.
     Forget {
         /// The flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
         /// A path that was admitted.
         path: Path,
     },
     /// Open up to `count` UDP sockets at `local` on ports of the system's choice, for probes and the packets of sessions
-    /// only; answered by [`Agent::handle_sockets_opened`](super::agent::Agent::handle_sockets_opened). At most once for a
+    /// only; answered by [`Endpoint::handle_sockets_opened`](crate::endpoint::Endpoint::handle_sockets_opened). At most once for a
     /// pool.
     OpenSockets {
         /// Whose they are.
@@ -119,6 +119,6 @@ pub enum Command {
     /// End the QUIC connection attempt or the connection of `flow`.
     Close {
         /// The flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
     },
 }

@@ -55,7 +55,7 @@ pub enum HostCandidates {
     Hidden,
 }
 
-/// Configuration of an [`Agent`](crate::agent::Agent). The caller checks the bounds.
+/// Configuration of an [`Endpoint`](crate::endpoint::Endpoint). The caller checks the bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
     /// What this peer does for others. Default [`Role::Auto`].

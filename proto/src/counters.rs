@@ -46,12 +46,12 @@ pub struct Counters {
     pub frames_refused: u64,
     /// Times that something a remote wanted to grow met its cap.
     pub caps_hit: u64,
-    /// Bytes of frames that wait for control streams now. Kept by the behaviour; an agent alone leaves it at zero.
+    /// Bytes of frames that wait for control streams now. Kept by the behaviour; an endpoint alone leaves it at zero.
     pub frame_bytes_queued: u64,
     /// Events that tell of the course of a session and were not reported, because the swarm was too busy to take them. Counted
-    /// by the driver; an agent alone leaves it at zero.
+    /// by the driver; an endpoint alone leaves it at zero.
     pub events_dropped: u64,
-    /// What happened beneath the sessions. Counted by the transport; an agent alone leaves it at zero.
+    /// What happened beneath the sessions. Counted by the transport; an endpoint alone leaves it at zero.
     pub paths: PathCounters,
 }
 

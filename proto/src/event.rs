@@ -1,14 +1,14 @@
-//! What the agent reports.
+//! What the endpoint reports.
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
 use libp2p_identity::PeerId;
 
-use super::{
+use crate::{
     Path, SocketId,
     candidate::Candidate,
-    frame::RejectReason,
     nat::{MappingBehaviour, Report},
+    wire::frame::RejectReason,
 };
 
 /// The phases of a session. A retry goes from `Punching` or `Validation` back to `Coordination`.

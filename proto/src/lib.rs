@@ -1,50 +1,37 @@
 //! The protocol of libp2p-punch with no I/O.
 //!
-//! [`Agent`](agent::Agent) takes inputs through `handle_*(…, now)` and gives outputs through `poll_*`; time comes
+//! [`Endpoint`](endpoint::Endpoint) takes inputs through `handle_*(…, now)` and gives outputs through `poll_*`; time comes
 //! in as `now`, randomness as a seed. No sockets, clocks, tasks or random sources live here, so that
 //! whatever can be decided without I/O can be simulated: ten thousand sessions in a second.
 
 #![forbid(unsafe_code)]
 
 pub mod address_policy;
-pub mod agent;
 mod backoff;
 pub mod candidate;
-mod checklist;
 pub mod command;
 pub mod config;
+mod control_streams;
 mod coordinator;
 pub mod counters;
-mod early_packets;
+pub mod endpoint;
 pub mod event;
-pub mod filtering;
-pub mod frame;
-mod hairpin;
-pub mod idling;
-pub mod keys;
-pub mod limits;
-mod links;
+mod local_addresses;
 pub mod nat;
-mod network;
 mod network_prefix;
-pub mod observer;
 mod outbox;
-mod pair;
-pub mod probe;
 mod probe_budget;
-mod registration;
-mod registrations;
-mod renewal;
-mod search;
+pub mod rate_limit;
+mod registration_client;
 mod session;
-pub mod strategy;
 #[cfg(test)]
 mod tests;
+pub mod wire;
 
 use std::{fmt, net::SocketAddr};
 
-pub use checklist::MAX_PAIRS;
 pub use network_prefix::NetworkPrefix;
+pub use session::checklist::MAX_PAIRS;
 
 /// A local UDP socket of the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -52,13 +39,13 @@ pub struct SocketId(pub u32);
 
 /// One connection to a peer that speaks the control protocol.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct LinkId(pub u64);
+pub struct ControlStreamId(pub u64);
 
 /// One attempt at a QUIC connection, at one virtual peer address.
 ///
 /// Every attempt of a session has its own flow, so that a retry starts afresh.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct FlowId(pub u64);
+pub struct VirtualConnectionId(pub u64);
 
 /// The name of a session on the wire, chosen at random by the initiator.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -83,16 +70,16 @@ pub struct Path {
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub fn fuzz_requests(bytes: &[u8]) -> bool {
-    let observers = observer::Observers::new([7; 32]);
-    let key = observers.key_of(LinkId(3));
+    let observers = nat::observer::Observers::new([7; 32]);
+    let key = observers.key_of(ControlStreamId(3));
     let request = observers.judge(bytes);
-    if let Some((_, observer::Request::Hold { delay, .. })) = request {
+    if let Some((_, nat::observer::Request::Hold { delay, .. })) = request {
         assert!((1..=600).contains(&delay));
     }
-    let test = filtering::test_of(bytes);
-    let round = test.and_then(|data| Some((data, filtering::authentic_round(bytes, &key)?)));
-    assert!(round.is_none_or(|(data, round)| filtering::datagram(data, &key, round) == *bytes));
-    let held = idling::judge(bytes, &key, [5; 8]);
-    assert!(held.is_none_or(|held| idling::answer(&key, [5; 8], held) == *bytes));
+    let test = nat::filtering::test_of(bytes);
+    let round = test.and_then(|data| Some((data, nat::filtering::authentic_round(bytes, &key)?)));
+    assert!(round.is_none_or(|(data, round)| nat::filtering::datagram(data, &key, round) == *bytes));
+    let held = nat::binding_lifetime::judge(bytes, &key, [5; 8]);
+    assert!(held.is_none_or(|held| nat::binding_lifetime::answer(&key, [5; 8], held) == *bytes));
     request.is_some() || round.is_some() || held.is_some()
 }

@@ -1,15 +1,17 @@
-//! What the agent wants done, and the counts of what it did.
+//! What the endpoint wants done, and the counts of what it did.
 
 use std::collections::VecDeque;
 
-use super::{
-    LinkId, Path,
+use crate::{
+    ControlStreamId, Path,
     command::Command,
     counters::Counters,
     event::Event,
-    frame::{Frame, RejectReason},
-    keys::ProbeKeys,
-    probe::{PROBE_LEN, Probe},
+    wire::{
+        frame::{Frame, RejectReason},
+        keys::ProbeKeys,
+        probe::{PROBE_LEN, Probe},
+    },
 };
 
 /// A probe to send.
@@ -24,7 +26,7 @@ pub struct Transmit {
 #[derive(Debug, Default)]
 pub(crate) struct Outbox {
     pub(crate) transmits: VecDeque<Transmit>,
-    pub(crate) frames: VecDeque<(LinkId, Frame)>,
+    pub(crate) frames: VecDeque<(ControlStreamId, Frame)>,
     pub(crate) commands: VecDeque<Command>,
     pub(crate) events: VecDeque<Event>,
     pub(crate) counters: Counters,
@@ -37,7 +39,7 @@ impl Outbox {
         self.transmits.push_back(Transmit { path, payload: probe.encode(keys) });
     }
 
-    pub(crate) fn frame(&mut self, link: LinkId, frame: Frame) {
+    pub(crate) fn frame(&mut self, link: ControlStreamId, frame: Frame) {
         self.frames.push_back((link, frame));
     }
 
@@ -51,8 +53,8 @@ impl Outbox {
 
     pub(crate) fn reject(
         &mut self,
-        link: LinkId,
-        (session, round): (super::SessionId, u32),
+        link: ControlStreamId,
+        (session, round): (crate::SessionId, u32),
         reason: RejectReason,
     ) {
         self.frame(link, Frame::PunchRejected { session, round, reason });

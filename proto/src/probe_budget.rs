@@ -8,9 +8,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    limits::{Rate, RecentBuckets, TokenBucket},
-    probe::PROBE_LEN,
+use crate::{
+    rate_limit::{Rate, RecentBuckets, TokenBucket},
+    wire::probe::PROBE_LEN,
 };
 
 /// Probes to one destination. Honest peers behind one address of a carrier share them, and each needs one or two.

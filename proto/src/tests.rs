@@ -1,30 +1,37 @@
 //! `docs/protocol.md` gives the numbers that the code has.
 
-use super::{
-    agent::{
+use crate::{
+    config::Config,
+    coordinator::{
+        MAX_LIFETIME, OBSERVED_RATE, PUNCH_RATE, REGISTER_RATE,
+        registrations::{MAX_ANNOUNCED, MAX_REGISTRATIONS},
+    },
+    endpoint::{
         ACQUAINTED_PLACES, ACQUAINTED_RATE, COORDINATOR_RATE, FLIGHT_RATE, LATELY, MAX_CONNECTED_TO_ONE,
         MAX_RESPONDING, MAX_SESSIONS, NEWCOMERS,
     },
-    checklist::{ANSWERS, MAX_FORMED, MAX_PAIRS},
-    coordinator::{MAX_LIFETIME, OBSERVED_RATE, PUNCH_RATE, REGISTER_RATE},
-    early_packets::EARLY_RATE,
-    filtering::{ASSIST_RATE, FILTER_RATE, MAX_ASSISTS, MAX_SOURCES, MAX_TESTS, ROUNDS},
-    frame::{
+    nat::{
+        binding_lifetime::{HOLD_RATE, MAX_HOLDS},
+        early_packets::EARLY_RATE,
+        filtering::{ASSIST_RATE, FILTER_RATE, MAX_ASSISTS, MAX_SOURCES, MAX_TESTS, ROUNDS},
+        observer::{OBSERVE_RATE, OFFER_RATE},
+    },
+    probe_budget::{DESTINATION_FLIGHT_RATE, DESTINATION_RATE, TOTAL_FLIGHT_RATE, TOTAL_RATE},
+    rate_limit::{PAIR_RATE, Rate},
+    session::{
+        checklist::{CHALLENGE_RATE, MAX_FORMED, MAX_PAIRS},
+        pair::{MAX_TRIGGERED, SCHEDULE},
+        port_search::{
+            MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_SHOTS, MAX_WAITING, PROBE_INTERVAL, SPRAY_SOCKETS,
+            TARGET_RATE,
+        },
+    },
+    wire::frame::{
         MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES,
         MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PEER_ID_LEN, MAX_PUBLIC_KEY_LEN,
         MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_SIGNATURE_LEN,
     },
-    idling::{HOLD_RATE, MAX_HOLDS},
-    limits::{PAIR_RATE, Rate},
-    observer::{OBSERVE_RATE, OFFER_RATE},
-    pair::{MAX_TRIGGERED, SCHEDULE},
-    probe_budget::{DESTINATION_FLIGHT_RATE, DESTINATION_RATE, TOTAL_FLIGHT_RATE, TOTAL_RATE},
-    registrations::{MAX_ANNOUNCED, MAX_REGISTRATIONS},
-    search::{
-        INTERVAL, MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_SHOTS, MAX_WAITING, SPRAY_SOCKETS, TARGET_RATE,
-    },
 };
-use crate::config::Config;
 
 const DOCUMENT: &str = include_str!("../../docs/protocol.md");
 
@@ -46,10 +53,10 @@ fn rate_of_thousands(rate: Rate) -> String {
 
 /// The rows of §9.
 fn caps() -> Vec<(&'static str, String)> {
-    let a_second = (1.0 / INTERVAL.as_secs_f64()).round();
+    let a_second = (1.0 / PROBE_INTERVAL.as_secs_f64()).round();
     let towards = format!("{} and one in {} s", TARGET_RATE.burst, TARGET_RATE.interval.as_secs());
     let one_in = |rate: Rate| format!("{} at once and one in {} s", rate.burst, rate.interval.as_secs());
-    let (tests, holds) = (one_in(FILTER_RATE), one_in(HOLD_RATE));
+    let (tests, delayed_replies) = (one_in(FILTER_RATE), one_in(HOLD_RATE));
     vec![
         ("type and payload of a frame", format!("{} bytes", number(MAX_FRAME_LEN))),
         ("candidates in a frame", number(MAX_FRAME_CANDIDATES)),
@@ -89,7 +96,7 @@ fn caps() -> Vec<(&'static str, String)> {
             "server flights to one destination that only the initiator named; to all",
             format!("{}; {}", one_in(DESTINATION_FLIGHT_RATE), rate(TOTAL_FLIGHT_RATE)),
         ),
-        ("challenges answered in a session", rate(ANSWERS)),
+        ("challenges answered in a session", rate(CHALLENGE_RATE)),
         (
             "candidates kept of a peer",
             format!("by configuration, {} by default", Config::default().max_candidates),
@@ -101,7 +108,7 @@ fn caps() -> Vec<(&'static str, String)> {
         ("lifetime that a coordinator grants", format!("{} s", number(MAX_LIFETIME.as_secs()))),
         ("candidates announced on a stream", number(MAX_ANNOUNCED)),
         ("REGISTER of a peer", rate(REGISTER_RATE)),
-        ("PUNCH_ME_NOW and PUNCH_WINDOW of a peer, at a coordinator", rate(PUNCH_RATE)),
+        ("PUNCH_ME_NOW and PORT_PREDICTION of a peer, at a coordinator", rate(PUNCH_RATE)),
         ("PUNCH_ME_NOW of a peer for one responder, at a coordinator", rate(PAIR_RATE)),
         ("requests through one coordinator, at a responder", rate(COORDINATOR_RATE)),
         ("more of these, of peers that were connected before", rate(ACQUAINTED_RATE)),
@@ -109,11 +116,17 @@ fn caps() -> Vec<(&'static str, String)> {
         ("requests of a peer to observers", rate(OBSERVE_RATE)),
         ("OBSERVER and OBSERVER_AT of a coordinator", one_in(OFFER_RATE)),
         ("requests for early packets, of a peer", one_in(EARLY_RATE)),
-        ("requests for a later answer, of a peer; of all at once", format!("{holds}; {}", number(MAX_HOLDS))),
+        (
+            "requests for a later answer, of a peer; of all at once",
+            format!("{delayed_replies}; {}", number(MAX_HOLDS)),
+        ),
         ("datagrams of a filtering test", number(ROUNDS * (1 + MAX_SOURCES))),
         ("filtering tests of a peer; of all at once", format!("{tests}; {}", number(MAX_TESTS))),
-        ("datagrams for a FILTER_ASK", number(ROUNDS)),
-        ("FILTER_ASK of a coordinator; of all at once", format!("{}; {MAX_ASSISTS}", rate(ASSIST_RATE))),
+        ("datagrams for a FILTERING_ASSIST_REQUEST", number(ROUNDS)),
+        (
+            "FILTERING_ASSIST_REQUEST of a coordinator; of all at once",
+            format!("{}; {MAX_ASSISTS}", rate(ASSIST_RATE)),
+        ),
         ("OBSERVED_ADDRESS of a peer", rate(OBSERVED_RATE)),
     ]
 }

@@ -11,14 +11,21 @@ use libp2p_punch_proto::{
     SessionId,
     candidate::{Candidate, CandidateKind},
     event::SessionRole,
-    frame::{
-        Frame, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, ObserverOffer, PunchAnswer, PunchMeNow,
-        PunchMoved, PunchRequest, PunchWindow, Registration, RejectReason, VARINT_MAX, decode, encode,
+    wire::{
+        frame::{
+            Frame, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, ObserverOffer, PortPrediction, PunchAnswer,
+            PunchMeNow, PunchMoved, PunchRequest, Registration, RejectReason, VARINT_MAX, decode, encode,
+        },
+        keys::{ProbeKeys, ProbeSecret},
+        probe::{PROBE_LEN, Probe, ProbeError, tag_of},
     },
-    keys::{ProbeKeys, ProbeSecret},
-    probe::{PROBE_LEN, Probe, ProbeError, tag_of},
 };
-use proptest::{collection::vec, option, prelude::*, sample::Index, sample::select};
+use proptest::{
+    collection::vec,
+    option,
+    prelude::*,
+    sample::{Index, select},
+};
 
 fn varint() -> impl Strategy<Value = u64> {
     prop_oneof![0..64_u64, 64..16_384_u64, 16_384..(1_u64 << 30), (1 << 30)..=VARINT_MAX]
@@ -142,8 +149,8 @@ prop_compose! {
         port in 1..=u16::MAX,
         step in any::<u16>(),
         authenticator in any::<[u8; 16]>(),
-    ) -> PunchWindow {
-        PunchWindow { peer, session, round, port, step, authenticator }
+    ) -> PortPrediction {
+        PortPrediction { peer, session, round, port, step, authenticator }
     }
 }
 
@@ -187,14 +194,11 @@ fn frame() -> impl Strategy<Value = Frame> {
         (any::<[u8; 8]>(), any::<[u8; 32]>()).prop_map(|(data, key)| Frame::FilterTest { data, key }),
         (any::<[u8; 8]>(), any::<u8>(), vec(address(), 0..=4))
             .prop_map(|(data, rounds, sources)| Frame::FilterTested { data, rounds, sources }),
-        (any::<[u8; 8]>(), any::<[u8; 32]>(), address()).prop_map(|(data, key, target)| Frame::FilterAsk {
-            data,
-            key,
-            target
-        }),
+        (any::<[u8; 8]>(), any::<[u8; 32]>(), address())
+            .prop_map(|(data, key, target)| Frame::FilteringAssistRequest { data, key, target }),
         (any::<[u8; 8]>(), any::<u8>(), option::of(address()))
-            .prop_map(|(data, rounds, source)| Frame::FilterAsked { data, rounds, source }),
-        window().prop_map(|window| Frame::PunchWindow(Box::new(window))),
+            .prop_map(|(data, rounds, source)| Frame::FilteringAssistResponse { data, rounds, source }),
+        window().prop_map(|window| Frame::PortPrediction(Box::new(window))),
         moved().prop_map(|moved| Frame::PunchMoved(Box::new(moved))),
     ]
 }

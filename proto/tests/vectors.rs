@@ -9,15 +9,15 @@ use libp2p_punch_proto::{
     SessionId,
     candidate::{Candidate, CandidateKind},
     event::SessionRole,
-    filtering::datagram,
-    frame::{
-        Frame, ObserverOffer, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest, PunchWindow, Registration,
-        RejectReason, decode, encode,
+    nat::{binding_lifetime, filtering::datagram, observer},
+    wire::{
+        frame::{
+            Frame, ObserverOffer, PortPrediction, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest,
+            Registration, RejectReason, decode, encode,
+        },
+        keys::{ProbeKeys, ProbeSecret},
+        probe::{Probe, tag_of},
     },
-    idling,
-    keys::{ProbeKeys, ProbeSecret},
-    observer,
-    probe::{Probe, tag_of},
 };
 use sha2::Sha256;
 use x25519_dalek::{PublicKey, StaticSecret};
@@ -163,7 +163,7 @@ impl Vector {
             "PROBE_OBSERVED" => {
                 Frame::ProbeObserved { data: self.array("data"), address: self.parsed("address") }
             }
-            "PUNCH_WINDOW" => Frame::PunchWindow(Box::new(PunchWindow {
+            "PORT_PREDICTION" => Frame::PortPrediction(Box::new(PortPrediction {
                 peer: self.peer("peer"),
                 session: self.session(),
                 round: self.parsed("round"),
@@ -184,13 +184,17 @@ impl Vector {
                 let (data, rounds) = (self.array("data"), self.parsed("rounds"));
                 Frame::FilterTested { data, rounds, sources: sources.collect() }
             }
-            "FILTER_ASK" => {
+            "FILTERING_ASSIST_REQUEST" => {
                 let (data, key) = (self.array("data"), self.array("key"));
-                Frame::FilterAsk { data, key, target: self.parsed("target") }
+                Frame::FilteringAssistRequest { data, key, target: self.parsed("target") }
             }
-            "FILTER_ASKED" => {
+            "FILTERING_ASSIST_RESPONSE" => {
                 let source = self.all("source").first().map(|text| text.parse().expect("an address"));
-                Frame::FilterAsked { data: self.array("data"), rounds: self.parsed("rounds"), source }
+                Frame::FilteringAssistResponse {
+                    data: self.array("data"),
+                    rounds: self.parsed("rounds"),
+                    source,
+                }
             }
             other => panic!("unknown frame {other}"),
         }
@@ -272,8 +276,8 @@ fn every_frame_encodes_to_and_decodes_from_the_bytes_of_the_document() {
     }
     let expected = [
         ("ADD_ADDRESS", 2),
-        ("FILTER_ASK", 2),
-        ("FILTER_ASKED", 3),
+        ("FILTERING_ASSIST_REQUEST", 2),
+        ("FILTERING_ASSIST_RESPONSE", 3),
         ("FILTER_TEST", 1),
         ("FILTER_TESTED", 2),
         ("OBSERVED_ADDRESS", 2),
@@ -284,7 +288,7 @@ fn every_frame_encodes_to_and_decodes_from_the_bytes_of_the_document() {
         ("PUNCH_ME_NOW", 3),
         ("PUNCH_MOVED", 1),
         ("PUNCH_REJECTED", 2),
-        ("PUNCH_WINDOW", 2),
+        ("PORT_PREDICTION", 2),
         ("REGISTER", 1),
         ("REGISTERED", 1),
         ("REGISTER_REJECTED", 1),
@@ -304,7 +308,7 @@ fn what_peers_of_a_session_tell_each_other_bears_the_authenticator_of_the_docume
     for vector in vectors("frame") {
         // Before the authenticator, from the session on.
         let domain = match vector.text("frame") {
-            "PUNCH_WINDOW" => "libp2p-punch/1.0.0 punch-window",
+            "PORT_PREDICTION" => "libp2p-punch/1.0.0 punch-window",
             "PUNCH_MOVED" => "libp2p-punch/1.0.0 punch-moved",
             _ => continue,
         };
@@ -426,9 +430,9 @@ fn requests_for_a_later_answer_and_the_answers_are_those_of_the_document() {
         let made = match vector.text("hold") {
             "request" => {
                 let offer = ObserverOffer { ports: Vec::new(), token: vector.array("token"), key };
-                idling::request(&offer, data, vector.parsed("delay-s"))
+                binding_lifetime::request(&offer, data, vector.parsed("delay-s"))
             }
-            _ => idling::answer(&key, data, vector.text("late") == "yes"),
+            _ => binding_lifetime::answer(&key, data, vector.text("late") == "yes"),
         };
         assert_eq!(made.to_vec(), vector.bytes("bytes"));
     }

@@ -10,7 +10,7 @@ use bytes::{Buf, BytesMut};
 use futures::{AsyncRead, AsyncWrite};
 use libp2p_swarm::Stream;
 
-use libp2p_punch_proto::frame::{self, DecodeError, Frame};
+use libp2p_punch_proto::wire::frame::{self, DecodeError, Frame};
 
 /// Bytes that may wait to be written before no more frames are taken from the queue.
 const WRITE_HIGH_WATER: usize = 16 * 1024;

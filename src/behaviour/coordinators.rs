@@ -14,7 +14,7 @@ const REDIAL_BASE: Duration = Duration::from_secs(1);
 /// And never exceeds this.
 const REDIAL_CAP: Duration = Duration::from_secs(30);
 /// Time between two dials of a coordinator, whatever makes it due.
-const MIN_GAP: Duration = Duration::from_secs(1);
+const MIN_REDIAL_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Default)]
 struct Coordinator {
@@ -42,7 +42,7 @@ impl Coordinator {
 
     /// What failed, or meets silence, may work now. A dial that has just begun is left alone: QUIC is about to send again.
     fn expedite(&mut self, now: Instant) {
-        let soon = self.dialed_at.map_or(now, |at| now.max(at + MIN_GAP));
+        let soon = self.dialed_at.map_or(now, |at| now.max(at + MIN_REDIAL_INTERVAL));
         let has_just_begun = !self.dials.is_empty() && soon > now;
         if self.connections.is_empty() && !has_just_begun {
             self.dial_at = Some(self.dial_at.map_or(soon, |at| at.min(soon)));
@@ -219,12 +219,12 @@ mod tests {
         assert_eq!(coordinators.next_dial(), Some(now + REDIAL_CAP));
         for _ in 0..3 {
             coordinators.network_changed(now);
-            assert_eq!(coordinators.next_dial(), Some(now + MIN_GAP));
-            now += MIN_GAP;
+            assert_eq!(coordinators.next_dial(), Some(now + MIN_REDIAL_INTERVAL));
+            now += MIN_REDIAL_INTERVAL;
             fail(&mut coordinators, peer, now);
         }
-        coordinators.network_changed(now + 2 * MIN_GAP);
-        assert!(coordinators.due(now + 2 * MIN_GAP).is_some());
+        coordinators.network_changed(now + 2 * MIN_REDIAL_INTERVAL);
+        assert!(coordinators.due(now + 2 * MIN_REDIAL_INTERVAL).is_some());
     }
 
     #[test]

@@ -18,7 +18,7 @@ use futures::{StreamExt, channel::mpsc, task::AtomicWaker};
 
 use libp2p_punch_proto::{
     SessionId,
-    frame::{self, Frame},
+    wire::frame::{self, Frame},
 };
 
 /// Bytes of `PUNCH_ME_NOW` that may wait for one control stream: the 200 that a responder takes at once, and as many again.
@@ -174,7 +174,7 @@ mod tests {
     use libp2p_identity::PeerId;
 
     use super::*;
-    use libp2p_punch_proto::frame::{PunchMeNow, PunchRequest};
+    use libp2p_punch_proto::wire::frame::{PunchMeNow, PunchRequest};
 
     /// 1,000 bytes and a few.
     fn request() -> Frame {

@@ -28,8 +28,8 @@ use super::{
 };
 use crate::offers::Offer;
 use libp2p_punch_proto::{
-    LinkId,
-    frame::{Frame, Registration},
+    ControlStreamId,
+    wire::frame::{Frame, Registration},
 };
 
 /// The place of the stream that we opened.
@@ -53,7 +53,7 @@ pub enum FromBehaviour {
 
 /// Speaks the control protocol on one connection.
 pub struct Handler {
-    link: LinkId,
+    link: ControlStreamId,
     peer: PeerId,
     runtime: Arc<dyn quinn::Runtime>,
     driver: mpsc::Sender<Input>,
@@ -95,7 +95,7 @@ pub(super) struct Shared {
 
 impl Handler {
     pub(super) fn new(
-        (link, peer, route): (LinkId, PeerId, Route),
+        (link, peer, route): (ControlStreamId, PeerId, Route),
         opens: bool,
         is_coordinator: bool,
         shared: Shared,
@@ -377,7 +377,7 @@ mod tests {
 
     fn handler() -> Handler {
         let (driver, _) = mpsc::channel(1);
-        let of = (LinkId(1), PeerId::random(), Route::Other);
+        let of = (ControlStreamId(1), PeerId::random(), Route::Other);
         let shared = Shared { driver, runtime: Arc::new(TokioRuntime), queued: QueuedBytes::default() };
         Handler::new(of, false, false, shared)
     }

@@ -7,23 +7,23 @@ use libp2p_identity::PeerId;
 
 use super::frames::FrameSender;
 use crate::offers::{self, Offer};
-use libp2p_punch_proto::{LinkId, event::Event, frame::Frame};
+use libp2p_punch_proto::{ControlStreamId, event::Event, wire::frame::Frame};
 
 /// One message to the driver, in the order in which things happened.
 #[derive(Debug)]
 pub(crate) enum Input {
     /// A libp2p connection was established, over whatever transport.
-    Opened { link: LinkId, peer: PeerId, route: Route },
+    Opened { link: ControlStreamId, peer: PeerId, route: Route },
     /// Both sides of that connection speak the control protocol; frames to the peer go into `frames`.
-    Speaks { link: LinkId, frames: FrameSender },
+    Speaks { link: ControlStreamId, frames: FrameSender },
     /// The peer of a connection is at another address now.
-    Moved { link: LinkId, remote: SocketAddr },
+    Moved { link: ControlStreamId, remote: SocketAddr },
     /// A frame came in.
-    Received { link: LinkId, frame: Frame },
+    Received { link: ControlStreamId, frame: Frame },
     /// The control stream is gone; the connection may still be there.
-    Silent { link: LinkId },
+    Silent { link: ControlStreamId },
     /// The connection is gone.
-    Closed { link: LinkId },
+    Closed { link: ControlStreamId },
     /// Stay registered with this peer.
     AddCoordinator(PeerId),
     /// No longer.

@@ -50,7 +50,7 @@ use crate::{
     config::{Config, ConfigError, peer_of},
     offers::{self, Offer, Offers},
 };
-use libp2p_punch_proto::{LinkId, counters::Counters, event::Event, nat::Report};
+use libp2p_punch_proto::{ControlStreamId, counters::Counters, event::Event, nat::Report};
 
 /// The control protocol.
 pub const PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/1.0.0");
@@ -66,7 +66,7 @@ pub(crate) struct Ends {
 
 /// A connection, from the making of its handler on.
 struct Link {
-    id: LinkId,
+    id: ControlStreamId,
     peer: PeerId,
     is_established: bool,
 }
@@ -175,7 +175,7 @@ impl Behaviour {
     }
 
     fn handler(&mut self, id: ConnectionId, peer: PeerId, address: &Multiaddr, opens: bool) -> Handler {
-        let link = LinkId(self.next_link);
+        let link = ControlStreamId(self.next_link);
         self.next_link += 1;
         self.links.insert(id, Link { id: link, peer, is_established: false });
         let is_coordinator = self.coordinators.contains(&peer);

@@ -14,7 +14,7 @@ use libp2p_identity::PeerId;
 /// Peers that may be waited for. Who has more connections is one that others come to, and they come back by themselves.
 const MAX_WAITING: usize = 16;
 /// How long after the news the swarm may see the end of the connection. What ends later ends for another reason.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A peer whose connection was closed by the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +39,8 @@ struct Waiting {
 }
 
 impl Waiting {
-    fn is_due(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.told) < PATIENCE
+    fn is_fresh(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.told) < CLOSE_TIMEOUT
     }
 }
 
@@ -51,7 +51,7 @@ impl Redials {
         if !is_connected {
             return Some(lost);
         }
-        self.waiting.retain(|_, waiting| waiting.is_due(now));
+        self.waiting.retain(|_, waiting| waiting.is_fresh(now));
         if self.waiting.contains_key(&lost.peer) || self.waiting.len() < MAX_WAITING {
             let waiting = self.waiting.entry(lost.peer).or_insert(Waiting { lost, ending: 0, told: now });
             waiting.ending += 1;
@@ -64,12 +64,12 @@ impl Redials {
     /// dialed.
     pub(super) fn closed(&mut self, peer: &PeerId, standing: usize, now: Instant) -> Option<Lost> {
         let waiting = self.waiting.get_mut(peer)?;
-        let (lost, is_due) = (waiting.lost, waiting.is_due(now));
+        let (lost, is_fresh) = (waiting.lost, waiting.is_fresh(now));
         waiting.ending -= 1;
-        if waiting.ending == 0 || standing == 0 || !is_due {
+        if waiting.ending == 0 || standing == 0 || !is_fresh {
             self.waiting.remove(peer);
         }
-        (is_due && standing == 0).then_some(lost)
+        (is_fresh && standing == 0).then_some(lost)
     }
 }
 
@@ -115,7 +115,7 @@ mod tests {
     fn what_ends_much_later_ends_for_another_reason() {
         let (mut redials, one, now) = (Redials::default(), lost(None), Instant::now());
         redials.lost(one, true, now);
-        assert_eq!(redials.closed(&one.peer, 0, now + PATIENCE), None);
+        assert_eq!(redials.closed(&one.peer, 0, now + CLOSE_TIMEOUT), None);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The task that owns the [`Agent`].
+//! The task that owns the [`Endpoint`].
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -22,18 +22,18 @@ use crate::{
     offers::{Offer, Offers},
     transport::{
         Connection,
-        live::{AskedBy, Registry},
+        live::{AskedBy, ConnectionTable},
         notice::{InboundSession, Notice},
         path::{PathLayer, PathNotice},
         ready::Ready,
     },
 };
 use libp2p_punch_proto::{
-    LinkId, Path,
-    agent::Agent,
+    ControlStreamId, Path,
     counters::Counters,
+    endpoint::Endpoint,
     event::{Event, SessionRole},
-    frame::{Frame, RejectReason},
+    wire::frame::{Frame, RejectReason},
 };
 
 /// Inputs handled before other tasks get a turn.
@@ -58,20 +58,20 @@ struct Link {
 /// What the driver shares with the transport.
 pub(super) struct Shared {
     pub(super) path: Arc<PathLayer>,
-    pub(super) connections: Arc<Registry>,
+    pub(super) connections: Arc<ConnectionTable>,
     pub(super) offers: Offers,
     pub(super) ready: Ready,
 }
 
-/// Runs the agent until the transport and the behaviour are gone.
+/// Runs the endpoint until the transport and the behaviour are gone.
 pub(super) struct Driver {
-    agent: Agent,
+    endpoint: Endpoint,
     shared: Shared,
     runtime: Arc<dyn Runtime>,
     interfaces: Option<InterfaceWatch>,
     channels: Channels,
     counters: Arc<Mutex<Counters>>,
-    links: BTreeMap<LinkId, Link>,
+    links: BTreeMap<ControlStreamId, Link>,
     routes: Routes,
     dials: Dials,
     inbound: VecDeque<InboundSession>,
@@ -80,7 +80,7 @@ pub(super) struct Driver {
 
 impl Driver {
     pub(super) fn new(
-        agent: Agent,
+        endpoint: Endpoint,
         shared: Shared,
         runtime: Arc<dyn Runtime>,
         interfaces: InterfaceWatch,
@@ -89,7 +89,7 @@ impl Driver {
         may_relay: bool,
     ) -> Self {
         Self {
-            agent,
+            endpoint,
             shared,
             runtime,
             interfaces: Some(interfaces),
@@ -141,16 +141,16 @@ impl Driver {
 
     fn handle_path(&mut self, notice: PathNotice, now: Instant) {
         match notice {
-            PathNotice::Probe { path, payload } => self.agent.handle_datagram(path, &payload, now),
+            PathNotice::Probe { path, payload } => self.endpoint.handle_datagram(path, &payload, now),
             PathNotice::FirstFlight { flow, datagrams } => {
-                self.agent.handle_first_flight(flow, datagrams, now)
+                self.endpoint.handle_first_flight(flow, datagrams, now)
             }
             PathNotice::Established { flow, connection, guard } => {
-                let (session, path) = (self.agent.session_of(flow), guard.path());
-                let kind = path.and_then(|path| self.agent.kind_of(flow, path));
+                let (session, path) = (self.endpoint.session_of(flow), guard.path());
+                let kind = path.and_then(|path| self.endpoint.kind_of(flow, path));
                 let (Some((peer, role)), Some(path), Some(kind)) = (session, path, kind) else {
                     // The session was given up meanwhile. Dropping the guard closes the connection.
-                    return self.agent.handle_closed(flow, now);
+                    return self.endpoint.handle_closed(flow, now);
                 };
                 let asked_by = match role {
                     SessionRole::Responder if !self.dials.wants(&peer) => AskedBy::Remote,
@@ -162,10 +162,10 @@ impl Driver {
                     Ok(connection) => connection,
                     Err(error) => {
                         tracing::debug!(%peer, %error, "connection of a session is not taken");
-                        return self.agent.handle_closed(flow, now);
+                        return self.endpoint.handle_closed(flow, now);
                     }
                 };
-                self.agent.handle_established(flow, path, now);
+                self.endpoint.handle_established(flow, path, now);
                 self.routes.add(peer, path);
                 let untaken = self.dials.succeed(peer, connection);
                 if let Some(waiting) = self.dials.waiting(&peer) {
@@ -183,23 +183,23 @@ impl Driver {
             }
             PathNotice::Failed { flow, error } => {
                 tracing::debug!(?flow, %error, "handshake of a session failed");
-                self.agent.handle_closed(flow, now);
+                self.endpoint.handle_closed(flow, now);
             }
-            PathNotice::Silent { flow } => self.agent.handle_silent(flow, now),
-            PathNotice::Quiet { flow } => self.agent.handle_quiet(flow, now),
-            PathNotice::Sockets { pool, sockets } => self.agent.handle_sockets_opened(pool, &sockets, now),
-            PathNotice::Closed { flow } => self.agent.handle_closed(flow, now),
+            PathNotice::Silent { flow } => self.endpoint.handle_silent(flow, now),
+            PathNotice::Quiet { flow } => self.endpoint.handle_quiet(flow, now),
+            PathNotice::Sockets { pool, sockets } => self.endpoint.handle_sockets_opened(pool, &sockets, now),
+            PathNotice::Closed { flow } => self.endpoint.handle_closed(flow, now),
         }
     }
 
     fn handle_notice(&mut self, notice: Notice, now: Instant) {
         match notice {
             Notice::SocketUp { socket, local, accepts } => {
-                self.agent.handle_socket_up(socket, local, accepts, now)
+                self.endpoint.handle_socket_up(socket, local, accepts, now)
             }
-            Notice::SocketDown { socket } => self.agent.handle_socket_down(socket, now),
+            Notice::SocketDown { socket } => self.endpoint.handle_socket_down(socket, now),
             Notice::ConnectionUp { peer, remote, socket } => self.routes.add(peer, Path { socket, remote }),
-            Notice::Unanswered { peer } => self.agent.handle_unreachable(peer, now),
+            Notice::Unanswered { peer } => self.endpoint.coordinator_timed_out(peer, now),
             Notice::Lost { peer, dialed } => self.channels.events.lost(peer, dialed),
             Notice::Dial(offer) => self.begin(&offer, now),
             Notice::Await { offer, reply } => {
@@ -223,7 +223,7 @@ impl Driver {
     }
 
     fn connect_for(&mut self, offer: &Offer, now: Instant) {
-        if let Err(reason) = self.agent.connect(offer.peer(), now) {
+        if let Err(reason) = self.endpoint.connect(offer.peer(), now) {
             self.dials.refuse(offer, reason);
         }
     }
@@ -238,7 +238,7 @@ impl Driver {
                 let Some(known) = self.links.get_mut(&link) else { return };
                 known.frames = Some(frames);
                 let (remote, socket) = known.path.map(|path| (path.remote, path.socket)).unzip();
-                self.agent.handle_link_up(link, known.peer, remote, socket, now);
+                self.endpoint.handle_link_up(link, known.peer, remote, socket, now);
             }
             Input::Moved { link, remote } => {
                 let Some(known) = self.links.get_mut(&link) else { return };
@@ -249,33 +249,33 @@ impl Driver {
                 }
                 let Some(path) = known.path else { return };
                 if known.frames.is_some() {
-                    self.agent.handle_link_up(link, known.peer, Some(remote), Some(path.socket), now);
+                    self.endpoint.handle_link_up(link, known.peer, Some(remote), Some(path.socket), now);
                 }
             }
             Input::Received { link, frame } => {
                 if let Frame::PunchMeNow(punch) = &frame {
                     let address = punch.observed.map(|observed| observed.ip());
-                    let under_way = self.agent.responding();
+                    let under_way = self.endpoint.responding();
                     let has_room = self.shared.connections.has_room(address, under_way);
-                    self.agent.handle_room(has_room, now);
+                    self.endpoint.handle_room(has_room, now);
                 }
-                self.agent.handle_frame(link, frame, now);
+                self.endpoint.handle_frame(link, frame, now);
             }
             Input::Silent { link } => {
                 if let Some(known) = self.links.get_mut(&link) {
                     known.frames = None;
-                    self.agent.handle_link_down(link, now);
+                    self.endpoint.handle_link_down(link, now);
                 }
             }
             Input::Closed { link } => {
                 if self.links.remove(&link).is_some_and(|known| known.frames.is_some()) {
-                    self.agent.handle_link_down(link, now);
+                    self.endpoint.handle_link_down(link, now);
                 }
             }
-            Input::AddCoordinator(peer) => self.agent.add_coordinator(peer, now),
-            Input::RemoveCoordinator(peer) => self.agent.remove_coordinator(&peer, now),
-            Input::Reachable(reachable) => self.agent.handle_reachable(reachable, now),
-            Input::Upgrade(peer) => match self.agent.upgrade(peer, now) {
+            Input::AddCoordinator(peer) => self.endpoint.add_coordinator(peer, now),
+            Input::RemoveCoordinator(peer) => self.endpoint.remove_coordinator(&peer, now),
+            Input::Reachable(reachable) => self.endpoint.set_publicly_reachable(reachable, now),
+            Input::Upgrade(peer) => match self.endpoint.upgrade(peer, now) {
                 Ok(()) => self.dials.upgrade(peer),
                 Err(reason) => tracing::debug!(%peer, %reason, "no attempt to upgrade"),
             },
@@ -283,7 +283,7 @@ impl Driver {
             Input::Dialing(offer) => self.begin(&offer, now),
             Input::DialEnded(offer) => {
                 if self.dials.remove(&offer) {
-                    self.agent.cancel(&offer.peer(), now);
+                    self.endpoint.cancel(&offer.peer(), now);
                 }
             }
             Input::Discard { peer, remote } => self.shared.ready.discard(&peer, remote),
@@ -295,13 +295,13 @@ impl Driver {
         match interfaces.poll_change(cx) {
             Poll::Ready(Some(change)) => {
                 for address in change.down {
-                    self.agent.handle_interface_down(address, now);
+                    self.endpoint.handle_interface_down(address, now);
                 }
                 if !change.up.is_empty() {
                     self.channels.events.interface_up();
                 }
                 for (address, prefix_len) in change.up {
-                    self.agent.handle_interface_up(address, prefix_len, now);
+                    self.endpoint.handle_interface_up(address, prefix_len, now);
                 }
             }
             Poll::Ready(None) => self.interfaces = None,
@@ -310,26 +310,26 @@ impl Driver {
         true
     }
 
-    /// Carries out what the agent decided: probes before the QUIC flights that follow them.
+    /// Carries out what the endpoint decided: probes before the QUIC flights that follow them.
     fn drain(&mut self, now: Instant) {
         loop {
-            while let Some(transmit) = self.agent.poll_transmit() {
+            while let Some(transmit) = self.endpoint.poll_transmit() {
                 self.shared.path.send_probe(transmit.path, &transmit.payload);
             }
-            while let Some(command) = self.agent.poll_command() {
+            while let Some(command) = self.endpoint.poll_command() {
                 tracing::trace!(?command, "path layer");
                 self.shared.path.execute(command);
             }
             // A frame that cannot be sent is another input.
-            let Some((link, frame)) = self.agent.poll_frame() else { break };
+            let Some((link, frame)) = self.endpoint.poll_frame() else { break };
             self.send_frame(link, frame, now);
         }
-        while let Some(event) = self.agent.poll_event() {
+        while let Some(event) = self.endpoint.poll_event() {
             self.report(event);
         }
     }
 
-    fn send_frame(&mut self, link: LinkId, frame: Frame, now: Instant) {
+    fn send_frame(&mut self, link: ControlStreamId, frame: Frame, now: Instant) {
         let Some(known) = self.links.get_mut(&link) else { return };
         let Some(frames) = &mut known.frames else { return };
         match frames.send(frame) {
@@ -337,19 +337,19 @@ impl Driver {
             // The peer is slow. The request is as good as refused by it, and its initiator may ask again.
             Err(Unsent::RequestFull { session, round }) => {
                 let reason = RejectReason::RateLimited;
-                self.agent.handle_frame(link, Frame::PunchRejected { session, round, reason }, now);
+                self.endpoint.handle_frame(link, Frame::PunchRejected { session, round, reason }, now);
             }
             Err(Unsent::Full | Unsent::Closed) => {
                 // A peer that does not read its control stream cannot be worked with.
                 tracing::debug!(peer = %known.peer, "control stream is stuck or gone");
                 known.frames = None;
-                self.agent.handle_link_down(link, now);
+                self.endpoint.handle_link_down(link, now);
             }
         }
     }
 
     fn report(&mut self, event: Event) {
-        tracing::trace!(?event, "agent");
+        tracing::trace!(?event, "endpoint");
         let failure = match &event {
             Event::Failed { peer, reason, .. } => Some((*peer, *reason)),
             _ => None,
@@ -366,7 +366,7 @@ impl Driver {
     fn publish_counters(&self) {
         let events_dropped = self.channels.events.dropped();
         let counters =
-            Counters { paths: self.shared.path.counters(), events_dropped, ..self.agent.counters() };
+            Counters { paths: self.shared.path.counters(), events_dropped, ..self.endpoint.counters() };
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
     }
 
@@ -378,9 +378,9 @@ impl Driver {
         }
     }
 
-    /// Arms the timer for the agent's next deadline; true if that has passed already.
+    /// Arms the timer for the endpoint's next deadline; true if that has passed already.
     fn poll_timer(&mut self, cx: &mut Context<'_>) -> bool {
-        let Some(deadline) = self.agent.poll_timeout() else { return false };
+        let Some(deadline) = self.endpoint.poll_timeout() else { return false };
         let timer = self.timer.get_or_insert_with(|| self.runtime.new_timer(deadline));
         timer.as_mut().reset(deadline);
         timer.as_mut().poll(cx).is_ready()
@@ -404,7 +404,7 @@ impl Future for Driver {
             let waits = this.channels.events.is_full();
             let due = this.poll_timer(cx);
             if due {
-                this.agent.handle_timeout(now);
+                this.endpoint.handle_timeout(now);
             }
             this.drain(now);
             this.channels.events.poll(cx);

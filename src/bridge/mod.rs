@@ -1,7 +1,7 @@
 //! Where the transport and the behaviour meet: bounded channels, and the task that drives `core`.
 //!
 //! The driver takes what sockets, control streams, interfaces, handshakes and the application say, gives it to
-//! the [`Agent`], and carries out what the agent decides. It is a task of its own, so that a
+//! the [`Endpoint`], and carries out what the endpoint decides. It is a task of its own, so that a
 //! swarm which is busy elsewhere does not delay a probe.
 
 mod dials;
@@ -27,7 +27,7 @@ use crate::{
     io::{InterfaceWatch, Network},
     transport::{Error, Transport, path::PathLayer, quic::Quic},
 };
-use libp2p_punch_proto::{agent::Agent, counters::Counters};
+use libp2p_punch_proto::{counters::Counters, endpoint::Endpoint};
 
 /// Messages that may wait on each channel before its sender has to.
 const QUEUE: usize = 256;
@@ -73,10 +73,10 @@ pub(crate) fn build(
         runtime: runtime.clone(),
     };
     let behaviour = Behaviour::new(keypair.public().to_peer_id(), &config, ends)?;
-    let mut agent = Agent::new(&config.protocol(), keypair.clone(), seed, generation());
-    agent.limit_sockets(path.socket_budget().limit());
+    let mut endpoint = Endpoint::new(&config.protocol(), keypair.clone(), seed, generation());
+    endpoint.limit_sockets(path.socket_budget().limit());
     let driver = Driver::new(
-        agent,
+        endpoint,
         driver::Shared {
             path,
             connections: transport.connections(),

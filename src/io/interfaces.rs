@@ -4,9 +4,9 @@
 //!
 //! | fault | what the task does |
 //! |---|---|
-//! | the watcher cannot be started, as without netlink | reports it, polls every [`POLL`], and tries to start it again |
+//! | the watcher cannot be started, as without netlink | reports it, polls every [`POLL_INTERVAL`], and tries to start it again |
 //! | the watcher ends, or returns an error | reports it, starts another with back-off, and drops what the new one does not know |
-//! | the watcher loses events, as when netlink overruns | lists the addresses every [`AUDIT`], where the network can list them |
+//! | the watcher loses events, as when netlink overruns | lists the addresses every [`AUDIT_INTERVAL`], where the network can list them |
 //!
 //! Where addresses cannot be listed either, the addresses from which the routing table sends take their place.
 //!
@@ -36,13 +36,13 @@ use tokio::sync::watch;
 use super::{Interfaces, Network};
 
 /// From one look at the addresses to the next while nothing watches them.
-const POLL: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 /// From one look to the next while a watcher works.
-const AUDIT: Duration = Duration::from_secs(5);
+const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
 /// The time that a new watcher has to report the addresses that are there.
-const SETTLE: Duration = Duration::from_secs(1);
+const FIRST_REPORT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The time for which the addresses that a dead watcher has reported are trusted, unless another watcher knows better.
-const GRACE: Duration = Duration::from_secs(10);
+const DEAD_WATCHER_LIFETIME: Duration = Duration::from_secs(10);
 /// The delay before the first restart of a watcher. It doubles up to [`MAX_RETRY`].
 const MIN_RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(60);
@@ -258,9 +258,9 @@ impl Keeper {
     fn next_look(&self) -> Option<Instant> {
         let now = self.runtime.now();
         match &self.watcher {
-            None => Some(self.retry.1.min(now + POLL)),
-            Some(_) if self.lists => Some(now + AUDIT),
-            Some(watcher) => Some(watcher.since + SETTLE).filter(|at| *at > now),
+            None => Some(self.retry.1.min(now + POLL_INTERVAL)),
+            Some(_) if self.lists => Some(now + AUDIT_INTERVAL),
+            Some(watcher) => Some(watcher.since + FIRST_REPORT_TIMEOUT).filter(|at| *at > now),
         }
     }
 
@@ -307,7 +307,9 @@ impl Keeper {
     /// Notes that there is no watcher, reports it unless that is known, and sets the time of the next start.
     fn failed(&mut self, error: io::Error) {
         let now = self.runtime.now();
-        if let Some(watcher) = self.watcher.take().filter(|watcher| now > watcher.since + SETTLE) {
+        if let Some(watcher) =
+            self.watcher.take().filter(|watcher| now > watcher.since + FIRST_REPORT_TIMEOUT)
+        {
             self.watched = Some(now);
             if now > watcher.since + MAX_RETRY {
                 self.retry.0 = MIN_RETRY;
@@ -327,7 +329,8 @@ impl Keeper {
 
     fn publish(&mut self, sender: &watch::Sender<State>) {
         let now = self.runtime.now();
-        if self.fault.is_some() && self.watcher.as_ref().is_some_and(|watcher| now >= watcher.since + SETTLE)
+        if self.fault.is_some()
+            && self.watcher.as_ref().is_some_and(|watcher| now >= watcher.since + FIRST_REPORT_TIMEOUT)
         {
             tracing::info!("interfaces are watched again");
             self.fault = None;
@@ -355,13 +358,15 @@ impl Keeper {
         }
         match &self.watcher {
             // A new watcher may not have reported all that is there.
-            Some(watcher) if self.runtime.now() < watcher.since + SETTLE => {
+            Some(watcher) if self.runtime.now() < watcher.since + FIRST_REPORT_TIMEOUT => {
                 let mut addresses = self.announced.clone();
                 addresses.extend(&watcher.told);
                 addresses
             }
             Some(watcher) => watcher.told.clone(),
-            None if self.watched.is_some_and(|at| self.runtime.now() < at + GRACE) => self.announced.clone(),
+            None if self.watched.is_some_and(|at| self.runtime.now() < at + DEAD_WATCHER_LIFETIME) => {
+                self.announced.clone()
+            }
             None => self.routes(),
         }
     }

@@ -18,7 +18,7 @@ use quinn::{
 
 use super::{
     Error,
-    live::Registry,
+    live::ConnectionTable,
     migration::{self, ClientPoller},
     path::PathLayer,
     quic::Quic,
@@ -34,27 +34,27 @@ const MAX_EMPTY_RECEIVES: usize = 32;
 
 /// What every part of the transport needs.
 #[derive(Debug)]
-pub(crate) struct Env {
+pub(crate) struct TransportContext {
     pub(crate) network: Arc<dyn Network>,
     pub(crate) runtime: Arc<dyn Runtime>,
     pub(crate) quic: Quic,
     /// `None` if the transport is used without the behaviour.
     pub(crate) path: Option<Arc<PathLayer>>,
     /// The connections that the swarm holds.
-    pub(crate) connections: Arc<Registry>,
+    pub(crate) connections: Arc<ConnectionTable>,
     /// Counts the sockets of the node.
     sockets: Arc<SocketBudget>,
     next_socket: AtomicU32,
 }
 
-impl Env {
+impl TransportContext {
     pub(crate) fn new(
         network: Arc<dyn Network>,
         runtime: Arc<dyn Runtime>,
         quic: Quic,
         path: Option<Arc<PathLayer>>,
     ) -> Self {
-        let connections = Arc::new(Registry::new(quic.limits(), runtime.clone()));
+        let connections = Arc::new(ConnectionTable::new(quic.limits(), runtime.clone()));
         let sockets = match &path {
             Some(path) => path.socket_budget(),
             None => Arc::new(SocketBudget::new(network.max_descriptors())),
@@ -75,12 +75,12 @@ impl Env {
 /// One quinn endpoint and the UDP socket beneath it, which can be exchanged. Connections hold it, so that the endpoint
 /// lives on while it has any.
 #[derive(Debug)]
-pub(crate) struct Wire {
+pub(crate) struct SharedEndpoint {
     endpoint: quinn::Endpoint,
-    hooked: Mutex<Arc<Hooked>>,
+    hooked: Mutex<Arc<InterceptingSocket>>,
 }
 
-impl Wire {
+impl SharedEndpoint {
     pub(crate) fn endpoint(&self) -> &quinn::Endpoint {
         &self.endpoint
     }
@@ -102,14 +102,15 @@ impl Wire {
     }
 
     /// Goes on with another socket, under a new name.
-    fn exchange(&self, env: &Env, socket: Arc<Socket>) -> io::Result<()> {
-        let hooked = Arc::new(Hooked { id: env.next_socket(), inner: socket, path: env.path.clone() });
+    fn exchange(&self, env: &TransportContext, socket: Arc<Socket>) -> io::Result<()> {
+        let hooked =
+            Arc::new(InterceptingSocket { id: env.next_socket(), inner: socket, path: env.path.clone() });
         self.endpoint.rebind_abstract(hooked.clone())?;
         *self.hooked.lock().unwrap_or_else(PoisonError::into_inner) = hooked;
         Ok(())
     }
 
-    fn hooked(&self) -> Arc<Hooked> {
+    fn hooked(&self) -> Arc<InterceptingSocket> {
         self.hooked.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
@@ -119,24 +120,28 @@ impl Wire {
 pub(crate) struct Binding {
     /// The address that the socket is bound to; perhaps a wildcard, but the port is known.
     pub(crate) local: SocketAddr,
-    pub(crate) wire: Arc<Wire>,
+    pub(crate) wire: Arc<SharedEndpoint>,
     /// The socket at `local`. The wire may use another one while that address is gone.
     home: Arc<Socket>,
 }
 
 impl Binding {
     /// Binds a socket; `accepts` incoming connections or is for dials only.
-    pub(crate) fn new(env: &Env, address: SocketAddr, accepts: bool) -> Result<Self, Error> {
+    pub(crate) fn new(env: &TransportContext, address: SocketAddr, accepts: bool) -> Result<Self, Error> {
         let home = env.bind(address)?;
         let local = home.local();
-        let hooked = Arc::new(Hooked { id: env.next_socket(), inner: home.clone(), path: env.path.clone() });
+        let hooked = Arc::new(InterceptingSocket {
+            id: env.next_socket(),
+            inner: home.clone(),
+            path: env.path.clone(),
+        });
         let endpoint = quinn::Endpoint::new_with_abstract_socket(
             env.quic.endpoint_config(local),
             accepts.then(|| (*env.quic.server_config()).clone()),
             hooked.clone(),
             env.runtime.clone(),
         )?;
-        Ok(Self { local, wire: Arc::new(Wire { endpoint, hooked: Mutex::new(hooked) }), home })
+        Ok(Self { local, wire: Arc::new(SharedEndpoint { endpoint, hooked: Mutex::new(hooked) }), home })
     }
 
     /// The address that the socket in use is bound to.
@@ -145,12 +150,12 @@ impl Binding {
     }
 
     /// The binding's address is gone: its connections go on from whatever address the machine still has.
-    pub(crate) fn leave_home(&self, env: &Env) -> Result<(), Error> {
+    pub(crate) fn leave_home(&self, env: &TransportContext) -> Result<(), Error> {
         Ok(self.wire.exchange(env, env.bind(wildcard(self.local))?)?)
     }
 
     /// The binding's address is back.
-    pub(crate) fn return_home(&self, env: &Env) -> Result<(), Error> {
+    pub(crate) fn return_home(&self, env: &TransportContext) -> Result<(), Error> {
         self.home.retry_now();
         Ok(self.wire.exchange(env, self.home.clone())?)
     }
@@ -168,7 +173,7 @@ impl Binding {
 
     /// The socket in use was replaced. True if it goes by another name now, as nothing that was known of the old one holds
     /// for it. Connections tell their servers where they are, in any case.
-    pub(crate) fn replaced(&mut self, env: &Env, replacement: &Replacement) -> io::Result<bool> {
+    pub(crate) fn replaced(&mut self, env: &TransportContext, replacement: &Replacement) -> io::Result<bool> {
         let socket = self.wire.hooked().inner.clone();
         if Arc::ptr_eq(&socket, &self.home) {
             self.local = replacement.after;
@@ -184,13 +189,13 @@ impl Binding {
 
 /// What quinn receives through: shows the path layer what came in before quinn sees it.
 #[derive(Debug)]
-struct Hooked {
+struct InterceptingSocket {
     id: SocketId,
     inner: Arc<Socket>,
     path: Option<Arc<PathLayer>>,
 }
 
-impl AsyncUdpSocket for Hooked {
+impl AsyncUdpSocket for InterceptingSocket {
     fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
         Box::pin(ClientPoller::new(self.inner.clone().create_io_poller()))
     }

@@ -19,9 +19,9 @@ const MAX_WAIT: Duration = Duration::from_millis(250);
 /// The same where a datagram was sent around the time of the call, which may have been the one that is waited for.
 const SHORT_WAIT: Duration = Duration::from_millis(50);
 /// How often other tasks get their turn before the clock is used.
-const TURNS: usize = 16;
+const MAX_YIELDS: usize = 16;
 /// From one look to the next after that.
-const LOOK: Duration = Duration::from_millis(1);
+const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Closes a connection, and waits until CONNECTION_CLOSE was sent. An error says that the connection was over already.
 pub(super) async fn close(
@@ -43,7 +43,7 @@ pub(super) async fn close(
         if sent() != after || runtime.now() >= deadline {
             break;
         }
-        if turn < TURNS { yield_now().await } else { Delay::new(&*runtime, LOOK).await }
+        if turn < MAX_YIELDS { yield_now().await } else { Delay::new(&*runtime, POLL_INTERVAL).await }
     }
     Ok(())
 }

@@ -17,10 +17,10 @@ use libp2p_core::{
 
 use super::{
     Error, addr, closing,
-    live::{AskedBy, Beneath, Limits, Live, NewConnection, Registry},
+    live::{AskedBy, Carrier, ConnectionEntry, ConnectionTable, Limits, NewConnection},
     path::FlowGuard,
     quic::FIRST_STREAMS,
-    stats::{ConnectedThrough, ConnectionStats},
+    stats::{ConnectionOrigin, ConnectionStats},
     stream::Stream,
     tls::HandshakeMode,
     window::SendWindow,
@@ -32,7 +32,7 @@ type Pair = Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionErro
 
 /// An authenticated QUIC connection.
 pub struct Connection {
-    pub(super) live: Arc<Live>,
+    pub(super) live: Arc<ConnectionEntry>,
     /// Of a traversal session: knows the real remote address, and tells the path layer when the connection is gone.
     session: Option<FlowGuard>,
     /// The swarm dialed it: it knows the remote by an address that names the peer.
@@ -58,7 +58,7 @@ struct Growth {
 
 impl Connection {
     /// `session` is given for connections whose remote address is virtual.
-    pub(crate) fn new(live: Arc<Live>, session: Option<FlowGuard>) -> Self {
+    pub(crate) fn new(live: Arc<ConnectionEntry>, session: Option<FlowGuard>) -> Self {
         let Limits { streams, send_window, .. } = live.limits();
         let growth = Box::new(Growth {
             remote_streams: Arc::default(),
@@ -80,14 +80,14 @@ impl Connection {
 
     /// A connection that a traversal session ended in, over a path of this kind.
     pub(crate) fn of_session(
-        connections: &Arc<Registry>,
+        connections: &Arc<ConnectionTable>,
         connection: quinn::Connection,
         guard: FlowGuard,
         kind: PathKind,
         asked_by: AskedBy,
     ) -> Result<Self, Error> {
-        let beneath = Beneath::Flow(guard.view());
-        let through = ConnectedThrough::Session(kind);
+        let beneath = Carrier::Flow(guard.view());
+        let through = ConnectionOrigin::Session(kind);
         let live = connections.add(NewConnection { connection, through, beneath, source: None, asked_by })?;
         Ok(Self::new(live, Some(guard)))
     }

@@ -18,14 +18,14 @@ use libp2p_identity::PeerId;
 
 use super::{
     Error, Transport, addr,
-    binding::{Binding, Env, Wire},
+    binding::{Binding, SharedEndpoint, TransportContext},
     handshake::{self, Output},
+    hole_punching,
     listener::Listener,
-    live::Beneath,
+    live::Carrier,
     migration,
     notice::{self, Notice},
-    punch,
-    stats::ConnectedThrough,
+    stats::ConnectionOrigin,
     tls::Expected,
     wildcard,
 };
@@ -108,7 +108,7 @@ impl Transport {
         let socket = listener.binding.wire.socket();
         // Registered before the first poll, so that a remote which is faster is not taken for somebody else.
         let punch = self.punches.register(remote, peer)?;
-        Ok(punch::punch(self.env.clone(), socket, punch).boxed())
+        Ok(hole_punching::punch(self.env.clone(), socket, punch).boxed())
     }
 
     /// Begins a session at once, however many addresses the swarm polls before this one.
@@ -133,7 +133,7 @@ impl Transport {
     }
 
     /// The socket to dial `remote` from: a listener that sends from the right address, or the family's client.
-    fn binding_towards(&mut self, remote: SocketAddr) -> Result<Arc<Wire>, Error> {
+    fn binding_towards(&mut self, remote: SocketAddr) -> Result<Arc<SharedEndpoint>, Error> {
         if let Some(listener) = self.listener_towards(remote) {
             return Ok(listener.binding.wire.clone());
         }
@@ -158,7 +158,7 @@ impl Transport {
         exact.or_else(|| self.listeners.iter().find(fits))
     }
 
-    fn client_binding(&mut self, any: SocketAddr) -> Result<Arc<Wire>, Error> {
+    fn client_binding(&mut self, any: SocketAddr) -> Result<Arc<SharedEndpoint>, Error> {
         let known = self.clients.iter().find(|client| client.local.is_ipv4() == any.is_ipv4());
         if let Some(client) = known {
             return Ok(client.wire.clone());
@@ -182,11 +182,11 @@ impl Transport {
 
 /// A dial of an address of the peer's own.
 struct PlainDial {
-    env: Arc<Env>,
+    env: Arc<TransportContext>,
     remote: SocketAddr,
     peer: Option<PeerId>,
     /// What the dial leaves through. `None` for a socket of its own.
-    reused: Option<Arc<Wire>>,
+    reused: Option<Arc<SharedEndpoint>>,
     driver: Option<mpsc::Sender<Notice>>,
 }
 
@@ -200,7 +200,7 @@ async fn plain_dial(dial: PlainDial) -> Result<Output, Error> {
     let config = env.quic.client_config(&expected);
     let connecting =
         migration::while_opening(None, || wire.endpoint().connect_with(config, remote, SERVER_NAME))?;
-    let (beneath, through) = (Beneath::Dialed(wire), ConnectedThrough::Dial);
+    let (beneath, through) = (Carrier::Dialed(wire), ConnectionOrigin::Dial);
     let dialed = handshake::finish(env, connecting, expected, beneath, through, driver.clone()).await;
     if let (true, Some(peer)) = (dialed.as_ref().is_err_and(Error::is_silence), peer) {
         // The dial has failed, driver or not.

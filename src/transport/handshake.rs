@@ -17,10 +17,10 @@ use libp2p_identity::PeerId;
 
 use super::{
     Connection, Error,
-    binding::Env,
-    live::{AskedBy, Beneath, NewConnection},
+    binding::TransportContext,
+    live::{AskedBy, Carrier, NewConnection},
     notice::{self, Notice},
-    stats::ConnectedThrough,
+    stats::ConnectionOrigin,
     time::Delay,
     tls::Expected,
 };
@@ -53,11 +53,11 @@ impl fmt::Debug for Upgrade {
 
 /// Waits for the handshake, within its time limit, and tells the driver of the connection.
 pub(crate) async fn finish(
-    env: Arc<Env>,
+    env: Arc<TransportContext>,
     connecting: quinn::Connecting,
     expected: Expected,
-    beneath: Beneath,
-    through: ConnectedThrough,
+    beneath: Carrier,
+    through: ConnectionOrigin,
     notices: Option<mpsc::Sender<Notice>>,
 ) -> Result<Output, Error> {
     let timeout = Delay::new(&*env.runtime, env.quic.handshake_timeout());
@@ -67,11 +67,11 @@ pub(crate) async fn finish(
     };
     let remote = beneath.remote(&connection);
     let source = match through {
-        ConnectedThrough::Dial => remote.and_then(|remote| env.network.source_for(remote.ip()).ok()),
+        ConnectionOrigin::Dial => remote.and_then(|remote| env.network.source_for(remote.ip()).ok()),
         _ => connection.local_ip(),
     };
     let asked_by = match through {
-        ConnectedThrough::Listener => AskedBy::Remote,
+        ConnectionOrigin::Listener => AskedBy::Remote,
         // A dial in the role of the listener is a dial.
         _ => AskedBy::Us,
     };

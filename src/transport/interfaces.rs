@@ -5,7 +5,7 @@
 //! | that we dialed | moves: QUIC's client may (RFC 9000 §9). It sends a PING at once; if the server does not follow, which stock `libp2p-quic` does not, it is closed soon after |
 //! | that the peer dialed | is closed: QUIC version 1 has no way for a server to move |
 //!
-//! Traversal sessions are moved by the agent, from either side. Where it finds no path, because the peer's NAT does not let
+//! Traversal sessions are moved by the endpoint, from either side. Where it finds no path, because the peer's NAT does not let
 //! our new address in, the session is closed as well.
 //!
 //! A connection that is closed here could only have waited for its idle time-out. The behaviour, if there is one, dials the peer
@@ -23,20 +23,20 @@ use futures::channel::mpsc;
 
 use super::{
     Transport,
-    binding::{Binding, Env},
-    live::Live,
+    binding::{Binding, TransportContext},
+    live::ConnectionEntry,
     notice::{self, Notice},
-    stats::ConnectedThrough,
+    stats::ConnectionOrigin,
     time::Delay,
 };
 use crate::io::{Change, InterfaceWatch};
 
 /// How long a server may take to answer a client that has moved, at least. A PING and its first retransmissions fit in.
-const PATIENCE: Duration = Duration::from_millis(900);
-/// The same for a session, whose agent must find a path first: its probes come at 0, 33, 67 … 1,067 ms.
-const SESSION_PATIENCE: Duration = Duration::from_millis(2_000);
+const MIGRATION_TIMEOUT: Duration = Duration::from_millis(900);
+/// The same for a session, whose endpoint must find a path first: its probes come at 0, 33, 67 … 1,067 ms.
+const SESSION_MIGRATION_TIMEOUT: Duration = Duration::from_millis(2_000);
 /// How often a connection is looked at meanwhile.
-const LOOK: Duration = Duration::from_millis(50);
+const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The same in round-trip times, for paths that are longer.
 const PATIENCE_RTTS: u32 = 4;
 /// What a peer is told, if it can be told at all, when a connection is given up.
@@ -105,7 +105,7 @@ impl Transport {
         for live in self.env.connections.live() {
             let is_gone = live.source().is_some_and(|source| changed.get(&source) == Some(&false));
             match live.through() {
-                ConnectedThrough::Dial if self.has_moved(&live) => {
+                ConnectionOrigin::Dial if self.has_moved(&live) => {
                     tracing::debug!(peer = %live.peer(), "our address changed, the connection moves");
                     if let Some(wire) = live.wire()
                         && refreshed.insert(wire.id())
@@ -113,13 +113,13 @@ impl Transport {
                     {
                         tracing::warn!(kind = %error.kind(), "socket cannot be used anew");
                     }
-                    self.watch_over(&live, PATIENCE);
+                    self.watch_over(&live, MIGRATION_TIMEOUT);
                 }
-                ConnectedThrough::Session(_) if self.has_moved(&live) => {
-                    self.watch_over(&live, SESSION_PATIENCE)
+                ConnectionOrigin::Session(_) if self.has_moved(&live) => {
+                    self.watch_over(&live, SESSION_MIGRATION_TIMEOUT)
                 }
-                ConnectedThrough::Dial | ConnectedThrough::Session(_) => {}
-                ConnectedThrough::Listener | ConnectedThrough::PunchAsListener => {
+                ConnectionOrigin::Dial | ConnectionOrigin::Session(_) => {}
+                ConnectionOrigin::Listener | ConnectionOrigin::PunchAsListener => {
                     if is_gone {
                         tracing::debug!(peer = %live.peer(), "our address is gone, and the connection with it");
                         // First, so that whoever hears of it can tell this end from others.
@@ -132,12 +132,12 @@ impl Transport {
     }
 
     /// Whether we now send from another address. Without any route there is nothing to move to yet.
-    fn has_moved(&self, live: &Live) -> bool {
+    fn has_moved(&self, live: &ConnectionEntry) -> bool {
         let source = live.remote().and_then(|remote| self.env.network.source_for(remote.ip()).ok());
         source.is_some_and(|source| live.sends_from(source))
     }
 
-    fn watch_over(&self, live: &Arc<Live>, patience: Duration) {
+    fn watch_over(&self, live: &Arc<ConnectionEntry>, patience: Duration) {
         let check =
             give_up_unless_heard(self.env.clone(), Arc::downgrade(live), patience, self.notices.sender());
         self.env.runtime.spawn(Box::pin(check));
@@ -147,8 +147,8 @@ impl Transport {
 /// Closes a connection whose peer does not answer what we send it from where we are now. One that has nothing to say
 /// has its idle time-out.
 async fn give_up_unless_heard(
-    env: Arc<Env>,
-    connection: Weak<Live>,
+    env: Arc<TransportContext>,
+    connection: Weak<ConnectionEntry>,
     patience: Duration,
     notices: Option<mpsc::Sender<Notice>>,
 ) {
@@ -161,14 +161,14 @@ async fn give_up_unless_heard(
     let begin = env.runtime.now();
     let mut asked = None;
     while env.runtime.now() - begin < env.quic.config().max_idle_timeout {
-        Delay::new(&*env.runtime, LOOK).await;
+        Delay::new(&*env.runtime, POLL_INTERVAL).await;
         let Some((sent_now, heard_now, _)) = counts() else { return };
         if heard_now != heard {
             return;
         }
         if asked.is_none() && sent_now != sent {
             // At the earliest when we looked before.
-            asked = Some(env.runtime.now() - LOOK);
+            asked = Some(env.runtime.now() - POLL_INTERVAL);
         }
         sent = sent_now;
         if asked.is_some_and(|asked| env.runtime.now() - asked >= patience)
@@ -176,7 +176,7 @@ async fn give_up_unless_heard(
         {
             tracing::debug!(peer = %live.peer(), "the peer is not heard from since our address changed");
             // Without a driver there is nobody who would dial.
-            let dialed = live.remote().filter(|_| live.through() == ConnectedThrough::Dial);
+            let dialed = live.remote().filter(|_| live.through() == ConnectionOrigin::Dial);
             let _ = notice::tell(notices, Notice::Lost { peer: live.peer(), dialed }).await;
             return live.connection.close(0u32.into(), ADDRESS_GONE);
         }

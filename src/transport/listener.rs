@@ -16,7 +16,7 @@ use libp2p_core::{Multiaddr, multiaddr::Protocol, transport::ListenerId};
 
 use super::{
     Error, addr,
-    binding::{Binding, Env},
+    binding::{Binding, TransportContext},
     shares::{Place, Shares},
     socket::{Replacement, SocketNews},
 };
@@ -65,7 +65,7 @@ pub(crate) struct Listener {
 
 impl Listener {
     pub(crate) fn new(
-        env: &Env,
+        env: &TransportContext,
         id: ListenerId,
         address: SocketAddr,
         zone: Option<String>,
@@ -136,7 +136,7 @@ impl Listener {
 
     /// The one address of the socket is gone: dials leave through others, and its connections go on from a socket that
     /// has no fixed address. True if that is news.
-    pub(crate) fn leave_home(&mut self, env: &Env) -> Result<bool, Error> {
+    pub(crate) fn leave_home(&mut self, env: &TransportContext) -> Result<bool, Error> {
         if std::mem::replace(&mut self.away, true) {
             return Ok(false);
         }
@@ -146,7 +146,7 @@ impl Listener {
     }
 
     /// The one address of the socket is back. True if that is news.
-    pub(crate) fn return_home(&mut self, env: &Env) -> Result<bool, Error> {
+    pub(crate) fn return_home(&mut self, env: &TransportContext) -> Result<bool, Error> {
         if !std::mem::replace(&mut self.away, false) {
             return Ok(false);
         }
@@ -157,7 +157,7 @@ impl Listener {
 
     /// Announces the new port, if it is another one, and restarts what depends on the socket. True if the socket goes by
     /// another name now.
-    pub(crate) fn replaced(&mut self, env: &Env, replacement: &Replacement) -> io::Result<bool> {
+    pub(crate) fn replaced(&mut self, env: &TransportContext, replacement: &Replacement) -> io::Result<bool> {
         let announced = self.addresses.clone();
         let before = self.binding.local;
         if replacement.before == before && replacement.after != before {
@@ -213,7 +213,7 @@ impl Listener {
     }
 
     /// Says if there is room for one more handshake.
-    pub(crate) fn admission(&self, env: &Env, incoming: &quinn::Incoming) -> Admission {
+    pub(crate) fn admission(&self, env: &TransportContext, incoming: &quinn::Incoming) -> Admission {
         let remote = incoming.remote_address().ip();
         let load = Load {
             connections: env.connections.len(),

@@ -16,26 +16,26 @@ use quinn::Runtime;
 
 use super::{
     Error, addr,
-    binding::Wire,
+    binding::SharedEndpoint,
     migration::{MoveBudget, Whereabouts},
     path::FlowView,
     shares::{self, Shares},
-    stats::{ConnectedThrough, ConnectionNumber, ConnectionStats, Stats, StatsEvent},
+    stats::{ConnectionNumber, ConnectionOrigin, ConnectionStats, Stats, StatsEvent},
     tls::{self, Cipher, HandshakeMode},
 };
 
 /// What lies beneath a connection.
 #[derive(Debug)]
-pub(crate) enum Beneath {
+pub(crate) enum Carrier {
     /// The socket of a connection that we dialed. Its QUIC server stays where it is.
-    Dialed(Arc<Wire>),
+    Dialed(Arc<SharedEndpoint>),
     /// The socket of a connection that a peer made, and where that peer is.
-    Accepted(Arc<Wire>, Arc<Whereabouts>),
+    Accepted(Arc<SharedEndpoint>, Arc<Whereabouts>),
     /// A flow of the path layer.
     Flow(FlowView),
 }
 
-impl Beneath {
+impl Carrier {
     /// The real remote address, as far as QUIC has validated it.
     pub(super) fn remote(&self, connection: &quinn::Connection) -> Option<SocketAddr> {
         match self {
@@ -48,30 +48,30 @@ impl Beneath {
 
 /// One authenticated connection, from its handshake to the moment when the swarm drops it.
 #[derive(Debug)]
-pub(crate) struct Live {
+pub(crate) struct ConnectionEntry {
     number: ConnectionNumber,
     peer: PeerId,
     handshake: HandshakeMode,
     cipher: Cipher,
-    through: ConnectedThrough,
-    beneath: Beneath,
+    through: ConnectionOrigin,
+    beneath: Carrier,
     pub(super) connection: quinn::Connection,
-    registry: Arc<Registry>,
-    place: Mutex<Place>,
+    registry: Arc<ConnectionTable>,
+    place: Mutex<LastAddresses>,
     /// The place of an accepted connection in the share of its network.
     _accepted: Option<shares::Place>,
 }
 
 /// Where the two ends are.
 #[derive(Debug, Default)]
-struct Place {
+struct LastAddresses {
     /// The remote address that was last told.
     remote: Option<SocketAddr>,
     /// The address that the routing table sent from when it was last asked.
     source: Option<IpAddr>,
 }
 
-impl Live {
+impl ConnectionEntry {
     pub(crate) fn peer(&self) -> PeerId {
         self.peer
     }
@@ -80,7 +80,7 @@ impl Live {
         self.handshake
     }
 
-    pub(crate) fn through(&self) -> ConnectedThrough {
+    pub(crate) fn through(&self) -> ConnectionOrigin {
         self.through
     }
 
@@ -94,16 +94,16 @@ impl Live {
     }
 
     /// What carries a plain connection.
-    pub(crate) fn wire(&self) -> Option<&Arc<Wire>> {
+    pub(crate) fn wire(&self) -> Option<&Arc<SharedEndpoint>> {
         match &self.beneath {
-            Beneath::Dialed(wire) | Beneath::Accepted(wire, _) => Some(wire),
-            Beneath::Flow(_) => None,
+            Carrier::Dialed(wire) | Carrier::Accepted(wire, _) => Some(wire),
+            Carrier::Flow(_) => None,
         }
     }
 
     /// The real remote address, as far as QUIC has validated it.
     pub(crate) fn remote(&self) -> Option<SocketAddr> {
-        if let Beneath::Accepted(_, client) = &self.beneath {
+        if let Carrier::Accepted(_, client) = &self.beneath {
             client.look(&self.connection);
         }
         self.beneath.remote(&self.connection)
@@ -124,7 +124,7 @@ impl Live {
 
     /// Where a client has moved to, if it has. Otherwise `waker` is called once there is something to look at.
     pub(super) fn poll_moved(&self, waker: &Waker) -> Option<SocketAddr> {
-        let Beneath::Accepted(_, client) = &self.beneath else { return None };
+        let Carrier::Accepted(_, client) = &self.beneath else { return None };
         client.register(waker);
         self.moved()
     }
@@ -163,12 +163,12 @@ impl Live {
         }
     }
 
-    fn place(&self) -> MutexGuard<'_, Place> {
+    fn place(&self) -> MutexGuard<'_, LastAddresses> {
         self.place.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Drop for Live {
+impl Drop for ConnectionEntry {
     fn drop(&mut self) {
         self.registry.lock().live.remove(&self.number);
         self.registry.tell(|| StatsEvent::Closed(self.stats()));
@@ -187,8 +187,8 @@ pub(crate) enum AskedBy {
 /// A connection whose handshake has ended.
 pub(crate) struct NewConnection {
     pub(crate) connection: quinn::Connection,
-    pub(crate) through: ConnectedThrough,
-    pub(crate) beneath: Beneath,
+    pub(crate) through: ConnectionOrigin,
+    pub(crate) beneath: Carrier,
     /// The address that we send from, if it is known.
     pub(crate) source: Option<IpAddr>,
     pub(crate) asked_by: AskedBy,
@@ -209,7 +209,7 @@ pub(crate) struct Limits {
 
 /// All connections of one transport. Holds none of them.
 #[derive(Debug)]
-pub(crate) struct Registry {
+pub(crate) struct ConnectionTable {
     runtime: Arc<dyn Runtime>,
     limits: Limits,
     next: AtomicU64,
@@ -220,7 +220,7 @@ pub(crate) struct Registry {
 
 #[derive(Debug, Default)]
 struct Inner {
-    live: BTreeMap<ConnectionNumber, Weak<Live>>,
+    live: BTreeMap<ConnectionNumber, Weak<ConnectionEntry>>,
     subscribers: Vec<Subscriber>,
 }
 
@@ -230,7 +230,7 @@ struct Subscriber {
     missed: Arc<AtomicU64>,
 }
 
-impl Registry {
+impl ConnectionTable {
     pub(crate) fn new(limits: Limits, runtime: Arc<dyn Runtime>) -> Self {
         Self {
             moves: Arc::new(MoveBudget::new(runtime.clone())),
@@ -247,15 +247,15 @@ impl Registry {
     /// # Errors
     ///
     /// [`Error::TooManyConnections`] for an incoming one that is beyond a limit of the configuration.
-    pub(crate) fn add(self: &Arc<Self>, new: NewConnection) -> Result<Arc<Live>, Error> {
+    pub(crate) fn add(self: &Arc<Self>, new: NewConnection) -> Result<Arc<ConnectionEntry>, Error> {
         let NewConnection { connection, through, beneath, source, asked_by } = new;
         let (peer, handshake) = tls::peer_of(&connection)?;
         let number = ConnectionNumber(self.next.fetch_add(1, Relaxed));
         let address = beneath.remote(&connection);
         let remote = match &beneath {
-            Beneath::Dialed(_) | Beneath::Accepted(..) => address,
+            Carrier::Dialed(_) | Carrier::Accepted(..) => address,
             // A session's address is news to the swarm, which knows it by its peer only.
-            Beneath::Flow(_) => None,
+            Carrier::Flow(_) => None,
         };
         // The lock is held from the check to the insertion, so that two handshakes never take one place.
         let mut inner = self.lock();
@@ -265,7 +265,7 @@ impl Registry {
         }
         let is_accepted = asked_by == AskedBy::Remote || through.is_accepted();
         let accepted = address.filter(|_| is_accepted).map(|address| self.accepted.take(address));
-        let live = Arc::new(Live {
+        let live = Arc::new(ConnectionEntry {
             number,
             peer,
             handshake,
@@ -274,10 +274,10 @@ impl Registry {
             beneath,
             connection,
             registry: self.clone(),
-            place: Mutex::new(Place { remote, source }),
+            place: Mutex::new(LastAddresses { remote, source }),
             _accepted: accepted,
         });
-        if let Beneath::Accepted(_, client) = &live.beneath {
+        if let Carrier::Accepted(_, client) = &live.beneath {
             client.connected(&live);
         }
         inner.live.insert(number, Arc::downgrade(&live));
@@ -316,11 +316,11 @@ impl Registry {
     }
 
     /// The connections, oldest first.
-    pub(crate) fn live(&self) -> Vec<Arc<Live>> {
+    pub(crate) fn live(&self) -> Vec<Arc<ConnectionEntry>> {
         self.lock().live.values().filter_map(Weak::upgrade).collect()
     }
 
-    pub(crate) fn get(&self, number: ConnectionNumber) -> Option<Arc<Live>> {
+    pub(crate) fn get(&self, number: ConnectionNumber) -> Option<Arc<ConnectionEntry>> {
         self.lock().live.get(&number)?.upgrade()
     }
 

@@ -35,8 +35,8 @@ use std::{
 use futures::task::AtomicWaker;
 use quinn::{Runtime, UdpPoller};
 
-use super::live::Live;
-use libp2p_punch_proto::limits::{Rate, Recent, TokenBucket};
+use super::live::ConnectionEntry;
+use libp2p_punch_proto::rate_limit::{Rate, Recent, TokenBucket};
 
 /// Moves of one client to IP addresses that are not proven, each worth a PATH_CHALLENGE or two.
 pub(crate) const CLIENT_RATE: Rate = Rate { interval: Duration::from_secs(15), burst: 4 };
@@ -50,9 +50,9 @@ pub(crate) const NODE_RATE: Rate = Rate { interval: Duration::from_millis(20), b
 const MAX_TARGETS: usize = 2_048;
 /// How long datagrams may follow the first one to an address that is not proven. quinn goes back after three PTO (RFC 9000 §8.2.4),
 /// which is no less than this for another IP address, and would begin anew.
-const TRIAL: Duration = Duration::from_millis(900);
+const TRIAL_DURATION: Duration = Duration::from_millis(900);
 /// How long a client may go back to the address that it left without any budget.
-const RETURN: Duration = Duration::from_secs(60);
+const RETURN_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What the clients of one transport share.
 #[derive(Debug)]
@@ -113,7 +113,7 @@ pub(crate) struct Whereabouts {
     /// quinn has made a datagram and not sent it yet.
     is_blocked: AtomicBool,
     /// The connection, once its handshake is done.
-    connection: OnceLock<Weak<Live>>,
+    connection: OnceLock<Weak<ConnectionEntry>>,
     /// The task that looks if a trial has succeeded.
     follower: AtomicWaker,
     /// Whoever tells of moves.
@@ -198,7 +198,7 @@ impl Whereabouts {
     }
 
     /// Names the connection, whose handshake is done.
-    pub(crate) fn connected(&self, connection: &Arc<Live>) {
+    pub(crate) fn connected(&self, connection: &Arc<ConnectionEntry>) {
         // There is one connection for each client, so this is the only call.
         let _ = self.connection.set(Arc::downgrade(connection));
     }
@@ -220,7 +220,7 @@ impl Whereabouts {
             return true;
         }
         let now = self.budget.runtime.now();
-        let goes_on = |trial: &Trial| trial.to == to && now < trial.since + TRIAL;
+        let goes_on = |trial: &Trial| trial.to == to && now < trial.since + TRIAL_DURATION;
         if state.last != to || !state.trial.as_ref().is_some_and(goes_on) {
             if !self.charge(&mut state, to, now) {
                 self.budget.refused.fetch_add(1, Relaxed);
@@ -242,7 +242,7 @@ impl Whereabouts {
     }
 
     fn charge(&self, state: &mut State, to: SocketAddr, now: Instant) -> bool {
-        if state.left.is_some_and(|(address, at)| address == to && now < at + RETURN) {
+        if state.left.is_some_and(|(address, at)| address == to && now < at + RETURN_TIMEOUT) {
             return true;
         }
         if to.ip() == state.proven.ip() {

@@ -22,13 +22,13 @@ mod connection;
 mod dial;
 mod error;
 mod handshake;
+mod hole_punching;
 mod interfaces;
 mod listener;
 pub(crate) mod live;
 mod migration;
 pub(crate) mod notice;
 pub(crate) mod path;
-mod punch;
 mod qlog;
 pub(crate) mod quic;
 pub(crate) mod ready;
@@ -63,13 +63,13 @@ use libp2p_identity::{Keypair, PeerId};
 use quinn::Runtime;
 
 use self::{
-    binding::{Binding, Env},
+    binding::{Binding, TransportContext},
+    hole_punching::Punches,
     listener::{Admission, Listener},
-    live::{Beneath, Registry},
+    live::{Carrier, ConnectionTable},
     migration::Whereabouts,
     notice::{InboundSession, Notice, Notices},
     path::PathLayer,
-    punch::Punches,
     quic::Quic,
     ready::Ready,
     tls::Expected,
@@ -78,7 +78,7 @@ pub use self::{
     connection::Connection,
     error::Error,
     handshake::Upgrade,
-    stats::{ConnectedThrough, ConnectionNumber, ConnectionStats, Stats, StatsEvent, StatsEvents},
+    stats::{ConnectionNumber, ConnectionOrigin, ConnectionStats, Stats, StatsEvent, StatsEvents},
     stream::Stream,
     tls::{Cipher, HandshakeMode},
 };
@@ -111,7 +111,7 @@ type Event = TransportEvent<Upgrade, Error>;
 /// handshake.
 #[derive(Debug)]
 pub struct Transport {
-    env: Arc<Env>,
+    env: Arc<TransportContext>,
     listeners: Vec<Listener>,
     /// At most one a family: for dials that no listener fits.
     clients: Vec<Binding>,
@@ -156,7 +156,7 @@ impl Transport {
     ) -> Result<Self, Error> {
         config.validate()?;
         let quic = Quic::new(keypair, &config.quic)?;
-        Ok(Self::build(Env::new(network, runtime, quic, None), Notices::new(None), None, None))
+        Ok(Self::build(TransportContext::new(network, runtime, quic, None), Notices::new(None), None, None))
     }
 
     /// A transport that tells a driver of its sockets and connections, and asks it for peers whose offered address is dialed.
@@ -169,12 +169,12 @@ impl Transport {
         path: Arc<PathLayer>,
         interfaces: InterfaceWatch,
     ) -> Self {
-        let env = Env::new(network, runtime, quic, Some(path));
+        let env = TransportContext::new(network, runtime, quic, Some(path));
         Self::build(env, Notices::new(Some(notices)), Some(inbound), Some(interfaces))
     }
 
     fn build(
-        env: Env,
+        env: TransportContext,
         notices: Notices,
         inbound: Option<mpsc::Receiver<InboundSession>>,
         interfaces: Option<InterfaceWatch>,
@@ -201,7 +201,7 @@ impl Transport {
     }
 
     /// The connections, for the driver to add those of sessions to.
-    pub(crate) fn connections(&self) -> Arc<Registry> {
+    pub(crate) fn connections(&self) -> Arc<ConnectionTable> {
         self.env.connections.clone()
     }
 
@@ -340,10 +340,10 @@ impl Transport {
         };
         let place = listener.handshake_place(remote.ip());
         let through = match punch {
-            Some(_) => ConnectedThrough::PunchAsListener,
-            None => ConnectedThrough::Listener,
+            Some(_) => ConnectionOrigin::PunchAsListener,
+            None => ConnectionOrigin::Listener,
         };
-        let beneath = Beneath::Accepted(listener.binding.wire.clone(), client);
+        let beneath = Carrier::Accepted(listener.binding.wire.clone(), client);
         let driver = self.notices.sender();
         let finish = handshake::finish(self.env.clone(), connecting, expected, beneath, through, driver);
         let upgrade = Upgrade::new(async move {

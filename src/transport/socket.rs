@@ -39,11 +39,11 @@ const MAX_EMPTY_RECEIVES: usize = 32;
 const MAX_ERRORS: u32 = 1024;
 /// Attempts to bind the same port again while it is taken.
 const SAME_PORT_ATTEMPTS: u32 = 4;
-/// The delay before the second attempt to bind. It doubles up to [`MAX_DELAY`].
-const MIN_DELAY: Duration = Duration::from_millis(50);
-const MAX_DELAY: Duration = Duration::from_secs(30);
+/// The delay before the second attempt to bind. It doubles up to [`MAX_REBIND_DELAY`].
+const MIN_REBIND_DELAY: Duration = Duration::from_millis(50);
+const MAX_REBIND_DELAY: Duration = Duration::from_secs(30);
 /// The life of a socket after which its failure is taken for a new one.
-const STABLE: Duration = Duration::from_secs(10);
+const STABLE_LIFETIME: Duration = Duration::from_secs(10);
 /// News that wait for the owner. An owner that does not ask needs none of them.
 const MAX_NEWS: usize = 8;
 /// The outage after which a NAT may have forgotten the socket, and a measurement of it means nothing.
@@ -77,7 +77,7 @@ struct State {
     local: SocketAddr,
     replaced_at: Option<Instant>,
     failed_at: Option<Instant>,
-    /// Failures of sockets that were not [`STABLE`].
+    /// Failures of sockets that were not [`STABLE_LIFETIME`].
     streak: u32,
 }
 
@@ -167,7 +167,7 @@ impl Socket {
         let Some(dead) = state.current.take() else { return };
         state.generation += 1;
         state.failed_at.get_or_insert(now);
-        let is_stable = state.replaced_at.is_none_or(|at| now - at >= STABLE);
+        let is_stable = state.replaced_at.is_none_or(|at| now - at >= STABLE_LIFETIME);
         state.streak = if is_stable { 0 } else { state.streak.saturating_add(1) };
         let (streak, local) = (state.streak, state.local);
         drop(state);
@@ -237,14 +237,14 @@ impl Socket {
 
 /// Replaces a socket that has failed, however often it must try, as long as anybody has it.
 async fn replace(socket: Weak<Socket>, runtime: Arc<dyn Runtime>, retry: Arc<Notify>, streak: u32) {
-    let mut delay = MIN_DELAY.saturating_mul(1 << streak.min(16)).min(MAX_DELAY);
+    let mut delay = MIN_REBIND_DELAY.saturating_mul(1 << streak.min(16)).min(MAX_REBIND_DELAY);
     let (mut is_first, mut taken, mut reported) = (streak == 0, 0, false);
     loop {
         if !std::mem::take(&mut is_first) {
             let wait = Delay::new(&*runtime, delay);
             let hint = pin!(retry.notified());
             futures::future::select(wait, hint).await;
-            delay = (delay * 2).min(MAX_DELAY);
+            delay = (delay * 2).min(MAX_REBIND_DELAY);
         }
         let Some(socket) = socket.upgrade() else { return };
         let error = match socket.rebind(taken >= SAME_PORT_ATTEMPTS) {

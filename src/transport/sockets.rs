@@ -7,11 +7,11 @@ use std::{
 
 use super::{
     Transport,
-    binding::{Binding, Wire},
+    binding::{Binding, SharedEndpoint},
     interfaces::ADDRESS_GONE,
     notice::Notice,
     socket::{Replacement, SocketNews},
-    stats::ConnectedThrough,
+    stats::ConnectionOrigin,
 };
 
 impl Transport {
@@ -61,10 +61,10 @@ impl Transport {
     }
 
     /// Closes the connections that peers made to a port that is gone: servers do not move in QUIC version 1.
-    fn close_accepted(&mut self, wire: &Arc<Wire>) {
+    fn close_accepted(&mut self, wire: &Arc<SharedEndpoint>) {
         for live in self.env.connections.live() {
             let accepted =
-                matches!(live.through(), ConnectedThrough::Listener | ConnectedThrough::PunchAsListener);
+                matches!(live.through(), ConnectionOrigin::Listener | ConnectionOrigin::PunchAsListener);
             if accepted && live.wire().is_some_and(|other| Arc::ptr_eq(other, wire)) {
                 self.notices.push(Notice::Lost { peer: live.peer(), dialed: None });
                 live.connection.close(0u32.into(), ADDRESS_GONE);

@@ -16,7 +16,7 @@ use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
 
 use super::{
-    live::Registry,
+    live::ConnectionTable,
     tls::{Cipher, HandshakeMode},
 };
 use libp2p_punch_proto::event::PathKind;
@@ -27,7 +27,7 @@ pub struct ConnectionNumber(pub(super) u64);
 
 /// How a connection came about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ConnectedThrough {
+pub enum ConnectionOrigin {
     /// We dialed the address.
     Dial,
     /// The peer dialed one of our listen addresses.
@@ -39,14 +39,14 @@ pub enum ConnectedThrough {
     Session(PathKind),
 }
 
-impl ConnectedThrough {
+impl ConnectionOrigin {
     /// Returns true if the peer is the QUIC client of one of our listeners.
     pub(super) fn is_accepted(self) -> bool {
         matches!(self, Self::Listener | Self::PunchAsListener)
     }
 }
 
-impl fmt::Display for ConnectedThrough {
+impl fmt::Display for ConnectionOrigin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Dial => f.write_str("dial"),
@@ -66,7 +66,7 @@ pub struct ConnectionStats {
     /// The remote.
     pub peer: PeerId,
     /// How it came about.
-    pub through: ConnectedThrough,
+    pub through: ConnectionOrigin,
     /// How the remote presented its identity.
     pub handshake: HandshakeMode,
     /// What encrypts it.
@@ -121,10 +121,10 @@ impl StatsEvent {
 
 /// Tells of the connections of a transport, from anywhere: clone it before the transport goes into a swarm.
 #[derive(Debug, Clone)]
-pub struct Stats(Arc<Registry>);
+pub struct Stats(Arc<ConnectionTable>);
 
 impl Stats {
-    pub(super) fn new(registry: Arc<Registry>) -> Self {
+    pub(super) fn new(registry: Arc<ConnectionTable>) -> Self {
         Self(registry)
     }
 

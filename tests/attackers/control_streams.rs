@@ -10,7 +10,7 @@ use libp2p_punch::{
 use libp2p_punch_proto::{
     SessionId,
     candidate::{Candidate, CandidateKind, priority},
-    frame::{
+    wire::frame::{
         Frame, MAX_FRAME_CANDIDATES, PunchMeNow, PunchRequest, Registration, RejectReason, decode, encode,
     },
 };

@@ -9,10 +9,10 @@ use std::{
 };
 
 use libp2p_punch_proto::{
-    LinkId,
+    ControlStreamId,
     event::Event,
-    frame::Frame,
     nat::{Confidence, MappingBehaviour, Report},
+    wire::frame::Frame,
 };
 
 use crate::harness::{World, at, client, ms, server};
@@ -69,7 +69,7 @@ impl Scene {
         stranger
     }
 
-    fn link(&self, observer: usize) -> LinkId {
+    fn link(&self, observer: usize) -> ControlStreamId {
         let mut links = self.world.nodes[self.victim].links.iter();
         *links.find(|(_, (other, _))| *other == observer).unwrap().0
     }
@@ -78,7 +78,7 @@ impl Scene {
         self.sequence += 1;
         let (link, sequence) = (self.link(observer), self.sequence);
         let frame = Frame::ObservedAddress { sequence, address: at(address) };
-        self.world.input(self.victim, |agent, now| agent.handle_frame(link, frame, now));
+        self.world.input(self.victim, |endpoint, now| endpoint.handle_frame(link, frame, now));
     }
 
     /// The addresses that the victim has signed for.
@@ -88,7 +88,7 @@ impl Scene {
     }
 
     fn report(&self) -> Report {
-        self.world.nodes[self.victim].agent.nat_report()
+        self.world.nodes[self.victim].endpoint.nat_report()
     }
 
     fn mappings_gone(&self) -> usize {

@@ -8,15 +8,15 @@ use std::{
 use bytes::Bytes;
 use libp2p_identity::Keypair;
 use libp2p_punch_proto::{
-    LinkId, SocketId,
-    agent::Agent,
-    frame::{Frame, Registration, RejectReason},
+    ControlStreamId, SocketId,
+    endpoint::Endpoint,
+    wire::frame::{Frame, Registration, RejectReason},
 };
 
 use crate::harness::server;
 
 struct Coordinator {
-    agent: Agent,
+    endpoint: Endpoint,
     now: Instant,
     next_link: u64,
 }
@@ -31,20 +31,21 @@ enum Answer {
 impl Coordinator {
     fn new() -> Self {
         let now = Instant::now();
-        let mut agent = Agent::new(&server(), Keypair::ed25519_from_bytes([1; 32]).unwrap(), [1; 32], 0);
-        agent.handle_socket_up(SocketId(1), ([198, 51, 100, 1], 4001).into(), true, now);
-        Self { agent, now, next_link: 0 }
+        let mut endpoint =
+            Endpoint::new(&server(), Keypair::ed25519_from_bytes([1; 32]).unwrap(), [1; 32], 0);
+        endpoint.handle_socket_up(SocketId(1), ([198, 51, 100, 1], 4001).into(), true, now);
+        Self { endpoint, now, next_link: 0 }
     }
 
     /// Registers a new identity from `remote`.
-    fn register(&mut self, remote: SocketAddr) -> (LinkId, Answer) {
+    fn register(&mut self, remote: SocketAddr) -> (ControlStreamId, Answer) {
         self.next_link += 1;
-        let link = LinkId(self.next_link);
+        let link = ControlStreamId(self.next_link);
         let mut seed = [9; 32];
         seed[..8].copy_from_slice(&self.next_link.to_be_bytes());
         let keypair = Keypair::ed25519_from_bytes(seed).unwrap();
         let peer = keypair.public().to_peer_id();
-        self.agent.handle_link_up(link, peer, Some(remote), Some(SocketId(1)), self.now);
+        self.endpoint.handle_link_up(link, peer, Some(remote), Some(SocketId(1)), self.now);
         // A coordinator leaves it to initiators to verify the signature.
         let registration = Registration {
             peer: keypair.public().encode_protobuf().into(),
@@ -54,15 +55,15 @@ impl Coordinator {
             nat: Bytes::new(),
             signature: Bytes::from_static(&[1; 64]),
         };
-        self.agent.handle_frame(link, Frame::Register(registration), self.now);
+        self.endpoint.handle_frame(link, Frame::Register(registration), self.now);
         let mut answers = self.frames().into_iter().filter(|(to, _)| *to == link);
         (link, answers.next().expect("an answer").1)
     }
 
-    fn frames(&mut self) -> Vec<(LinkId, Answer)> {
-        while self.agent.poll_transmit().is_some() || self.agent.poll_command().is_some() {}
-        while self.agent.poll_event().is_some() {}
-        let frames = std::iter::from_fn(|| self.agent.poll_frame());
+    fn frames(&mut self) -> Vec<(ControlStreamId, Answer)> {
+        while self.endpoint.poll_transmit().is_some() || self.endpoint.poll_command().is_some() {}
+        while self.endpoint.poll_event().is_some() {}
+        let frames = std::iter::from_fn(|| self.endpoint.poll_frame());
         let answer = |(link, frame)| match frame {
             Frame::Registered { .. } => Some((link, Answer::Registered)),
             Frame::RegisterRejected { reason, .. } => Some((link, Answer::Rejected(reason))),

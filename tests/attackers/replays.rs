@@ -3,14 +3,14 @@
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
 use libp2p_punch_proto::{
-    LinkId,
-    frame::{Frame, PunchMoved},
+    ControlStreamId,
+    wire::frame::{Frame, PunchMoved},
 };
 
 use crate::harness::{SOCKET, World, at, client, ms, server};
 
 /// The link of a node to another one.
-fn link(world: &World, node: usize, to: usize) -> LinkId {
+fn link(world: &World, node: usize, to: usize) -> ControlStreamId {
     let mut links = world.nodes[node].links.iter();
     *links.find(|(_, (other, _))| *other == to).unwrap().0
 }
@@ -20,11 +20,13 @@ fn move_behind(world: &mut World, peer: usize, coordinator: usize, number: u8) {
     let outer = format!("203.0.113.{number}");
     world.move_behind(peer, &outer);
     let inner = [10, 9, 9, number].into();
-    world.input(peer, |agent, now| agent.handle_interface_up(inner, 24, now));
+    world.input(peer, |endpoint, now| endpoint.handle_interface_up(inner, 24, now));
     world.run_for(ms(20));
     let (id, link) = (world.nodes[peer].peer, link(world, coordinator, peer));
     let outer = at(&format!("{outer}:4001"));
-    world.input(coordinator, |agent, now| agent.handle_link_up(link, id, Some(outer), Some(SOCKET), now));
+    world.input(coordinator, |endpoint, now| {
+        endpoint.handle_link_up(link, id, Some(outer), Some(SOCKET), now)
+    });
 }
 
 #[test]
@@ -60,7 +62,7 @@ fn a_word_of_ten_minutes_ago_that_a_peer_moved_leads_to_no_probe() {
     let link = link(&world, listener, coordinator);
     for _ in 0..60 {
         let again = Frame::PunchMoved(Box::new(old.clone()));
-        world.input(listener, |agent, now| agent.handle_frame(link, again, now));
+        world.input(listener, |endpoint, now| endpoint.handle_frame(link, again, now));
         world.run_for(ms(1_000));
     }
     let probes = &world.nodes[listener].probes[before..];

@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, net::SocketAddr, time::Duration};
 
 use libp2p_identity::PeerId;
-use libp2p_punch_proto::{LinkId, command::Command};
+use libp2p_punch_proto::{ControlStreamId, command::Command};
 
 use crate::{
     harness::{SOCKET, at, ms},
@@ -101,10 +101,10 @@ fn a_peer_that_was_connected_before_is_heard_whatever_strangers_ask() {
     // Identities and networks without end: nothing tells these from newcomers.
     let mut flood = Flood::new(|n| (n, format!("{}.{}.{}.1:4001", 45 + n / 65_536, n / 256 % 256, n % 256)));
     let friend = 2_000_000;
-    let (link, remote) = (LinkId(999), Some(at("80.1.1.1:4001")));
-    flood.scene.world.input(flood.scene.victim, |agent, now| {
-        agent.handle_link_up(link, peer(friend), remote, Some(SOCKET), now);
-        agent.handle_link_down(link, now);
+    let (link, remote) = (ControlStreamId(999), Some(at("80.1.1.1:4001")));
+    flood.scene.world.input(flood.scene.victim, |endpoint, now| {
+        endpoint.handle_link_up(link, peer(friend), remote, Some(SOCKET), now);
+        endpoint.handle_link_down(link, now);
     });
     flood.run_for(ms(9_000));
     // Twice as fast: not a token is left.

@@ -4,12 +4,14 @@ use std::{cell::Cell, collections::BTreeSet, net::SocketAddr, rc::Rc, time::Dura
 
 use bytes::Bytes;
 use libp2p_punch_proto::{
-    agent::Agent,
     candidate::{Candidate, CandidateKind, priority},
     command::Command,
+    endpoint::Endpoint,
     event::Event,
-    frame::{Frame, PunchAnswer, Registration},
-    keys::ProbeSecret,
+    wire::{
+        frame::{Frame, PunchAnswer, Registration},
+        keys::ProbeSecret,
+    },
 };
 
 use crate::harness::{GENERATION, World, at, client, keypair, ms, server};
@@ -93,7 +95,7 @@ impl Scene {
                 })
                 .collect();
             for flow in flows {
-                self.world.input(node, |agent: &mut Agent, now| agent.handle_closed(flow, now));
+                self.world.input(node, |endpoint: &mut Endpoint, now| endpoint.handle_closed(flow, now));
             }
         }
         connected

@@ -9,12 +9,14 @@ use std::{
 use bytes::{Bytes, BytesMut};
 use libp2p_identity::Keypair;
 use libp2p_punch_proto::{
-    LinkId, SessionId, SocketId,
+    ControlStreamId, SessionId, SocketId,
     candidate::{Candidate, CandidateKind, priority},
     command::Command,
-    frame::{Frame, ObserverOffer, PunchMeNow, PunchRequest, encode},
-    keys::ProbeSecret,
-    probe::PROBE_LEN,
+    wire::{
+        frame::{Frame, ObserverOffer, PunchMeNow, PunchRequest, encode},
+        keys::ProbeSecret,
+        probe::PROBE_LEN,
+    },
 };
 
 use crate::harness::{World, at, client, ms, server};
@@ -71,7 +73,7 @@ pub(crate) struct Scene {
     pub(crate) world: World,
     pub(crate) victim: usize,
     /// The responder's link to its coordinator.
-    link: LinkId,
+    link: ControlStreamId,
 }
 
 impl Scene {
@@ -90,7 +92,7 @@ impl Scene {
         let mut bytes = BytesMut::new();
         encode(&request, &mut bytes);
         let link = self.link;
-        self.world.input(self.victim, |agent, now| agent.handle_frame(link, request, now));
+        self.world.input(self.victim, |endpoint, now| endpoint.handle_frame(link, request, now));
         bytes.len()
     }
 
@@ -209,7 +211,7 @@ fn an_honest_initiator_gives_its_place_among_the_unproven_flights_back() {
                 Command::Connect { flow, .. } | Command::Accept { flow, .. } => Some(*flow),
                 _ => None,
             });
-            world.input(node, |agent, now| agent.handle_closed(flow.unwrap(), now));
+            world.input(node, |endpoint, now| endpoint.handle_closed(flow.unwrap(), now));
         }
     }
 }
@@ -235,7 +237,7 @@ fn a_stranger_who_gives_its_own_address_for_ours_gets_nothing_in_our_network_pro
     let address = at("192.0.2.66:4001");
     let lie = Frame::ObservedAddress { sequence: 1_000, address };
     let link = scene.world.nodes[stranger].links[&to_victim].1;
-    scene.world.input(scene.victim, |agent, now| agent.handle_frame(link, lie, now));
+    scene.world.input(scene.victim, |endpoint, now| endpoint.handle_frame(link, lie, now));
     let inside = INSIDE.map(at);
     let request = Attacker::new(1).request(&scene, 1, &inside, "192.0.2.66:4001");
     scene.take(request);
@@ -313,10 +315,10 @@ fn observer_at(ip: &str, ports: &[u16]) -> Frame {
 fn dual_stack() -> Scene {
     let mut scene = Scene::new();
     let socket = SocketId(77);
-    scene.world.input(scene.victim, |agent, now| {
-        agent.handle_interface_up("2001:db8::2".parse().unwrap(), 64, now);
-        agent.handle_interface_up("fd00::2".parse().unwrap(), 64, now);
-        agent.handle_socket_up(socket, at("[::]:4001"), true, now);
+    scene.world.input(scene.victim, |endpoint, now| {
+        endpoint.handle_interface_up("2001:db8::2".parse().unwrap(), 64, now);
+        endpoint.handle_interface_up("fd00::2".parse().unwrap(), 64, now);
+        endpoint.handle_socket_up(socket, at("[::]:4001"), true, now);
     });
     scene
 }
@@ -352,10 +354,10 @@ fn no_observer_is_asked_in_our_own_network_or_at_the_port_of_a_service() {
         ("192.0.2.66", 4001),
     ] {
         let mut scene = dual_stack();
-        let refused = scene.world.nodes[scene.victim].agent.counters().frames_refused;
+        let refused = scene.world.nodes[scene.victim].endpoint.counters().frames_refused;
         scene.take(observer_at(ip, &[port]));
         scene.world.run_for(ms(10_000));
         assert_eq!(scene.probes().get(&ip.parse::<IpAddr>().unwrap()), None, "{ip}");
-        assert_eq!(scene.world.nodes[scene.victim].agent.counters().frames_refused, refused + 1, "{ip}");
+        assert_eq!(scene.world.nodes[scene.victim].endpoint.counters().frames_refused, refused + 1, "{ip}");
     }
 }

@@ -6,7 +6,7 @@ use futures::StreamExt;
 use libp2p::{PeerId, swarm::SwarmEvent};
 use libp2p_punch::{
     Event,
-    transport::{ConnectedThrough, Stats},
+    transport::{ConnectionOrigin, Stats},
 };
 use libp2p_punch_proto::event::PathKind;
 use libp2p_punch_sim::{Host, Nat, World};
@@ -20,7 +20,7 @@ use crate::{
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Told {
     event: Option<PathKind>,
-    stats: Option<ConnectedThrough>,
+    stats: Option<ConnectionOrigin>,
 }
 
 impl Told {
@@ -75,7 +75,7 @@ async fn between(world: &World, [a, b]: [Arc<Host>; 2], trips: [u64; 3]) -> [Pat
     }
     told.map(|told| {
         let kind = told.event.expect("it is complete");
-        assert_eq!(told.stats, Some(ConnectedThrough::Session(kind)));
+        assert_eq!(told.stats, Some(ConnectionOrigin::Session(kind)));
         kind
     })
 }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use libp2p::swarm::SwarmEvent;
 use libp2p_punch::Event;
-use libp2p_punch_proto::{event::FailureReason, frame::RejectReason};
+use libp2p_punch_proto::{event::FailureReason, wire::frame::RejectReason};
 use libp2p_punch_sim::World;
 use tokio::time::{Instant, sleep};
 

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use futures::StreamExt;
 use libp2p_punch::{
     config::{CipherPreference, QuicConfig},
-    transport::{Cipher, ConnectedThrough, Stats, StatsEvent},
+    transport::{Cipher, ConnectionOrigin, Stats, StatsEvent},
 };
 use libp2p_punch_sim::{Host, World};
 
@@ -27,7 +27,7 @@ async fn both_sides_tell_of_a_connection_by_call_and_as_events() {
     let [at_a] = &a_stats.connections()[..] else { panic!("one connection") };
     let [at_b] = &b_stats.of_peer(&a_id)[..] else { panic!("one connection") };
     assert_eq!((at_a.peer, at_b.peer), (b_id, a_id));
-    assert_eq!((at_a.through, at_b.through), (ConnectedThrough::Listener, ConnectedThrough::Dial));
+    assert_eq!((at_a.through, at_b.through), (ConnectionOrigin::Listener, ConnectionOrigin::Dial));
     assert_eq!((at_a.remote.as_ref(), at_b.remote.as_ref()), (Some(&connected.send_back), Some(&address)));
     for stats in [at_a, at_b] {
         assert_eq!(stats.handshake, HandshakeMode::RawPublicKey);

@@ -13,7 +13,7 @@ use super::{FilteringBehaviour, MappingBehaviour, NatView, Observation, Observat
 use crate::{
     SocketId,
     address_policy::{Scope, scope},
-    strategy::Allocation,
+    nat::strategy::Allocation,
 };
 
 /// What is known of the NAT in front of the socket that our coordinators know. `None` is not known: nothing here is

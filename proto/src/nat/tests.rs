@@ -13,7 +13,7 @@ fn what_was_seen_before_our_network_changed_is_not_compared_with_what_is_seen_af
     let observers = [1u16, 2, 3].map(|n| (PeerId::random(), SocketAddr::from(([192, 0, 2, 1], n))));
     let say = |observations: &mut Observations, n: usize, seen: &str, after: u64| {
         let now = start + Duration::from_secs(after);
-        observations.record(SOCKET, LinkId(0), observers[n], at(seen), now)
+        observations.record(SOCKET, ControlStreamId(0), observers[n], at(seen), now)
     };
     for n in 0..3 {
         assert_eq!(say(&mut observations, n, "198.51.100.1:4001", 0), Recorded::New);
@@ -37,7 +37,10 @@ fn observe(seen: &[(&str, &str)]) -> Observations {
     for (i, (from, seen)) in seen.iter().enumerate() {
         let now = start + Duration::from_millis(i as u64);
         let observer = (PeerId::random(), at(from));
-        assert_eq!(observations.record(SOCKET, LinkId(i as u64), observer, at(seen), now), Recorded::New);
+        assert_eq!(
+            observations.record(SOCKET, ControlStreamId(i as u64), observer, at(seen), now),
+            Recorded::New
+        );
     }
     observations
 }
@@ -121,11 +124,11 @@ fn observations_linger_after_their_connection_and_then_expire() {
     let mut observations = observe(&[("192.0.2.1:1", "203.0.113.1:5000")]);
     let now = Instant::now() + Duration::from_secs(1);
     assert_eq!(observations.next_expiry(), None, "the connection keeps the mapping");
-    observations.link_down(LinkId(0), now);
-    assert_eq!(observations.next_expiry(), Some(now + LINGER));
-    assert!(!observations.expire(now + LINGER - Duration::from_millis(1)));
+    observations.link_down(ControlStreamId(0), now);
+    assert_eq!(observations.next_expiry(), Some(now + OBSERVATION_LIFETIME));
+    assert!(!observations.expire(now + OBSERVATION_LIFETIME - Duration::from_millis(1)));
     assert_eq!(observations.reflexive(SOCKET), [at("203.0.113.1:5000")]);
-    assert!(observations.expire(now + LINGER));
+    assert!(observations.expire(now + OBSERVATION_LIFETIME));
     assert!(observations.reflexive(SOCKET).is_empty());
 }
 
@@ -145,11 +148,11 @@ fn observers_are_bounded_and_one_whose_connection_is_gone_makes_room() {
     let now = Instant::now();
     let say = |observations: &mut Observations, i: u64| {
         let observer = (PeerId::random(), at("192.0.2.1:1"));
-        observations.record(SOCKET, LinkId(i), observer, at("203.0.113.1:5000"), now)
+        observations.record(SOCKET, ControlStreamId(i), observer, at("203.0.113.1:5000"), now)
     };
     assert!((0..MAX_OBSERVATIONS).all(|i| say(&mut observations, i as u64) == Recorded::New));
     assert_eq!(say(&mut observations, 99), Recorded::Full);
-    observations.link_down(LinkId(3), now);
+    observations.link_down(ControlStreamId(3), now);
     assert_eq!(say(&mut observations, 99), Recorded::New);
 }
 
@@ -158,7 +161,7 @@ fn a_mapping_that_is_gone_is_told_from_one_that_depends_on_the_endpoint() {
     let (mut observations, start) = (Observations::default(), Instant::now());
     let observers = [1u8, 2, 3].map(|n| (PeerId::random(), SocketAddr::from(([192, 0, 2, n], 1))));
     let say = |observations: &mut Observations, n: usize, seen: &str, after: u64| {
-        let (now, link) = (start + Duration::from_secs(after), LinkId(n as u64));
+        let (now, link) = (start + Duration::from_secs(after), ControlStreamId(n as u64));
         observations.record(SOCKET, link, observers[n], at(seen), now)
     };
     for n in 0..3 {
@@ -189,7 +192,7 @@ fn an_observer_that_moves_takes_its_observation_with_it() {
     let (mut observations, now) = (Observations::default(), Instant::now());
     let (mover, other) = (PeerId::random(), PeerId::random());
     let mut say = |link, observer, from: &str, seen: &str| {
-        observations.record(SOCKET, LinkId(link), (observer, at(from)), at(seen), now)
+        observations.record(SOCKET, ControlStreamId(link), (observer, at(from)), at(seen), now)
     };
     say(1, mover, "192.0.2.1:1", "198.51.100.1:1");
     say(2, other, "192.0.2.2:1", "198.51.100.1:2");

@@ -4,15 +4,17 @@ use std::{cell::RefCell, collections::BTreeSet, net::SocketAddr, rc::Rc};
 
 use bytes::Bytes;
 use libp2p_identity::Keypair;
-use libp2p_punch_proto::config::Config;
 use libp2p_punch_proto::{
-    FlowId, Path, SessionId,
+    Path, SessionId, VirtualConnectionId,
     candidate::{Candidate, CandidateKind, priority},
     command::Command,
+    config::Config,
     event::{Event, FailureReason, SessionRole},
-    frame::{Frame, PunchMeNow, PunchRequest, Registration, RejectReason},
-    keys::{ProbeKeys, ProbeSecret},
-    probe::Probe,
+    wire::{
+        frame::{Frame, PunchMeNow, PunchRequest, Registration, RejectReason},
+        keys::{ProbeKeys, ProbeSecret},
+        probe::Probe,
+    },
 };
 
 use crate::{
@@ -71,7 +73,7 @@ fn an_answer_that_the_responder_did_not_sign_fails_the_attempt_and_nothing_is_pr
             [FailureReason::Forged]
         );
         assert!(world.nodes[a].probes.is_empty());
-        assert_eq!(world.nodes[a].agent.counters().frames_refused, 1);
+        assert_eq!(world.nodes[a].endpoint.counters().frames_refused, 1);
         world.assert_nothing_left(a);
         world.assert_nothing_left(b);
     }
@@ -102,7 +104,7 @@ fn a_forged_answer_of_one_coordinator_does_not_keep_another_from_helping() {
     world.run_for(ms(2000));
     assert_eq!(world.connected(a).len(), 1);
     assert!(world.retries(a).is_empty());
-    assert_eq!(world.nodes[a].agent.counters().frames_refused, 1);
+    assert_eq!(world.nodes[a].endpoint.counters().frames_refused, 1);
 }
 
 #[test]
@@ -130,7 +132,7 @@ fn a_request_that_was_changed_on_the_way_is_refused_by_the_responder() {
         world.connect(a, b).unwrap();
         world.run_for(ms(30_000));
         assert_eq!(world.failed(a).len(), 1);
-        let counters = world.nodes[b].agent.counters();
+        let counters = world.nodes[b].endpoint.counters();
         assert!((1..=6).contains(&forged.get()), "A asks again while it hears nothing");
         assert_eq!((counters.attempts, counters.frames_refused), (0, forged.get()));
         assert!(world.nodes[b].probes.is_empty());
@@ -158,7 +160,7 @@ fn a_request_for_another_peer_starts_nothing() {
     let link = world.nodes[c].links[&to_other].1;
     world.inject(other, link, frame, ms(0));
     world.run_for(ms(1000));
-    assert_eq!(world.nodes[other].agent.counters().attempts, 0);
+    assert_eq!(world.nodes[other].endpoint.counters().attempts, 0);
     assert!(world.nodes[other].probes.is_empty());
 }
 
@@ -173,8 +175,8 @@ fn frames_that_come_twice_or_again_later_do_nothing_more() {
     for node in [a, b] {
         assert_eq!(world.connected(node).len(), 1);
         assert!(world.failed(node).is_empty());
-        assert_eq!(world.nodes[node].agent.counters().attempts, 1);
-        assert_eq!(world.nodes[node].agent.sessions(), 1);
+        assert_eq!(world.nodes[node].endpoint.counters().attempts, 1);
+        assert_eq!(world.nodes[node].endpoint.sessions(), 1);
     }
 }
 
@@ -200,8 +202,8 @@ fn rejections_that_nobody_asked_for_do_nothing() {
     world.inject(a, link, frame, ms(1));
     world.run_for(ms(1000));
     assert_eq!(world.connected(a).len(), 1);
-    assert_eq!(world.nodes[a].agent.counters().frames_refused, 1);
-    assert_eq!(world.nodes[c].agent.counters().requests_rejected, 0);
+    assert_eq!(world.nodes[a].endpoint.counters().frames_refused, 1);
+    assert_eq!(world.nodes[c].endpoint.counters().requests_rejected, 0);
 }
 
 #[test]
@@ -222,7 +224,7 @@ fn a_rejection_after_the_peer_itself_was_heard_counts_no_more() {
     world.inject(a, link, Frame::PunchRejected { session, round: 0, reason }, ms(500));
     world.run_for(ms(1000));
     assert!(world.failed(a).is_empty());
-    assert_eq!(world.nodes[a].agent.counters().in_flight, 1);
+    assert_eq!(world.nodes[a].endpoint.counters().in_flight, 1);
 }
 
 #[test]
@@ -303,10 +305,10 @@ fn one_initiator_gets_ten_sessions_at_once_and_its_candidates_are_capped() {
     let candidates: Vec<_> = (0..200).map(|i| candidate(i, &format!("192.0.2.{i}:1"))).collect();
     for session in 0..30 {
         let frame = attacker.request(&world, b, session, candidates.clone());
-        world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+        world.input(b, |endpoint, now| endpoint.handle_frame(link, frame, now));
     }
-    let counters = world.nodes[b].agent.counters();
-    assert_eq!((counters.attempts, counters.in_flight, world.nodes[b].agent.sessions()), (10, 1, 1));
+    let counters = world.nodes[b].endpoint.counters();
+    assert_eq!((counters.attempts, counters.in_flight, world.nodes[b].endpoint.sessions()), (10, 1, 1));
     assert_eq!(counters.caps_hit, 20 + 10, "twenty requests, and the candidates of ten");
     let remote = world.nodes[b].events.iter().find_map(|(_, event)| match event {
         Event::Candidates { remote, .. } => Some(remote.len()),
@@ -336,9 +338,9 @@ fn sessions_that_others_ask_for_are_capped() {
         let frame = attacker.request(&world, b, 1, vec![]);
         // As fast as a coordinator may pass them on, while nothing times out.
         world.now += ms(10);
-        world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+        world.input(b, |endpoint, now| endpoint.handle_frame(link, frame, now));
     }
-    let counters = world.nodes[b].agent.counters();
+    let counters = world.nodes[b].endpoint.counters();
     assert_eq!(
         (counters.in_flight, *full.borrow()),
         (960, 140),
@@ -357,10 +359,12 @@ fn one_peer_gets_four_connections_by_asking_and_no_fifth() {
     let path = Path { socket: SOCKET, remote: at("192.0.2.66:6") };
     for session in 0..6 {
         let frame = attacker.request(&world, b, session, vec![]);
-        world.input(b, |agent, now| agent.handle_frame(link, frame, now));
-        world.input(b, |agent, now| agent.handle_established(FlowId(session.into()), path, now));
+        world.input(b, |endpoint, now| endpoint.handle_frame(link, frame, now));
+        world.input(b, |endpoint, now| {
+            endpoint.handle_established(VirtualConnectionId(session.into()), path, now)
+        });
     }
-    let counters = world.nodes[b].agent.counters();
+    let counters = world.nodes[b].endpoint.counters();
     assert_eq!((counters.successes, counters.attempts, counters.caps_hit), (4, 4, 2));
 }
 
@@ -370,9 +374,9 @@ fn a_request_over_a_link_that_is_no_coordinator_of_ours_is_refused() {
     let stranger = world.add(&client(), "198.51.100.9", None);
     let (link, _) = world.link(b, stranger);
     let frame = Attacker::new(99).request(&world, b, 1, vec![]);
-    world.input(b, |agent, now| agent.handle_frame(link, frame, now));
-    assert_eq!(world.nodes[b].agent.counters().attempts, 0);
-    assert_eq!(world.nodes[b].agent.counters().frames_refused, 1);
+    world.input(b, |endpoint, now| endpoint.handle_frame(link, frame, now));
+    assert_eq!(world.nodes[b].endpoint.counters().attempts, 0);
+    assert_eq!(world.nodes[b].endpoint.counters().frames_refused, 1);
 }
 
 #[test]
@@ -394,7 +398,7 @@ fn a_probe_from_an_address_that_only_the_peer_named_brings_one_flight_to_one_add
     let candidates = vec![candidate(0, "192.0.2.50:4001"), candidate(1, "192.0.2.51:4001")];
     let frame = attacker.request(&world, b, 1, candidates);
     let begin = world.nodes[b].commands.len();
-    world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+    world.input(b, |endpoint, now| endpoint.handle_frame(link, frame, now));
     let (us, them) = (attacker.keypair.public().to_peer_id(), world.nodes[b].peer);
     let keys =
         ProbeKeys::derive(&attacker.secret, &theirs, SessionId([1; 16]), &us, &them, SessionRole::Initiator)
@@ -402,7 +406,7 @@ fn a_probe_from_an_address_that_only_the_peer_named_brings_one_flight_to_one_add
     for n in 0..6_u8 {
         let path = Path { socket: SOCKET, remote: named[usize::from(n % 2)] };
         let challenge = Probe::Challenge { data: [n; 8], nominate: false }.encode(&keys);
-        world.input(b, |agent, now| agent.handle_datagram(path, &challenge, now));
+        world.input(b, |endpoint, now| endpoint.handle_datagram(path, &challenge, now));
     }
     let permitted: Vec<_> = world.nodes[b].commands[begin..]
         .iter()
@@ -430,27 +434,27 @@ fn the_peer_can_make_paths_of_its_own_only_up_to_a_cap_and_only_with_its_keys() 
     let theirs = probe_key.borrow_mut().take().unwrap();
     let attacker = Attacker::new(99);
     let frame = attacker.request(&world, b, 1, vec![]);
-    world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+    world.input(b, |endpoint, now| endpoint.handle_frame(link, frame, now));
     let (us, them) = (attacker.keypair.public().to_peer_id(), world.nodes[b].peer);
     let session = SessionId([1; 16]);
     let keys = |secret: &ProbeSecret| {
         ProbeKeys::derive(secret, &theirs, session, &us, &them, SessionRole::Initiator).unwrap()
     };
-    let before = world.nodes[b].agent.counters();
+    let before = world.nodes[b].endpoint.counters();
     let mut answered = 0;
     for i in 0..20_u8 {
         let path = Path { socket: SOCKET, remote: at(&format!("192.0.2.{}:7", 100 + i)) };
         let challenge = Probe::Challenge { data: [i; 8], nominate: false };
         let forged = challenge.encode(&keys(&ProbeSecret::new([1; 32])));
         let probes = world.nodes[b].probes.len();
-        world.input(b, |agent, now| agent.handle_datagram(path, &forged, now));
+        world.input(b, |endpoint, now| endpoint.handle_datagram(path, &forged, now));
         assert_eq!(world.nodes[b].probes.len(), probes, "no oracle");
         let authentic = challenge.encode(&keys(&attacker.secret));
-        world.input(b, |agent, now| agent.handle_datagram(path, &authentic, now));
+        world.input(b, |endpoint, now| endpoint.handle_datagram(path, &authentic, now));
         answered += usize::from(world.nodes[b].probes[probes..].iter().any(|(_, p)| *p == path));
     }
     assert_eq!(answered, 8);
-    let after = world.nodes[b].agent.counters();
+    let after = world.nodes[b].endpoint.counters();
     assert_eq!(after.probes_refused - before.probes_refused, 20);
     assert_eq!(after.probes_received - before.probes_received, 20);
     assert_eq!(after.caps_hit - before.caps_hit, 12);
@@ -460,7 +464,7 @@ fn the_peer_can_make_paths_of_its_own_only_up_to_a_cap_and_only_with_its_keys() 
         _ => false,
     });
     assert_eq!(permitted.count(), 0);
-    assert!(world.nodes[c].agent.counters().requests_forwarded >= 1);
+    assert!(world.nodes[c].endpoint.counters().requests_forwarded >= 1);
 }
 
 #[test]
@@ -495,20 +499,20 @@ fn observations_without_end_are_looked_at_five_times_and_then_once_a_second() {
             sequence += 1;
             let address = at(&format!("203.0.113.1:{}", 1000 + sequence));
             let frame = Frame::ObservedAddress { sequence, address };
-            world.input(a, |agent, now| agent.handle_frame(link, frame, now));
+            world.input(a, |endpoint, now| endpoint.handle_frame(link, frame, now));
         }
         observed(world) - before
     };
-    let before = world.nodes[a].agent.counters();
+    let before = world.nodes[a].endpoint.counters();
     assert_eq!(flood(&mut world), 5);
-    let after = world.nodes[a].agent.counters();
+    let after = world.nodes[a].endpoint.counters();
     assert_eq!((after.caps_hit - before.caps_hit, after.frames_refused - before.frames_refused), (45, 45));
     world.now += ms(2000);
     assert_eq!(flood(&mut world), 2);
     // A control stream that is opened again gives no more.
-    world.input(a, |agent, now| agent.handle_link_down(link, now));
+    world.input(a, |endpoint, now| endpoint.handle_link_down(link, now));
     let (ends, socket) = (Some(at("198.51.100.1:4001")), Some(SOCKET));
-    world.input(a, |agent, now| agent.handle_link_up(link, coordinator, ends, socket, now));
+    world.input(a, |endpoint, now| endpoint.handle_link_up(link, coordinator, ends, socket, now));
     assert_eq!(flood(&mut world), 0);
 }
 
@@ -517,10 +521,10 @@ fn initiators_that_ask_again_and_again_do_not_silence_others_at_the_same_coordin
     let (mut world, _, b, _) = triangle();
     let link = *world.nodes[b].links.keys().next().unwrap();
     let ask = |world: &mut World, seed, session| {
-        let before = world.nodes[b].agent.counters().attempts;
+        let before = world.nodes[b].endpoint.counters().attempts;
         let frame = Attacker::new(seed).request(world, b, session, vec![]);
-        world.input(b, |agent, now| agent.handle_frame(link, frame, now));
-        world.nodes[b].agent.counters().attempts - before
+        world.input(b, |endpoint, now| endpoint.handle_frame(link, frame, now));
+        world.nodes[b].endpoint.counters().attempts - before
     };
     let two: u64 = (0..250).map(|session| ask(&mut world, 100 + session % 2, session)).sum();
     assert_eq!(two, 20, "ten of each");
@@ -540,7 +544,7 @@ fn a_session_has_no_more_pairs_than_its_flow_may_have_paths() {
     let link = *world.nodes[b].links.keys().next().unwrap();
     let candidates: Vec<_> = (0..256).map(|i| candidate(i, &format!("192.0.2.1:{}", 1000 + i))).collect();
     let frame = Attacker::new(99).request(&world, b, 1, candidates);
-    world.input(b, |agent, now| agent.handle_frame(link, frame, now));
+    world.input(b, |endpoint, now| endpoint.handle_frame(link, frame, now));
     world.run_for(ms(4_000));
     let admitted = world.nodes[b].commands.iter().filter(|(_, c)| matches!(c, Command::Admit { .. }));
     assert_eq!(admitted.count(), 56);

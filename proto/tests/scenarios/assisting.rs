@@ -3,12 +3,12 @@
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 
-use libp2p_punch_proto::config::Config;
 use libp2p_punch_proto::{
-    LinkId,
+    ControlStreamId,
+    config::Config,
     event::Event,
-    frame::Frame,
     nat::{Confidence, FilteringBehaviour as Filtering},
+    wire::frame::Frame,
 };
 
 use crate::{
@@ -21,9 +21,9 @@ const SECOND: &str = "203.0.113.2";
 
 impl World {
     /// Each of two coordinators is configured with the other; the links of `a` and of `b`.
-    fn befriend(&mut self, a: usize, b: usize) -> (LinkId, LinkId) {
+    fn befriend(&mut self, a: usize, b: usize) -> (ControlStreamId, ControlStreamId) {
         let peer = self.nodes[a].peer;
-        self.input(b, |agent, now| agent.add_coordinator(peer, now));
+        self.input(b, |endpoint, now| endpoint.add_coordinator(peer, now));
         self.coordinate(a, b)
     }
 
@@ -65,7 +65,7 @@ fn two_coordinators_with_one_address_each_tell_all_three_kinds_apart() {
         assert_eq!((world.to_client(first), world.to_client(second)), (6, 3));
         let evidence = world.report(b).filtering.unwrap().evidence;
         assert_eq!((evidence.observers, evidence.observations), (vec![world.nodes[first].peer], 3));
-        let counted = world.nodes[second].agent.counters().filter_probes_sent;
+        let counted = world.nodes[second].endpoint.counters().filter_probes_sent;
         assert_eq!(counted, sent_to(&world, second).len() as u64, "they are counted");
     }
 }
@@ -91,7 +91,7 @@ fn asks(world: &mut World) -> Rc<Cell<usize>> {
     let count = Rc::new(Cell::new(0));
     let sees = count.clone();
     world.tamper = Some(Box::new(move |_, _, frame| {
-        sees.set(sees.get() + usize::from(matches!(frame, Frame::FilterAsk { .. })));
+        sees.set(sees.get() + usize::from(matches!(frame, Frame::FilteringAssistRequest { .. })));
         vec![(Duration::ZERO, frame)]
     }));
     count
@@ -106,7 +106,7 @@ fn nobody_is_asked_to_send_to_where_it_is_itself() {
     let neighbour = world.add(&server(), "192.168.1.3", Some(CLIENT));
     let asked = asks(&mut world);
     let peer = world.nodes[neighbour].peer;
-    world.input(first, |agent, now| agent.add_coordinator(peer, now));
+    world.input(first, |endpoint, now| endpoint.add_coordinator(peer, now));
     world.link(neighbour, first);
     assert_eq!((world.coordinate_at(b, first).is_some(), asked.get()), (true, 0));
     // A client that is itself a coordinator, with another connection from elsewhere.
@@ -117,10 +117,10 @@ fn nobody_is_asked_to_send_to_where_it_is_itself() {
     let (_, registered) = world.coordinate(second, first);
     world.run_for(ms(6000));
     let (_, elsewhere) = world.link(second, first);
-    world.input(first, |agent, now| {
-        agent.handle_link_up(elsewhere, peer, Some(at("192.0.2.7:4001")), Some(SOCKET), now);
-        agent.add_coordinator(peer, now);
-        agent.handle_frame(registered, Frame::FilterTest { data: [1; 8], key: [2; 32] }, now);
+    world.input(first, |endpoint, now| {
+        endpoint.handle_link_up(elsewhere, peer, Some(at("192.0.2.7:4001")), Some(SOCKET), now);
+        endpoint.add_coordinator(peer, now);
+        endpoint.handle_frame(registered, Frame::FilterTest { data: [1; 8], key: [2; 32] }, now);
     });
     world.run_for(ms(6000));
     let tests = sent_to(&world, first).iter().filter(|remote| **remote == world.outer(second)).count();
@@ -183,9 +183,9 @@ fn a_coordinator_that_does_not_answer_is_waited_for_for_two_seconds_and_one_that
     for (answers, at_least, at_most) in [(true, 1600, 1800), (false, 3000, 3200)] {
         let (mut world, [first, second], b) = trio(Filtering::EndpointIndependent);
         world.tamper = Some(Box::new(move |from, to, frame| match frame {
-            Frame::FilterAsk { .. } if to == second && !answers => vec![],
-            Frame::FilterAsked { data, .. } if from == second => {
-                vec![(Duration::ZERO, Frame::FilterAsked { data, rounds: 0, source: None })]
+            Frame::FilteringAssistRequest { .. } if to == second && !answers => vec![],
+            Frame::FilteringAssistResponse { data, .. } if from == second => {
+                vec![(Duration::ZERO, Frame::FilteringAssistResponse { data, rounds: 0, source: None })]
             }
             other => vec![(Duration::ZERO, other)],
         }));
@@ -211,7 +211,7 @@ fn what_comes_of_an_assistant_in_time_is_not_waited_for_any_longer() {
 fn a_coordinator_that_is_gone_is_not_waited_for() {
     let (mut world, [first, second], b) = trio(Filtering::AddressDependent);
     world.tamper = Some(Box::new(move |_, to, frame| match frame {
-        Frame::FilterAsk { .. } if to == second => vec![],
+        Frame::FilteringAssistRequest { .. } if to == second => vec![],
         other => vec![(Duration::ZERO, other)],
     }));
     let start = world.elapsed();
@@ -238,8 +238,11 @@ fn an_assistant_that_lies_makes_a_doubtful_report_at_worst_and_what_arrives_cont
         let (mut world, [first, second], b) = trio(Filtering::EndpointIndependent);
         world.lose = Some(Box::new(|source, to| to == 2 && source.ip() == at("203.0.113.2:1").ip()));
         world.tamper = Some(Box::new(move |from, _, frame| match frame {
-            Frame::FilterAsked { data, .. } if from == second => {
-                vec![(Duration::ZERO, Frame::FilterAsked { data, rounds, source: Some(at(source)) })]
+            Frame::FilteringAssistResponse { data, .. } if from == second => {
+                vec![(
+                    Duration::ZERO,
+                    Frame::FilteringAssistResponse { data, rounds, source: Some(at(source)) },
+                )]
             }
             other => vec![(Duration::ZERO, other)],
         }));
@@ -257,8 +260,11 @@ fn an_assistant_that_lies_cannot_hide_that_only_what_was_asked_for_comes_in() {
     let (mut world, [first, second], b) = trio(Filtering::AddressAndPortDependent);
     world.nodes[second].opens = false;
     world.tamper = Some(Box::new(move |from, _, frame| match frame {
-        Frame::FilterAsked { data, .. } if from == second => {
-            vec![(Duration::ZERO, Frame::FilterAsked { data, rounds: 3, source: Some(at("192.0.2.66:6")) })]
+        Frame::FilteringAssistResponse { data, .. } if from == second => {
+            vec![(
+                Duration::ZERO,
+                Frame::FilteringAssistResponse { data, rounds: 3, source: Some(at("192.0.2.66:6")) },
+            )]
         }
         other => vec![(Duration::ZERO, other)],
     }));
@@ -271,7 +277,7 @@ fn answers_that_were_not_asked_for_are_refused() {
     let again = Rc::new(Cell::new(None));
     let sees = again.clone();
     world.tamper = Some(Box::new(move |_, _, frame| {
-        if let Frame::FilterAsked { data, .. } = frame {
+        if let Frame::FilteringAssistResponse { data, .. } = frame {
             sees.set(Some(data));
             return vec![(ms(500), frame)];
         }
@@ -279,11 +285,11 @@ fn answers_that_were_not_asked_for_are_refused() {
     }));
     let link = world.nodes[first].links.iter().find(|(_, (to, _))| *to == second).map(|(link, _)| *link);
     let (link, source) = (link.expect("it is connected"), Some(at("192.0.2.66:6")));
-    let refused = |world: &World| world.nodes[first].agent.counters().frames_refused;
+    let refused = |world: &World| world.nodes[first].endpoint.counters().frames_refused;
     let before = refused(&world);
     let lie = |world: &mut World, link, data| {
-        let frame = Frame::FilterAsked { data, rounds: 3, source };
-        world.input(first, |agent, now| agent.handle_frame(link, frame, now));
+        let frame = Frame::FilteringAssistResponse { data, rounds: 3, source };
+        world.input(first, |endpoint, now| endpoint.handle_frame(link, frame, now));
     };
     lie(&mut world, link, [7; 8]);
     let (_, there) = world.coordinate(b, first);
@@ -298,9 +304,10 @@ fn answers_that_were_not_asked_for_are_refused() {
 }
 
 /// Asks a coordinator to send to somebody.
-fn ask(world: &mut World, to: usize, link: LinkId, number: u64, target: &str) {
-    let frame = Frame::FilterAsk { data: number.to_be_bytes(), key: [9; 32], target: at(target) };
-    world.input(to, |agent, now| agent.handle_frame(link, frame, now));
+fn ask(world: &mut World, to: usize, link: ControlStreamId, number: u64, target: &str) {
+    let frame =
+        Frame::FilteringAssistRequest { data: number.to_be_bytes(), key: [9; 32], target: at(target) };
+    world.input(to, |endpoint, now| endpoint.handle_frame(link, frame, now));
 }
 
 const VICTIM: &str = "192.0.2.66:6";
@@ -315,18 +322,18 @@ fn whoever_is_not_a_coordinator_of_ours_makes_us_send_nothing() {
     let (mut world, [_, second], b) = trio(Filtering::EndpointIndependent);
     let (here, link) = world.coordinate(b, second);
     world.run_for(ms(3000));
-    let before = world.nodes[second].agent.counters();
+    let before = world.nodes[second].endpoint.counters();
     let answers = Rc::new(Cell::new(0));
     let sees = answers.clone();
     world.tamper = Some(Box::new(move |from, _, frame| {
-        if matches!(frame, Frame::FilterAsked { rounds: 0, source: None, .. }) && from == second {
+        if matches!(frame, Frame::FilteringAssistResponse { rounds: 0, source: None, .. }) && from == second {
             sees.set(sees.get() + 1);
         }
         vec![(Duration::ZERO, frame)]
     }));
     (0..5).for_each(|n| ask(&mut world, second, link, n, VICTIM));
     world.run_for(ms(3000));
-    let after = world.nodes[second].agent.counters();
+    let after = world.nodes[second].endpoint.counters();
     assert_eq!(after.frames_refused, before.frames_refused + 5);
     assert_eq!(after.filter_probes_sent, before.filter_probes_sent);
     assert_eq!((to_victim(&world, second).len(), answers.get()), (0, 5), "it is told so");
@@ -334,12 +341,12 @@ fn whoever_is_not_a_coordinator_of_ours_makes_us_send_nothing() {
     for config in [client(), Config::default()] {
         let user = world.add(&config, "198.51.100.7", None);
         world.nodes[user].opens = true;
-        world.input(user, |agent, now| agent.handle_reachable(true, now));
+        world.input(user, |endpoint, now| endpoint.set_publicly_reachable(true, now));
         let (link, _) = world.coordinate(user, second);
         ask(&mut world, user, link, 1, VICTIM);
         world.run_for(ms(3000));
         assert!(to_victim(&world, user).is_empty());
-        assert_eq!(world.nodes[user].agent.counters().frames_refused, 1);
+        assert_eq!(world.nodes[user].endpoint.counters().frames_refused, 1);
     }
     world.unlink(b, here);
 }
@@ -359,7 +366,7 @@ fn a_coordinator_of_ours_makes_us_send_to_global_addresses_only() {
     ask(&mut world, second, link, 9, "[2001:db8::1]:5");
     world.run_for(ms(5000));
     assert_eq!(sent_to(&world, second).len(), before);
-    assert_eq!(world.nodes[second].agent.counters().frames_refused, 5);
+    assert_eq!(world.nodes[second].endpoint.counters().frames_refused, 5);
 }
 
 #[test]
@@ -372,7 +379,7 @@ fn a_coordinator_of_ours_makes_us_send_three_datagrams_a_second_in_the_long_run(
     }
     let sent = to_victim(&world, second).len();
     assert!((3 * 125..=3 * (10 + 120)).contains(&sent), "{sent} in two minutes");
-    assert!(world.nodes[second].agent.counters().caps_hit > 2000);
+    assert!(world.nodes[second].endpoint.counters().caps_hit > 2000);
 }
 
 #[test]

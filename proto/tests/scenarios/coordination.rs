@@ -4,13 +4,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use libp2p_identity::PeerId;
-use libp2p_punch_proto::config::Config;
 use libp2p_punch_proto::{
-    LinkId, SessionId,
+    ControlStreamId, SessionId,
     candidate::{Candidate, CandidateKind, priority},
+    config::Config,
     event::{Event, FailureReason, RegistrationStatus},
-    frame::{Frame, PunchMeNow, PunchRequest, Registration, RejectReason},
     nat::MappingBehaviour,
+    wire::frame::{Frame, PunchMeNow, PunchRequest, Registration, RejectReason},
 };
 
 use crate::{
@@ -35,7 +35,7 @@ fn registrations_are_reported_as_partial_majority_and_none() {
     let all: Vec<_> = (1..=3).map(|i| world.add(&server(), &format!("198.51.100.{i}"), None)).collect();
     for c in &all {
         let peer = world.nodes[*c].peer;
-        world.input(a, |agent, now| agent.add_coordinator(peer, now));
+        world.input(a, |endpoint, now| endpoint.add_coordinator(peer, now));
     }
     let (first, _) = world.link(a, all[0]);
     world.run_for(ms(1000));
@@ -59,10 +59,10 @@ fn registrations_are_reported_as_partial_majority_and_none() {
 fn being_registered_nowhere_is_an_error_only_after_the_coordination_time_out() {
     let mut world = World::new();
     let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
-    world.input(a, |agent, now| agent.add_coordinator(PeerId::random(), now));
+    world.input(a, |endpoint, now| endpoint.add_coordinator(PeerId::random(), now));
     world.run_for(ms(60_000));
     assert_eq!(statuses(&world, a), [(ms(10_000), RegistrationStatus::None { configured: 1 })]);
-    assert_eq!(world.nodes[a].agent.poll_timeout(), None);
+    assert_eq!(world.nodes[a].endpoint.poll_timeout(), None);
 }
 
 #[test]
@@ -70,11 +70,11 @@ fn a_link_on_which_the_coordinator_sees_our_address_is_preferred_for_the_registr
     let mut world = World::new();
     let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
     let peer = PeerId::random();
-    world.input(a, |agent, now| agent.add_coordinator(peer, now));
+    world.input(a, |endpoint, now| endpoint.add_coordinator(peer, now));
     let mut registered_on = |link: u64, remote: Option<&str>| {
-        let agent = &mut world.nodes[a].agent;
-        agent.handle_link_up(LinkId(link), peer, remote.map(at), Some(SOCKET), world.now);
-        let frames: Vec<_> = std::iter::from_fn(|| agent.poll_frame()).collect();
+        let endpoint = &mut world.nodes[a].endpoint;
+        endpoint.handle_link_up(ControlStreamId(link), peer, remote.map(at), Some(SOCKET), world.now);
+        let frames: Vec<_> = std::iter::from_fn(|| endpoint.poll_frame()).collect();
         let registers = frames.iter().filter(|(_, frame)| matches!(frame, Frame::Register(_)));
         registers.map(|(link, _)| link.0).collect::<Vec<_>>()
     };
@@ -98,7 +98,7 @@ fn a_registration_is_renewed_and_outlives_its_lifetime() {
 fn a_registration_that_is_not_renewed_expires_at_the_coordinator() {
     let (mut world, a, b, c) = triangle();
     let coordinator = world.nodes[c].peer;
-    world.input(b, |agent, now| agent.remove_coordinator(&coordinator, now));
+    world.input(b, |endpoint, now| endpoint.remove_coordinator(&coordinator, now));
     world.run_for(Duration::from_secs(298));
     world.connect(a, b).unwrap();
     world.run_for(ms(60));
@@ -133,10 +133,10 @@ fn changes_of_candidates_are_announced_together_after_ten_milliseconds() {
         vec![(ms(0), frame)]
     }));
     for address in ["10.1.1.1", "10.1.2.1"] {
-        world.input(a, |agent, now| agent.handle_interface_up(address.parse().unwrap(), 24, now));
+        world.input(a, |endpoint, now| endpoint.handle_interface_up(address.parse().unwrap(), 24, now));
         world.run_for(ms(4));
     }
-    world.input(a, |agent, now| agent.handle_interface_down("192.168.1.2".parse().unwrap(), now));
+    world.input(a, |endpoint, now| endpoint.handle_interface_down("192.168.1.2".parse().unwrap(), now));
     world.run_for(ms(1));
     assert!(sent.borrow().is_empty());
     world.run_for(ms(1));
@@ -165,11 +165,11 @@ fn an_automatic_peer_coordinates_once_it_is_reachable_and_takes_leave_when_it_is
         world.nodes[a].events.iter().filter(is).count()
     };
     assert_eq!(rejected(&world), 1);
-    world.input(c, |agent, now| agent.handle_reachable(true, now));
+    world.input(c, |endpoint, now| endpoint.set_publicly_reachable(true, now));
     world.run_for(ms(61_000));
     let majority = RegistrationStatus::Majority { registered: 1, configured: 1 };
     assert_eq!(statuses(&world, a).last().map(|(_, status)| *status), Some(majority));
-    world.input(c, |agent, now| agent.handle_reachable(false, now));
+    world.input(c, |endpoint, now| endpoint.set_publicly_reachable(false, now));
     world.run_for(ms(100));
     assert_eq!(rejected(&world), 2);
     let none = RegistrationStatus::None { configured: 1 };
@@ -190,14 +190,20 @@ impl Alone {
     }
 
     fn up(&mut self, link: u64, peer: PeerId) {
-        self.world.nodes[self.c].agent.handle_link_up(LinkId(link), peer, None, None, self.world.now);
-        while self.world.nodes[self.c].agent.poll_frame().is_some() {}
+        self.world.nodes[self.c].endpoint.handle_link_up(
+            ControlStreamId(link),
+            peer,
+            None,
+            None,
+            self.world.now,
+        );
+        while self.world.nodes[self.c].endpoint.poll_frame().is_some() {}
     }
 
-    fn say(&mut self, link: u64, frame: Frame) -> Vec<(LinkId, Frame)> {
-        let agent = &mut self.world.nodes[self.c].agent;
-        agent.handle_frame(LinkId(link), frame, self.world.now);
-        std::iter::from_fn(|| agent.poll_frame()).collect()
+    fn say(&mut self, link: u64, frame: Frame) -> Vec<(ControlStreamId, Frame)> {
+        let endpoint = &mut self.world.nodes[self.c].endpoint;
+        endpoint.handle_frame(ControlStreamId(link), frame, self.world.now);
+        std::iter::from_fn(|| endpoint.poll_frame()).collect()
     }
 
     /// Peers 102 to 121, on links 2 to 21.
@@ -244,12 +250,12 @@ fn a_coordinator_answers_and_forwards_in_one_step_and_vouches_only_for_what_it_s
     assert!(matches!(alone.register(2, 102, 1), Frame::Registered { .. }));
     let frames = alone.say(1, punch(101, 102, 1));
     assert_eq!(frames.len(), 2);
-    assert!(matches!(&frames[0], (LinkId(1), Frame::PunchAnswer(a)) if a.verify(peer(102)).is_ok()));
+    assert!(matches!(&frames[0], (ControlStreamId(1), Frame::PunchAnswer(a)) if a.verify(peer(102)).is_ok()));
     // The link's remote is not known here, and what the initiator claims about it does not count.
-    assert!(matches!(&frames[1], (LinkId(2), Frame::PunchMeNow(p)) if p.observed.is_none()));
+    assert!(matches!(&frames[1], (ControlStreamId(2), Frame::PunchMeNow(p)) if p.observed.is_none()));
     let reason = RejectReason::NotWilling;
     let no = Frame::PunchRejected { session: SessionId([1; 16]), round: 0, reason };
-    assert_eq!(alone.say(2, no.clone()), [(LinkId(1), no.clone())]);
+    assert_eq!(alone.say(2, no.clone()), [(ControlStreamId(1), no.clone())]);
     assert_eq!(alone.say(1, no.clone()), [], "only the responder may say so");
     alone.world.now += ms(10_000);
     assert_eq!(alone.say(2, no), [], "too late");
@@ -261,8 +267,8 @@ fn a_coordinator_does_not_speak_for_others_and_not_too_often() {
     alone.up(1, peer(101));
     alone.up(2, peer(102));
     alone.register(2, 102, 1);
-    let reject = |frames: Vec<(LinkId, Frame)>| match frames.as_slice() {
-        [(LinkId(1), Frame::PunchRejected { reason, .. })] => Some(*reason),
+    let reject = |frames: Vec<(ControlStreamId, Frame)>| match frames.as_slice() {
+        [(ControlStreamId(1), Frame::PunchRejected { reason, .. })] => Some(*reason),
         _ => None,
     };
     assert_eq!(reject(alone.say(1, punch(103, 102, 1))), Some(RejectReason::Malformed));
@@ -273,7 +279,7 @@ fn a_coordinator_does_not_speak_for_others_and_not_too_often() {
     alone.world.now += ms(20);
     assert_eq!(reject(alone.say(1, punch(101, 120, 250))), None);
     assert_eq!(reject(alone.say(1, punch(101, 121, 251))), Some(RejectReason::RateLimited));
-    assert_eq!(alone.world.nodes[alone.c].agent.counters().requests_forwarded, 99);
+    assert_eq!(alone.world.nodes[alone.c].endpoint.counters().requests_forwarded, 99);
 }
 
 #[test]
@@ -290,7 +296,7 @@ fn a_coordinator_passes_ten_requests_at_once_of_one_peer_to_another_and_two_in_a
     assert_eq!(passed(&mut alone, 50, 150, 102), 10, "another initiator");
     alone.world.now += ms(1000);
     assert_eq!(passed(&mut alone, 1, 101, 102), 2);
-    assert_eq!(alone.world.nodes[alone.c].agent.counters().caps_hit, 20 + 20 + 20 + 28);
+    assert_eq!(alone.world.nodes[alone.c].endpoint.counters().caps_hit, 20 + 20 + 20 + 28);
 }
 
 #[test]
@@ -301,7 +307,9 @@ fn who_leaves_and_comes_back_may_do_no_more_than_who_stays() {
     for i in 0..200 {
         alone.up(100 + u64::from(i), peer(101));
         passed_on += usize::from(alone.say(100 + u64::from(i), punch(101, 102 + i % 20, i)).len() == 2);
-        alone.world.nodes[alone.c].agent.handle_link_down(LinkId(100 + u64::from(i)), alone.world.now);
+        alone.world.nodes[alone.c]
+            .endpoint
+            .handle_link_down(ControlStreamId(100 + u64::from(i)), alone.world.now);
     }
     assert_eq!(passed_on, 100);
     alone.world.now += Duration::from_secs(10);
@@ -335,7 +343,7 @@ fn candidates_announced_on_a_link_are_bounded() {
         let candidate = Candidate { sequence, kind, priority: priority(kind, address.ip()), address };
         alone.say(1, Frame::AddAddress(candidate));
     }
-    assert_eq!(alone.world.nodes[alone.c].agent.counters().caps_hit, 284);
+    assert_eq!(alone.world.nodes[alone.c].endpoint.counters().caps_hit, 284);
 }
 
 #[test]
@@ -364,10 +372,10 @@ fn ten_thousand_registrations_are_held_and_the_next_is_turned_down_until_one_exp
             other => panic!("{other:?}"),
         }
     }
-    let deadline = alone.world.nodes[0].agent.poll_timeout().unwrap();
+    let deadline = alone.world.nodes[0].endpoint.poll_timeout().unwrap();
     assert_eq!(deadline, alone.world.now + Duration::from_secs(100));
     alone.world.now = deadline;
-    alone.world.nodes[0].agent.handle_timeout(deadline);
+    alone.world.nodes[0].endpoint.handle_timeout(deadline);
     let (_, registration) = registration(10_000);
     assert!(matches!(alone.say(10_000, Frame::Register(registration)).remove(0).1, Frame::Registered { .. }));
 }
@@ -394,14 +402,14 @@ fn what_observers_see_becomes_candidates_and_tells_the_mapping() {
 fn an_observation_that_is_old_or_cannot_be_is_refused() {
     let (mut world, a, _, _) = triangle();
     let link = *world.nodes[a].links.keys().next().unwrap();
-    let before = world.nodes[a].agent.counters().frames_refused;
+    let before = world.nodes[a].endpoint.counters().frames_refused;
     for (sequence, address) in
         [(0, "203.0.113.9:1"), (7, "10.0.0.1:1"), (8, "127.0.0.1:1"), (8, "192.0.2.1:1")]
     {
         let frame = Frame::ObservedAddress { sequence, address: at(address) };
-        world.input(a, |agent, now| agent.handle_frame(link, frame, now));
+        world.input(a, |endpoint, now| endpoint.handle_frame(link, frame, now));
     }
-    assert_eq!(world.nodes[a].agent.counters().frames_refused - before, 4);
+    assert_eq!(world.nodes[a].endpoint.counters().frames_refused - before, 4);
 }
 
 #[test]
@@ -409,7 +417,7 @@ fn a_link_whose_ends_have_changed_is_told_its_address_again() {
     let (mut world, a, _, c) = triangle();
     let (link, peer) = (*world.nodes[c].links.keys().next().unwrap(), world.nodes[a].peer);
     let moved = at("203.0.113.1:9999");
-    world.input(c, |agent, now| agent.handle_link_up(link, peer, Some(moved), Some(SOCKET), now));
+    world.input(c, |endpoint, now| endpoint.handle_link_up(link, peer, Some(moved), Some(SOCKET), now));
     world.run_for(ms(100));
     let observed = world.nodes[a].events.iter().rev().find_map(|(_, event)| match event {
         Event::Observed { address, .. } => Some(*address),

@@ -8,10 +8,10 @@ use std::{
 };
 
 use libp2p_punch_proto::{
-    LinkId, Path, SocketId,
+    ControlStreamId, Path, SocketId,
     command::{Command, Pool},
-    frame::{Frame, ObserverOffer},
-    observer::provocation,
+    nat::observer::provocation,
+    wire::frame::{Frame, ObserverOffer},
 };
 
 use crate::harness::{World, at, client, ms, server};
@@ -23,7 +23,7 @@ const ANY: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 const EARLY: SocketId = SocketId(903);
 
 /// A coordinator with observers, a client at 198.51.100.2:4001, and what the client was offered.
-fn pair() -> (World, [usize; 2], LinkId, ObserverOffer) {
+fn pair() -> (World, [usize; 2], ControlStreamId, ObserverOffer) {
     let mut world = World::new();
     let c = world.add(&server(), "203.0.113.1", None);
     let b = world.add(&client(), "192.168.1.2", Some("198.51.100.2"));
@@ -37,7 +37,7 @@ fn pair() -> (World, [usize; 2], LinkId, ObserverOffer) {
     }));
     let (_, link) = world.coordinate(b, c);
     world.run_for(ms(500));
-    world.input(c, |agent, now| agent.handle_sockets_opened(Pool::Observers(ANY), &OBSERVERS, now));
+    world.input(c, |endpoint, now| endpoint.handle_sockets_opened(Pool::Observers(ANY), &OBSERVERS, now));
     world.run_for(ms(100));
     let offer = offered.take().expect("an offer");
     (world, [c, b], link, offer)
@@ -53,7 +53,7 @@ fn early_packets(world: &World, c: usize) -> Vec<SocketAddr> {
 fn provoke(world: &mut World, c: usize, offer: &ObserverOffer, remote: &str, n: u8) {
     let path = Path { socket: SocketId(900), remote: at(remote) };
     let datagram = provocation(offer, [n; 8]);
-    world.input(c, |agent, now| agent.handle_datagram(path, &datagram, now));
+    world.input(c, |endpoint, now| endpoint.handle_datagram(path, &datagram, now));
 }
 
 #[test]
@@ -61,17 +61,17 @@ fn early_packets_go_to_the_clients_own_address_and_never_to_the_port_of_its_conn
     let (mut world, [c, b], link, offer) = pair();
     assert_eq!(offer.ports, [7001, 7002, 7003, 7004]);
     assert!(early_packets(&world, c).is_empty(), "nobody has asked");
-    let refused = world.nodes[c].agent.counters().probes_refused;
+    let refused = world.nodes[c].endpoint.counters().probes_refused;
     provoke(&mut world, c, &offer, "198.51.100.2:4001", 1);
     provoke(&mut world, c, &offer, "198.51.100.3:6000", 2);
     assert!(early_packets(&world, c).is_empty());
-    assert_eq!(world.nodes[c].agent.counters().probes_refused, refused + 2);
+    assert_eq!(world.nodes[c].endpoint.counters().probes_refused, refused + 2);
     provoke(&mut world, c, &offer, "198.51.100.2:6000", 3);
     assert_eq!(early_packets(&world, c), [at("198.51.100.2:6000"); 2]);
     // QUIC follows a client to another address before it has validated that.
     world.move_behind(b, "198.51.100.9");
     let (peer, moved) = (world.nodes[b].peer, Some(at("198.51.100.9:4001")));
-    world.input(c, |agent, now| agent.handle_link_up(link, peer, moved, Some(SocketId(1)), now));
+    world.input(c, |endpoint, now| endpoint.handle_link_up(link, peer, moved, Some(SocketId(1)), now));
     provoke(&mut world, c, &offer, "198.51.100.9:6000", 4);
     assert_eq!(early_packets(&world, c).len(), 2);
     world.run_for(ms(4_000));
@@ -86,11 +86,11 @@ fn a_client_gets_early_packets_eight_times_at_once_and_then_once_a_minute() {
         provoke(&mut world, c, &offer, "198.51.100.2:6000", n);
     }
     assert_eq!(early_packets(&world, c).len(), 2 * 8);
-    let caps = world.nodes[c].agent.counters().caps_hit;
+    let caps = world.nodes[c].endpoint.counters().caps_hit;
     world.run_for(Duration::from_secs(60));
     (20..25).for_each(|n| provoke(&mut world, c, &offer, "198.51.100.2:6000", n));
     assert_eq!(early_packets(&world, c).len(), 2 * 9);
-    assert_eq!(world.nodes[c].agent.counters().caps_hit, caps + 4);
+    assert_eq!(world.nodes[c].endpoint.counters().caps_hit, caps + 4);
 }
 
 #[test]
@@ -103,7 +103,7 @@ fn a_client_tests_with_a_socket_of_its_own_and_closes_it() {
     let opened: Vec<Pool> = world.nodes[b].commands.iter().filter_map(|(_, c)| pool(c)).collect();
     assert_eq!(opened.len(), 1);
     let socket = SocketId(700);
-    world.input(b, |agent, now| agent.handle_sockets_opened(opened[0], &[(socket, 6000)], now));
+    world.input(b, |endpoint, now| endpoint.handle_sockets_opened(opened[0], &[(socket, 6000)], now));
     // The network here loses what other sockets than the first send.
     world.run_for(ms(10_000));
     let asked = |from: SocketId| {

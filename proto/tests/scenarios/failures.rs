@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use libp2p_punch_proto::config::Config;
 use libp2p_punch_proto::{
-    FlowId,
+    VirtualConnectionId,
     command::Command,
+    config::Config,
     event::{FailureReason, Phase},
-    frame::{Frame, RejectReason},
+    wire::frame::{Frame, RejectReason},
 };
 
 use crate::{
@@ -23,12 +23,12 @@ fn without_a_coordinator_a_dial_waits_a_minute_and_an_upgrade_five_seconds() {
     let peer = world.nodes[b].peer;
     world.connect(a, b).unwrap();
     world.run_for(ms(60_000));
-    world.input(a, |agent, now| agent.upgrade(peer, now)).unwrap();
+    world.input(a, |endpoint, now| endpoint.upgrade(peer, now)).unwrap();
     world.run_for(ms(60_000));
     let reason = FailureReason::NoCoordinator;
     assert_eq!(world.failed(a), [(ms(60_000), reason), (ms(65_000), reason)]);
     world.assert_nothing_left(a);
-    assert_eq!(world.nodes[a].agent.poll_timeout(), None);
+    assert_eq!(world.nodes[a].endpoint.poll_timeout(), None);
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn a_session_waits_in_discovery_for_a_coordinator_to_come_up() {
     world.unlink(a, link);
     world.connect(a, b).unwrap();
     world.run_for(ms(1000));
-    assert_eq!(world.nodes[a].agent.phase(&world.nodes[b].peer), Some(Phase::Discovery));
+    assert_eq!(world.nodes[a].endpoint.phase(&world.nodes[b].peer), Some(Phase::Discovery));
     world.link(a, c);
     world.run_for(ms(1000));
     assert_eq!(world.connected(a).len(), 1);
@@ -57,7 +57,7 @@ fn assert_retries(world: &World, node: usize, reason: FailureReason, each: Durat
         expected += *delay;
     }
     assert_eq!(world.failed(node), [(expected + each, reason)]);
-    let counters = world.nodes[node].agent.counters();
+    let counters = world.nodes[node].endpoint.counters();
     assert_eq!((counters.attempts, counters.failures), (3, 3));
     world.assert_nothing_left(node);
 }
@@ -98,8 +98,8 @@ fn a_peer_with_no_address_to_probe_is_given_up_after_synchronization() {
         frame => vec![(ms(0), frame)],
     }));
     // B forgets what it was observed at.
-    world.input(b, |agent, now| agent.handle_socket_down(SOCKET, now));
-    world.input(b, |agent, now| agent.handle_socket_up(SOCKET, at("0.0.0.0:4001"), true, now));
+    world.input(b, |endpoint, now| endpoint.handle_socket_down(SOCKET, now));
+    world.input(b, |endpoint, now| endpoint.handle_socket_up(SOCKET, at("0.0.0.0:4001"), true, now));
     world.run_for(ms(1000));
     let start = world.elapsed();
     world.connect(a, b).unwrap();
@@ -118,7 +118,7 @@ fn silence_in_punching_is_tried_again_with_backoff_and_then_fails() {
     world.run_for(ms(60_000));
     assert_retries(&world, a, FailureReason::PunchingTimeout, ms(5060), start);
     // The responder follows every round and has nothing left either.
-    assert_eq!(world.nodes[b].agent.counters().attempts, 3);
+    assert_eq!(world.nodes[b].endpoint.counters().attempts, 3);
     world.assert_nothing_left(b);
     let rounds = world.nodes[b].commands.iter().filter(|(_, c)| matches!(c, Command::Accept { .. })).count();
     assert_eq!(rounds, 3);
@@ -145,26 +145,26 @@ fn a_handshake_that_does_not_finish_times_out_in_validation() {
 fn a_failed_handshake_is_tried_again_with_a_new_flow() {
     let (mut world, a, b, _) = triangle();
     world.connect(a, b).unwrap();
-    world.input(a, |agent, now| agent.handle_closed(FlowId(0), now));
+    world.input(a, |endpoint, now| endpoint.handle_closed(VirtualConnectionId(0), now));
     assert_eq!(world.retries(a).len(), 1);
     world.run_for(ms(3000));
     assert_eq!(world.connected(a).len(), 1);
     assert_eq!(world.connected(b).len(), 1);
-    assert_eq!(world.nodes[a].agent.session_of(FlowId(0)), None);
-    assert!(world.nodes[a].agent.session_of(FlowId(1)).is_some());
-    let counters = world.nodes[a].agent.counters();
+    assert_eq!(world.nodes[a].endpoint.session_of(VirtualConnectionId(0)), None);
+    assert!(world.nodes[a].endpoint.session_of(VirtualConnectionId(1)).is_some());
+    let counters = world.nodes[a].endpoint.counters();
     assert_eq!((counters.attempts, counters.failures, counters.successes), (2, 1, 1));
 }
 
 #[test]
 fn a_peer_without_a_listener_is_not_willing_and_is_not_asked_again() {
     let (mut world, a, b, _) = triangle();
-    world.input(b, |agent, now| agent.handle_socket_up(SOCKET, at("0.0.0.0:4001"), false, now));
+    world.input(b, |endpoint, now| endpoint.handle_socket_up(SOCKET, at("0.0.0.0:4001"), false, now));
     let start = world.elapsed();
     world.connect(a, b).unwrap();
     world.run_for(ms(60_000));
     let reason = FailureReason::Rejected(RejectReason::NotWilling);
     assert_eq!(world.failed(a), [(start + ms(100), reason)]);
-    assert_eq!(world.nodes[b].agent.counters().attempts, 0);
+    assert_eq!(world.nodes[b].endpoint.counters().attempts, 0);
     world.assert_nothing_left(a);
 }

@@ -9,12 +9,11 @@ use std::{
 };
 
 use libp2p_punch_proto::{
-    LinkId, Path, SocketId,
+    ControlStreamId, Path, SocketId,
     command::{Command, Pool},
     event::Event,
-    filtering::datagram,
-    frame::Frame,
-    nat::{Confidence, FilteringBehaviour as Filtering, Report},
+    nat::{Confidence, FilteringBehaviour as Filtering, Report, filtering::datagram},
+    wire::frame::Frame,
 };
 
 use crate::harness::{SOCKET, World, at, client, ms, server};
@@ -25,7 +24,7 @@ impl World {
     /// Opens the one socket of a pool, if this node can.
     pub(crate) fn add_address(&mut self, node: usize, ip: &str) {
         let ip = ip.parse().unwrap();
-        self.input(node, |agent, now| agent.handle_interface_up(ip, 24, now));
+        self.input(node, |endpoint, now| endpoint.handle_interface_up(ip, 24, now));
     }
 
     pub(crate) fn coordinator(&mut self, first: &str, second: Option<&str>) -> usize {
@@ -44,7 +43,7 @@ impl World {
             _ => None,
         });
         let last = last.unwrap_or_default();
-        assert!(last.says_the_same(&self.nodes[node].agent.nat_report()), "every change is told");
+        assert!(last.says_the_same(&self.nodes[node].endpoint.nat_report()), "every change is told");
         last
     }
 
@@ -220,28 +219,30 @@ fn forged_datagrams_count_for_nothing() {
     let (link, _) = world.coordinate(b, c);
     world.run_for(ms(100));
     let (data, key) = asked.get().expect("it asks at once");
-    let (refused, path) =
-        (world.nodes[b].agent.counters().probes_refused, Path { socket: SOCKET, remote: at("192.0.2.66:6") });
+    let (refused, path) = (
+        world.nodes[b].endpoint.counters().probes_refused,
+        Path { socket: SOCKET, remote: at("192.0.2.66:6") },
+    );
     let forged = [datagram(data, &[0; 32], 0), datagram([0; 8], &key, 0), datagram(data, &key, 3)];
     for forged in &forged {
-        world.input(b, |agent, now| agent.handle_datagram(path, forged, now));
+        world.input(b, |endpoint, now| endpoint.handle_datagram(path, forged, now));
     }
-    assert_eq!(world.nodes[b].agent.counters().probes_refused, refused + 3);
+    assert_eq!(world.nodes[b].endpoint.counters().probes_refused, refused + 3);
     let real = Path { socket: SOCKET, remote: world.outer(c) };
     let tested = Frame::FilterTested { data, rounds: 1, sources: vec![at("203.0.113.1:7000")] };
-    world.input(b, |agent, now| {
-        agent.handle_datagram(real, &datagram(data, &key, 0), now);
-        agent.handle_frame(link, tested, now);
+    world.input(b, |endpoint, now| {
+        endpoint.handle_datagram(real, &datagram(data, &key, 0), now);
+        endpoint.handle_frame(link, tested, now);
     });
-    assert_eq!(world.nodes[b].agent.counters().probes_refused, refused + 3);
+    assert_eq!(world.nodes[b].endpoint.counters().probes_refused, refused + 3);
     world.run_for(ms(2000));
     assert_eq!(world.filtering(b), Some((Filtering::AddressAndPortDependent, Confidence::Low)));
 }
 
 /// Asks for tests as often as the link carries them.
-fn ask(world: &mut World, c: usize, link: LinkId, number: u64) {
+fn ask(world: &mut World, c: usize, link: ControlStreamId, number: u64) {
     let frame = Frame::FilterTest { data: number.to_be_bytes(), key: [9; 32] };
-    world.input(c, |agent, now| agent.handle_frame(link, frame, now));
+    world.input(c, |endpoint, now| endpoint.handle_frame(link, frame, now));
 }
 
 #[test]
@@ -260,7 +261,7 @@ fn a_client_gets_36_datagrams_a_minute_at_most_and_only_at_the_end_of_its_own_co
         let minute = probes[n..].iter().take_while(|(later, _)| *later < *when + ms(60_000)).count();
         assert!(minute <= 36, "{minute} in a minute");
     }
-    assert_eq!(probes.len() as u64, world.nodes[c].agent.counters().filter_probes_sent);
+    assert_eq!(probes.len() as u64, world.nodes[c].endpoint.counters().filter_probes_sent);
     assert!((108..=144).contains(&probes.len()), "two tests at once and one a minute: {}", probes.len());
 }
 
@@ -285,7 +286,7 @@ fn a_stranger_gets_no_test_and_nor_does_a_link_without_an_address() {
     world.run_for(ms(5000));
     assert!(sent_to(&world, c).is_empty(), "it is not registered");
     let peer = world.nodes[b].peer;
-    world.input(c, |agent, now| agent.handle_link_up(link, peer, None, None, now));
+    world.input(c, |endpoint, now| endpoint.handle_link_up(link, peer, None, None, now));
     ask(&mut world, c, link, 2);
     world.run_for(ms(5000));
     assert!(sent_to(&world, c).is_empty());
@@ -298,7 +299,7 @@ fn a_connection_that_moves_ends_its_test() {
     world.run_for(ms(100));
     assert_eq!(sent_to(&world, c).len(), 3, "the first round");
     let (peer, moved) = (world.nodes[b].peer, at("192.0.2.66:6"));
-    world.input(c, |agent, now| agent.handle_link_up(link, peer, Some(moved), Some(SOCKET), now));
+    world.input(c, |endpoint, now| endpoint.handle_link_up(link, peer, Some(moved), Some(SOCKET), now));
     world.nodes[b].links.clear();
     world.run_for(ms(5000));
     let remotes: BTreeSet<_> = sent_to(&world, c).into_iter().collect();
@@ -313,7 +314,7 @@ fn nothing_goes_where_a_connection_has_just_moved_before_that_is_proven() {
     let before = sent_to(&world, c).len();
     let (peer, home, victim) = (world.nodes[b].peer, world.outer(b), at("192.0.2.66:6"));
     let go = |world: &mut World, to| {
-        world.input(c, |agent, now| agent.handle_link_up(link, peer, Some(to), Some(SOCKET), now));
+        world.input(c, |endpoint, now| endpoint.handle_link_up(link, peer, Some(to), Some(SOCKET), now));
     };
     // Forged packets take the connection there, and it goes back, and there again.
     for _ in 0..3 {
@@ -341,7 +342,7 @@ fn the_ports_that_tests_come_from_are_never_offered_to_clients() {
     world.run_for(ms(500));
     let sockets = [(SocketId(900), 7101), (SocketId(901), 7102), (SocketId(902), 7103)];
     let pool = Pool::Observers(Ipv4Addr::UNSPECIFIED.into());
-    world.input(c, |agent, now| agent.handle_sockets_opened(pool, &sockets, now));
+    world.input(c, |endpoint, now| endpoint.handle_sockets_opened(pool, &sockets, now));
     world.run_for(ms(5000));
     let asked: BTreeSet<u16> = world.nodes[b].probes.iter().map(|(_, path)| path.remote.port()).collect();
     assert!([7101, 7102, 7103].iter().all(|port| asked.contains(port)));
@@ -372,13 +373,13 @@ fn coordinators_that_lie_about_our_address_make_us_send_a_few_datagrams_there_an
     for n in 1..=100u16 {
         let address = SocketAddr::new([192, 0, 2, 66].into(), n);
         let lie = Frame::ObservedAddress { sequence: u64::from(n), address };
-        world.input(b, |agent, now| agent.handle_frame(link, lie, now));
+        world.input(b, |endpoint, now| endpoint.handle_frame(link, lie, now));
         // It cares for no limits of its own: every test has a result.
         let (data, key) = asked.get().expect("a test of the new address");
         let tested = Frame::FilterTested { data, rounds: 3, sources: vec![at("203.0.113.1:7000")] };
-        world.input(b, |agent, now| {
-            agent.handle_datagram(coordinator, &datagram(data, &key, 0), now);
-            agent.handle_frame(link, tested, now);
+        world.input(b, |endpoint, now| {
+            endpoint.handle_datagram(coordinator, &datagram(data, &key, 0), now);
+            endpoint.handle_frame(link, tested, now);
         });
         world.run_for(ms(3000));
     }
@@ -425,11 +426,11 @@ fn carrier_space_is_evidence_only_where_it_is_the_only_way_out() {
 fn udp_is_blocked_only_if_a_coordinator_of_ours_was_tried_and_open_once_one_saw_us() {
     let (mut world, c, b) = pair(Filtering::EndpointIndependent, true);
     let coordinator = world.nodes[c].peer;
-    world.input(b, |agent, now| agent.handle_unreachable(coordinator, now));
+    world.input(b, |endpoint, now| endpoint.coordinator_timed_out(coordinator, now));
     assert_eq!(world.report(b).udp_blocked, None, "it is no coordinator of ours");
-    world.input(b, |agent, now| {
-        agent.add_coordinator(coordinator, now);
-        agent.handle_unreachable(coordinator, now);
+    world.input(b, |endpoint, now| {
+        endpoint.add_coordinator(coordinator, now);
+        endpoint.coordinator_timed_out(coordinator, now);
     });
     assert_eq!(world.report(b).udp_blocked.map(|f| (f.value, f.confidence)), Some((true, Confidence::Low)));
     world.coordinate(b, c);

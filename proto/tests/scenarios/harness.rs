@@ -10,14 +10,14 @@ use std::{
 
 use bytes::Bytes;
 use libp2p_identity::{Keypair, PeerId};
-use libp2p_punch_proto::config::{Config, Role};
 use libp2p_punch_proto::{
-    FlowId, LinkId, Path, SocketId,
-    agent::Agent,
+    ControlStreamId, Path, SocketId, VirtualConnectionId,
     command::{Command, Pool},
+    config::{Config, Role},
+    endpoint::Endpoint,
     event::{Event, FailureReason},
-    frame::Frame,
     nat::FilteringBehaviour,
+    wire::frame::Frame,
 };
 
 pub(crate) const SOCKET: SocketId = SocketId(1);
@@ -34,7 +34,7 @@ pub(crate) enum Packet {
 }
 
 enum Delivery {
-    Frame { to: usize, link: LinkId, frame: Frame },
+    Frame { to: usize, link: ControlStreamId, frame: Frame },
     Packet { to: usize, from: SocketAddr, packet: Packet },
 }
 
@@ -51,7 +51,7 @@ pub(crate) struct Flow {
 }
 
 pub(crate) struct Node {
-    pub(crate) agent: Agent,
+    pub(crate) endpoint: Endpoint,
     pub(crate) peer: PeerId,
     local: SocketAddr,
     /// The outer address, and whom its mapping has contacted.
@@ -61,8 +61,8 @@ pub(crate) struct Node {
     pub(crate) opens: bool,
     pub(crate) pool: BTreeMap<SocketId, SocketAddr>,
     pub(crate) opened: Vec<(Pool, SocketId, u16)>,
-    pub(crate) links: BTreeMap<LinkId, (usize, LinkId)>,
-    pub(crate) flows: BTreeMap<FlowId, Flow>,
+    pub(crate) links: BTreeMap<ControlStreamId, (usize, ControlStreamId)>,
+    pub(crate) flows: BTreeMap<VirtualConnectionId, Flow>,
     pub(crate) events: Vec<(Duration, Event)>,
     pub(crate) commands: Vec<(Duration, Command)>,
     pub(crate) probes: Vec<(Duration, Path)>,
@@ -137,13 +137,13 @@ impl World {
         let seed = u8::try_from(self.nodes.len() + 1).unwrap();
         let keypair = keypair(seed);
         let peer = keypair.public().to_peer_id();
-        let mut agent = Agent::new(config, keypair, [seed; 32], GENERATION);
+        let mut endpoint = Endpoint::new(config, keypair, [seed; 32], GENERATION);
         let ip: IpAddr = local.parse().unwrap();
         let local = SocketAddr::new(ip, PORT);
-        agent.handle_interface_up(ip, 24, self.now);
-        agent.handle_socket_up(SOCKET, SocketAddr::new(IpAddr::from([0, 0, 0, 0]), PORT), true, self.now);
+        endpoint.handle_interface_up(ip, 24, self.now);
+        endpoint.handle_socket_up(SOCKET, SocketAddr::new(IpAddr::from([0, 0, 0, 0]), PORT), true, self.now);
         self.nodes.push(Node {
-            agent,
+            endpoint,
             peer,
             local,
             nat: outer.map(|outer| (outer.parse().unwrap(), BTreeSet::new())),
@@ -181,8 +181,8 @@ impl World {
     }
 
     /// Opens a control stream between two peers; `a` is the one behind a NAT, if any is.
-    pub(crate) fn link(&mut self, a: usize, b: usize) -> (LinkId, LinkId) {
-        let (here, there) = (LinkId(self.next_link), LinkId(self.next_link + 1));
+    pub(crate) fn link(&mut self, a: usize, b: usize) -> (ControlStreamId, ControlStreamId) {
+        let (here, there) = (ControlStreamId(self.next_link), ControlStreamId(self.next_link + 1));
         self.next_link += 2;
         self.nodes[a].links.insert(here, (b, there));
         self.nodes[b].links.insert(there, (a, here));
@@ -191,9 +191,9 @@ impl World {
             contacted.insert(outer_b);
         }
         let (peer_a, peer_b) = (self.nodes[a].peer, self.nodes[b].peer);
-        self.nodes[a].agent.handle_link_up(here, peer_b, Some(outer_b), Some(SOCKET), self.now);
+        self.nodes[a].endpoint.handle_link_up(here, peer_b, Some(outer_b), Some(SOCKET), self.now);
         self.drain(a);
-        self.nodes[b].agent.handle_link_up(there, peer_a, Some(outer_a), Some(SOCKET), self.now);
+        self.nodes[b].endpoint.handle_link_up(there, peer_a, Some(outer_a), Some(SOCKET), self.now);
         self.drain(b);
         (here, there)
     }
@@ -203,28 +203,32 @@ impl World {
         self.nodes[node].nat = Some((outer.parse().unwrap(), BTreeSet::new()));
     }
 
-    pub(crate) fn unlink(&mut self, node: usize, link: LinkId) {
+    pub(crate) fn unlink(&mut self, node: usize, link: ControlStreamId) {
         if let Some((other, there)) = self.nodes[node].links.remove(&link) {
             self.nodes[other].links.remove(&there);
-            self.input(node, |agent, now| agent.handle_link_down(link, now));
-            self.input(other, |agent, now| agent.handle_link_down(there, now));
+            self.input(node, |endpoint, now| endpoint.handle_link_down(link, now));
+            self.input(other, |endpoint, now| endpoint.handle_link_down(there, now));
         }
     }
 
-    pub(crate) fn coordinate(&mut self, node: usize, coordinator: usize) -> (LinkId, LinkId) {
+    pub(crate) fn coordinate(
+        &mut self,
+        node: usize,
+        coordinator: usize,
+    ) -> (ControlStreamId, ControlStreamId) {
         let peer = self.nodes[coordinator].peer;
-        self.input(node, |agent, now| agent.add_coordinator(peer, now));
+        self.input(node, |endpoint, now| endpoint.add_coordinator(peer, now));
         self.link(node, coordinator)
     }
 
     pub(crate) fn connect(&mut self, from: usize, to: usize) -> Result<(), FailureReason> {
         let peer = self.nodes[to].peer;
-        self.input(from, |agent, now| agent.connect(peer, now))
+        self.input(from, |endpoint, now| endpoint.connect(peer, now))
     }
 
-    /// Gives an agent an input and carries out what it wants.
-    pub(crate) fn input<T>(&mut self, node: usize, f: impl FnOnce(&mut Agent, Instant) -> T) -> T {
-        let result = f(&mut self.nodes[node].agent, self.now);
+    /// Gives an endpoint an input and carries out what it wants.
+    pub(crate) fn input<T>(&mut self, node: usize, f: impl FnOnce(&mut Endpoint, Instant) -> T) -> T {
+        let result = f(&mut self.nodes[node].endpoint, self.now);
         self.drain(node);
         result
     }
@@ -233,7 +237,7 @@ impl World {
         let end = self.now + time;
         loop {
             let queued = self.queue.first_key_value().map(|((at, _), _)| *at);
-            let timers = self.nodes.iter().filter_map(|node| node.agent.poll_timeout()).min();
+            let timers = self.nodes.iter().filter_map(|node| node.endpoint.poll_timeout()).min();
             let Some(next) = [queued, timers].into_iter().flatten().min().filter(|at| *at <= end) else {
                 break;
             };
@@ -244,8 +248,8 @@ impl World {
                 continue;
             }
             for node in 0..self.nodes.len() {
-                if self.nodes[node].agent.poll_timeout().is_some_and(|at| at <= self.now) {
-                    self.input(node, |agent, now| agent.handle_timeout(now));
+                if self.nodes[node].endpoint.poll_timeout().is_some_and(|at| at <= self.now) {
+                    self.input(node, |endpoint, now| endpoint.handle_timeout(now));
                 }
             }
         }
@@ -257,21 +261,21 @@ impl World {
         self.queue.insert((at, self.sequence), delivery);
     }
 
-    pub(crate) fn inject(&mut self, to: usize, link: LinkId, frame: Frame, after: Duration) {
+    pub(crate) fn inject(&mut self, to: usize, link: ControlStreamId, frame: Frame, after: Duration) {
         self.push(self.now + after, Delivery::Frame { to, link, frame });
     }
 
     fn deliver(&mut self, delivery: Delivery) {
         match delivery {
             Delivery::Frame { to, link, frame } => {
-                self.input(to, |agent, now| agent.handle_frame(link, frame, now));
+                self.input(to, |endpoint, now| endpoint.handle_frame(link, frame, now));
             }
             Delivery::Packet { to, from, .. } if self.is_filtered(to, from) => {}
             Delivery::Packet { to, from, packet } => {
                 let path = Path { socket: SOCKET, remote: from };
                 match packet {
                     Packet::Probe(bytes) => {
-                        self.input(to, |agent, now| agent.handle_datagram(path, &bytes, now));
+                        self.input(to, |endpoint, now| endpoint.handle_datagram(path, &bytes, now));
                     }
                     Packet::ServerFlight(token) => self.quic(to, path, token, true),
                     Packet::Finish(token) => self.quic(to, path, token, false),
@@ -288,12 +292,12 @@ impl World {
         let Some((id, flow)) = found.filter(|(_, flow)| flow.admitted.contains(&path)) else { return };
         flow.heard = true;
         let id = *id;
-        self.input(to, |agent, now| agent.handle_established(id, path, now));
+        self.input(to, |endpoint, now| endpoint.handle_established(id, path, now));
         self.flush(to, id);
     }
 
     /// Sends what QUIC has to send, on the paths that it may use.
-    fn flush(&mut self, node: usize, id: FlowId) {
+    fn flush(&mut self, node: usize, id: VirtualConnectionId) {
         let Some(flow) = self.nodes[node].flows.get_mut(&id) else { return };
         let (packet, ready) = match flow.is_client {
             true => (Packet::Finish(flow.token), flow.heard),
@@ -358,7 +362,7 @@ impl World {
 
     fn drain(&mut self, node: usize) {
         let elapsed = self.elapsed();
-        while let Some(transmit) = self.nodes[node].agent.poll_transmit() {
+        while let Some(transmit) = self.nodes[node].endpoint.poll_transmit() {
             self.nodes[node].probes.push((elapsed, transmit.path));
             let payload = Bytes::copy_from_slice(&transmit.payload);
             self.nodes[node].probe = payload.clone();
@@ -370,25 +374,25 @@ impl World {
             self.send_from(node, seen.unwrap_or(self.outer(node)), transmit.path.remote, packet);
         }
         let mut flights = VecDeque::new();
-        while let Some(command) = self.nodes[node].agent.poll_command() {
+        while let Some(command) = self.nodes[node].endpoint.poll_command() {
             self.nodes[node].commands.push((elapsed, command.clone()));
             flights.extend(self.carry_out(node, command));
         }
-        while let Some((link, frame)) = self.nodes[node].agent.poll_frame() {
+        while let Some((link, frame)) = self.nodes[node].endpoint.poll_frame() {
             self.forward(node, link, frame);
         }
-        while let Some(event) = self.nodes[node].agent.poll_event() {
+        while let Some(event) = self.nodes[node].endpoint.poll_event() {
             self.nodes[node].events.push((elapsed, event));
         }
         for (pool, socket, port) in std::mem::take(&mut self.nodes[node].opened) {
-            self.input(node, |agent, now| agent.handle_sockets_opened(pool, &[(socket, port)], now));
+            self.input(node, |endpoint, now| endpoint.handle_sockets_opened(pool, &[(socket, port)], now));
         }
         while let Some((flow, datagrams)) = flights.pop_front() {
-            self.input(node, |agent, now| agent.handle_first_flight(flow, datagrams, now));
+            self.input(node, |endpoint, now| endpoint.handle_first_flight(flow, datagrams, now));
         }
     }
 
-    fn carry_out(&mut self, node: usize, command: Command) -> Option<(FlowId, Vec<Bytes>)> {
+    fn carry_out(&mut self, node: usize, command: Command) -> Option<(VirtualConnectionId, Vec<Bytes>)> {
         let works = self.nodes[node].quic_works;
         let flows = &mut self.nodes[node].flows;
         let id = match command {
@@ -449,7 +453,7 @@ impl World {
         }
     }
 
-    fn forward(&mut self, node: usize, link: LinkId, frame: Frame) {
+    fn forward(&mut self, node: usize, link: ControlStreamId, frame: Frame) {
         let Some((to, there)) = self.nodes[node].links.get(&link).copied() else { return };
         let frames = match &mut self.tamper {
             Some(tamper) => tamper(node, to, frame),

@@ -18,7 +18,7 @@ fn input() -> impl Strategy<Value = Input> {
         1 => any::<bool>().prop_map(Reachable),
         1 => small().prop_map(Coordinator),
         1 => small().prop_map(NoCoordinator),
-        3 => (small(), small()).prop_map(|(a, b)| Link(a, b)),
+        3 => (small(), small()).prop_map(|(a, b)| ControlStream(a, b)),
         1 => small().prop_map(LinkDown),
         3 => small().prop_map(Connect),
         1 => small().prop_map(Cancel),
@@ -59,7 +59,7 @@ proptest! {
 
 #[test]
 fn the_corpus_of_the_fuzz_target_agent_still_passes() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/agent");
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/endpoint");
     let mut count = 0;
     for entry in fs::read_dir(folder).unwrap() {
         let (role, inputs) = inputs_of(&fs::read(entry.unwrap().path()).unwrap());

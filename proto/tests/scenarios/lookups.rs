@@ -2,11 +2,11 @@
 
 use std::{cell::RefCell, rc::Rc, time::Duration};
 
-use libp2p_punch_proto::config::Config;
 use libp2p_punch_proto::{
-    LinkId,
+    ControlStreamId,
+    config::Config,
     event::{FailureReason, Phase, SessionRole},
-    frame::{Frame, RejectReason},
+    wire::frame::{Frame, RejectReason},
 };
 
 use crate::{
@@ -75,7 +75,7 @@ fn a_dial_that_is_never_dropped_asks_for_a_stranger_for_a_minute_and_says_why_it
     assert!(took > ms(59_000) && took <= ms(61_100), "{took:?}");
     let requests = *requests.borrow();
     assert!((55..=130).contains(&requests), "{requests}");
-    assert_eq!(world.nodes[c].agent.counters().caps_hit, 0, "the coordinator had to limit nothing");
+    assert_eq!(world.nodes[c].endpoint.counters().caps_hit, 0, "the coordinator had to limit nothing");
     world.assert_nothing_left(a);
     world.assert_counted(a);
 }
@@ -87,7 +87,7 @@ fn a_dial_that_is_dropped_while_nobody_knows_the_peer_fails_for_that_reason() {
     for wait in [ms(2_000), ms(65)] {
         world.connect(a, b).unwrap();
         world.run_for(wait);
-        world.input(a, |agent, now| agent.cancel(&peer, now));
+        world.input(a, |endpoint, now| endpoint.cancel(&peer, now));
         assert_eq!(world.failed(a).last().unwrap().1, UNKNOWN);
         world.assert_nothing_left(a);
     }
@@ -102,7 +102,7 @@ fn a_dial_that_is_dropped_after_seconds_without_a_coordinator_says_so() {
     for (wait, reason) in [(1_000, FailureReason::Cancelled), (9_000, FailureReason::NoCoordinator)] {
         world.connect(a, b).unwrap();
         world.run_for(ms(wait));
-        world.input(a, |agent, now| agent.cancel(&peer, now));
+        world.input(a, |endpoint, now| endpoint.cancel(&peer, now));
         assert_eq!(world.failed(a).last().unwrap().1, reason);
     }
 }
@@ -112,11 +112,11 @@ fn an_upgrade_does_not_wait_for_a_peer_that_nobody_knows() {
     let (mut world, a, b, _) = triangle_without_b(&client());
     let peer = world.nodes[b].peer;
     let start = world.elapsed();
-    world.input(a, |agent, now| agent.upgrade(peer, now)).unwrap();
+    world.input(a, |endpoint, now| endpoint.upgrade(peer, now)).unwrap();
     world.run_for(ms(5_000));
     assert_eq!(world.failed(a), [(start + ms(60), UNKNOWN)]);
     // A dial that comes meanwhile makes it wait.
-    world.input(a, |agent, now| agent.upgrade(peer, now)).unwrap();
+    world.input(a, |endpoint, now| endpoint.upgrade(peer, now)).unwrap();
     world.connect(a, b).unwrap();
     world.run_for(ms(5_000));
     assert_eq!(world.failed(a).len(), 1);
@@ -125,7 +125,7 @@ fn an_upgrade_does_not_wait_for_a_peer_that_nobody_knows() {
 /// The coordinator restarts: its links end, and its clients are back after these times.
 fn restart((world, a, b, c): &mut (World, usize, usize, usize), back: [Duration; 2]) {
     for node in [*a, *b] {
-        let links: Vec<LinkId> = world.nodes[node].links.keys().copied().collect();
+        let links: Vec<ControlStreamId> = world.nodes[node].links.keys().copied().collect();
         links.into_iter().for_each(|link| world.unlink(node, link));
     }
     let mut order = [(back[0], *a), (back[1], *b)];
@@ -171,7 +171,7 @@ fn two_that_dial_each_other_while_they_register_both_connect() {
         for node in [a, b] {
             assert!(world.failed(node).is_empty(), "{offset} ms: {:?}", world.failed(node));
             assert_eq!(world.connected(node).len(), 1, "{offset} ms");
-            assert_eq!(world.nodes[node].agent.sessions(), 1, "{offset} ms");
+            assert_eq!(world.nodes[node].endpoint.sessions(), 1, "{offset} ms");
         }
     }
 }
@@ -187,7 +187,7 @@ fn a_hundred_strangers_dialed_at_once_do_not_use_up_what_a_coordinator_takes() {
     }
     world.run_for(ms(10_000));
     assert!(world.failed(a).is_empty());
-    assert_eq!(world.nodes[c].agent.counters().caps_hit, 0);
+    assert_eq!(world.nodes[c].endpoint.counters().caps_hit, 0);
     // There is room for a peer that is there.
     world.coordinate(b, c);
     world.run_for(ms(1_000));
@@ -195,7 +195,7 @@ fn a_hundred_strangers_dialed_at_once_do_not_use_up_what_a_coordinator_takes() {
     world.connect(a, b).unwrap();
     world.run_for(ms(1_000));
     assert_eq!(world.reached(a, SessionRole::Initiator, Phase::Connected), Some(start + ms(75)));
-    assert_eq!(world.nodes[c].agent.counters().caps_hit, 0);
+    assert_eq!(world.nodes[c].endpoint.counters().caps_hit, 0);
 }
 
 #[test]
@@ -210,8 +210,8 @@ fn silence_has_the_coordinator_asked_once_a_second_for_the_attempt_under_way() {
     assert_eq!(world.failed(a), [(start + ms(5_060), FailureReason::PunchingTimeout)]);
     assert_eq!(*requests.borrow(), 1 + 5);
     for node in [a, b] {
-        assert_eq!(world.nodes[node].agent.counters().attempts, 1, "the same attempt");
-        assert_eq!(world.nodes[node].agent.counters().frames_refused, 0);
+        assert_eq!(world.nodes[node].endpoint.counters().attempts, 1, "the same attempt");
+        assert_eq!(world.nodes[node].endpoint.counters().frames_refused, 0);
         // Nobody is sent more for that.
         let probes =
             world.nodes[node].probes.iter().filter(|(_, path)| path.remote == world.outer([b, a][node % 2]));
@@ -234,12 +234,12 @@ fn a_dialer_that_is_seen_elsewhere_by_the_time_it_asks_again_is_connected_by_the
     world.run_for(ms(500));
     let (_, (_, there)) = world.nodes[a].links.iter().next().map(|(link, end)| (*link, *end)).unwrap();
     let (peer, outer) = (world.nodes[a].peer, world.outer(a));
-    world.input(c, |agent, now| agent.handle_link_up(there, peer, Some(outer), Some(SOCKET), now));
+    world.input(c, |endpoint, now| endpoint.handle_link_up(there, peer, Some(outer), Some(SOCKET), now));
     world.run_for(ms(5_000));
     let connected = world.reached(a, SessionRole::Initiator, Phase::Connected).unwrap();
     assert!(connected <= start + ms(1_000 + 125), "{:?}", connected - start);
-    assert_eq!(world.nodes[a].agent.counters().attempts, 1);
-    assert_eq!(world.nodes[b].agent.counters().attempts, 1);
+    assert_eq!(world.nodes[a].endpoint.counters().attempts, 1);
+    assert_eq!(world.nodes[b].endpoint.counters().attempts, 1);
 }
 
 #[test]

@@ -3,10 +3,10 @@
 use std::{net::SocketAddr, time::Duration};
 
 use libp2p_punch_proto::{
-    FlowId, LinkId,
+    ControlStreamId, VirtualConnectionId,
     command::Command,
     event::Phase,
-    frame::{Frame, PunchMoved},
+    wire::frame::{Frame, PunchMoved},
 };
 
 use crate::{
@@ -27,7 +27,7 @@ fn connected() -> (World, usize, usize, usize) {
 }
 
 /// The end of the control stream between two peers that belongs to the first.
-fn link(world: &World, at: usize, to: usize) -> LinkId {
+fn link(world: &World, at: usize, to: usize) -> ControlStreamId {
     let mut links = world.nodes[at].links.iter();
     *links.find(|(_, (other, _))| *other == to).unwrap().0
 }
@@ -35,10 +35,10 @@ fn link(world: &World, at: usize, to: usize) -> LinkId {
 /// B goes behind another NAT, and half a round trip later C sees it there.
 fn move_b(world: &mut World, b: usize, c: usize) {
     world.move_behind(b, "203.0.113.99");
-    world.input(b, |agent, now| agent.handle_interface_up("10.9.9.9".parse().unwrap(), 24, now));
+    world.input(b, |endpoint, now| endpoint.handle_interface_up("10.9.9.9".parse().unwrap(), 24, now));
     world.run_for(ms(20));
     let (peer, link) = (world.nodes[b].peer, link(world, c, b));
-    world.input(c, |agent, now| agent.handle_link_up(link, peer, Some(at(AFTER)), Some(SOCKET), now));
+    world.input(c, |endpoint, now| endpoint.handle_link_up(link, peer, Some(at(AFTER)), Some(SOCKET), now));
 }
 
 /// The paths that A has selected.
@@ -58,7 +58,7 @@ fn the_other_peer_follows_with_a_coordinators_help() {
     assert_eq!(selected(&world, a), [at(BEFORE), at(AFTER)]);
     world.run_for(ms(10_000));
     for (node, other) in [(a, b), (b, a)] {
-        assert_eq!(world.nodes[node].agent.phase(&world.nodes[other].peer), Some(Phase::Connected));
+        assert_eq!(world.nodes[node].endpoint.phase(&world.nodes[other].peer), Some(Phase::Connected));
     }
 }
 
@@ -77,11 +77,11 @@ fn without_a_coordinator_the_other_peer_hears_nothing_of_it() {
 #[test]
 fn nobody_is_told_of_a_new_address_as_long_as_the_path_works() {
     let (mut world, _, b, c) = connected();
-    let before = world.nodes[c].agent.counters().requests_forwarded;
+    let before = world.nodes[c].endpoint.counters().requests_forwarded;
     let (peer, link) = (world.nodes[b].peer, link(&world, c, b));
-    world.input(c, |agent, now| agent.handle_link_up(link, peer, Some(at(AFTER)), Some(SOCKET), now));
+    world.input(c, |endpoint, now| endpoint.handle_link_up(link, peer, Some(at(AFTER)), Some(SOCKET), now));
     world.run_for(ms(1_000));
-    assert_eq!(world.nodes[c].agent.counters().requests_forwarded, before);
+    assert_eq!(world.nodes[c].endpoint.counters().requests_forwarded, before);
 }
 
 /// What B said of its move, as A would get it.
@@ -106,10 +106,10 @@ fn a_coordinator_that_says_where_a_peer_moved_is_not_believed() {
     let (mut world, a, b, c) = connected();
     let mut moved = said(&mut world, b, c);
     moved.candidates[0].address = at(VICTIM);
-    let (link, refused) = (link(&world, a, c), world.nodes[a].agent.counters().frames_refused);
-    world.input(a, |agent, now| agent.handle_frame(link, Frame::PunchMoved(Box::new(moved)), now));
+    let (link, refused) = (link(&world, a, c), world.nodes[a].endpoint.counters().frames_refused);
+    world.input(a, |endpoint, now| endpoint.handle_frame(link, Frame::PunchMoved(Box::new(moved)), now));
     world.run_for(ms(10_000));
-    assert_eq!(world.nodes[a].agent.counters().frames_refused, refused + 1);
+    assert_eq!(world.nodes[a].endpoint.counters().frames_refused, refused + 1);
     assert!(world.nodes[a].probes.iter().all(|(_, path)| path.remote != at(VICTIM)));
 }
 
@@ -121,7 +121,7 @@ fn saying_it_again_and_again_costs_no_more_probes_than_saying_it_once() {
     let (link, before) = (link(&world, a, c), world.nodes[a].probes.len());
     for _ in 0..100 {
         let frame = Frame::PunchMoved(Box::new(moved.clone()));
-        world.input(a, |agent, now| agent.handle_frame(link, frame, now));
+        world.input(a, |endpoint, now| endpoint.handle_frame(link, frame, now));
         world.run_for(ms(10));
     }
     world.run_for(ms(10_000));
@@ -131,7 +131,7 @@ fn saying_it_again_and_again_costs_no_more_probes_than_saying_it_once() {
 }
 
 /// The flow of A's session.
-fn flow(world: &World, a: usize) -> FlowId {
+fn flow(world: &World, a: usize) -> VirtualConnectionId {
     let connect = |(_, command): &(Duration, Command)| match command {
         Command::Connect { flow, .. } => Some(*flow),
         _ => None,
@@ -154,23 +154,23 @@ fn a_session_that_hears_nothing_probes_its_path_and_shows_its_coordinator_where_
         }
         vec![(Duration::ZERO, frame)]
     }));
-    world.input(a, |agent, now| agent.handle_silent(flow, now));
+    world.input(a, |endpoint, now| endpoint.handle_silent(flow, now));
     world.run_for(ms(1_000));
     let probed: Vec<_> = world.nodes[a].probes[before..].iter().map(|(_, path)| path.remote).collect();
     assert!(probed.contains(&at(BEFORE)) && probed.len() <= 18, "{probed:?}");
     assert_eq!((registered.get(), told.get()), (1, 0), "the peer answered, and need not be told");
     world.blackhole = true;
-    world.input(a, |agent, now| agent.handle_silent(flow, now));
+    world.input(a, |endpoint, now| endpoint.handle_silent(flow, now));
     world.run_for(ms(1_000));
     assert_eq!((registered.get(), told.get()), (2, 1));
     for _ in 0..60 {
-        world.input(a, |agent, now| agent.handle_silent(flow, now));
+        world.input(a, |endpoint, now| endpoint.handle_silent(flow, now));
         world.run_for(ms(1_000));
     }
     assert!(registered.get() <= 6, "{} registrations in a minute", registered.get());
-    assert_eq!(world.nodes[b].agent.phase(&world.nodes[a].peer), Some(Phase::Connected));
-    let nobody = FlowId(77);
+    assert_eq!(world.nodes[b].endpoint.phase(&world.nodes[a].peer), Some(Phase::Connected));
+    let nobody = VirtualConnectionId(77);
     let before = world.nodes[a].probes.len();
-    world.input(a, |agent, now| agent.handle_silent(nobody, now));
+    world.input(a, |endpoint, now| endpoint.handle_silent(nobody, now));
     assert_eq!(world.nodes[a].probes.len(), before);
 }

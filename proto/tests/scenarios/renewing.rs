@@ -3,9 +3,9 @@
 use std::net::SocketAddr;
 
 use libp2p_punch_proto::{
-    LinkId, SocketId,
+    ControlStreamId, SocketId,
     command::{Command, Pool},
-    frame::{Frame, ObserverOffer},
+    wire::frame::{Frame, ObserverOffer},
 };
 
 use crate::{
@@ -17,24 +17,24 @@ const OBSERVER: &str = "198.51.100.1:7001";
 const VICTIM: &str = "192.0.2.66:6";
 
 /// A and B are connected, over a control stream of theirs, too; C knows both and observes B. The links of B to C and to A.
-fn connected() -> (World, usize, [LinkId; 2]) {
+fn connected() -> (World, usize, [ControlStreamId; 2]) {
     let (mut world, a, b, c) = triangle();
     world.connect(a, b).unwrap();
     world.run_for(ms(10_000));
     let (_, to_a) = world.link(a, b);
     let link = *world.nodes[b].links.iter().find(|(_, (other, _))| *other == c).unwrap().0;
     let offer = ObserverOffer { ports: vec![at(OBSERVER).port()], token: [1; 8], key: [2; 32] };
-    world.input(b, |agent, now| agent.handle_frame(link, Frame::Observer(offer), now));
+    world.input(b, |endpoint, now| endpoint.handle_frame(link, Frame::Observer(offer), now));
     world.run_for(ms(10_000));
     (world, b, [link, to_a])
 }
 
 /// Peers see B at another port.
-fn see(world: &mut World, b: usize, links: &[LinkId], number: u16) {
+fn see(world: &mut World, b: usize, links: &[ControlStreamId], number: u16) {
     let address = SocketAddr::new(at("203.0.113.2:1").ip(), 5000 + number);
     for link in links {
         let frame = Frame::ObservedAddress { sequence: 100 + u64::from(number), address };
-        world.input(b, |agent, now| agent.handle_frame(*link, frame, now));
+        world.input(b, |endpoint, now| endpoint.handle_frame(*link, frame, now));
     }
 }
 
@@ -48,16 +48,16 @@ fn pools(world: &World, b: usize) -> Vec<Pool> {
 }
 
 /// Opens what B wanted last, and has C say where it sees that.
-fn open(world: &mut World, b: usize, [link, _]: [LinkId; 2], seen: SocketAddr) {
+fn open(world: &mut World, b: usize, [link, _]: [ControlStreamId; 2], seen: SocketAddr) {
     let (pools, before) = (pools(world, b), world.nodes[b].probes.len());
     let socket = SocketId(7000 + u32::try_from(pools.len()).unwrap());
     let pool = *pools.last().unwrap();
-    world.input(b, |agent, now| agent.handle_sockets_opened(pool, &[(socket, 7000)], now));
+    world.input(b, |endpoint, now| endpoint.handle_sockets_opened(pool, &[(socket, 7000)], now));
     let (_, path) = world.nodes[b].probes[before];
     assert_eq!((path.socket, path.remote), (socket, at(OBSERVER)));
     let data = world.nodes[b].probe[11..19].try_into().unwrap();
     let answer = Frame::ProbeObserved { data, address: seen };
-    world.input(b, |agent, now| agent.handle_frame(link, answer, now));
+    world.input(b, |endpoint, now| endpoint.handle_frame(link, answer, now));
 }
 
 #[test]
@@ -95,11 +95,11 @@ fn an_observer_that_sees_our_new_socket_at_another_host_is_not_believed() {
     while pools(&world, b).is_empty() {
         world.run_for(ms(100));
     }
-    let refused = world.nodes[b].agent.counters().frames_refused;
+    let refused = world.nodes[b].endpoint.counters().frames_refused;
     open(&mut world, b, links, at(VICTIM));
     world.run_for(ms(1_000));
-    assert_eq!(world.nodes[b].agent.counters().frames_refused, refused + 1);
-    assert_eq!(world.nodes[b].agent.counters().renewals, 0);
+    assert_eq!(world.nodes[b].endpoint.counters().frames_refused, refused + 1);
+    assert_eq!(world.nodes[b].endpoint.counters().renewals, 0);
     assert!(world.nodes.iter().all(|node| node.probes.iter().all(|(_, path)| path.remote != at(VICTIM))));
 }
 
@@ -129,7 +129,7 @@ fn peers_that_see_us_elsewhere_again_and_again_cost_a_socket_in_ten_seconds_and_
             open(&mut world, b, links, SocketAddr::new(at("203.0.113.2:1").ip(), 10_000 + second));
         }
     }
-    let moves = world.nodes[b].agent.counters().renewals;
+    let moves = world.nodes[b].endpoint.counters().renewals;
     assert!((30..=60).contains(&opened) && (30..=120).contains(&moves), "{opened} sockets, {moves} moves");
 }
 
@@ -142,7 +142,7 @@ fn the_socket_of_sessions_that_moved_is_closed_when_the_last_session_ends() {
     }
     open(&mut world, b, links, at("203.0.113.2:7777"));
     world.run_for(ms(5_000));
-    assert_eq!(world.nodes[b].agent.counters().renewals, 1);
+    assert_eq!(world.nodes[b].endpoint.counters().renewals, 1);
     let closed = |world: &World| {
         let closes = |command: &Command| matches!(command, Command::CloseSockets { pool: Pool::Renewal(1), keep } if keep.is_empty());
         world.nodes[b].commands.iter().any(|(_, command)| closes(command))
@@ -150,7 +150,7 @@ fn the_socket_of_sessions_that_moved_is_closed_when_the_last_session_ends() {
     assert!(!closed(&world), "a session uses it");
     let flows: Vec<_> = world.nodes[b].flows.keys().copied().collect();
     for flow in flows {
-        world.input(b, |agent, now| agent.handle_closed(flow, now));
+        world.input(b, |endpoint, now| endpoint.handle_closed(flow, now));
     }
     world.run_for(ms(10_000));
     assert!(closed(&world), "nothing uses it");

@@ -46,14 +46,14 @@ impl World {
     }
 
     pub(crate) fn assert_nothing_left(&self, node: usize) {
-        let agent = &self.nodes[node].agent;
-        assert_eq!(agent.sessions(), 0);
-        assert_eq!(agent.counters().in_flight, 0);
+        let endpoint = &self.nodes[node].endpoint;
+        assert_eq!(endpoint.sessions(), 0);
+        assert_eq!(endpoint.counters().in_flight, 0);
         self.assert_counted(node);
     }
 
     pub(crate) fn assert_counted(&self, node: usize) {
-        let c = self.nodes[node].agent.counters();
+        let c = self.nodes[node].endpoint.counters();
         assert_eq!(c.attempts, c.successes + c.failures + c.in_flight, "{c:?}");
     }
 }

@@ -1,5 +1,5 @@
-//! An agent under inputs in any order: the state machine of the protocol, as `tests/agent_scenarios/inputs.rs` and the fuzz target
-//! `agent` drive it.
+//! An endpoint under inputs in any order: the state machine of the protocol, as `tests/agent_scenarios/inputs.rs` and the fuzz target
+//! `endpoint` drive it.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -8,16 +8,18 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use libp2p_identity::{Keypair, PeerId};
-use libp2p_punch_proto::config::{Config, Role};
 use libp2p_punch_proto::{
-    FlowId, LinkId, Path, SessionId, SocketId,
-    agent::Agent,
+    ControlStreamId, Path, SessionId, SocketId, VirtualConnectionId,
     candidate::{Candidate, CandidateKind},
     command::{Command, Pool},
+    config::{Config, Role},
+    endpoint::Endpoint,
     event::{Event, SessionRole},
-    frame::{Frame, PunchAnswer, PunchMeNow, PunchRequest, Registration, RejectReason, decode},
-    keys::{ProbeKeys, ProbeSecret},
-    probe::Probe,
+    wire::{
+        frame::{Frame, PunchAnswer, PunchMeNow, PunchRequest, Registration, RejectReason, decode},
+        keys::{ProbeKeys, ProbeSecret},
+        probe::Probe,
+    },
 };
 
 fn ms(millis: u64) -> Duration {
@@ -38,7 +40,7 @@ pub(crate) enum Input {
     Reachable(bool),
     Coordinator(u8),
     NoCoordinator(u8),
-    Link(u8, u8),
+    ControlStream(u8, u8),
     LinkDown(u8),
     Connect(u8),
     Cancel(u8),
@@ -61,7 +63,7 @@ pub(crate) enum Input {
     Noise(u8, Vec<u8>),
     /// A frame as on the wire, if it is one.
     Raw(u8, Vec<u8>),
-    /// The sockets that the agent asked for last are open, as far as this many.
+    /// The sockets that the endpoint asked for last are open, as far as this many.
     Opened(u8),
     Silent(u8),
     Quiet(u8),
@@ -102,19 +104,19 @@ fn reason(seed: u8) -> RejectReason {
     [NotConnected, RateLimited, NotWilling, Superseded][usize::from(seed) % 4]
 }
 
-/// An agent, and what is needed to say something that it believes.
+/// An endpoint, and what is needed to say something that it believes.
 struct Rig {
-    agent: Agent,
+    endpoint: Endpoint,
     us: Keypair,
     now: Instant,
-    /// The last request that the agent sent, and its own registration key.
+    /// The last request that the endpoint sent, and its own registration key.
     request: Option<PunchRequest>,
     probe_key: [u8; 32],
     /// Keys with which the peer of a session can make probes.
     keys: Vec<ProbeKeys>,
     last_flow: u64,
     generation: u64,
-    /// Sockets that the agent asked for, and how many were opened so far.
+    /// Sockets that the endpoint asked for, and how many were opened so far.
     wanted: Option<(Pool, u32)>,
     opened: u32,
 }
@@ -126,9 +128,9 @@ impl Rig {
         let us = keypair(1);
         let now = Instant::now();
         let config = Config { role, ..Config::default() };
-        let agent = Agent::new(&config, us.clone(), [3; 32], 0);
+        let endpoint = Endpoint::new(&config, us.clone(), [3; 32], 0);
         Self {
-            agent,
+            endpoint,
             us,
             now,
             request: None,
@@ -147,43 +149,53 @@ impl Rig {
 
     fn apply(&mut self, input: Input) {
         let now = self.now;
-        let agent = &mut self.agent;
+        let endpoint = &mut self.endpoint;
         let id = |seed: u8| peer(seed).public().to_peer_id();
         match input {
             Input::Socket(s, accepts) => {
                 let local = if s % 2 == 0 { "0.0.0.0:4001" } else { "[::]:4001" };
-                agent.handle_socket_up(SocketId(s.into()), local.parse().unwrap(), accepts, now);
+                endpoint.handle_socket_up(SocketId(s.into()), local.parse().unwrap(), accepts, now);
             }
-            Input::SocketDown(s) => agent.handle_socket_down(SocketId(s.into()), now),
-            Input::Interface(a) => agent.handle_interface_up(address(a).ip(), a, now),
-            Input::InterfaceDown(a) => agent.handle_interface_down(address(a).ip(), now),
-            Input::Reachable(yes) => agent.handle_reachable(yes, now),
-            Input::Coordinator(p) => agent.add_coordinator(id(p), now),
-            Input::NoCoordinator(p) => agent.remove_coordinator(&id(p), now),
-            Input::Link(l, p) => {
+            Input::SocketDown(s) => endpoint.handle_socket_down(SocketId(s.into()), now),
+            Input::Interface(a) => endpoint.handle_interface_up(address(a).ip(), a, now),
+            Input::InterfaceDown(a) => endpoint.handle_interface_down(address(a).ip(), now),
+            Input::Reachable(yes) => endpoint.set_publicly_reachable(yes, now),
+            Input::Coordinator(p) => endpoint.add_coordinator(id(p), now),
+            Input::NoCoordinator(p) => endpoint.remove_coordinator(&id(p), now),
+            Input::ControlStream(l, p) => {
                 let socket = Some(SocketId(u32::from(l)));
                 let who = id(if p < 3 { l } else { 0 });
-                agent.handle_link_up(LinkId(l.into()), who, Some(address(l * 8 + 10)), socket, now);
+                endpoint.handle_link_up(
+                    ControlStreamId(l.into()),
+                    who,
+                    Some(address(l * 8 + 10)),
+                    socket,
+                    now,
+                );
             }
-            Input::LinkDown(l) => agent.handle_link_down(LinkId(l.into()), now),
+            Input::LinkDown(l) => endpoint.handle_link_down(ControlStreamId(l.into()), now),
             Input::Connect(p) => {
-                assert_eq!(agent.connect(id(p), now), Ok(()));
+                assert_eq!(endpoint.connect(id(p), now), Ok(()));
             }
-            Input::Cancel(p) => agent.cancel(&id(p), now),
+            Input::Cancel(p) => endpoint.cancel(&id(p), now),
             Input::FirstFlight(f, n) => {
                 let flight = vec![Bytes::from_static(&[0xc0; 1200]); usize::from(n.max(1))];
-                agent.handle_first_flight(FlowId(self.last_flow.saturating_sub(f.into())), flight, now);
+                endpoint.handle_first_flight(
+                    VirtualConnectionId(self.last_flow.saturating_sub(f.into())),
+                    flight,
+                    now,
+                );
             }
             Input::Established(f) => {
                 let path = Path { socket: SocketId(0), remote: address(3) };
-                agent.handle_established(FlowId(flow(f, self.last_flow)), path, now);
+                endpoint.handle_established(VirtualConnectionId(flow(f, self.last_flow)), path, now);
             }
-            Input::Closed(f) => agent.handle_closed(FlowId(flow(f, self.last_flow)), now),
+            Input::Closed(f) => endpoint.handle_closed(VirtualConnectionId(flow(f, self.last_flow)), now),
             Input::Probe(a, s, nominate) => self.probe(a, s, nominate),
-            Input::Silent(f) => agent.handle_silent(FlowId(flow(f, self.last_flow)), now),
-            Input::Quiet(f) => agent.handle_quiet(FlowId(flow(f, self.last_flow)), now),
+            Input::Silent(f) => endpoint.handle_silent(VirtualConnectionId(flow(f, self.last_flow)), now),
+            Input::Quiet(f) => endpoint.handle_quiet(VirtualConnectionId(flow(f, self.last_flow)), now),
             Input::Upgrade(p) => {
-                assert_eq!(agent.upgrade(id(p), now), Ok(()));
+                assert_eq!(endpoint.upgrade(id(p), now), Ok(()));
             }
             Input::Opened(count) => {
                 if let Some((pool, wanted)) = self.wanted.take() {
@@ -191,12 +203,12 @@ impl Rig {
                     let opened = u32::from(count).min(wanted);
                     self.opened += opened;
                     let sockets: Vec<_> = (first..first + opened).map(|n| (SocketId(n), port(n))).collect();
-                    agent.handle_sockets_opened(pool, &sockets, now);
+                    endpoint.handle_sockets_opened(pool, &sockets, now);
                 }
             }
             Input::Noise(s, bytes) => {
                 let path = Path { socket: SocketId(u32::from(s)), remote: address(3) };
-                agent.handle_datagram(path, &bytes, now);
+                endpoint.handle_datagram(path, &bytes, now);
             }
             Input::Wait(millis) => self.wait(ms(u64::from(millis / 8))),
             frame => self.frame(frame),
@@ -249,7 +261,7 @@ impl Rig {
             },
             other => unreachable!("{other:?} is no frame"),
         };
-        self.agent.handle_frame(LinkId(link.into()), frame, now);
+        self.endpoint.handle_frame(ControlStreamId(link.into()), frame, now);
     }
 
     fn punch(&mut self, from: u8, round: u8, for_us: bool, observed: u8) -> Frame {
@@ -297,25 +309,25 @@ impl Rig {
         let Some(keys) = self.keys.iter().rev().nth(key.into()) else { return };
         let probe = Probe::Challenge { data: [from; 8], nominate };
         let path = Path { socket: SocketId(u32::from(from % 2)), remote: address(from) };
-        self.agent.handle_datagram(path, &probe.encode(keys), self.now);
+        self.endpoint.handle_datagram(path, &probe.encode(keys), self.now);
     }
 
-    /// Lets time pass as the shell does, with a bound on how often the agent may want to be woken.
+    /// Lets time pass as the shell does, with a bound on how often the endpoint may want to be woken.
     fn wait(&mut self, time: Duration) {
         let end = self.now + time;
         let mut wakes = 0;
-        while let Some(at) = self.agent.poll_timeout().filter(|at| *at <= end) {
+        while let Some(at) = self.endpoint.poll_timeout().filter(|at| *at <= end) {
             wakes += 1;
             assert!(wakes < 20_000, "woken for nothing");
             self.now = self.now.max(at);
-            self.agent.handle_timeout(self.now);
+            self.endpoint.handle_timeout(self.now);
             self.drain();
         }
         self.now = end;
     }
 
     fn drain(&mut self) {
-        while let Some(transmit) = self.agent.poll_transmit() {
+        while let Some(transmit) = self.endpoint.poll_transmit() {
             let remote = transmit.path.remote;
             assert!(remote.port() != 0 && !remote.ip().is_multicast() && !remote.ip().is_unspecified());
             // Half of the probes are answered, if the peer's keys are at hand.
@@ -324,11 +336,11 @@ impl Rig {
                     && data[0] % 2 == 0
                 {
                     let response = Probe::Response { data, observed: address(3) }.encode(keys);
-                    self.agent.handle_datagram(transmit.path, &response, self.now);
+                    self.endpoint.handle_datagram(transmit.path, &response, self.now);
                 }
             }
         }
-        while let Some(command) = self.agent.poll_command() {
+        while let Some(command) = self.endpoint.poll_command() {
             match command {
                 Command::Connect { flow, .. } | Command::Accept { flow, .. } => {
                     self.last_flow = self.last_flow.max(flow.0);
@@ -339,21 +351,21 @@ impl Rig {
                 _ => {}
             }
         }
-        while let Some((_, frame)) = self.agent.poll_frame() {
+        while let Some((_, frame)) = self.endpoint.poll_frame() {
             match frame {
                 Frame::PunchMeNow(punch) => self.request = Some(punch.request),
                 Frame::Register(registration) => self.probe_key = registration.probe_key,
                 _ => {}
             }
         }
-        while let Some(event) = self.agent.poll_event() {
+        while let Some(event) = self.endpoint.poll_event() {
             if let Event::Connected { peer, .. } | Event::Failed { peer, .. } = event {
                 assert_ne!(peer, self.our_id());
             }
         }
-        let c = self.agent.counters();
+        let c = self.endpoint.counters();
         assert_eq!(c.attempts, c.successes + c.failures + c.in_flight, "{c:?}");
-        assert!(c.in_flight <= self.agent.sessions() as u64);
+        assert!(c.in_flight <= self.endpoint.sessions() as u64);
     }
 }
 
@@ -361,7 +373,7 @@ fn port(n: u32) -> u16 {
     40_000 + u16::try_from(n % 10_000).expect("below 10,000")
 }
 
-/// Gives an agent all inputs and takes everything away again: nothing may be left, and no count may be wrong.
+/// Gives an endpoint all inputs and takes everything away again: nothing may be left, and no count may be wrong.
 pub(crate) fn run(role: Role, inputs: impl IntoIterator<Item = Input>) {
     let mut rig = Rig::new(role);
     for socket in 0..2 {
@@ -369,7 +381,7 @@ pub(crate) fn run(role: Role, inputs: impl IntoIterator<Item = Input>) {
         rig.apply(Input::Interface(1 + socket * 4));
     }
     rig.apply(Input::Coordinator(0));
-    rig.apply(Input::Link(0, 0));
+    rig.apply(Input::ControlStream(0, 0));
     for input in inputs {
         rig.apply(input);
     }
@@ -379,14 +391,14 @@ pub(crate) fn run(role: Role, inputs: impl IntoIterator<Item = Input>) {
         rig.apply(Input::LinkDown(seed));
     }
     rig.wait(Duration::from_secs(4000));
-    assert_eq!(rig.agent.counters().in_flight, 0);
+    assert_eq!(rig.endpoint.counters().in_flight, 0);
     for flow in 0..=rig.last_flow {
-        rig.agent.handle_closed(FlowId(flow), rig.now);
+        rig.endpoint.handle_closed(VirtualConnectionId(flow), rig.now);
         rig.drain();
     }
     rig.wait(Duration::from_secs(4000));
-    assert_eq!(rig.agent.sessions(), 0);
-    assert_eq!(rig.agent.poll_timeout(), None);
+    assert_eq!(rig.endpoint.sessions(), 0);
+    assert_eq!(rig.endpoint.poll_timeout(), None);
 }
 
 /// Inputs that follow from bytes. Every byte string is some sequence of them, and small changes of the bytes are small changes of
@@ -437,7 +449,7 @@ impl Script<'_> {
             4 => Reachable(self.small() > 0),
             5 => Coordinator(self.small()),
             6 => NoCoordinator(self.small()),
-            7 => Link(self.small(), self.small()),
+            7 => ControlStream(self.small(), self.small()),
             8 => LinkDown(self.small()),
             9 => Connect(self.small()),
             10 => Cancel(self.small()),

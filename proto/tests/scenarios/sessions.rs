@@ -1,9 +1,9 @@
 //! Sessions that end in a connection, and what happens to it.
 
-use libp2p_punch_proto::config::{Config, Role};
 use libp2p_punch_proto::{
-    FlowId, Path, SocketId,
+    Path, SocketId, VirtualConnectionId,
     command::Command,
+    config::{Config, Role},
     event::{Event, FailureReason, Phase, SessionRole},
 };
 
@@ -46,7 +46,7 @@ fn a_session_is_validated_and_connected_after_half_of_the_three_round_trips() {
     assert_eq!(responder(Phase::Punching), ms(50));
     assert_eq!(responder(Phase::Validation), ms(85));
     assert_eq!(responder(Phase::Connected), ms(100));
-    let counters = world.nodes[a].agent.counters();
+    let counters = world.nodes[a].endpoint.counters();
     assert_eq!((counters.coordinations, counters.coordination_time), (1, ms(60)));
 }
 
@@ -68,8 +68,8 @@ fn both_sides_end_on_the_path_between_the_two_outer_addresses() {
         });
         assert_eq!(rtt, Some(ms(50)));
         assert_eq!(world.connected(node).len(), 1);
-        assert_eq!(world.nodes[node].agent.counters().successes, 1);
-        assert_eq!(world.nodes[node].agent.phase(&world.nodes[other].peer), Some(Phase::Connected));
+        assert_eq!(world.nodes[node].endpoint.counters().successes, 1);
+        assert_eq!(world.nodes[node].endpoint.phase(&world.nodes[other].peer), Some(Phase::Connected));
     }
 }
 
@@ -79,12 +79,12 @@ fn a_connected_session_ends_with_its_flow_and_leaves_nothing() {
     world.connect(a, b).unwrap();
     world.run_for(ms(6000));
     for node in [a, b] {
-        assert_eq!(world.nodes[node].agent.sessions(), 1);
-        let flow = FlowId(0);
-        assert!(world.nodes[node].agent.session_of(flow).is_some());
-        world.input(node, |agent, now| agent.handle_closed(flow, now));
+        assert_eq!(world.nodes[node].endpoint.sessions(), 1);
+        let flow = VirtualConnectionId(0);
+        assert!(world.nodes[node].endpoint.session_of(flow).is_some());
+        world.input(node, |endpoint, now| endpoint.handle_closed(flow, now));
         world.assert_nothing_left(node);
-        assert_eq!(world.nodes[node].agent.session_of(flow), None);
+        assert_eq!(world.nodes[node].endpoint.session_of(flow), None);
         assert!(world.failed(node).is_empty());
     }
 }
@@ -95,8 +95,8 @@ fn an_idle_connected_session_has_no_deadline() {
     world.connect(a, b).unwrap();
     world.run_for(ms(12_000));
     let peer = world.nodes[c].peer;
-    world.input(a, |agent, now| agent.remove_coordinator(&peer, now));
-    assert_eq!(world.nodes[a].agent.poll_timeout(), None);
+    world.input(a, |endpoint, now| endpoint.remove_coordinator(&peer, now));
+    assert_eq!(world.nodes[a].endpoint.poll_timeout(), None);
 }
 
 #[test]
@@ -140,7 +140,7 @@ fn peers_on_one_host_connect_over_loopback_if_their_coordinator_is_there_too() {
 fn nobody_is_told_loopback_addresses_who_is_elsewhere() {
     let (mut world, a, b, _) = triangle();
     for node in [a, b] {
-        world.input(node, |agent, now| agent.handle_interface_up("127.0.0.1".parse().unwrap(), 8, now));
+        world.input(node, |endpoint, now| endpoint.handle_interface_up("127.0.0.1".parse().unwrap(), 8, now));
     }
     world.run_for(ms(1000));
     world.connect(a, b).unwrap();
@@ -162,7 +162,7 @@ fn nobody_connects_to_itself_and_a_second_wish_joins_the_first() {
     assert_eq!(world.connect(a, a), Err(FailureReason::DialSelf));
     assert_eq!(world.connect(a, b), Ok(()));
     assert_eq!(world.connect(a, b), Ok(()));
-    assert_eq!(world.nodes[a].agent.sessions(), 1);
+    assert_eq!(world.nodes[a].endpoint.sessions(), 1);
     world.run_for(ms(1000));
     assert_eq!(connections(&world, a), 1);
 }
@@ -173,8 +173,8 @@ fn a_cancelled_session_fails_once_and_leaves_nothing() {
     let peer = world.nodes[b].peer;
     world.connect(a, b).unwrap();
     world.run_for(ms(40));
-    world.input(a, |agent, now| agent.cancel(&peer, now));
-    world.input(a, |agent, now| agent.cancel(&peer, now));
+    world.input(a, |endpoint, now| endpoint.cancel(&peer, now));
+    world.input(a, |endpoint, now| endpoint.cancel(&peer, now));
     assert_eq!(world.failed(a).len(), 1);
     assert_eq!(world.failed(a)[0].1, FailureReason::Cancelled);
     world.assert_nothing_left(a);
@@ -198,7 +198,7 @@ fn when_both_ask_at_once_the_lower_peers_session_connects_both() {
     for node in [low, high] {
         assert!(world.failed(node).is_empty());
         assert!(world.retries(node).is_empty());
-        assert_eq!(world.nodes[node].agent.sessions(), 1);
+        assert_eq!(world.nodes[node].endpoint.sessions(), 1);
         world.assert_counted(node);
     }
 }
@@ -223,7 +223,7 @@ fn a_responder_that_wants_the_connection_itself_asks_when_the_initiator_gives_up
     world.run_for(ms(55));
     world.connect(b, a).unwrap();
     let peer = world.nodes[b].peer;
-    world.input(a, |agent, now| agent.cancel(&peer, now));
+    world.input(a, |endpoint, now| endpoint.cancel(&peer, now));
     world.blackhole = false;
     world.run_for(ms(10_000));
     assert_eq!(world.retries(b).len(), 1);
@@ -243,12 +243,12 @@ fn a_new_session_beside_a_connected_one_fails_without_touching_it() {
     assert_eq!(world.failed(a).len(), 1);
     for (node, before) in [a, b].into_iter().zip(before) {
         let touched = |command: &Command| match command {
-            Command::Close { flow } | Command::Select { flow, .. } => *flow == FlowId(0),
+            Command::Close { flow } | Command::Select { flow, .. } => *flow == VirtualConnectionId(0),
             _ => false,
         };
         assert!(!world.nodes[node].commands[before..].iter().any(|(_, command)| touched(command)));
-        assert!(world.nodes[node].agent.session_of(FlowId(0)).is_some());
-        assert_eq!(world.nodes[node].agent.sessions(), 1);
+        assert!(world.nodes[node].endpoint.session_of(VirtualConnectionId(0)).is_some());
+        assert_eq!(world.nodes[node].endpoint.sessions(), 1);
         world.assert_counted(node);
     }
 }
@@ -264,11 +264,11 @@ fn a_thousand_sessions_in_flight_end_and_leave_nothing() {
     let mut connected = 0;
     for _ in 0..1000 {
         let peer = libp2p_identity::PeerId::random();
-        connected += usize::from(world.input(a, |agent, now| agent.connect(peer, now)).is_ok());
+        connected += usize::from(world.input(a, |endpoint, now| endpoint.connect(peer, now)).is_ok());
     }
     assert_eq!(connected, 1000);
-    assert_eq!(world.nodes[a].agent.counters().in_flight, 1000);
-    assert_eq!(world.nodes[a].agent.sessions(), 1000);
+    assert_eq!(world.nodes[a].endpoint.counters().in_flight, 1000);
+    assert_eq!(world.nodes[a].endpoint.sessions(), 1000);
     world.run_for(ms(61_000));
     assert_eq!(world.failed(a).len(), 1000);
     world.assert_nothing_left(a);
@@ -280,11 +280,11 @@ fn a_connected_session_probes_its_paths_anew_when_the_network_changes() {
     world.connect(a, b).unwrap();
     world.run_for(ms(6000));
     let before = world.nodes[a].probes.len();
-    world.input(a, |agent, now| agent.handle_interface_up("10.9.9.9".parse().unwrap(), 24, now));
+    world.input(a, |endpoint, now| endpoint.handle_interface_up("10.9.9.9".parse().unwrap(), 24, now));
     assert!(world.nodes[a].probes.len() > before, "a new network: the paths are probed again at once");
     world.run_for(ms(6000));
     for node in [a, b] {
-        assert_eq!(world.nodes[node].agent.sessions(), 1);
+        assert_eq!(world.nodes[node].endpoint.sessions(), 1);
         assert!(world.failed(node).is_empty());
     }
 }
@@ -310,14 +310,14 @@ fn a_connection_follows_a_peer_that_moves_behind_another_nat() {
     };
     assert_eq!(selects(&world, a), [at("203.0.113.2:4001")]);
     world.move_behind(b, "203.0.113.99");
-    world.input(b, |agent, now| agent.handle_interface_up("10.9.9.9".parse().unwrap(), 24, now));
+    world.input(b, |endpoint, now| endpoint.handle_interface_up("10.9.9.9".parse().unwrap(), 24, now));
     world.run_for(ms(20 + 267));
     assert_eq!(selects(&world, a), [at("203.0.113.2:4001"), at("203.0.113.99:4001")]);
     world.run_for(ms(10_000));
     assert_eq!(selects(&world, b), [at("192.0.2.5:4001"); 2], "the second time because it works again");
     for node in [a, b] {
         assert_eq!(
-            world.nodes[node].agent.phase(&world.nodes[if node == a { b } else { a }].peer),
+            world.nodes[node].endpoint.phase(&world.nodes[if node == a { b } else { a }].peer),
             Some(Phase::Connected)
         );
     }
@@ -335,8 +335,8 @@ fn a_connection_moves_to_another_socket_when_its_own_goes() {
     world.connect(a, b).unwrap();
     world.run_for(ms(10_000));
     let before = world.nodes[b].probes.len();
-    world.input(b, |agent, now| agent.handle_socket_up(SocketId(2), at("0.0.0.0:4002"), true, now));
-    world.input(b, |agent, now| agent.handle_socket_down(SOCKET, now));
+    world.input(b, |endpoint, now| endpoint.handle_socket_up(SocketId(2), at("0.0.0.0:4002"), true, now));
+    world.input(b, |endpoint, now| endpoint.handle_socket_down(SOCKET, now));
     let fresh = Path { socket: SocketId(2), remote: at("192.0.2.5:4001") };
     assert!(world.nodes[b].probes[before..].iter().any(|(_, path)| *path == fresh));
     let forgotten = world.nodes[b].commands.iter().any(|(_, command)| match command {
@@ -370,14 +370,14 @@ fn connections(world: &World, node: usize) -> usize {
 }
 
 /// The initiator's QUIC handshake ends before the coordinator answers, as where the coordinator is far away.
-fn connected_before_the_answer() -> (World, [usize; 3], FlowId, Path) {
+fn connected_before_the_answer() -> (World, [usize; 3], VirtualConnectionId, Path) {
     let (mut world, a, b, c) = triangle();
     world.set_latency(a, c, ms(2_000));
     world.connect(a, b).unwrap();
     world.run_for(ms(2_100));
     let flow = *world.nodes[a].flows.keys().last().unwrap();
     let path = Path { socket: SOCKET, remote: world.outer(b) };
-    world.input(a, |agent, now| agent.handle_established(flow, path, now));
+    world.input(a, |endpoint, now| endpoint.handle_established(flow, path, now));
     (world, [a, b, c], flow, path)
 }
 
@@ -393,8 +393,8 @@ fn a_connection_that_is_made_before_the_coordinator_answers_is_validated_with_th
     let selected = Command::Select { flow, path };
     assert!(world.nodes[a].commands.iter().any(|(_, command)| *command == selected));
     assert_eq!(connections(&world, a), 1, "once");
-    assert_eq!(world.nodes[a].agent.phase(&world.nodes[b].peer), Some(Phase::Connected));
-    let counters = world.nodes[a].agent.counters();
+    assert_eq!(world.nodes[a].endpoint.phase(&world.nodes[b].peer), Some(Phase::Connected));
+    let counters = world.nodes[a].endpoint.counters();
     assert_eq!((counters.successes, counters.failures, counters.in_flight), (1, 0, 0));
 }
 
@@ -402,7 +402,7 @@ fn a_connection_that_is_made_before_the_coordinator_answers_is_validated_with_th
 fn a_connection_for_which_no_coordinator_ever_answers_is_closed() {
     let (mut world, [a, _, c], flow, _) = connected_before_the_answer();
     for link in world.nodes[a].links.keys().copied().collect::<Vec<_>>() {
-        world.input(a, |agent, now| agent.handle_link_down(link, now));
+        world.input(a, |endpoint, now| endpoint.handle_link_down(link, now));
     }
     assert_eq!(connections(&world, a), 1, "the coordinator is no longer needed for that: {c}");
     world.run_for(ms(20_000));

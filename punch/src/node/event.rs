@@ -3,7 +3,7 @@
 use std::{io, time::Duration};
 
 use libp2p::{Multiaddr, PeerId, request_response::OutboundRequestId, swarm::DialError};
-use libp2p_punch::transport::ConnectedThrough;
+use libp2p_punch::transport::ConnectionOrigin;
 use libp2p_punch::{
     event::RejectReason,
     event::{Event, FailureReason},
@@ -53,7 +53,7 @@ pub(crate) struct Connection {
     /// The connection runs over a relay.
     pub(crate) is_relayed: bool,
     /// Origin of a direct connection; `None` if the connection has closed already.
-    pub(crate) origin: Option<ConnectedThrough>,
+    pub(crate) origin: Option<ConnectionOrigin>,
     /// Address of the peer, or of the relay.
     pub(crate) remote: Multiaddr,
     /// Time from the request, or from the first sign of the peer, to the connection.

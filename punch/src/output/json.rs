@@ -57,7 +57,7 @@ mod tests {
 
     use libp2p::{Multiaddr, multiaddr::Protocol};
     use libp2p_punch::event::{FailureReason, PathKind, Phase, SessionRole};
-    use libp2p_punch::transport::ConnectedThrough;
+    use libp2p_punch::transport::ConnectionOrigin;
 
     use super::*;
 
@@ -83,7 +83,7 @@ mod tests {
         let direct = Connection {
             peer,
             is_relayed: false,
-            origin: Some(ConnectedThrough::Session(PathKind::ServerReflexive)),
+            origin: Some(ConnectionOrigin::Session(PathKind::ServerReflexive)),
             remote: "/ip4/192.0.2.7/udp/4001".parse().unwrap(),
             elapsed: Duration::from_micros(12_345),
         };

@@ -104,8 +104,8 @@ impl Fallback {
 
     /// The next peer whose dials have had their head start.
     pub(super) fn due(&mut self, now: Instant) -> Option<PeerId> {
-        let is_due = |waiting: &&Waiting| waiting.relay_at.is_some_and(|at| at <= now);
-        let peer = self.waiting.values().find(is_due)?.peer;
+        let is_fresh = |waiting: &&Waiting| waiting.relay_at.is_some_and(|at| at <= now);
+        let peer = self.waiting.values().find(is_fresh)?.peer;
         self.end_head_start(&peer);
         Some(peer)
     }

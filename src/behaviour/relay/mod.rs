@@ -47,7 +47,7 @@ use super::{FromBehaviour, link::Input, quic_v1};
 use crate::config::{Config, Role};
 use libp2p_punch_proto::{
     event::{Event, FailureReason, Phase, RelayFailure},
-    frame::RejectReason,
+    wire::frame::RejectReason,
 };
 
 /// Relays are tried one after the other, so that the peer sees one connection and not a race.

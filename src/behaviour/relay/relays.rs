@@ -9,7 +9,7 @@ use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
 /// Assumed of a relay that has not answered yet: it is asked before a slow one and after a quick one.
-const UNKNOWN: Duration = Duration::from_millis(250);
+const ASSUMED_RTT: Duration = Duration::from_millis(250);
 /// Failures beyond these make no difference.
 const MAX_FAILURES: u32 = 8;
 /// Peers, and relays of one peer, whose circuit addresses are remembered; with more, some are forgotten.
@@ -71,7 +71,7 @@ impl Relays {
             .ours
             .iter()
             .filter_map(|(peer, relay)| {
-                Some((relay.failures, relay.time.unwrap_or(UNKNOWN), peer, relay.address.as_ref()?))
+                Some((relay.failures, relay.time.unwrap_or(ASSUMED_RTT), peer, relay.address.as_ref()?))
             })
             .collect();
         ranked.sort_by_key(|(failures, time, peer, _)| (*failures, *time, **peer));

@@ -1,7 +1,7 @@
 //! Reservations with relays, so that peers which cannot get through to us directly still reach us.
 //!
 //! A reservation is a libp2p listener at `…/p2p/RELAY/p2p-circuit`; the relay client renews it as long as the listener
-//! stands. We keep up to [`WANTED`] of them, with the best relays, as long as nobody can reach us without.
+//! stands. We keep up to [`MAX_RESERVATIONS`] of them, with the best relays, as long as nobody can reach us without.
 
 use std::{
     collections::BTreeMap,
@@ -12,11 +12,11 @@ use libp2p_core::{Multiaddr, transport::ListenerId};
 use libp2p_identity::PeerId;
 
 /// One may fail while the other carries on.
-const WANTED: usize = 2;
+const MAX_RESERVATIONS: usize = 2;
 /// Delay before a relay is asked again whose reservation ended.
-const AFTER_LOSS: Duration = Duration::from_secs(1);
+const LOSS_DELAY: Duration = Duration::from_secs(1);
 /// Delay before a relay is asked again that refused; doubles each time.
-const AFTER_REFUSAL: Duration = Duration::from_secs(60);
+const REFUSAL_DELAY: Duration = Duration::from_secs(60);
 /// And never exceeds this.
 const MAX_DELAY: Duration = Duration::from_secs(15 * 60);
 
@@ -55,7 +55,7 @@ pub(super) struct Reservations {
 impl Reservations {
     /// The next relay to ask, of those given best first.
     pub(super) fn next(&self, ranked: &[(PeerId, Multiaddr)], now: Instant) -> Option<(PeerId, Multiaddr)> {
-        if self.current.len() >= WANTED {
+        if self.current.len() >= MAX_RESERVATIONS {
             return None;
         }
         ranked.iter().find(|(relay, _)| self.is_free(relay) && self.rest(relay) <= Some(now)).cloned()
@@ -63,7 +63,7 @@ impl Reservations {
 
     /// When [`next`](Self::next) may find one.
     pub(super) fn next_time(&self, ranked: &[(PeerId, Multiaddr)]) -> Option<Instant> {
-        if self.current.len() >= WANTED {
+        if self.current.len() >= MAX_RESERVATIONS {
             return None;
         }
         ranked.iter().filter(|(relay, _)| self.is_free(relay)).filter_map(|(relay, _)| self.rest(relay)).min()
@@ -95,9 +95,9 @@ impl Reservations {
         let Reservation { relay, accepted, .. } = self.current.swap_remove(index);
         let refusals = self.rests.get(&relay).map_or(0, |rest| rest.refusals);
         let (delay, refusals) = match accepted {
-            true => (AFTER_LOSS, 0),
+            true => (LOSS_DELAY, 0),
             false => {
-                let delay = AFTER_REFUSAL.saturating_mul(2u32.saturating_pow(refusals)).min(MAX_DELAY);
+                let delay = REFUSAL_DELAY.saturating_mul(2u32.saturating_pow(refusals)).min(MAX_DELAY);
                 (delay, refusals.saturating_add(1))
             }
         };
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!(reservations.opened(listener, now + took), Some(Outcome::Accepted(relay, took)));
         assert_eq!(reservations.opened(listener, now + took), None);
         assert_eq!(reservations.closed(listener, now), Some(Outcome::Lost(relay)));
-        assert_eq!(reservations.next_time(&ranked[..1]), Some(now + AFTER_LOSS));
+        assert_eq!(reservations.next_time(&ranked[..1]), Some(now + LOSS_DELAY));
     }
 
     #[test]
@@ -197,7 +197,7 @@ mod tests {
         let (mut reservations, ranked) = three(now);
         let (relay, listener) = ask(&mut reservations, &ranked[..1], now);
         assert_eq!(reservations.closed(listener, now), Some(Outcome::Refused(relay)));
-        assert_eq!(reservations.next_time(&ranked[..1]), Some(now + AFTER_REFUSAL));
+        assert_eq!(reservations.next_time(&ranked[..1]), Some(now + REFUSAL_DELAY));
         let later = now + Duration::from_secs(5);
         reservations.arrived(relay, later);
         assert_eq!(reservations.next(&ranked[..1], later).map(|(relay, _)| relay), Some(relay));

@@ -13,15 +13,15 @@ use libp2p_identity::PeerId;
 use libp2p_swarm::ConnectionId;
 
 /// Delay before the next attempt after the first one that failed; it doubles each time.
-const BASE: Duration = Duration::from_secs(5);
+const RETRY_BASE: Duration = Duration::from_secs(5);
 /// And never exceeds this.
-const CAP: Duration = Duration::from_secs(60);
+const RETRY_CAP: Duration = Duration::from_secs(60);
 /// The side that did not dial the relayed connection leaves the first attempt to the other.
-const LISTENER_WAITS: Duration = Duration::from_secs(30);
+const LISTENER_DELAY: Duration = Duration::from_secs(30);
 /// After a change of our addresses the others need to settle, too.
-const AFTER_CHANGE: Duration = Duration::from_secs(1);
+const CHANGE_DELAY: Duration = Duration::from_secs(1);
 /// However often our addresses change.
-const MIN_GAP: Duration = Duration::from_secs(5);
+const MIN_INTERVAL: Duration = Duration::from_secs(5);
 /// A direct connection that has lasted so long was not denied by the other side's swarm, which takes a round trip.
 const PROBATION: Duration = Duration::from_secs(2);
 
@@ -46,8 +46,8 @@ struct Peer {
 
 impl Peer {
     fn back_off(&mut self, now: Instant) {
-        let delay = BASE.saturating_mul(2u32.saturating_pow(self.failures)).min(CAP);
-        let other_first = if self.leaves_it_to_the_other { LISTENER_WAITS } else { Duration::ZERO };
+        let delay = RETRY_BASE.saturating_mul(2u32.saturating_pow(self.failures)).min(RETRY_CAP);
+        let other_first = if self.leaves_it_to_the_other { LISTENER_DELAY } else { Duration::ZERO };
         self.failures = self.failures.saturating_add(1);
         self.next = Some(now + delay + other_first);
     }
@@ -106,8 +106,8 @@ impl Upgrades {
         }
         let (delay, failures) = match origin {
             Origin::Dialed => (Duration::ZERO, 0),
-            Origin::LastResort => (BASE, 1),
-            Origin::Accepted => (LISTENER_WAITS, 0),
+            Origin::LastResort => (RETRY_BASE, 1),
+            Origin::Accepted => (LISTENER_DELAY, 0),
         };
         entry.next = Some(now + delay);
         entry.failures = failures;
@@ -126,8 +126,8 @@ impl Upgrades {
     /// The next peer whose direct connection has proved to last while a relayed one stands.
     pub(super) fn proved(&mut self, now: Instant) -> Option<PeerId> {
         let drain = self.drain;
-        let is_due = |(_, entry): &(&PeerId, &mut Peer)| entry.proved_at.is_some_and(|at| at <= now);
-        let (peer, entry) = self.peers.iter_mut().find(is_due)?;
+        let is_fresh = |(_, entry): &(&PeerId, &mut Peer)| entry.proved_at.is_some_and(|at| at <= now);
+        let (peer, entry) = self.peers.iter_mut().find(is_fresh)?;
         entry.proved_at = None;
         let since = entry.direct.values().min().copied().unwrap_or(now);
         entry.close_at = entry.close_at.or_else(|| since.checked_add(drain));
@@ -143,7 +143,7 @@ impl Upgrades {
             (entry.next, entry.proved_at, entry.close_at, entry.failures) = (None, None, None, 0);
         } else if let Some(since) = ended {
             entry.proved_at = None;
-            if now.saturating_duration_since(since) < CAP {
+            if now.saturating_duration_since(since) < RETRY_CAP {
                 entry.back_off(now);
             } else {
                 entry.failures = 0;
@@ -187,7 +187,7 @@ impl Upgrades {
     pub(super) fn network_changed(&mut self, now: Instant) {
         for entry in self.peers.values_mut() {
             if let Some(next) = &mut entry.next {
-                let soon = entry.last.map_or(now, |last| last + MIN_GAP).max(now + AFTER_CHANGE);
+                let soon = entry.last.map_or(now, |last| last + MIN_INTERVAL).max(now + CHANGE_DELAY);
                 *next = soon.min(*next);
                 entry.failures = 0;
             }
@@ -199,7 +199,7 @@ impl Upgrades {
         let (peer, entry) =
             self.peers.iter_mut().find(|(_, entry)| entry.next.is_some_and(|at| at <= now))?;
         // Whatever becomes of this attempt, another one follows.
-        entry.next = Some(now + CAP);
+        entry.next = Some(now + RETRY_CAP);
         entry.last = Some(now);
         Some(*peer)
     }
@@ -253,7 +253,7 @@ mod tests {
     fn an_attempt_of_which_nothing_is_heard_is_followed_by_another_within_a_minute() {
         let (mut upgrades, peer, now) = relayed();
         upgrades.due(now);
-        assert_eq!(upgrades.due(now + CAP), Some(peer));
+        assert_eq!(upgrades.due(now + RETRY_CAP), Some(peer));
     }
 
     #[test]
@@ -261,7 +261,7 @@ mod tests {
         let (mut upgrades, peer, now) = (Upgrades::new(DRAIN), PeerId::random(), Instant::now());
         upgrades.relayed(peer, id(1), Origin::Accepted, now);
         assert_eq!(upgrades.due(now), None);
-        assert_eq!(upgrades.due(now + LISTENER_WAITS), Some(peer));
+        assert_eq!(upgrades.due(now + LISTENER_DELAY), Some(peer));
     }
 
     #[test]
@@ -281,8 +281,8 @@ mod tests {
         let (mut upgrades, peer, now) = relayed();
         upgrades.due(now);
         upgrades.network_changed(now);
-        assert_eq!(upgrades.next_time(), Some(now + MIN_GAP));
-        let now = now + CAP;
+        assert_eq!(upgrades.next_time(), Some(now + MIN_INTERVAL));
+        let now = now + RETRY_CAP;
         upgrades.due(now);
         upgrades.network_changed(now + Duration::from_secs(10));
         upgrades.network_changed(now + Duration::from_secs(11));
@@ -350,7 +350,7 @@ mod tests {
         let (mut upgrades, peer, now) = relayed();
         upgrades.direct(peer, id(2), now);
         upgrades.proved(now + PROBATION);
-        let later = now + CAP;
+        let later = now + RETRY_CAP;
         assert!(upgrades.is_direct(&peer) && !upgrades.closed(&peer, id(2), later));
         assert_eq!(upgrades.drained(now + DRAIN), None);
         assert_eq!(upgrades.due(later), Some(peer), "it was of use");
@@ -366,6 +366,6 @@ mod tests {
         let (mut upgrades, peer, now) = (Upgrades::new(DRAIN), PeerId::random(), Instant::now());
         upgrades.relayed(peer, id(1), Origin::Accepted, now);
         upgrades.failed(&peer, now);
-        assert_eq!(upgrades.next_time(), Some(now + BASE + LISTENER_WAITS));
+        assert_eq!(upgrades.next_time(), Some(now + RETRY_BASE + LISTENER_DELAY));
     }
 }

@@ -10,7 +10,7 @@ use quinn::{ConnectionId, ConnectionIdGenerator};
 use quinn_proto::InvalidCid;
 use sha2::Sha256;
 
-use libp2p_punch_proto::FlowId;
+use libp2p_punch_proto::VirtualConnectionId;
 
 /// Length of every connection ID that the session endpoint issues, in bytes.
 pub(super) const CID_LEN: usize = 8;
@@ -86,7 +86,7 @@ impl ConnectionIdGenerator for SessionCids {
 /// The flow whose connection quinn is creating on this thread right now.
 #[derive(Clone, Copy)]
 struct Opening {
-    flow: FlowId,
+    flow: VirtualConnectionId,
     cid: Option<Cid>,
 }
 
@@ -97,7 +97,7 @@ thread_local! {
 }
 
 /// Runs `open`, which creates the quinn connection of `flow`, and also returns the connection ID that it was given.
-pub(super) fn while_opening<T>(flow: FlowId, open: impl FnOnce() -> T) -> (T, Option<Cid>) {
+pub(super) fn while_opening<T>(flow: VirtualConnectionId, open: impl FnOnce() -> T) -> (T, Option<Cid>) {
     /// Ends the scope also when `open` unwinds.
     struct Scope;
     impl Drop for Scope {
@@ -113,7 +113,7 @@ pub(super) fn while_opening<T>(flow: FlowId, open: impl FnOnce() -> T) -> (T, Op
 }
 
 /// The flow that [`while_opening`] was called for on this thread, while it runs.
-pub(super) fn opening() -> Option<FlowId> {
+pub(super) fn opening() -> Option<VirtualConnectionId> {
     OPENING.with(Cell::get).map(|opening| opening.flow)
 }
 
@@ -147,8 +147,8 @@ mod tests {
     #[test]
     fn the_id_made_while_a_flow_is_opened_is_told_apart_from_later_ones() {
         let mut cids = SessionCids(CidKey::new(&[1; 32]).unwrap());
-        let (made, seen) = while_opening(FlowId(5), || {
-            assert_eq!(opening(), Some(FlowId(5)));
+        let (made, seen) = while_opening(VirtualConnectionId(5), || {
+            assert_eq!(opening(), Some(VirtualConnectionId(5)));
             cids.generate_cid()
         });
         assert_eq!(seen.as_ref().map(<[u8; 8]>::as_slice), Some(&*made));

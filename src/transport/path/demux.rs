@@ -17,7 +17,7 @@ pub(super) enum Kind<F> {
     /// A QUIC packet of a flow.
     Session(F),
     /// A first flight of a flow, but on a path that is not the flow's: dropped.
-    Stray,
+    UnroutedInitial,
 }
 
 /// Whether the first byte of a datagram says that it is a probe.

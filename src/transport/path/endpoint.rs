@@ -28,7 +28,7 @@ use super::{
     socket::SessionSocket,
 };
 use crate::transport::time::Delay;
-use libp2p_punch_proto::{Path, keys::FlightBinding};
+use libp2p_punch_proto::{Path, wire::keys::FlightBinding};
 
 /// How long a flow keeps its paths when its connection is over, so that the `CONNECTION_CLOSE` and the answers to what the
 /// peer still sends go out. RFC 9000 §10.2 wants three PTO; this is that for an RTT of some 300 ms.

@@ -19,10 +19,10 @@ use super::{
     cid::{CID_LEN, Cid},
     demux::destination_cid,
     lock,
-    paths::{Paths, Target},
+    paths::{Paths, SocketPath},
     stats::{Counters, count},
 };
-use libp2p_punch_proto::{FlowId, Path, SocketId};
+use libp2p_punch_proto::{Path, SocketId, VirtualConnectionId};
 
 /// The prefix of virtual addresses, a ULA (RFC 4193); the flow's number is the rest.
 const PREFIX: [u16; 4] = [0xfd9c, 0x1d5e, 0x7701, 1];
@@ -32,16 +32,16 @@ const AMPLIFICATION_LIMIT: usize = 3;
 const PORT: u16 = 1;
 
 /// The address at which quinn believes the peer of `flow`.
-pub(super) fn virtual_address(flow: FlowId) -> SocketAddr {
+pub(super) fn virtual_address(flow: VirtualConnectionId) -> SocketAddr {
     let prefix = PREFIX.iter().fold(0u64, |bits, group| bits << 16 | u64::from(*group));
     let ip = Ipv6Addr::from_bits(u128::from(prefix) << 64 | u128::from(flow.0));
     SocketAddr::new(ip.into(), PORT)
 }
 
 /// The flow at a virtual address.
-pub(super) fn flow_at(address: SocketAddr) -> Option<FlowId> {
+pub(super) fn flow_at(address: SocketAddr) -> Option<VirtualConnectionId> {
     let IpAddr::V6(ip) = address.ip() else { return None };
-    let flow = FlowId(u64::try_from(ip.to_bits() & u128::from(u64::MAX)).ok()?);
+    let flow = VirtualConnectionId(u64::try_from(ip.to_bits() & u128::from(u64::MAX)).ok()?);
     let found = virtual_address(flow);
     (found.ip() == address.ip() && found.port() == address.port()).then_some(flow)
 }
@@ -60,7 +60,7 @@ impl fmt::Debug for BoundSocket {
     }
 }
 
-pub(super) type FlowTarget = Target<Arc<BoundSocket>>;
+pub(super) type FlowTarget = SocketPath<Arc<BoundSocket>>;
 
 /// Sends one datagram without waiting; whether the socket took it.
 pub(super) fn send_one(socket: &BoundSocket, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
@@ -85,7 +85,7 @@ struct State {
 /// looks after it.
 #[derive(Debug)]
 pub(super) struct Flow {
-    pub(super) id: FlowId,
+    pub(super) id: VirtualConnectionId,
     /// The destination connection ID of the peer's first flight (RFC 9000 §7.2), on the server's side.
     original_dcid: Option<Bytes>,
     /// The connection ID that our endpoint gave the connection when it was made.
@@ -112,7 +112,7 @@ pub(super) struct Flow {
 
 impl Flow {
     /// A flow that answers `first_flight`, or that makes the first flight if that is empty.
-    pub(super) fn new(id: FlowId, first_flight: &[Bytes]) -> Self {
+    pub(super) fn new(id: VirtualConnectionId, first_flight: &[Bytes]) -> Self {
         let original = first_flight.first().and_then(|datagram| destination_cid(datagram, CID_LEN));
         Self {
             id,
@@ -428,9 +428,9 @@ mod tests {
     #[test]
     fn virtual_addresses_name_flows() {
         for n in [0, 1, 77, u64::MAX] {
-            assert_eq!(flow_at(virtual_address(FlowId(n))), Some(FlowId(n)));
+            assert_eq!(flow_at(virtual_address(VirtualConnectionId(n))), Some(VirtualConnectionId(n)));
         }
-        assert_eq!(virtual_address(FlowId(0x10002)).to_string(), "[fd9c:1d5e:7701:1::1:2]:1");
+        assert_eq!(virtual_address(VirtualConnectionId(0x10002)).to_string(), "[fd9c:1d5e:7701:1::1:2]:1");
     }
 
     #[test]
@@ -443,7 +443,7 @@ mod tests {
     #[test]
     fn only_an_id_that_we_issued_proves_that_the_peer_heard_us() {
         let flight = Bytes::from_static(&[0xc0, 0, 0, 0, 1, 8, 1, 2, 3, 4, 5, 6, 7, 8, 0]);
-        let flow = Flow::new(FlowId(1), &[flight]);
+        let flow = Flow::new(VirtualConnectionId(1), &[flight]);
         flow.named(Some([9; 8]));
         assert!(flow.owns(&[1, 2, 3, 4, 5, 6, 7, 8], true));
         assert!(!flow.heard.load(Relaxed));

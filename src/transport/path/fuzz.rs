@@ -14,7 +14,7 @@ fn classify(datagram: &[u8]) -> Kind<u8> {
     match destination_cid(datagram, CID_LEN) {
         Some((cid, long)) => match cid.first() {
             Some(flow @ 0..=3) => Kind::Session(*flow),
-            Some(4) if long => Kind::Stray,
+            Some(4) if long => Kind::UnroutedInitial,
             _ => Kind::Other,
         },
         None => Kind::Other,
@@ -40,9 +40,14 @@ pub(crate) fn run(bytes: &[u8]) {
     };
     let left = buffer.get(..meta.len).unwrap_or_default();
     assert_eq!(datagrams(left, meta.stride), of(Kind::Other));
-    for kind in
-        [Kind::Probe, Kind::Stray, Kind::Session(0), Kind::Session(1), Kind::Session(2), Kind::Session(3)]
-    {
+    for kind in [
+        Kind::Probe,
+        Kind::UnroutedInitial,
+        Kind::Session(0),
+        Kind::Session(1),
+        Kind::Session(2),
+        Kind::Session(3),
+    ] {
         let runs = taken.iter().filter(|(taken, ..)| *taken == kind);
         let went: Vec<_> = runs.flat_map(|(_, run, stride)| datagrams(run, *stride)).collect();
         assert_eq!(went, of(kind));

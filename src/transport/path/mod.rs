@@ -69,11 +69,11 @@ use self::{
     pool::{MAX_SOCKETS, Opening},
     shared::Shared,
     stats::count,
-    table::{Claim, OpenError},
+    table::{OpenError, RoutePriority},
 };
 use crate::{io::Network, transport::socket_budget::SocketBudget};
 use libp2p_punch_proto::{
-    FlowId, Path, SocketId,
+    Path, SocketId, VirtualConnectionId,
     command::{Command, Pool},
     counters::PathCounters,
 };
@@ -111,14 +111,14 @@ pub(crate) enum PathNotice {
     /// quinn made the first flight of a `Connect`.
     FirstFlight {
         /// The flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
         /// One or two datagrams, in order.
         datagrams: Vec<Bytes>,
     },
     /// The handshake is done, and TLS has proved the peer's key.
     Established {
         /// The flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
         /// The connection. Its `remote_address` is virtual.
         connection: quinn::Connection,
         /// To be held as long as the connection.
@@ -127,19 +127,19 @@ pub(crate) enum PathNotice {
     /// The attempt is over, also when a `Close` ended it.
     Failed {
         /// The flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
         /// Why.
         error: PathError,
     },
     /// The connection sends, and hears nothing: its path is likely dead.
     Silent {
         /// The flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
     },
     /// A peer that was talking pauses: its path may be dead.
     Quiet {
         /// The flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
     },
     /// What `OpenSockets` led to.
     Sockets {
@@ -151,7 +151,7 @@ pub(crate) enum PathNotice {
     /// The guard of an established connection was dropped.
     Closed {
         /// The flow.
-        flow: FlowId,
+        flow: VirtualConnectionId,
     },
 }
 
@@ -252,7 +252,7 @@ impl PathLayer {
         sent
     }
 
-    /// Carries out a command of the agent. Call it within the runtime.
+    /// Carries out a command of the endpoint. Call it within the runtime.
     pub(crate) fn execute(&self, command: Command) {
         let shared = &self.shared;
         let done = match command {
@@ -269,7 +269,7 @@ impl PathLayer {
                 }
             }
             Command::Admit { flow, path, heard } => {
-                shared.admit(flow, path, if heard { Claim::Heard } else { Claim::Announced })
+                shared.admit(flow, path, if heard { RoutePriority::Heard } else { RoutePriority::Announced })
             }
             Command::Permit { flow, path, budget, again } => {
                 shared.with_target(flow, path, |flow, target| {
@@ -279,7 +279,7 @@ impl PathLayer {
                 })
             }
             Command::Select { flow, path } => {
-                shared.admit(flow, path, Claim::Selected);
+                shared.admit(flow, path, RoutePriority::Selected);
                 shared.with_target(flow, path, |flow, target| flow.select(target, &shared.counters))
             }
             Command::Forget { flow, path } => shared.forget(flow, path),
@@ -320,7 +320,7 @@ impl PathLayer {
     }
 
     /// Opens a flow and starts its task; `None` if its number is taken.
-    fn start(&self, id: FlowId, attempt: Attempt) -> Option<()> {
+    fn start(&self, id: VirtualConnectionId, attempt: Attempt) -> Option<()> {
         let first_flight = match &attempt {
             Attempt::Connect { .. } => [].as_slice(),
             Attempt::Accept { first_flight, .. } => first_flight.as_slice(),
@@ -341,7 +341,7 @@ impl PathLayer {
     }
 
     /// Ends a flow that was not opened.
-    fn refuse(&self, flow: FlowId, error: PathError) -> Option<()> {
+    fn refuse(&self, flow: VirtualConnectionId, error: PathError) -> Option<()> {
         count(&self.shared.counters.flows_refused, 1);
         let shared = self.shared.clone();
         self.shared.runtime.spawn(Box::pin(async move {

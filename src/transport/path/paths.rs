@@ -17,7 +17,7 @@ const DONE: u8 = 3;
 
 /// A path, and the socket at our end of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Target<S> {
+pub(super) struct SocketPath<S> {
     pub(super) path: Path,
     pub(super) socket: S,
 }
@@ -28,7 +28,7 @@ pub(super) struct Full;
 
 #[derive(Debug)]
 struct Entry<S> {
-    target: Target<S>,
+    target: SocketPath<S>,
     admitted: bool,
     /// Bytes of UDP payload that may still be sent before a path is selected (RFC 9000 §8.1).
     budget: usize,
@@ -42,7 +42,7 @@ struct Entry<S> {
 #[derive(Debug)]
 pub(super) struct Paths<S> {
     entries: Vec<Entry<S>>,
-    selected: Option<Target<S>>,
+    selected: Option<SocketPath<S>>,
     permits: u64,
     /// The first datagrams that quinn sent. Ciphertext may be sent again as it is; the peer drops what it has.
     stash: Vec<Bytes>,
@@ -78,12 +78,12 @@ impl<S> Default for Paths<S> {
 
 impl<S: Clone> Paths<S> {
     /// The selected path.
-    pub(super) fn selected(&self) -> Option<&Target<S>> {
+    pub(super) fn selected(&self) -> Option<&SocketPath<S>> {
         self.selected.as_ref()
     }
 
     /// The path by which the peer is most likely reached: the selected, else the most recently permitted one.
-    pub(super) fn best(&self) -> Option<&Target<S>> {
+    pub(super) fn best(&self) -> Option<&SocketPath<S>> {
         let permitted = self.entries.iter().filter(|entry| entry.permitted > 0);
         self.selected.as_ref().or(permitted.max_by_key(|entry| entry.permitted).map(|entry| &entry.target))
     }
@@ -94,7 +94,7 @@ impl<S: Clone> Paths<S> {
     }
 
     /// Takes packets from a path.
-    pub(super) fn admit(&mut self, target: Target<S>) -> Result<(), Full> {
+    pub(super) fn admit(&mut self, target: SocketPath<S>) -> Result<(), Full> {
         self.entry(target)?.admitted = true;
         Ok(())
     }
@@ -166,7 +166,7 @@ impl<S: Clone> Paths<S> {
         &mut self,
         contents: &[u8],
         size: usize,
-        mut send: impl FnMut(&Target<S>, &[u8]) -> bool,
+        mut send: impl FnMut(&SocketPath<S>, &[u8]) -> bool,
     ) -> usize {
         self.entries.sort_by_key(|entry| std::cmp::Reverse(entry.permitted));
         let mut lost = 0;
@@ -189,10 +189,10 @@ impl<S: Clone> Paths<S> {
     /// sent on it.
     pub(super) fn permit(
         &mut self,
-        target: Target<S>,
+        target: SocketPath<S>,
         budget: usize,
         again: bool,
-        send: impl FnMut(&Target<S>, &[u8]) -> bool,
+        send: impl FnMut(&SocketPath<S>, &[u8]) -> bool,
     ) -> Result<(), Full> {
         if self.selected.is_none() {
             let path = target.path;
@@ -209,9 +209,9 @@ impl<S: Clone> Paths<S> {
     /// for [`MAX_UNNAMED`] of these.
     pub(super) fn meet(
         &mut self,
-        target: Target<S>,
+        target: SocketPath<S>,
         budget: usize,
-        send: impl FnMut(&Target<S>, &[u8]) -> bool,
+        send: impl FnMut(&SocketPath<S>, &[u8]) -> bool,
     ) -> Result<(), Full> {
         let is_known = self.entries.iter().any(|entry| entry.target.path == target.path);
         let unnamed = self.entries.iter().filter(|entry| !entry.admitted).count();
@@ -228,13 +228,18 @@ impl<S: Clone> Paths<S> {
         &mut self,
         path: &Path,
         budget: usize,
-        send: impl FnMut(&Target<S>, &[u8]) -> bool,
+        send: impl FnMut(&SocketPath<S>, &[u8]) -> bool,
     ) -> bool {
         self.received = true;
         self.grant(path, budget, send)
     }
 
-    fn grant(&mut self, path: &Path, budget: usize, mut send: impl FnMut(&Target<S>, &[u8]) -> bool) -> bool {
+    fn grant(
+        &mut self,
+        path: &Path,
+        budget: usize,
+        mut send: impl FnMut(&SocketPath<S>, &[u8]) -> bool,
+    ) -> bool {
         let entry = self.entries.iter_mut().find(|entry| entry.target.path == *path);
         let Some(entry) = entry.filter(|_| self.selected.is_none()) else { return false };
         self.permits += 1;
@@ -252,7 +257,7 @@ impl<S: Clone> Paths<S> {
     /// Makes a path the selected one, and returns what is to be sent on it now: everything that is kept if nothing was
     /// `heard`, else what was kept and never sent, and the last datagram. For one that was selected already, and works again,
     /// that is the last datagram.
-    pub(super) fn select(&mut self, target: Target<S>, heard: bool) -> Vec<Bytes> {
+    pub(super) fn select(&mut self, target: SocketPath<S>, heard: bool) -> Vec<Bytes> {
         if self.selected.as_ref().is_some_and(|selected| selected.path == target.path) {
             return self.last().filter(|_| self.settled).into_iter().collect();
         }
@@ -295,7 +300,7 @@ impl<S: Clone> Paths<S> {
         self.stash = Vec::new();
     }
 
-    fn entry(&mut self, target: Target<S>) -> Result<&mut Entry<S>, Full> {
+    fn entry(&mut self, target: SocketPath<S>) -> Result<&mut Entry<S>, Full> {
         let at = match self.entries.iter().position(|entry| entry.target.path == target.path) {
             Some(at) => at,
             None if self.entries.len() >= MAX_PATHS => return Err(Full),
@@ -320,7 +325,12 @@ impl<S: Clone> Paths<S> {
 }
 
 impl<S> Entry<S> {
-    fn spend(&mut self, datagram: &[u8], bit: u8, send: &mut impl FnMut(&Target<S>, &[u8]) -> bool) -> bool {
+    fn spend(
+        &mut self,
+        datagram: &[u8],
+        bit: u8,
+        send: &mut impl FnMut(&SocketPath<S>, &[u8]) -> bool,
+    ) -> bool {
         let Some(rest) = self.budget.checked_sub(datagram.len()) else { return false };
         let sent = send(&self.target, datagram);
         if sent {

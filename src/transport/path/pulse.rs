@@ -3,22 +3,22 @@
 use std::time::{Duration, Instant};
 
 /// How long a peer to which something was sent may be silent, at least. What a single lost packet costs is less.
-const SILENCE: Duration = Duration::from_secs(1);
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same in round-trip times, for paths that are longer.
 const SILENCE_RTTS: u32 = 3;
 /// Datagrams that must have gone unanswered: more than an idle connection sends to be kept alive.
 const UNANSWERED: u64 = 3;
 /// How long a peer that was talking may pause, at least, before it is asked whether it is there. Someone who only answers would
 /// never notice otherwise that the NAT in front has lost its state.
-const PAUSE: Duration = Duration::from_millis(750);
+const PAUSE_TIMEOUT: Duration = Duration::from_millis(750);
 /// Datagrams that make a conversation: more than an idle connection hears to be kept alive.
 const CONVERSATION: u64 = 4;
 /// What is heard after as long a silence belongs to another conversation.
-const IDLE: Duration = Duration::from_secs(2);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How often a connection is looked at that is in use.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// The same for one that idles.
-const IDLE_LOOK: Duration = Duration::from_millis(500);
+const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// What is to be done about a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,14 +52,14 @@ impl Pulse {
 
     /// When to look next.
     pub(super) fn next_look(&self, now: Instant) -> Duration {
-        let is_used = now.saturating_duration_since(self.heard_at.max(self.at)) < IDLE;
-        if is_used { LOOK } else { IDLE_LOOK }
+        let is_used = now.saturating_duration_since(self.heard_at.max(self.at)) < IDLE_TIMEOUT;
+        if is_used { POLL_INTERVAL } else { IDLE_POLL_INTERVAL }
     }
 
     /// Takes the datagrams that were sent and received so far. Says each concern once, and not again before the peer was heard.
     pub(super) fn look(&mut self, (sent, heard): (u64, u64), rtt: Duration, now: Instant) -> Option<Concern> {
         if heard != self.heard {
-            if now.saturating_duration_since(self.heard_at) >= IDLE {
+            if now.saturating_duration_since(self.heard_at) >= IDLE_TIMEOUT {
                 self.began = self.heard;
             }
             (self.heard_at, self.paused) = (now, false);
@@ -69,12 +69,12 @@ impl Pulse {
             (self.sent, self.heard, self.at, self.said) = (sent, heard, now, false);
         }
         let long = |least: Duration| least.max(rtt * SILENCE_RTTS);
-        let is_silent = now.saturating_duration_since(self.at) >= long(SILENCE);
+        let is_silent = now.saturating_duration_since(self.at) >= long(SILENCE_TIMEOUT);
         if is_silent && sent - self.sent >= UNANSWERED && !self.said {
             (self.said, self.paused) = (true, true);
             return Some(Concern::Silent);
         }
-        let pauses = now.saturating_duration_since(self.heard_at) >= long(PAUSE);
+        let pauses = now.saturating_duration_since(self.heard_at) >= long(PAUSE_TIMEOUT);
         let talked = self.heard.saturating_sub(self.began) >= CONVERSATION;
         if pauses && talked && !self.paused {
             self.paused = true;

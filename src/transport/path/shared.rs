@@ -22,10 +22,10 @@ use super::{
     pool::Sockets,
     queue::ReceiveQueue,
     stats::{Counters, count},
-    table::{Claim, OpenError, Table, Whose},
+    table::{OpenError, PacketOwner, RoutePriority, Table},
 };
 use crate::transport::socket_budget::SocketBudget;
-use libp2p_punch_proto::{FlowId, Path, SocketId, command::Pool};
+use libp2p_punch_proto::{Path, SocketId, VirtualConnectionId, command::Pool};
 
 /// The longest probe that is handed on, in bytes. Longer ones are nobody's, and need not be copied.
 const MAX_PROBE: usize = 256;
@@ -90,7 +90,7 @@ impl Shared {
         self.table.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn flow(&self, id: FlowId) -> Option<Arc<Flow>> {
+    pub(super) fn flow(&self, id: VirtualConnectionId) -> Option<Arc<Flow>> {
         self.read().flow(id)
     }
 
@@ -101,7 +101,7 @@ impl Shared {
         Ok(())
     }
 
-    pub(super) fn remove(&self, id: FlowId) {
+    pub(super) fn remove(&self, id: VirtualConnectionId) {
         let removed = {
             let mut table = self.write();
             let removed = table.remove(id);
@@ -119,7 +119,7 @@ impl Shared {
     }
 
     /// A client's flow has its connection ID, and the server may answer from anywhere.
-    pub(super) fn expect_server(&self, client: FlowId) {
+    pub(super) fn expect_server(&self, client: VirtualConnectionId) {
         self.write().expect_server(client);
     }
 
@@ -165,7 +165,7 @@ impl Shared {
     /// Calls `act` with the flow and the path, if the flow and the path's socket are there.
     pub(super) fn with_target(
         &self,
-        flow: FlowId,
+        flow: VirtualConnectionId,
         path: Path,
         act: impl FnOnce(&Flow, FlowTarget),
     ) -> Option<()> {
@@ -178,7 +178,7 @@ impl Shared {
     }
 
     /// Takes packets of a flow from a path, in the place of a flow with a lesser claim if there is no other.
-    pub(super) fn admit(&self, id: FlowId, path: Path, claim: Claim) -> Option<()> {
+    pub(super) fn admit(&self, id: VirtualConnectionId, path: Path, claim: RoutePriority) -> Option<()> {
         let mut table = self.write();
         let (flow, target) = (table.flow(id)?, target(&table, path)?);
         let path = target.path;
@@ -193,7 +193,7 @@ impl Shared {
         Some(())
     }
 
-    pub(super) fn forget(&self, id: FlowId, path: Path) -> Option<()> {
+    pub(super) fn forget(&self, id: VirtualConnectionId, path: Path) -> Option<()> {
         let path = Path { remote: canonical(path.remote), ..path };
         let flow = self.flow(id)?;
         if flow.forget(&path) {
@@ -225,7 +225,7 @@ impl Shared {
                     Kind::Probe => self.probe(path, data),
                     Kind::Session(whose) => {
                         wake = true;
-                        let deliver = |flow: FlowId| {
+                        let deliver = |flow: VirtualConnectionId| {
                             let taken = self.queue.push(virtual_address(flow), data, stride, ecn);
                             let counters = &self.counters;
                             count(
@@ -234,9 +234,9 @@ impl Shared {
                             );
                         };
                         let flows = match whose {
-                            Whose::One(at) => flows.get(at..=at).unwrap_or_default(),
-                            Whose::Any => flows,
-                            Whose::Client(id) => {
+                            PacketOwner::One(at) => flows.get(at..=at).unwrap_or_default(),
+                            PacketOwner::Any => flows,
+                            PacketOwner::Client(id) => {
                                 let met = table.flow(id).zip(target(&table, path));
                                 match met.is_some_and(|(flow, at)| flow.met(at, data, &self.counters)) {
                                     true => deliver(id),
@@ -250,7 +250,7 @@ impl Shared {
                             deliver(flow.id);
                         }
                     }
-                    Kind::Stray => count(&self.counters.strays_dropped, 1),
+                    Kind::UnroutedInitial => count(&self.counters.strays_dropped, 1),
                     Kind::Other => {}
                 },
             );

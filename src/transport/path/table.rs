@@ -12,7 +12,7 @@ use super::{
     demux::{Kind, destination_cid, is_probe},
     flow::{BoundSocket, Flow},
 };
-use libp2p_punch_proto::{FlowId, Path, SocketId};
+use libp2p_punch_proto::{Path, SocketId, VirtualConnectionId};
 
 /// Flows at once, those that linger included. Above the 10,000 sessions that one process is made for.
 pub(super) const MAX_FLOWS: usize = 16_384;
@@ -23,7 +23,7 @@ pub(super) const MAX_FLOWS_PER_PATH: usize = 8;
 
 /// What entitles a flow to take packets from a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Claim {
+pub(super) enum RoutePriority {
     /// The flow is over and lingers; any other flow takes its place.
     Over,
     /// Somebody said that the peer is there.
@@ -36,9 +36,9 @@ pub(super) enum Claim {
 
 /// The flows of one path, and the claim of each.
 #[derive(Debug, Default)]
-struct Places {
+struct RouteEntry {
     flows: Vec<Arc<Flow>>,
-    claims: Vec<Claim>,
+    claims: Vec<RoutePriority>,
 }
 
 /// Why a flow could not be opened.
@@ -50,11 +50,11 @@ pub(super) enum OpenError {
 
 /// Which flow of a path a packet belongs to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Whose {
+pub(super) enum PacketOwner {
     /// The one at this place.
     One(usize),
     /// This client's, on a path of which nobody has said anything yet.
-    Client(FlowId),
+    Client(VirtualConnectionId),
     /// The session endpoint issued its ID in the course of some connection; quinn knows which, and drops what comes from
     /// another's address.
     Any,
@@ -63,13 +63,13 @@ pub(super) enum Whose {
 /// The flows, their paths and the sockets.
 #[derive(Debug, Default)]
 pub(super) struct Table {
-    flows: HashMap<FlowId, Arc<Flow>>,
-    routes: HashMap<Path, Places>,
+    flows: HashMap<VirtualConnectionId, Arc<Flow>>,
+    routes: HashMap<Path, RouteEntry>,
     /// By the destination connection ID of the peer's first flight.
-    originals: HashMap<Bytes, FlowId>,
+    originals: HashMap<Bytes, VirtualConnectionId>,
     /// Clients by the connection ID that they chose for themselves. The server may answer before the coordinator says where it
     /// is.
-    clients: HashMap<Cid, FlowId>,
+    clients: HashMap<Cid, VirtualConnectionId>,
     sockets: HashMap<SocketId, Arc<BoundSocket>>,
     /// Sockets that the transport gave up; they live as long as paths use them.
     retired: HashMap<SocketId, Weak<BoundSocket>>,
@@ -92,7 +92,7 @@ impl Table {
         }
     }
 
-    pub(super) fn flow(&self, id: FlowId) -> Option<Arc<Flow>> {
+    pub(super) fn flow(&self, id: VirtualConnectionId) -> Option<Arc<Flow>> {
         self.flows.get(&id).cloned()
     }
 
@@ -101,14 +101,14 @@ impl Table {
     }
 
     /// Takes packets with the connection ID of a client's flow from any path, until it has a selected one.
-    pub(super) fn expect_server(&mut self, client: FlowId) {
+    pub(super) fn expect_server(&mut self, client: VirtualConnectionId) {
         if let Some(cid) = self.flows.get(&client).and_then(|flow| flow.cid()) {
             self.clients.insert(*cid, client);
         }
     }
 
     /// Takes a flow out, and its paths with it.
-    pub(super) fn remove(&mut self, id: FlowId) -> Option<Arc<Flow>> {
+    pub(super) fn remove(&mut self, id: VirtualConnectionId) -> Option<Arc<Flow>> {
         let flow = self.flows.remove(&id)?;
         for path in flow.admitted() {
             self.unroute(&path, id);
@@ -126,8 +126,8 @@ impl Table {
 
     /// Takes packets of `flow` from `path`. Returns the flow that has no place there then: this one, or one with a lesser claim.
     /// A flow that is over gives its place up without a word.
-    pub(super) fn route(&mut self, path: Path, flow: Arc<Flow>, claim: Claim) -> Option<Arc<Flow>> {
-        let Places { flows, claims } = self.routes.entry(path).or_default();
+    pub(super) fn route(&mut self, path: Path, flow: Arc<Flow>, claim: RoutePriority) -> Option<Arc<Flow>> {
+        let RouteEntry { flows, claims } = self.routes.entry(path).or_default();
         let own = flows.iter().position(|other| other.id == flow.id);
         if let Some(known) = own.and_then(|at| claims.get_mut(at)) {
             *known = claim.max(*known);
@@ -141,7 +141,7 @@ impl Table {
         let least = claims.iter_mut().zip(flows).min_by_key(|(other, _)| **other);
         match least {
             Some((other, place)) if *other < claim => {
-                let was_over = std::mem::replace(other, claim) == Claim::Over;
+                let was_over = std::mem::replace(other, claim) == RoutePriority::Over;
                 let out = std::mem::replace(place, flow);
                 (!was_over).then_some(out)
             }
@@ -152,15 +152,17 @@ impl Table {
     /// Leaves the places of a flow that is over to others. Until one of them comes, the flow goes on taking packets.
     pub(super) fn release(&mut self, flow: &Flow) {
         for path in flow.admitted() {
-            let Some(Places { flows, claims }) = self.routes.get_mut(&path) else { continue };
+            let Some(RouteEntry { flows, claims }) = self.routes.get_mut(&path) else { continue };
             let places = flows.iter().zip(claims);
-            places.filter(|(other, _)| other.id == flow.id).for_each(|(_, claim)| *claim = Claim::Over);
+            places
+                .filter(|(other, _)| other.id == flow.id)
+                .for_each(|(_, claim)| *claim = RoutePriority::Over);
         }
     }
 
     /// No longer takes packets of a flow from `path`.
-    pub(super) fn unroute(&mut self, path: &Path, id: FlowId) {
-        if let Some(Places { flows, claims }) = self.routes.get_mut(path) {
+    pub(super) fn unroute(&mut self, path: &Path, id: VirtualConnectionId) {
+        if let Some(RouteEntry { flows, claims }) = self.routes.get_mut(path) {
             if let Some(at) = flows.iter().position(|flow| flow.id == id) {
                 flows.remove(at);
                 claims.remove(at);
@@ -196,32 +198,32 @@ impl Table {
     }
 
     /// Says what a datagram is that came on a path from which `flows` take packets.
-    pub(super) fn classify(&self, datagram: &[u8], flows: &[Arc<Flow>], key: &CidKey) -> Kind<Whose> {
+    pub(super) fn classify(&self, datagram: &[u8], flows: &[Arc<Flow>], key: &CidKey) -> Kind<PacketOwner> {
         if is_probe(datagram) {
             return Kind::Probe;
         }
         let Some((destination, long)) = destination_cid(datagram, CID_LEN) else { return Kind::Other };
         if let Some(at) = flows.iter().position(|flow| flow.owns(destination, long)) {
-            return Kind::Session(Whose::One(at));
+            return Kind::Session(PacketOwner::One(at));
         }
         if let Some(id) = self.clients.get(destination)
             && let Some(flow) = self.flows.get(id).filter(|flow| !flow.has_path())
         {
             flow.hear();
-            return Kind::Session(Whose::Client(*id));
+            return Kind::Session(PacketOwner::Client(*id));
         }
         // The binding's endpoint would take it for a plain connection, and the session would be two.
         if long && self.originals.contains_key(destination) {
-            return Kind::Stray;
+            return Kind::UnroutedInitial;
         }
         match flows {
             [] => Kind::Other,
             _ if !key.issued(destination) => Kind::Other,
             [flow] => {
                 flow.hear();
-                Kind::Session(Whose::One(0))
+                Kind::Session(PacketOwner::One(0))
             }
-            _ => Kind::Session(Whose::Any),
+            _ => Kind::Session(PacketOwner::Any),
         }
     }
 }
@@ -237,7 +239,7 @@ mod tests {
     }
 
     fn flow(n: u64) -> Arc<Flow> {
-        Arc::new(Flow::new(FlowId(n), &[]))
+        Arc::new(Flow::new(VirtualConnectionId(n), &[]))
     }
 
     fn short(cid: &[u8]) -> Vec<u8> {
@@ -252,7 +254,7 @@ mod tests {
         }
         assert_eq!(table.open(flow(3)), Err(OpenError::Exists));
         assert_eq!(table.open(flow(u64::MAX)), Err(OpenError::TooMany));
-        assert!(table.remove(FlowId(3)).is_some());
+        assert!(table.remove(VirtualConnectionId(3)).is_some());
         assert_eq!(table.open(flow(u64::MAX)), Ok(()));
     }
 
@@ -272,24 +274,24 @@ mod tests {
             out
         };
         for n in 0..MAX_FLOWS_PER_PATH as u64 {
-            assert_eq!(route(1, n, Claim::Announced), None);
+            assert_eq!(route(1, n, RoutePriority::Announced), None);
         }
-        assert_eq!(route(1, 0, Claim::Announced), None, "it has a place");
-        assert_eq!(route(1, 99, Claim::Announced), Some(99));
-        assert_eq!(route(2, 99, Claim::Announced), None, "another path");
-        assert_eq!(route(1, 99, Claim::Heard), Some(0), "the first of those that proved nothing");
+        assert_eq!(route(1, 0, RoutePriority::Announced), None, "it has a place");
+        assert_eq!(route(1, 99, RoutePriority::Announced), Some(99));
+        assert_eq!(route(2, 99, RoutePriority::Announced), None, "another path");
+        assert_eq!(route(1, 99, RoutePriority::Heard), Some(0), "the first of those that proved nothing");
         for n in 1..MAX_FLOWS_PER_PATH as u64 {
-            assert_eq!(route(1, n, Claim::Heard), None);
+            assert_eq!(route(1, n, RoutePriority::Heard), None);
         }
-        assert_eq!(route(1, 50, Claim::Heard), Some(50));
-        assert_eq!(route(1, 50, Claim::Selected), Some(99));
-        assert_eq!(route(1, 50, Claim::Announced), None, "a claim never gets worse");
+        assert_eq!(route(1, 50, RoutePriority::Heard), Some(50));
+        assert_eq!(route(1, 50, RoutePriority::Selected), Some(99));
+        assert_eq!(route(1, 50, RoutePriority::Announced), None, "a claim never gets worse");
         for n in 1..MAX_FLOWS_PER_PATH as u64 {
-            assert_eq!(route(1, n, Claim::Selected), None);
+            assert_eq!(route(1, n, RoutePriority::Selected), None);
         }
-        assert_eq!(route(1, 99, Claim::Selected), Some(99));
-        table.unroute(&path(1), FlowId(50));
-        assert!(table.route(path(1), flow(99), Claim::Announced).is_none());
+        assert_eq!(route(1, 99, RoutePriority::Selected), Some(99));
+        table.unroute(&path(1), VirtualConnectionId(50));
+        assert!(table.route(path(1), flow(99), RoutePriority::Announced).is_none());
     }
 
     #[test]
@@ -299,11 +301,11 @@ mod tests {
         let flows = [flow(1), flow(2)];
         flows[0].named(Some([1; 8]));
         flows[1].named(Some([2; 8]));
-        assert_eq!(table.classify(&short(&[2; 8]), &flows, &key), Kind::Session(Whose::One(1)));
+        assert_eq!(table.classify(&short(&[2; 8]), &flows, &key), Kind::Session(PacketOwner::One(1)));
         assert_eq!(table.classify(&short(&[7; 8]), &flows, &key), Kind::Other, "a plain connection's");
         let later = SessionCids(key.clone()).generate_cid();
-        assert_eq!(table.classify(&short(&later), &flows, &key), Kind::Session(Whose::Any));
-        assert_eq!(table.classify(&short(&later), &flows[..1], &key), Kind::Session(Whose::One(0)));
+        assert_eq!(table.classify(&short(&later), &flows, &key), Kind::Session(PacketOwner::Any));
+        assert_eq!(table.classify(&short(&later), &flows[..1], &key), Kind::Session(PacketOwner::One(0)));
         assert_eq!(table.classify(&short(&later), &[], &key), Kind::Other, "nobody takes packets from there");
         assert_eq!(table.classify(&[4, 0], &[], &key), Kind::Probe);
     }
@@ -315,14 +317,17 @@ mod tests {
         client.named(Some([1; 8]));
         table.open(client).unwrap();
         assert_eq!(table.classify(&short(&[1; 8]), &[], &key), Kind::Other, "it has asked for nothing yet");
-        table.expect_server(FlowId(1));
-        assert_eq!(table.classify(&short(&[1; 8]), &[], &key), Kind::Session(Whose::Client(FlowId(1))));
+        table.expect_server(VirtualConnectionId(1));
+        assert_eq!(
+            table.classify(&short(&[1; 8]), &[], &key),
+            Kind::Session(PacketOwner::Client(VirtualConnectionId(1)))
+        );
         assert_eq!(
             table.classify(&short(&[1; 8]), &[flow(2)], &key),
-            Kind::Session(Whose::Client(FlowId(1)))
+            Kind::Session(PacketOwner::Client(VirtualConnectionId(1)))
         );
         assert_eq!(table.classify(&short(&[2; 8]), &[], &key), Kind::Other);
-        table.remove(FlowId(1));
+        table.remove(VirtualConnectionId(1));
         assert_eq!(table.classify(&short(&[1; 8]), &[], &key), Kind::Other);
     }
 
@@ -331,11 +336,11 @@ mod tests {
         let key = CidKey::new(&[3; 32]).unwrap();
         let initial = Bytes::from_static(&[0xc0, 0, 0, 0, 1, 4, 1, 2, 3, 4, 0]);
         let mut table = Table::default();
-        let flow = Arc::new(Flow::new(FlowId(1), std::slice::from_ref(&initial)));
+        let flow = Arc::new(Flow::new(VirtualConnectionId(1), std::slice::from_ref(&initial)));
         table.open(flow.clone()).unwrap();
-        assert_eq!(table.classify(&initial, &[], &key), Kind::Stray);
-        assert_eq!(table.classify(&initial, &[flow], &key), Kind::Session(Whose::One(0)));
-        table.remove(FlowId(1));
+        assert_eq!(table.classify(&initial, &[], &key), Kind::UnroutedInitial);
+        assert_eq!(table.classify(&initial, &[flow], &key), Kind::Session(PacketOwner::One(0)));
+        table.remove(VirtualConnectionId(1));
         assert_eq!(table.classify(&initial, &[], &key), Kind::Other);
     }
 }

@@ -1,7 +1,6 @@
 use std::task::Waker;
 
-use super::super::socket_budget::SocketBudget;
-use super::*;
+use super::{super::socket_budget::SocketBudget, *};
 
 /// Sockets that return what the script says, one script a socket.
 #[derive(Debug, Default)]

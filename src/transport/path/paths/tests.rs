@@ -3,17 +3,17 @@ use proptest::prelude::*;
 use super::*;
 use libp2p_punch_proto::SocketId;
 
-fn target(n: u32) -> Target<u32> {
+fn target(n: u32) -> SocketPath<u32> {
     let remote = std::net::SocketAddr::from(([192, 0, 2, 1], 1000 + n as u16));
-    Target { path: Path { socket: SocketId(n), remote }, socket: n }
+    SocketPath { path: Path { socket: SocketId(n), remote }, socket: n }
 }
 
 /// What was sent: the socket and the datagram's first byte.
 #[derive(Default)]
-struct Wire(Vec<(u32, u8)>);
+struct SharedEndpoint(Vec<(u32, u8)>);
 
-impl Wire {
-    fn send(&mut self) -> impl FnMut(&Target<u32>, &[u8]) -> bool + '_ {
+impl SharedEndpoint {
+    fn send(&mut self) -> impl FnMut(&SocketPath<u32>, &[u8]) -> bool + '_ {
         |target, datagram| {
             self.0.push((target.socket, datagram[0]));
             true
@@ -35,7 +35,7 @@ fn firsts(datagrams: Option<Vec<Bytes>>) -> Option<Vec<u8>> {
 
 #[test]
 fn what_follows_an_answer_takes_the_place_and_the_budget_of_what_was_answered() {
-    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    let (mut paths, mut wire) = (Paths::default(), SharedEndpoint::default());
     assert_eq!(paths.hold(&datagrams(&[1, 1, 1, 1], 100), 100, wire.send()), 0);
     paths.admit(target(0)).unwrap();
     paths.answered();
@@ -64,7 +64,7 @@ fn a_client_keeps_its_handshake_until_the_server_is_done_with_its_own() {
 
 #[test]
 fn what_was_lost_before_the_peer_was_heard_goes_out_again_within_the_budget() {
-    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    let (mut paths, mut wire) = (Paths::default(), SharedEndpoint::default());
     paths.permit(target(0), 350, false, wire.send()).unwrap();
     assert_eq!(paths.hold(&datagrams(&[1, 2], 100), 100, wire.send()), 0);
     assert_eq!(wire.take(), [(0, 1), (0, 2)]);
@@ -76,7 +76,7 @@ fn what_was_lost_before_the_peer_was_heard_goes_out_again_within_the_budget() {
 
 #[test]
 fn unnamed_paths_are_few_and_get_what_their_budget_allows() {
-    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    let (mut paths, mut wire) = (Paths::default(), SharedEndpoint::default());
     paths.hold(&datagrams(&[1, 2, 3], 100), 100, wire.send());
     for n in 0..MAX_UNNAMED as u32 {
         paths.meet(target(n), 200, wire.send()).unwrap();
@@ -92,7 +92,7 @@ fn unnamed_paths_are_few_and_get_what_their_budget_allows() {
 
 #[test]
 fn the_first_four_datagrams_are_kept_and_go_out_when_permitted() {
-    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    let (mut paths, mut wire) = (Paths::default(), SharedEndpoint::default());
     assert_eq!(paths.hold(&datagrams(&[1, 2, 3], 100), 100, wire.send()), 0);
     assert_eq!(paths.hold(&datagrams(&[4, 5], 100), 100, wire.send()), 1, "one too many");
     assert_eq!(wire.take(), []);
@@ -104,7 +104,7 @@ fn the_first_four_datagrams_are_kept_and_go_out_when_permitted() {
 
 #[test]
 fn the_most_recently_permitted_path_with_room_carries_what_comes_next() {
-    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    let (mut paths, mut wire) = (Paths::default(), SharedEndpoint::default());
     paths.permit(target(0), 1000, false, wire.send()).unwrap();
     paths.permit(target(1), 100, false, wire.send()).unwrap();
     assert!(paths.credit(&target(1).path, 50, wire.send()));
@@ -115,7 +115,7 @@ fn the_most_recently_permitted_path_with_room_carries_what_comes_next() {
 
 #[test]
 fn every_permitted_path_carries_what_is_sent_until_the_peer_was_heard() {
-    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    let (mut paths, mut wire) = (Paths::default(), SharedEndpoint::default());
     paths.permit(target(0), 1000, false, wire.send()).unwrap();
     paths.permit(target(1), 150, false, wire.send()).unwrap();
     paths.hold(&datagrams(&[1, 2], 100), 100, wire.send());
@@ -127,7 +127,7 @@ fn every_permitted_path_carries_what_is_sent_until_the_peer_was_heard() {
 
 #[test]
 fn a_path_that_blocks_costs_no_budget() {
-    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    let (mut paths, mut wire) = (Paths::default(), SharedEndpoint::default());
     paths.permit(target(0), 100, false, wire.send()).unwrap();
     paths.hold(&datagrams(&[1], 100), 100, |_, _| false);
     paths.permit(target(0), 0, false, wire.send()).unwrap();
@@ -136,7 +136,7 @@ fn a_path_that_blocks_costs_no_budget() {
 
 #[test]
 fn selection_sends_everything_again_while_nothing_was_heard() {
-    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    let (mut paths, mut wire) = (Paths::default(), SharedEndpoint::default());
     paths.permit(target(0), 1000, false, wire.send()).unwrap();
     paths.hold(&datagrams(&[1, 2], 100), 100, wire.send());
     assert_eq!(firsts(Some(paths.select(target(0), false))), Some(vec![1, 2]));
@@ -147,7 +147,7 @@ fn selection_sends_everything_again_while_nothing_was_heard() {
 
 #[test]
 fn selection_sends_what_was_held_back_and_the_last_datagram_once_the_peer_was_heard() {
-    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    let (mut paths, mut wire) = (Paths::default(), SharedEndpoint::default());
     let flight = datagrams(&[1, 2], 100);
     paths.hold(&flight, 100, wire.send());
     assert_eq!(firsts(Some(paths.capture())), Some(vec![1, 2]));
@@ -161,7 +161,7 @@ fn selection_sends_what_was_held_back_and_the_last_datagram_once_the_peer_was_he
 
 #[test]
 fn after_selection_no_budget_is_left() {
-    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    let (mut paths, mut wire) = (Paths::default(), SharedEndpoint::default());
     paths.permit(target(0), 1000, false, wire.send()).unwrap();
     paths.select(target(1), false);
     assert!(!paths.forget(&target(1).path), "it was never admitted");
@@ -188,7 +188,7 @@ fn paths_are_bounded_and_selection_always_works() {
 
 #[test]
 fn who_no_longer_listens_on_a_path_may_still_send_there() {
-    let (mut paths, mut wire) = (Paths::default(), Wire::default());
+    let (mut paths, mut wire) = (Paths::default(), SharedEndpoint::default());
     paths.admit(target(0)).unwrap();
     paths.admit(target(1)).unwrap();
     paths.permit(target(0), 1000, false, wire.send()).unwrap();
@@ -217,7 +217,7 @@ proptest! {
         let mut paths = Paths::default();
         let (mut allowed, mut sent) = ([0usize; 3], [0usize; 3]);
         for step in steps {
-            let mut send = |target: &Target<u32>, datagram: &[u8]| {
+            let mut send = |target: &SocketPath<u32>, datagram: &[u8]| {
                 sent[target.socket as usize] += datagram.len();
                 true
             };

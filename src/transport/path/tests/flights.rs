@@ -13,7 +13,7 @@ use super::{
     net::{DELAY, Net},
     node::{Configs, FLOW, Node, flight_binding, layer},
 };
-use libp2p_punch_proto::{FlowId, command::Command, keys::FlightBinding};
+use libp2p_punch_proto::{VirtualConnectionId, command::Command, wire::keys::FlightBinding};
 
 /// A ClientHello without the post-quantum key share, which takes one datagram.
 struct Small(Configs);
@@ -35,7 +35,7 @@ impl SessionConfigs for Small {
     }
 }
 
-fn connect(flow: FlowId) -> Command {
+fn connect(flow: VirtualConnectionId) -> Command {
     Command::Connect { flow, peer: PeerId::random(), rtt: None, binding: flight_binding() }
 }
 
@@ -43,7 +43,7 @@ fn connect(flow: FlowId) -> Command {
 async fn flights(configs: impl SessionConfigs) -> Vec<usize> {
     let (layer, mut notices) = layer(configs, 8);
     for n in 0..100 {
-        layer.execute(connect(FlowId(n)));
+        layer.execute(connect(VirtualConnectionId(n)));
     }
     let mut lengths = Vec::new();
     while lengths.len() < 100 {
@@ -280,7 +280,7 @@ async fn a_first_flight_in_the_request_of_another_does_not_keep_the_honest_copy_
     let cid = theirs.connection_id([1; 8]);
     let own: Bytes = [&[0xc7, 0, 0, 0, 1, 20], cid.as_slice(), &[7; 1_174]].concat().into();
     for (n, first_flight) in [(70, first_flight.clone()), (71, vec![own, first_flight[0].clone()])] {
-        let flow = FlowId(n);
+        let flow = VirtualConnectionId(n);
         b.layer.execute(Command::Accept { flow, peer: thief, first_flight, rtt: None, binding: theirs });
         assert!(matches!(b.failed().await, PathError::ForeignFlight));
     }
@@ -348,7 +348,7 @@ async fn commands_that_name_nothing_are_counted() {
     a.first_flight().await;
     a.layer.execute(connect(FLOW));
     a.select(FLOW, a.path(7, &b, 0));
-    a.layer.execute(Command::Forget { flow: FlowId(9), path: a.path(0, &b, 0) });
+    a.layer.execute(Command::Forget { flow: VirtualConnectionId(9), path: a.path(0, &b, 0) });
     assert_eq!(a.layer.counters().commands_ignored, 4);
     assert!(!a.layer.send_probe(a.path(7, &b, 0), &[4]));
 }

@@ -19,7 +19,7 @@ use super::{
     super::{FlowGuard, PathError, PathLayer, PathNotice, SessionConfigs, SessionKeys},
     net::{Binding, Net, TestSocket},
 };
-use libp2p_punch_proto::{FlowId, Path, SocketId, command::Command, keys::FlightBinding};
+use libp2p_punch_proto::{Path, SocketId, VirtualConnectionId, command::Command, wire::keys::FlightBinding};
 
 /// The keys and certificates of `libp2p-tls`, whose ClientHello takes two datagrams.
 pub(super) struct Configs(pub(super) Keypair);
@@ -179,7 +179,7 @@ impl Node {
     }
 
     /// Connects to `other`, and carries the first flight there.
-    pub(super) async fn offer(&mut self, other: &Node, flow: FlowId) {
+    pub(super) async fn offer(&mut self, other: &Node, flow: VirtualConnectionId) {
         let rtt = Some(Duration::from_millis(50));
         self.layer.execute(Command::Connect { flow, peer: other.peer, rtt, binding: flight_binding() });
         let first_flight = self.first_flight().await;
@@ -192,15 +192,15 @@ impl Node {
         });
     }
 
-    pub(super) fn admit(&self, flow: FlowId, path: Path) {
+    pub(super) fn admit(&self, flow: VirtualConnectionId, path: Path) {
         self.layer.execute(Command::Admit { flow, path, heard: false });
     }
 
-    pub(super) fn select(&self, flow: FlowId, path: Path) {
+    pub(super) fn select(&self, flow: VirtualConnectionId, path: Path) {
         self.layer.execute(Command::Select { flow, path });
     }
 
-    pub(super) fn permit(&self, flow: FlowId, path: Path, budget: usize) {
+    pub(super) fn permit(&self, flow: VirtualConnectionId, path: Path, budget: usize) {
         self.layer.execute(Command::Permit { flow, path, budget, again: false });
     }
 }
@@ -213,7 +213,7 @@ pub(super) struct Session {
     pub(super) b_side: (Connection, FlowGuard),
 }
 
-pub(super) const FLOW: FlowId = FlowId(1);
+pub(super) const FLOW: VirtualConnectionId = VirtualConnectionId(1);
 
 impl Session {
     /// As a punch goes: the server's flight leaves for the observed address, and both select when probes were answered.

@@ -7,12 +7,12 @@ use super::{
     node::{FLOW, Node, flight_binding},
 };
 use crate::transport::path::{PathNotice, table::MAX_FLOWS_PER_PATH};
-use libp2p_punch_proto::{FlowId, Path, command::Command};
+use libp2p_punch_proto::{Path, VirtualConnectionId, command::Command};
 
 /// Flows of `b` that name an address at which none of their peers is.
 async fn crowd(b: &mut Node, path: Path) {
     for n in 0..MAX_FLOWS_PER_PATH as u64 {
-        let (flow, peer) = (FlowId(100 + n), libp2p_identity::PeerId::random());
+        let (flow, peer) = (VirtualConnectionId(100 + n), libp2p_identity::PeerId::random());
         b.layer.execute(Command::Connect { flow, peer, rtt: None, binding: flight_binding() });
         assert!(matches!(b.notice().await, PathNotice::FirstFlight { .. }));
         b.admit(flow, path);
@@ -47,7 +47,7 @@ async fn a_peer_that_is_heard_gets_a_place_among_flows_that_only_name_its_addres
 async fn a_path_that_is_validated_goes_before_those_that_were_heard() {
     let hear = |b: &Node, path| {
         for n in 0..MAX_FLOWS_PER_PATH as u64 {
-            b.layer.execute(Command::Admit { flow: FlowId(100 + n), path, heard: true });
+            b.layer.execute(Command::Admit { flow: VirtualConnectionId(100 + n), path, heard: true });
         }
         b.layer.execute(Command::Admit { flow: FLOW, path, heard: true });
         assert_eq!(b.layer.counters().paths_refused, 2);

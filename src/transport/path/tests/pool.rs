@@ -10,7 +10,7 @@ use super::{
     node::{Configs, flight_binding, layer},
 };
 use libp2p_punch_proto::{
-    FlowId, Path, SocketId,
+    Path, SocketId, VirtualConnectionId,
     command::{Command, Pool},
 };
 
@@ -83,7 +83,7 @@ async fn closing_a_pool_frees_all_ports_but_those_to_keep() {
 async fn a_pool_ends_with_its_layer_and_one_for_no_flow_is_not_opened() {
     let (layer, mut notices) = layer(Configs(Keypair::generate_ed25519()), 64);
     let before = layer.counters().commands_ignored;
-    let pool = Pool::Session(FlowId(7));
+    let pool = Pool::Session(VirtualConnectionId(7));
     layer.execute(Command::OpenSockets { pool, local: LOCAL, count: 4 });
     assert_eq!(layer.counters().commands_ignored, before + 1);
     let sockets = open(&layer, &mut notices, Pool::Observers(LOCAL), 4).await;
@@ -98,7 +98,7 @@ async fn a_pool_ends_with_its_layer_and_one_for_no_flow_is_not_opened() {
 #[tokio::test]
 async fn a_session_that_searches_again_opens_more_sockets_beside_the_one_that_it_kept() {
     let (layer, mut notices) = layer(Configs(Keypair::generate_ed25519()), 64);
-    let (flow, peer) = (FlowId(7), Keypair::generate_ed25519().public().to_peer_id());
+    let (flow, peer) = (VirtualConnectionId(7), Keypair::generate_ed25519().public().to_peer_id());
     layer.execute(Command::Connect { flow, peer, rtt: None, binding: flight_binding() });
     assert!(matches!(next(&mut notices).await, PathNotice::FirstFlight { .. }));
     let pool = Pool::Session(flow);

@@ -18,7 +18,7 @@ use super::{
     node::{Configs, FLOW, Node, Session, echo, pattern, send_and_receive},
 };
 use crate::transport::path::SessionConfigs as _;
-use libp2p_punch_proto::{FlowId, Path, SocketId, command::Command};
+use libp2p_punch_proto::{Path, SocketId, VirtualConnectionId, command::Command};
 
 const MEGABYTE: usize = 1 << 20;
 
@@ -304,7 +304,7 @@ async fn a_socket_that_stays_blocked_is_left_by_selecting_another_path() {
 async fn two_sessions_over_one_path_are_kept_apart() {
     let net = Net::new();
     let mut session = Session::start(&net).await;
-    let other = FlowId(2);
+    let other = VirtualConnectionId(2);
     session.a.offer(&session.b, other).await;
     let (there, back) = (session.a.path(0, &session.b, 0), session.b.path(0, &session.a, 0));
     session.a.admit(other, there);

@@ -1,0 +1,433 @@
+//! Coordinating for others: a registry of peers, and passing `PUNCH_ME_NOW` on.
+//!
+//! A coordinator verifies no signatures: the endpoints do, and it can only drop what passes through it. What it vouches
+//! for in its own name is the address at which it sees a peer.
+
+pub(crate) mod registrations;
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use libp2p_identity::PeerId;
+use sha2::{Digest, Sha256};
+
+use crate::{
+    ControlStreamId, NetworkPrefix, SessionId,
+    candidate::Candidate,
+    control_streams::{ControlStream, ControlStreams},
+    coordinator::registrations::{Full, MAX_ANNOUNCED, NewRegistration, Registered, Registrations},
+    nat::observer::OBSERVE_RATE,
+    outbox::Outbox,
+    rate_limit::{PAIR_RATE, Rate, Recent, RecentBuckets, TokenBucket},
+    wire::frame::{Frame, PortPrediction, PunchAnswer, PunchMeNow, PunchMoved, Registration, RejectReason},
+};
+
+/// The longest a registration lasts without another `REGISTER`.
+pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(3600);
+/// `REGISTER`s of one peer: candidates change in bursts when a laptop changes networks, and rarely otherwise.
+pub(crate) const REGISTER_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 10 };
+/// `PUNCH_ME_NOW`s of one peer: a DHT walk dials a hundred peers at once, and hardly ever fifty a second for long.
+pub(crate) const PUNCH_RATE: Rate = Rate { interval: Duration::from_millis(20), burst: 100 };
+/// `OBSERVED_ADDRESS`es of one peer, over all its links, so that a new stream gives no more of them: one comes with every
+/// link and with every change of our address.
+pub(crate) const OBSERVED_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 5 };
+/// Requests whose `PUNCH_REJECTED` can still be brought back to the initiator.
+const MAX_FORWARDS: usize = 65_536;
+/// Pairs of an initiator and a responder whose rate is remembered.
+const MAX_PAIRS: usize = 65_536;
+/// Peers that left and whose limits are remembered.
+const MAX_DEPARTED: usize = 16_384;
+/// How long they are: until every bucket is full again. Otherwise leaving and coming back would be a way to more.
+const DEPARTED_LIFETIME: Duration = Duration::from_secs(10);
+/// How long a responder may take for its `PUNCH_REJECTED`.
+const FORWARD_LIFETIME: Duration = Duration::from_secs(10);
+
+/// What a peer may still do.
+#[derive(Debug, Clone, Copy, Default)]
+struct Allowance {
+    register: TokenBucket,
+    punch: TokenBucket,
+    observe: TokenBucket,
+    observed: TokenBucket,
+}
+
+impl Allowance {
+    fn is_full(&self, now: Instant) -> bool {
+        [self.register, self.punch, self.observe, self.observed].iter().all(|bucket| bucket.is_full(now))
+    }
+}
+
+/// A peer that is connected.
+#[derive(Debug, Default)]
+struct Client {
+    links: usize,
+    allowance: Allowance,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Forward {
+    initiator: PeerId,
+    link: ControlStreamId,
+    round: u32,
+}
+
+#[derive(Debug)]
+pub(crate) struct Coordinator {
+    active: bool,
+    clients: BTreeMap<PeerId, Client>,
+    departed: Recent<PeerId, Allowance>,
+    /// Candidates announced on each link.
+    announced: BTreeMap<ControlStreamId, Arc<Vec<Candidate>>>,
+    registry: Registrations,
+    /// By responder and session.
+    forwards: Recent<(PeerId, SessionId), Forward>,
+    /// By initiator and responder: nobody uses up what one responder takes from us.
+    pairs: RecentBuckets<(PeerId, PeerId)>,
+}
+
+impl Coordinator {
+    pub(crate) fn new(active: bool) -> Self {
+        Self {
+            active,
+            clients: BTreeMap::new(),
+            departed: Recent::new(MAX_DEPARTED, DEPARTED_LIFETIME),
+            announced: BTreeMap::new(),
+            registry: Registrations::default(),
+            forwards: Recent::new(MAX_FORWARDS, FORWARD_LIFETIME),
+            pairs: RecentBuckets::new(PAIR_RATE, MAX_PAIRS),
+        }
+    }
+
+    /// Begins or ends to coordinate. Who was registered is told of the end.
+    pub(crate) fn set_active(&mut self, active: bool, out: &mut Outbox) {
+        self.active = active;
+        if !active {
+            self.announced.clear();
+            for entry in self.registry.clear() {
+                let generation = entry.registration.generation;
+                let reason = RejectReason::NotWilling;
+                out.frame(entry.link, Frame::RegisterRejected { generation, reason });
+            }
+        }
+    }
+
+    pub(crate) fn link_up(&mut self, peer: PeerId, now: Instant) {
+        let departed = &self.departed;
+        let client = self.clients.entry(peer).or_insert_with(|| {
+            let allowance = departed.get(&peer, now).copied().unwrap_or_default();
+            Client { links: 0, allowance }
+        });
+        client.links += 1;
+    }
+
+    pub(crate) fn link_down(&mut self, id: ControlStreamId, peer: &PeerId, now: Instant) {
+        self.announced.remove(&id);
+        if self.registry.get(peer).is_some_and(|entry| entry.link == id) {
+            self.registry.remove(peer);
+        }
+        if let Some(client) = self.clients.get_mut(peer) {
+            client.links = client.links.saturating_sub(1);
+            if client.links == 0 {
+                let allowance = client.allowance;
+                self.clients.remove(peer);
+                if !allowance.is_full(now) {
+                    self.departed.insert(*peer, allowance, now);
+                }
+            }
+        }
+    }
+
+    /// When the next registration expires.
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.registry.next_expiry()
+    }
+
+    pub(crate) fn handle_timeout(&mut self, now: Instant) {
+        self.registry.expire(now);
+        self.forwards.expire(now);
+    }
+
+    pub(crate) fn add_address(&mut self, link: ControlStreamId, candidate: Candidate, out: &mut Outbox) {
+        if !self.active {
+            return;
+        }
+        let announced = Arc::make_mut(self.announced.entry(link).or_default());
+        let known = announced.iter().position(|known| known.sequence == candidate.sequence);
+        if let Some(known) = known.and_then(|index| announced.get_mut(index)) {
+            *known = candidate;
+        } else if announced.len() < MAX_ANNOUNCED {
+            announced.push(candidate);
+        } else {
+            out.cap_hit();
+            out.refuse_frame();
+        }
+    }
+
+    pub(crate) fn remove_address(&mut self, link: ControlStreamId, sequence: u64) {
+        if let Some(announced) = self.announced.get_mut(&link) {
+            Arc::make_mut(announced).retain(|candidate| candidate.sequence != sequence);
+        }
+    }
+
+    pub(crate) fn register(
+        &mut self,
+        (id, link): (ControlStreamId, &ControlStream),
+        registration: Registration,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let generation = registration.generation;
+        match self.try_register((id, link), registration, now) {
+            Ok((lifetime, evicted)) => {
+                out.frame(id, Frame::Registered { generation, lifetime });
+                if let Some(evicted) = evicted {
+                    out.cap_hit();
+                    let (generation, reason) = (evicted.registration.generation, RejectReason::Full);
+                    out.frame(evicted.link, Frame::RegisterRejected { generation, reason });
+                }
+            }
+            Err(reason) => {
+                match reason {
+                    RejectReason::Full | RejectReason::RateLimited => out.cap_hit(),
+                    RejectReason::Malformed => out.refuse_frame(),
+                    _ => {}
+                }
+                out.frame(id, Frame::RegisterRejected { generation, reason });
+            }
+        }
+    }
+
+    fn try_register(
+        &mut self,
+        (id, link): (ControlStreamId, &ControlStream),
+        registration: Registration,
+        now: Instant,
+    ) -> Result<(Duration, Option<Registered>), RejectReason> {
+        if !self.active {
+            return Err(RejectReason::NotWilling);
+        }
+        if !self.clients.entry(link.peer).or_default().allowance.register.take(REGISTER_RATE, now) {
+            return Err(RejectReason::RateLimited);
+        }
+        let known = self.registry.get(&link.peer);
+        let is_older = known.is_some_and(|entry| {
+            entry.link == id && entry.registration.generation >= registration.generation
+        });
+        if is_older || registration.lifetime.is_zero() || !is_key_of(&registration.peer, &link.peer) {
+            return Err(RejectReason::Malformed);
+        }
+        let lifetime = registration.lifetime.min(MAX_LIFETIME);
+        let new = NewRegistration {
+            peer: link.peer,
+            link: id,
+            network: link.remote.and_then(|remote| NetworkPrefix::of(remote.ip())),
+            registration,
+            candidates: self.announced.get(&id).cloned().unwrap_or_default(),
+            lifetime,
+        };
+        let evicted = self.registry.insert(new, now).map_err(|Full| RejectReason::Full)?;
+        Ok((lifetime, evicted))
+    }
+
+    /// Passes a request on, and answers it at once with what the responder has registered.
+    pub(crate) fn punch_me_now(
+        &mut self,
+        (id, link): (ControlStreamId, &ControlStream),
+        mut punch: Box<PunchMeNow>,
+        links: &ControlStreams,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let (session, round) = (punch.request.session, punch.request.round);
+        let answer = match self.try_forward((id, link), &punch, now) {
+            Ok(entry) => {
+                let observed = links.get(entry.link).and_then(|link| link.remote);
+                let registration = entry.registration.clone();
+                let candidates = entry.candidates.to_vec();
+                (entry.link, PunchAnswer { session, round, registration, candidates, observed })
+            }
+            Err(reason) => {
+                out.counters.requests_rejected += 1;
+                match reason {
+                    RejectReason::RateLimited => out.cap_hit(),
+                    RejectReason::Malformed => out.refuse_frame(),
+                    _ => {}
+                }
+                return out.reject(id, (session, round), reason);
+            }
+        };
+        let (responder_link, answer) = answer;
+        out.counters.requests_forwarded += 1;
+        let forward = Forward { initiator: link.peer, link: id, round };
+        if self.forwards.insert((punch.request.responder, session), forward, now) {
+            out.cap_hit();
+        }
+        punch.observed = link.remote;
+        out.frame(id, Frame::PunchAnswer(Box::new(answer)));
+        out.frame(responder_link, Frame::PunchMeNow(punch));
+    }
+
+    fn try_forward(
+        &mut self,
+        (_, link): (ControlStreamId, &ControlStream),
+        punch: &PunchMeNow,
+        now: Instant,
+    ) -> Result<&Registered, RejectReason> {
+        let request = &punch.request;
+        if !self.active {
+            return Err(RejectReason::NotWilling);
+        }
+        if !self.clients.entry(link.peer).or_default().allowance.punch.take(PUNCH_RATE, now) {
+            return Err(RejectReason::RateLimited);
+        }
+        if request.lifetime.is_zero() {
+            return Err(RejectReason::Expired);
+        }
+        // Nobody may have us pass on what claims to be another's; the responder would find out, at a higher price.
+        if !is_key_of(&request.initiator, &link.peer) {
+            return Err(RejectReason::Malformed);
+        }
+        let taken = self.forwards.get(&(request.responder, request.session), now);
+        if taken.is_some_and(|forward| forward.initiator != link.peer) {
+            return Err(RejectReason::Malformed);
+        }
+        let known = self.registry.get(&request.responder).filter(|entry| entry.expires > now);
+        if known.is_none() {
+            return Err(RejectReason::NotConnected);
+        }
+        if !self.pairs.take((link.peer, request.responder), now) {
+            return Err(RejectReason::RateLimited);
+        }
+        self.registry.ask_for(&request.responder, now).ok_or(RejectReason::NotConnected)
+    }
+
+    /// Whether a peer is registered over this link.
+    pub(crate) fn serves(&self, peer: &PeerId, link: ControlStreamId) -> bool {
+        self.registry.get(peer).is_some_and(|entry| entry.link == link)
+    }
+
+    /// Whether a peer's request to an observer is answered.
+    pub(crate) fn may_observe(&mut self, peer: &PeerId, now: Instant) -> bool {
+        self.active
+            && self
+                .clients
+                .get_mut(peer)
+                .is_some_and(|client| client.allowance.observe.take(OBSERVE_RATE, now))
+    }
+
+    /// Whether what a peer says of our address is looked at.
+    pub(crate) fn may_tell(&mut self, peer: &PeerId, now: Instant) -> bool {
+        self.clients.get_mut(peer).is_some_and(|client| client.allowance.observed.take(OBSERVED_RATE, now))
+    }
+
+    /// Passes on where in its sequence a peer's NAT is, to the other peer of a session that we coordinate, or to one that is registered:
+    /// connected peers search, too. Who has no such session refuses it.
+    pub(crate) fn window(
+        &mut self,
+        link: &ControlStream,
+        mut window: Box<PortPrediction>,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let (from, to) = (link.peer, window.peer);
+        let forward = |responder| self.forwards.get(&(responder, window.session), now).copied();
+        let as_responder =
+            forward(from).filter(|forward| forward.initiator == to).map(|forward| forward.link);
+        let as_initiator = || {
+            forward(to).filter(|forward| forward.initiator == from)?;
+            self.registry.get(&to).map(|entry| entry.link)
+        };
+        let registered = || {
+            let entry = self.registry.get(&to).filter(|entry| self.active && entry.expires > now)?;
+            Some(entry.link)
+        };
+        let Some(receiver) = as_responder.or_else(as_initiator).or_else(registered) else {
+            return out.refuse_frame();
+        };
+        if !self.clients.entry(from).or_default().allowance.punch.take(PUNCH_RATE, now) {
+            return out.cap_hit();
+        }
+        window.peer = from;
+        out.frame(receiver, Frame::PortPrediction(window));
+    }
+
+    /// Passes on where a peer has moved, to another that is registered; they have a session, or the receiver refuses it.
+    pub(crate) fn moved(
+        &mut self,
+        link: &ControlStream,
+        mut moved: Box<PunchMoved>,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        if !self.active {
+            return out.refuse_frame();
+        }
+        if !self.clients.entry(link.peer).or_default().allowance.punch.take(PUNCH_RATE, now) {
+            return out.cap_hit();
+        }
+        // Peers ask all their coordinators, of which one at least should know the other.
+        let receiver = self.registry.get(&moved.peer).filter(|entry| entry.expires > now);
+        if let Some(receiver) = receiver.map(|entry| entry.link) {
+            moved.peer = link.peer;
+            out.counters.requests_forwarded += 1;
+            out.frame(receiver, Frame::PunchMoved(moved));
+        } else {
+            out.counters.requests_rejected += 1;
+        }
+    }
+
+    /// Brings a responder's `PUNCH_REJECTED` back to the initiator, if we passed the request on; `false` if not.
+    pub(crate) fn rejected(
+        &mut self,
+        responder: &PeerId,
+        (session, round): (SessionId, u32),
+        reason: RejectReason,
+        now: Instant,
+        out: &mut Outbox,
+    ) -> bool {
+        match self.forwards.get(&(*responder, session), now) {
+            Some(forward) if forward.round == round => {
+                out.reject(forward.link, (session, round), reason);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Whether `key`, a public key in protobuf encoding, is that of `peer`, without decoding the key.
+///
+/// A PeerId is a multihash of the encoded key: identity up to 42 bytes, SHA-256 above (libp2p peer-ids specification).
+fn is_key_of(key: &[u8], peer: &PeerId) -> bool {
+    const IDENTITY: u8 = 0x00;
+    const SHA2_256: u8 = 0x12;
+    let multihash = peer.to_bytes();
+    match (multihash.split_first_chunk(), u8::try_from(key.len())) {
+        (Some((&[IDENTITY, length], digest)), Ok(found)) => length == found && digest == key,
+        (Some((&[SHA2_256, 32], digest)), _) => digest == Sha256::digest(key).as_slice(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use libp2p_identity::Keypair;
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_told_from_another_without_decoding_it() {
+        let ours = Keypair::generate_ed25519();
+        let other = Keypair::generate_ed25519();
+        assert!(is_key_of(&ours.public().encode_protobuf(), &ours.public().to_peer_id()));
+        assert!(!is_key_of(&other.public().encode_protobuf(), &ours.public().to_peer_id()));
+        assert!(!is_key_of(&[], &ours.public().to_peer_id()));
+        let hashed = [&[0x12, 32][..], &Sha256::digest([7; 64])].concat();
+        let hashed = PeerId::from_bytes(&hashed).unwrap();
+        assert!(is_key_of(&[7; 64], &hashed));
+        assert!(!is_key_of(&[8; 64], &hashed));
+    }
+}

@@ -1,0 +1,506 @@
+//! Sessions that we ask for.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use libp2p_identity::PeerId;
+use rand::Rng;
+
+use super::{Endpoint, check_connect, lifecycle::is_temporary};
+use crate::{
+    ControlStreamId, SessionId, VirtualConnectionId, backoff,
+    command::Command,
+    control_streams::ControlStream,
+    event::{FailureReason, Phase, SessionRole},
+    nat::strategy::NatProfile,
+    rate_limit::Rate,
+    session::{Answered, CoordinatorRequest, InitiatorState, Key, Lookup, ReplyState, Session},
+    wire::{
+        frame::{Frame, MAX_FIRST_FLIGHT_DATAGRAMS, PunchAnswer, PunchMeNow, PunchRequest, RejectReason},
+        keys::{FlightBinding, ProbeKeys, ProbeSecret},
+    },
+};
+
+/// Coordinators asked at once: one may be slow, another may not know the peer.
+pub(super) const MAX_ASKED: usize = 3;
+/// How long nothing is heard of a peer before coordinators are asked again, while the attempt goes on.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often coordinators are asked again for peers that they did not know, over all sessions. Every request counts, and this is
+/// half of what a coordinator takes of a peer, so that the other half is left for those that are not repeated.
+const LOOKUP_RATE: Rate = Rate { interval: Duration::from_millis(40), burst: 50 };
+
+/// Comparison of an answer with the one in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// It leads to the same addresses of the same process.
+    Same,
+    /// It is newer, and says something else.
+    Newer,
+    /// It is older, and says something else.
+    Stale,
+}
+
+impl Endpoint {
+    /// Begins a session with `peer` for a dial, or joins the one that has no connection yet, whoever began it. Coordinators are
+    /// asked again for a peer that they do not know, until the dial is [`cancelled`](Self::cancel) or
+    /// [`Config::lookup_timeout`](crate::Config::lookup_timeout) has passed.
+    ///
+    /// # Errors
+    ///
+    /// [`FailureReason::DialSelf`] and [`FailureReason::TooManySessions`]; no session begins then.
+    pub fn connect(&mut self, peer: PeerId, now: Instant) -> Result<(), FailureReason> {
+        let key = self.want(peer, now)?;
+        let until = now + self.settings.lookup_timeout;
+        if let Some(session) = self.sessions.get_mut(key) {
+            session.look_up_until(until);
+            if session.phase == Phase::Discovery && session.flow.is_none() {
+                session.deadline = session.deadline.max(Some(until));
+            }
+        }
+        self.sessions.reschedule(key);
+        Ok(())
+    }
+
+    /// As [`connect`](Self::connect), where no dial waits: the peer is connected over a relay. If no coordinator knows it, the
+    /// session fails at once.
+    ///
+    /// # Errors
+    ///
+    /// Those of [`connect`](Self::connect).
+    pub fn upgrade(&mut self, peer: PeerId, now: Instant) -> Result<(), FailureReason> {
+        self.want(peer, now).map(drop)
+    }
+
+    fn want(&mut self, peer: PeerId, now: Instant) -> Result<Key, FailureReason> {
+        if let Some(key) = self.sessions.pending_with(&peer) {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.wanted = true;
+            }
+            return Ok(key);
+        }
+        check_connect(self, &peer)?;
+        let id = self.new_session_id();
+        let session = Session::new(peer, id, SessionRole::Initiator, Phase::Discovery, now);
+        let key = self.sessions.insert(session);
+        self.sessions.name(key, id);
+        self.begin_attempt(key);
+        self.enter_first(key, now);
+        if !self.registration_client.connected().is_empty() {
+            self.open(key, now);
+        }
+        self.sessions.reschedule(key);
+        Ok(key)
+    }
+
+    pub(super) fn new_session_id(&mut self) -> SessionId {
+        SessionId(self.rng.random())
+    }
+
+    pub(super) fn new_flow(&mut self) -> VirtualConnectionId {
+        let flow = VirtualConnectionId(self.next_flow);
+        self.next_flow += 1;
+        flow
+    }
+
+    /// Has the path layer make a first flight.
+    fn open(&mut self, key: Key, now: Instant) {
+        let flow = self.new_flow();
+        let secret = ProbeSecret::new(self.rng.random());
+        let binding = FlightBinding::new(&self.peer, &secret.public());
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        if session.phase == Phase::Discovery {
+            session.deadline = Some(now + self.settings.phase_timeouts.discovery);
+        }
+        session.opening = Some(Box::new(InitiatorState {
+            secret,
+            first_flight: Vec::new(),
+            asked: Vec::new(),
+            asked_at: None,
+            request_len: 0,
+            ask_again: None,
+            told: NatProfile::default(),
+            used: None,
+            unheard_key: session.earlier.as_ref().and_then(|earlier| earlier.unheard_key),
+        }));
+        let (peer, rtt) = (session.peer, session.earlier.as_ref().and_then(|earlier| earlier.rtt));
+        self.sessions.set_flow(key, Some(flow));
+        self.out.command(Command::Connect { flow, peer, rtt, binding });
+    }
+
+    /// The backoff is over.
+    pub(super) fn try_again(&mut self, key: Key, now: Instant) {
+        if let Some(session) = self.sessions.get_mut(key)
+            && let Some(Lookup { until, misses, missed: Some(missed) }) = session.lookup.as_deref().copied()
+        {
+            if now >= until {
+                return self.fail(key, missed, now);
+            }
+            if !self.lookups.has(LOOKUP_RATE, now) {
+                let delay = backoff::lookup_delay(misses, &mut self.rng);
+                session.deadline = Some(until.min(now + delay));
+                return self.sessions.reschedule(key);
+            }
+        }
+        self.begin_attempt(key);
+        if self.registration_client.connected().is_empty() {
+            self.enter(key, Phase::Discovery, now);
+        } else {
+            if let Some(session) = self.sessions.get_mut(key) {
+                session.deadline = Some(now + self.settings.coordination_timeout);
+            }
+            self.open(key, now);
+        }
+        self.sessions.reschedule(key);
+    }
+
+    /// A coordinator is connected: sessions that wait for one, or for one that knows the peer, go on.
+    pub(super) fn coordinator_arrived(&mut self, now: Instant) {
+        for key in self.sessions.keys() {
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            let is_resting = session.is_resting();
+            if let Some(lookup) = session.lookup.as_mut().filter(|lookup| is_resting && lookup.misses > 0) {
+                // The peer likely registers there within the next moments.
+                lookup.misses = 1;
+                self.try_again(key, now);
+                continue;
+            }
+            if session.phase == Phase::Coordination
+                && let Some(opening) = session.opening.as_mut().filter(|opening| opening.asked_at.is_some())
+            {
+                opening.ask_again = Some(now);
+                self.ask_again(key, now);
+            }
+            let Some(session) = self.sessions.get(key).filter(|s| s.phase == Phase::Discovery) else {
+                continue;
+            };
+            match (&session.opening, session.flow) {
+                (Some(opening), Some(_)) if !opening.first_flight.is_empty() => self.ask(key, now),
+                (_, None) => self.open(key, now),
+                _ => {}
+            }
+            self.sessions.reschedule(key);
+        }
+    }
+
+    /// The first flight of `flow` was captured: one or two datagrams, to travel inside `PUNCH_ME_NOW`.
+    pub fn handle_first_flight(&mut self, flow: VirtualConnectionId, datagrams: Vec<Bytes>, now: Instant) {
+        let Some(key) = self.sessions.of_flow(flow) else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let awaited = matches!(session.phase, Phase::Discovery | Phase::Coordination);
+        let Some(opening) = session.opening.as_mut().filter(|o| awaited && o.first_flight.is_empty()) else {
+            return;
+        };
+        if datagrams.is_empty()
+            || datagrams.len() > MAX_FIRST_FLIGHT_DATAGRAMS
+            || datagrams.iter().any(Bytes::is_empty)
+        {
+            return self.fail(key, FailureReason::Handshake, now);
+        }
+        opening.first_flight = datagrams;
+        self.ask(key, now);
+        self.sessions.reschedule(key);
+    }
+
+    /// Sends `PUNCH_ME_NOW` to the coordinators that are connected.
+    fn ask(&mut self, key: Key, now: Instant) {
+        let mut coordinators = self.registration_client.connected();
+        let Some(session) = self.sessions.get(key).filter(|session| session.opening.is_some()) else {
+            return;
+        };
+        if coordinators.is_empty() {
+            // Back to waiting, with the flight at hand; only a retry is not in Discovery already.
+            if session.phase != Phase::Discovery {
+                self.enter(key, Phase::Discovery, now);
+            }
+            return;
+        }
+        // Another attempt begins with other coordinators.
+        let shift = session.failures as usize * MAX_ASKED % coordinators.len();
+        coordinators.rotate_left(shift);
+        coordinators.truncate(MAX_ASKED);
+        let told = self.traits();
+        if let Some(opening) = self.sessions.get_mut(key).and_then(|session| session.opening.as_mut()) {
+            opening.asked_at = Some(now);
+            opening.told = told;
+        }
+        self.send_request(key, coordinators, now);
+    }
+
+    /// Sends `PUNCH_ME_NOW` of the attempt under way to these coordinators, with what we know of ourselves by now.
+    fn send_request(&mut self, key: Key, coordinators: Vec<(PeerId, ControlStreamId)>, now: Instant) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(opening) = &session.opening else { return };
+        let loopback = coordinators
+            .iter()
+            .any(|(_, link)| self.links.get(*link).is_some_and(ControlStream::is_loopback));
+        let request = PunchRequest {
+            session: session.id,
+            round: session.attempt,
+            initiator: self.keypair.public().encode_protobuf().into(),
+            responder: session.peer,
+            lifetime: self.settings.coordination_timeout,
+            probe_key: opening.secret.public(),
+            candidates: self.network.candidates_for(loopback),
+            nat: opening.told.encode(),
+            first_flight: opening.first_flight.clone(),
+        };
+        // Only a key that cannot sign, or a flight that is no flight, fails here.
+        let Ok(signature) = request.sign(&self.keypair) else {
+            return self.fail(key, FailureReason::Handshake, now);
+        };
+        if session.phase == Phase::Discovery {
+            self.enter(key, Phase::Coordination, now);
+        }
+        let Some(opening) = self.sessions.get_mut(key).and_then(|session| session.opening.as_mut()) else {
+            return;
+        };
+        self.lookups.charge(LOOKUP_RATE, now);
+        let punch = PunchMeNow { request, signature, observed: None };
+        opening.request_len = punch.request_len();
+        opening.ask_again = Some(now + SILENCE_TIMEOUT);
+        for (peer, link) in coordinators {
+            match opening.asked.iter_mut().find(|asked| asked.link == link) {
+                Some(asked) => asked.again = true,
+                None => {
+                    opening.asked.push(CoordinatorRequest {
+                        peer,
+                        link,
+                        standing: ReplyState::Pending,
+                        again: false,
+                        answer: None,
+                    });
+                }
+            }
+            self.out.frame(link, Frame::PunchMeNow(Box::new(punch.clone())));
+        }
+    }
+
+    /// Nothing was heard of the peer for a while. A coordinator that has not been asked may answer sooner than those that were;
+    /// and to those that answered the peer may have told by now where it is, or they may see us elsewhere.
+    pub(super) fn ask_again(&mut self, key: Key, now: Instant) {
+        let mut coordinators = self.registration_client.connected();
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let is_unanswered = session.phase == Phase::Coordination || session.is_unanswered();
+        let phase = session.phase;
+        let Some(opening) = session.opening.as_mut().filter(|o| o.ask_again.is_some_and(|at| at <= now))
+        else {
+            return;
+        };
+        opening.ask_again = match phase {
+            _ if is_unanswered => Some(now + SILENCE_TIMEOUT),
+            Phase::Synchronization | Phase::Punching => Some(now + SILENCE_TIMEOUT),
+            _ => None,
+        };
+        match phase {
+            _ if is_unanswered => {
+                coordinators.retain(|(_, link)| !opening.asked.iter().any(|asked| asked.link == *link));
+            }
+            Phase::Synchronization | Phase::Punching => {}
+            _ => return,
+        }
+        coordinators.truncate(MAX_ASKED);
+        if !coordinators.is_empty() {
+            self.send_request(key, coordinators, now);
+        }
+    }
+
+    /// A coordinator says where the responder may be reached. Every answer counts that the responder signed, and of different
+    /// ones the newest.
+    pub(super) fn punch_answer(
+        &mut self,
+        (id, link): (ControlStreamId, &ControlStream),
+        answer: PunchAnswer,
+        now: Instant,
+    ) {
+        let key = self.sessions.of_id(answer.session);
+        let Some((key, session)) = key.and_then(|key| Some((key, self.sessions.get_mut(key)?))) else {
+            return self.out.refuse_frame();
+        };
+        let (peer, phase, attempt) = (session.peer, session.phase, session.attempt);
+        let is_unanswered = session.is_unanswered();
+        // A slow coordinator may answer a request that is no longer of interest.
+        let Some(opening) = session.opening.as_mut().filter(|_| attempt == answer.round) else { return };
+        let (asked_at, request_len, secret) = (opening.asked_at, opening.request_len, opening.secret.clone());
+        let awaited = |a: &&mut CoordinatorRequest| {
+            a.peer == link.peer && (a.standing == ReplyState::Pending || a.again)
+        };
+        let Some(asked) = opening.asked.iter_mut().find(awaited) else { return self.out.refuse_frame() };
+        let again = std::mem::take(&mut asked.again);
+        let keys = answer.verify(peer).ok().and_then(|()| {
+            let theirs = &answer.registration.probe_key;
+            ProbeKeys::derive(&secret, theirs, answer.session, &self.peer, &peer, SessionRole::Initiator).ok()
+        });
+        let Some(keys) = keys else {
+            asked.standing = ReplyState::Forged;
+            self.registration_client.answered_stale(&link.peer);
+            self.out.refuse_frame();
+            return self.judge_standings(key, now);
+        };
+        asked.standing = ReplyState::Answered;
+        let answered = Answered::new(&answer.registration, &answer.candidates);
+        asked.answer = Some(answered.clone());
+        if let Some(lookup) = &mut session.lookup {
+            (lookup.misses, lookup.missed) = (0, None);
+        }
+        self.out.counters.coordinations += 1;
+        self.out.counters.coordination_time +=
+            asked_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
+        let news = self.compare(key, &link.peer, answered);
+        if phase == Phase::Connected {
+            // The responder was faster than its coordinator. Its path is known by QUIC packets, and can be validated now.
+            if is_unanswered || matches!(news, News::Newer) {
+                self.sessions.set_keys(key, Some(keys));
+                self.form_checklist(key, answer.candidates, link, answer.observed, request_len, now);
+                self.poll_session(key, now);
+            }
+            return;
+        }
+        let nat = answer.registration.nat;
+        let coordination = asked_at.map(|at| now.saturating_duration_since(at));
+        let (candidates, observed) = (answer.candidates, answer.observed);
+        match news {
+            _ if phase == Phase::Coordination => {
+                self.sessions.set_keys(key, Some(keys));
+                self.enter(key, Phase::Synchronization, now);
+                self.form_checklist(key, candidates, link, observed, request_len, now);
+                self.plan_search(key, (id, link), &nat, coordination, now);
+                self.poll_session(key, now);
+            }
+            // The peer itself was heard.
+            _ if !self.is_silent(key) => {}
+            News::Newer => {
+                self.peer_renewed(key, keys, now);
+                self.replace_targets(key, candidates, link, observed, now);
+                self.plan_search_anew(key, (id, link), &nat, coordination, now);
+                self.poll_session(key, now);
+            }
+            News::Same => {
+                self.extend_targets(key, candidates, link, observed, now);
+                if again {
+                    self.retarget_search(key, observed, now);
+                }
+                self.poll_session(key, now);
+            }
+            News::Stale => {}
+        }
+    }
+
+    /// Compares an answer of `coordinator` with that in use, and takes it into use if it is newer. Coordinators whose answers are
+    /// out of date lose rank.
+    fn compare(&mut self, key: Key, coordinator: &PeerId, answered: Answered) -> News {
+        let session = self.sessions.get_mut(key);
+        let Some(opening) = session.and_then(|session| session.opening.as_mut()) else { return News::Stale };
+        let agrees = opening.used.as_ref().is_none_or(|used| used.agrees_with(&answered));
+        let is_preferred = opening.prefers(&answered);
+        if is_preferred {
+            opening.used = Some(answered.clone());
+        }
+        match (agrees, is_preferred) {
+            (true, _) => {
+                self.registration_client.answered_current(coordinator);
+                News::Same
+            }
+            (false, true) => {
+                let is_outdated = |asked: &&CoordinatorRequest| {
+                    asked.answer.as_ref().is_some_and(|earlier| !earlier.agrees_with(&answered))
+                };
+                let outdated = opening.asked.iter().filter(is_outdated);
+                outdated.for_each(|asked| self.registration_client.answered_stale(&asked.peer));
+                News::Newer
+            }
+            (false, false) => {
+                self.registration_client.answered_stale(coordinator);
+                News::Stale
+            }
+        }
+    }
+
+    /// The peer has another registration than that in use. With other keys it is another process: it knows nothing of the probes
+    /// sent so far.
+    fn peer_renewed(&mut self, key: Key, keys: ProbeKeys, now: Instant) {
+        let known = self.sessions.get(key).and_then(|session| session.keys());
+        if known.is_none_or(|known| known.local_tag() == keys.local_tag()) {
+            return;
+        }
+        self.sessions.set_keys(key, Some(keys));
+        if let Some(checklist) = self.sessions.get_mut(key).and_then(|session| session.checklist.as_mut()) {
+            checklist.repeat(now);
+        }
+    }
+
+    /// A coordinator, or the responder through it, says no; `false` if that answers nothing we asked.
+    pub(super) fn punch_rejected(
+        &mut self,
+        from: &PeerId,
+        (id, round): (SessionId, u32),
+        reason: RejectReason,
+        now: Instant,
+    ) -> bool {
+        let Some(key) = self.sessions.of_id(id) else { return false };
+        let current = self.sessions.get_mut(key).filter(|session| session.attempt == round);
+        // As in `punch_answer`, a slow coordinator is no offender.
+        let Some(opening) = current.and_then(|session| session.opening.as_mut()) else { return true };
+        let unanswered = |a: &&mut CoordinatorRequest| {
+            a.again || matches!(a.standing, ReplyState::Pending | ReplyState::Answered)
+        };
+        let Some(asked) = opening.asked.iter_mut().filter(unanswered).find(|a| a.peer == *from) else {
+            return false;
+        };
+        // What the responder has taken once it may find too often now; the attempt goes on.
+        if std::mem::take(&mut asked.again) && reason != RejectReason::NotConnected {
+            return true;
+        }
+        // The responder's own session to us goes on instead: its request is on its way here, so wait for that.
+        if reason != RejectReason::Superseded {
+            asked.standing = ReplyState::Rejected(reason);
+            self.judge_standings(key, now);
+        }
+        true
+    }
+
+    /// The link to a coordinator is gone, and so is the chance that it answers.
+    pub(super) fn coordinator_lost(&mut self, link: ControlStreamId, now: Instant) {
+        for key in self.sessions.keys() {
+            let Some(session) = self.sessions.get_mut(key) else { continue };
+            let Some(opening) = &mut session.opening else { continue };
+            let pending = |a: &&mut CoordinatorRequest| a.link == link && a.standing == ReplyState::Pending;
+            if let Some(asked) = opening.asked.iter_mut().find(pending) {
+                asked.standing = ReplyState::Lost;
+                self.judge_standings(key, now);
+            }
+        }
+    }
+
+    /// Fails the attempt if no coordinator is left that may help.
+    fn judge_standings(&mut self, key: Key, now: Instant) {
+        // Once the peer itself was heard, a coordinator's word counts no more.
+        let is_heard = |session: &&Session| matches!(session.phase, Phase::Validation | Phase::Connected);
+        let unheard = self.sessions.get(key).filter(|session| !is_heard(session));
+        let Some(opening) = unheard.and_then(|session| session.opening.as_ref()) else { return };
+        let hopeful =
+            |a: &CoordinatorRequest| matches!(a.standing, ReplyState::Pending | ReplyState::Answered);
+        if opening.asked.iter().any(hopeful) {
+            return;
+        }
+        let reasons = || {
+            opening.asked.iter().filter_map(|a| match a.standing {
+                ReplyState::Rejected(reason) => Some(reason),
+                _ => None,
+            })
+        };
+        let lost = opening.asked.iter().any(|a| a.standing == ReplyState::Lost);
+        let forged = opening.asked.iter().any(|a| a.standing == ReplyState::Forged);
+        let reason = match reasons().find(|reason| is_temporary(*reason)) {
+            Some(reason) => FailureReason::Rejected(reason),
+            None if forged => FailureReason::Forged,
+            // The link will be up again before the next attempt, or Discovery finds out.
+            None if lost => FailureReason::CoordinatorLost,
+            None => {
+                let is_unknown = |reason: &RejectReason| *reason == RejectReason::NotConnected;
+                let reason = reasons().find(is_unknown).or_else(|| reasons().next_back());
+                reason.map_or(FailureReason::CoordinationTimeout, FailureReason::Rejected)
+            }
+        };
+        self.fail(key, reason, now);
+    }
+}

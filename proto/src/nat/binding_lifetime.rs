@@ -1,0 +1,353 @@
+//! How long a mapping stands that nobody uses (RFC 4787 §4.3, in the manner of RFC 5780 §4.6): a client opens sockets for it,
+//! asks an observer from each to answer after some time, and sends nothing until then (`docs/protocol.md` §7.6).
+//!
+//! The observer answers to no other IP address than that of the client's own connection, with no more than three times
+//! the bytes of the request, so that nobody can be made to bother others with it.
+
+use std::{
+    collections::BTreeMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use hmac::{Hmac, Mac, digest::KeyInit};
+use libp2p_identity::PeerId;
+use sha2::Sha256;
+
+use crate::{
+    ControlStreamId, Path, SocketId,
+    nat::{Evidence, Finding, IdleLifetime},
+    rate_limit::{PeerBuckets, Rate},
+    wire::{
+        frame::ObserverOffer,
+        keys::MAC_LEN,
+        probe::{COVERED_LEN, HELD, HOLD, PROBE_FIRST_BYTE, PROBE_LEN},
+    },
+};
+
+/// After how many seconds the answers are to come. What NATs have is 30, 60, 90, 120, 180 or 300 s, and lies in between.
+pub(crate) const DELAYS: [u16; 8] = [20, 40, 55, 75, 100, 150, 200, 290];
+/// The longest that an observer waits.
+const MAX_DELAY: u16 = 600;
+/// A program that runs for a moment needs no such measurement.
+const START_DELAY: Duration = Duration::from_secs(10);
+/// How long the sockets may take to open.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+/// When a socket asks, after the first time: Linux lets a mapping live long only if it was used both ways for two seconds.
+/// The later ones are for what got lost.
+const REQUESTS: [Duration; 4] =
+    [Duration::ZERO, Duration::from_secs(3), Duration::from_millis(3_600), Duration::from_millis(4_800)];
+/// From then on an immediate answer shows that the mapping is in full use, and its time runs.
+const SETTLE_TIME: Duration = Duration::from_secs(3);
+/// How long what was asked last may go unanswered.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Answers of an observer to one request when its time has come; the first may get lost.
+const REPLIES: u8 = 2;
+const REPLY_INTERVAL: Duration = Duration::from_millis(300);
+/// Requests of one client that an observer keeps: one measurement at once, and then one socket in a minute.
+pub(crate) const HOLD_RATE: Rate = Rate { interval: Duration::from_secs(60), burst: 8 };
+/// Clients whose limits are remembered.
+const MAX_CLIENTS: usize = 16_384;
+/// Requests that an observer keeps, of all clients.
+pub(crate) const MAX_HOLDS: usize = 4096;
+
+/// The datagram that asks an observer to answer after `delay` seconds.
+pub fn request(offer: &ObserverOffer, data: [u8; 8], delay: u16) -> [u8; PROBE_LEN] {
+    let mut address = [0; 18];
+    address[..2].copy_from_slice(&delay.to_be_bytes());
+    datagram((HOLD, &offer.key), (offer.token, data), address)
+}
+
+/// The delay that the address field of a request stands for.
+pub(crate) fn delay_of(address: &[u8]) -> Option<u16> {
+    let (delay, rest) = address.split_first_chunk::<2>()?;
+    let delay = u16::from_be_bytes(*delay);
+    ((1..=MAX_DELAY).contains(&delay) && rest.iter().all(|byte| *byte == 0)).then_some(delay)
+}
+
+/// The answer to the request with this `data`: at once, or when its time has come.
+pub fn answer(key: &[u8; 32], data: [u8; 8], held: bool) -> [u8; PROBE_LEN] {
+    datagram((HELD, key), (data, [0, 0, 0, 0, 0, 0, 0, u8::from(held)]), [0; 18])
+}
+
+/// Whether a datagram answers the request with this `data`, and whether that is the answer that was asked for later.
+pub(crate) fn judge(datagram: &[u8], key: &[u8; 32], data: [u8; 8]) -> Option<bool> {
+    let (covered, authenticator) = datagram.split_at_checked(COVERED_LEN)?;
+    let held = covered.get(18).map(|last| *last == 1)?;
+    let expected = answer(key, data, held);
+    let well_formed = datagram.len() == PROBE_LEN && expected.starts_with(covered);
+    let authentic = || mac(key).chain_update(covered).verify_truncated_left(authenticator).is_ok();
+    (well_formed && authentic()).then_some(held)
+}
+
+fn mac(key: &[u8; 32]) -> Hmac<Sha256> {
+    let mut block = [0; 64];
+    block[..32].copy_from_slice(key);
+    <Hmac<Sha256> as KeyInit>::new(&block.into())
+}
+
+fn datagram(
+    (kind, key): (u8, &[u8; 32]),
+    (tag, data): ([u8; 8], [u8; 8]),
+    address: [u8; 18],
+) -> [u8; PROBE_LEN] {
+    let mut out = [0; PROBE_LEN];
+    let (covered, authenticator) = out.split_at_mut(COVERED_LEN);
+    covered[..3].copy_from_slice(&[PROBE_FIRST_BYTE, kind, 0]);
+    covered[3..11].copy_from_slice(&tag);
+    covered[11..19].copy_from_slice(&data);
+    covered[19..].copy_from_slice(&address);
+    let whole: [u8; 32] = mac(key).chain_update(&*covered).finalize().into_bytes().into();
+    authenticator.copy_from_slice(&whole[..MAC_LEN]);
+    out
+}
+
+#[derive(Debug)]
+struct Hold {
+    path: Path,
+    key: [u8; 32],
+    due: Instant,
+    sent: u8,
+}
+
+/// What an observer is to answer later.
+#[derive(Debug)]
+pub(crate) struct DelayedReplies {
+    all: BTreeMap<(ControlStreamId, [u8; 8]), Hold>,
+    clients: PeerBuckets,
+}
+
+impl DelayedReplies {
+    pub(crate) fn new() -> Self {
+        Self { all: BTreeMap::new(), clients: PeerBuckets::new(HOLD_RATE, MAX_CLIENTS) }
+    }
+
+    /// Takes a request, or the same once more, and returns the immediate answer.
+    pub(crate) fn hold(
+        &mut self,
+        (link, peer): (ControlStreamId, PeerId),
+        path: Path,
+        (data, delay, key): ([u8; 8], u16, [u8; 32]),
+        now: Instant,
+    ) -> Option<[u8; PROBE_LEN]> {
+        let name = (link, data);
+        let known = self.all.contains_key(&name);
+        if !known && (self.all.len() >= MAX_HOLDS || self.clients.take(peer, now).is_err()) {
+            return None;
+        }
+        let due = now + Duration::from_secs(delay.into());
+        self.all.insert(name, Hold { path, key, due, sent: 0 });
+        Some(answer(&key, data, false))
+    }
+
+    pub(crate) fn link_down(&mut self, link: ControlStreamId) {
+        self.all.retain(|(of, _), _| *of != link);
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.all.values().map(|hold| hold.due).min()
+    }
+
+    /// The answers that are due.
+    pub(crate) fn poll(&mut self, now: Instant) -> Vec<(Path, [u8; PROBE_LEN])> {
+        let mut answers = Vec::new();
+        self.all.retain(|(_, data), hold| {
+            if hold.due <= now {
+                answers.push((hold.path, answer(&hold.key, *data, true)));
+                hold.sent += 1;
+                hold.due = now + REPLY_INTERVAL;
+            }
+            hold.sent < REPLIES
+        });
+        answers
+    }
+}
+
+/// What became of one delay.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Outcome {
+    Lived,
+    Died,
+    /// The observer did not even answer at once.
+    Unknown,
+}
+
+/// One socket, and one delay.
+#[derive(Debug)]
+struct Trial {
+    socket: SocketId,
+    delay: u16,
+    data: [u8; 8],
+    requests: usize,
+    /// When the next request leaves, or the wait for an answer ends.
+    due: Instant,
+    /// The mapping is in full use, and its time runs.
+    settled: bool,
+    outcome: Option<Outcome>,
+}
+
+#[derive(Debug)]
+struct Measurement {
+    link: ControlStreamId,
+    peer: PeerId,
+    /// The observer's address.
+    ip: IpAddr,
+    offer: ObserverOffer,
+    /// When the sockets were asked for, and then when they were open.
+    begun: Option<Instant>,
+    due: Instant,
+    trials: Vec<Trial>,
+}
+
+/// What is to be done.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Step {
+    Open,
+    Send(Path, [u8; PROBE_LEN]),
+    /// The measurement is over.
+    Close,
+}
+
+/// A client's measurement: one at a time, and one for each network that it is in.
+#[derive(Debug, Default)]
+pub(crate) struct BindingLifetimeTest {
+    measurement: Option<Measurement>,
+    result: Option<Finding<IdleLifetime>>,
+}
+
+impl BindingLifetimeTest {
+    /// A coordinator at `ip` offers to observe.
+    pub(crate) fn offered(
+        &mut self,
+        (link, peer): (ControlStreamId, PeerId),
+        (ip, offer): (IpAddr, &ObserverOffer),
+        now: Instant,
+    ) {
+        if self.measurement.is_none() && self.result.is_none() {
+            let (offer, due) = (offer.clone(), now + START_DELAY);
+            let measurement = Measurement { link, peer, ip, offer, begun: None, due, trials: Vec::new() };
+            self.measurement = Some(measurement);
+        }
+    }
+
+    /// Ends the measurement over this link; whether there are sockets to close.
+    pub(crate) fn link_down(&mut self, link: ControlStreamId) -> bool {
+        let gone = self.measurement.take_if(|measurement| measurement.link == link);
+        gone.is_some_and(|measurement| measurement.begun.is_some())
+    }
+
+    /// Our network changed: what is known, or being measured, is of another one. Whether there are sockets to close.
+    pub(crate) fn network_changed(&mut self, now: Instant) -> bool {
+        self.result = None;
+        let Some(measurement) = &mut self.measurement else { return false };
+        measurement.trials.clear();
+        measurement.due = now + START_DELAY;
+        measurement.begun.take().is_some()
+    }
+
+    pub(crate) fn result(&self) -> Option<Finding<IdleLifetime>> {
+        self.result.clone()
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let measurement = self.measurement.as_ref()?;
+        let pending = measurement.trials.iter().filter(|trial| trial.outcome.is_none());
+        pending.map(|trial| trial.due).min().or(Some(measurement.due))
+    }
+
+    /// The sockets are open, perhaps fewer than there are delays; `false` if nobody waits for them any more.
+    pub(crate) fn opened(
+        &mut self,
+        sockets: &[SocketId],
+        mut data: impl FnMut() -> [u8; 8],
+        now: Instant,
+    ) -> bool {
+        let Some(measurement) = self.measurement.as_mut().filter(|m| m.begun.is_some()) else { return false };
+        let trial = |(socket, delay): (&SocketId, &u16)| Trial {
+            socket: *socket,
+            delay: *delay,
+            data: data(),
+            requests: 0,
+            due: now,
+            settled: false,
+            outcome: None,
+        };
+        measurement.trials = sockets.iter().zip(&DELAYS).map(trial).collect();
+        (measurement.begun, measurement.due) = (Some(now), now);
+        true
+    }
+
+    pub(crate) fn owns(&self, socket: SocketId) -> bool {
+        let mut trials = self.measurement.iter().flat_map(|measurement| &measurement.trials);
+        trials.any(|trial| trial.socket == socket)
+    }
+
+    /// What is due, one thing at a time.
+    pub(crate) fn poll(&mut self, now: Instant) -> Option<Step> {
+        let measurement = self.measurement.as_mut()?;
+        let Some(begun) = measurement.begun else {
+            let is_due = measurement.due <= now;
+            return is_due.then(|| {
+                (measurement.begun, measurement.due) = (Some(now), now + OPEN_TIMEOUT);
+                Step::Open
+            });
+        };
+        let port = measurement.offer.ports.first().copied()?;
+        for trial in measurement.trials.iter_mut().filter(|t| t.outcome.is_none() && t.due <= now) {
+            if trial.settled || trial.requests == REQUESTS.len() {
+                trial.outcome = Some(if trial.settled { Outcome::Died } else { Outcome::Unknown });
+                continue;
+            }
+            trial.requests += 1;
+            trial.due = REQUESTS.get(trial.requests).map_or(now + REPLY_TIMEOUT, |after| begun + *after);
+            let path = Path { socket: trial.socket, remote: (measurement.ip, port).into() };
+            return Some(Step::Send(path, request(&measurement.offer, trial.data, trial.delay)));
+        }
+        let over = measurement.due <= now && measurement.trials.iter().all(|trial| trial.outcome.is_some());
+        let opened = !measurement.trials.is_empty();
+        if over {
+            self.conclude(now);
+        }
+        (over && opened).then_some(Step::Close)
+    }
+
+    /// Takes what came to one of our sockets; `false` if it is no answer.
+    pub(crate) fn answered(&mut self, socket: SocketId, datagram: &[u8], now: Instant) -> bool {
+        let Some(measurement) = &mut self.measurement else { return false };
+        let Some(begun) = measurement.begun else { return false };
+        let Some(trial) = measurement.trials.iter_mut().find(|trial| trial.socket == socket) else {
+            return false;
+        };
+        match judge(datagram, &measurement.offer.key, trial.data) {
+            Some(false) if now >= begun + SETTLE_TIME && !trial.settled => {
+                trial.settled = true;
+                trial.due = now + Duration::from_secs(trial.delay.into()) + REPLY_TIMEOUT;
+            }
+            Some(true) if trial.settled => trial.outcome = Some(Outcome::Lived),
+            Some(_) => {}
+            None => return false,
+        }
+        true
+    }
+
+    fn conclude(&mut self, now: Instant) {
+        if let Some(measurement) = self.measurement.take() {
+            let with = |outcome| {
+                let all = measurement.trials.iter().filter(move |trial| trial.outcome == Some(outcome));
+                all.map(|trial| Duration::from_secs(trial.delay.into()))
+            };
+            let lived = with(Outcome::Lived).max();
+            let at_least = lived.unwrap_or_default();
+            // What arrived proves more than what did not.
+            let less_than = with(Outcome::Died).filter(|died| *died > at_least).min();
+            let heard = with(Outcome::Lived).chain(with(Outcome::Died)).map(|_| (measurement.peer, now));
+            let evidence = Evidence::new(heard);
+            self.result =
+                evidence.map(|evidence| Finding::agreed(IdleLifetime { at_least, less_than }, evidence));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

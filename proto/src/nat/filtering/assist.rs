@@ -1,0 +1,211 @@
+//! Filtering tests by two coordinators: one with a single address asks another to send from its own, too
+//! (`docs/protocol.md` §7.8).
+//!
+//! Here alone datagrams go to an address that is not the other end of a connection of ours: the word of a coordinator that
+//! our operator has configured, for at most three of them.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use libp2p_identity::PeerId;
+
+use super::{
+    ROUNDS,
+    server::{Due, Sending, Sockets},
+};
+use crate::{
+    ControlStreamId,
+    address_policy::{Scope, scope},
+    rate_limit::{PeerBuckets, Rate},
+};
+
+/// Requests of another coordinator: as often as clients come to it that are new.
+pub(crate) const ASSIST_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 10 };
+/// Requests at once, of all coordinators.
+pub(crate) const MAX_ASSISTS: usize = 256;
+/// Coordinators whose limits are remembered; more than anybody configures.
+const MAX_ASKERS: usize = 1024;
+/// How long another coordinator may take, from the first round on.
+const ASSIST_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How it stands with the other coordinator of a test.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ask {
+    /// There is none, or it has sent nothing.
+    Nobody,
+    /// It is asked over this link when the first round is sent.
+    Due(ControlStreamId),
+    /// It was asked, and may take so long.
+    CoordinatorRequest(ControlStreamId, Instant),
+    /// It says that it has sent every round, from there.
+    Sent(SocketAddr),
+}
+
+impl Ask {
+    pub(super) fn of(other: Option<ControlStreamId>) -> Self {
+        other.map_or(Self::Nobody, Self::Due)
+    }
+
+    /// Whom to ask now.
+    pub(super) fn begin(&mut self, now: Instant) -> Option<ControlStreamId> {
+        let Self::Due(link) = *self else { return None };
+        *self = Self::CoordinatorRequest(link, now + ASSIST_TIMEOUT);
+        Some(link)
+    }
+
+    pub(super) fn waits_for(&self, link: ControlStreamId) -> bool {
+        matches!(self, Self::CoordinatorRequest(asked, _) if *asked == link)
+    }
+
+    /// Until when its answer may come.
+    pub(super) fn waits_until(&self, now: Instant) -> Option<Instant> {
+        match *self {
+            Self::CoordinatorRequest(_, until) if until > now => Some(until),
+            _ => None,
+        }
+    }
+
+    /// What its answer makes of it.
+    pub(super) fn answered(rounds: u8, source: Option<SocketAddr>) -> Self {
+        // From fewer datagrams than were sent from elsewhere nothing can be concluded.
+        source.filter(|_| usize::from(rounds) == ROUNDS).map_or(Self::Nobody, Self::Sent)
+    }
+
+    /// A link is gone; whether it was this one.
+    pub(super) fn lost(&mut self, link: ControlStreamId) -> bool {
+        let is_it = matches!(self, Self::Due(other) | Self::CoordinatorRequest(other, _) if *other == link);
+        if is_it {
+            *self = Self::Nobody;
+        }
+        is_it
+    }
+
+    /// The address that is to be named beside ours, if its silence tells a client at `remote` anything: it is global, and so
+    /// is ours. To one that sees us at another address than we know a second one would only hide which of the two we are.
+    pub(super) fn source_beside(&self, ours: &[SocketAddr], remote: SocketAddr) -> Option<SocketAddr> {
+        let Self::Sent(source) = *self else { return None };
+        let is_global = |address: &SocketAddr| scope(address.ip()) == Scope::Global;
+        let is_other = ours.iter().all(|own| own.ip() != source.ip());
+        let tells = is_global(&source) && is_other && ours.iter().all(is_global);
+        (tells && source.is_ipv4() == remote.is_ipv4()).then_some(source)
+    }
+}
+
+/// What we send for other coordinators.
+#[derive(Debug)]
+pub(super) struct Assists {
+    by_name: BTreeMap<(ControlStreamId, [u8; 8]), Sending>,
+    askers: PeerBuckets,
+}
+
+impl Assists {
+    pub(super) fn new() -> Self {
+        Self { by_name: BTreeMap::new(), askers: PeerBuckets::new(ASSIST_RATE, MAX_ASKERS) }
+    }
+
+    pub(super) fn begin(
+        &mut self,
+        (link, peer): (ControlStreamId, PeerId),
+        (what, source): (([u8; 8], [u8; 32], SocketAddr), Vec<IpAddr>),
+        sockets: &mut Sockets,
+        now: Instant,
+    ) -> Option<Vec<IpAddr>> {
+        let name = (link, what.0);
+        let has_room = self.by_name.len() < MAX_ASSISTS && !self.by_name.contains_key(&name);
+        if !has_room || self.askers.take(peer, now).is_err() {
+            return None;
+        }
+        let (sending, missing) = Sending::new(what, (None, source), sockets, (now, now));
+        self.by_name.insert(name, sending);
+        Some(missing)
+    }
+
+    pub(super) fn opened(&mut self, sockets: &Sockets, now: Instant) {
+        for sending in self.by_name.values_mut() {
+            sending.opened(sockets, now);
+        }
+    }
+
+    pub(super) fn link_down(&mut self, link: ControlStreamId) {
+        self.by_name.retain(|(asker, _), _| *asker != link);
+    }
+
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.by_name.values().map(Sending::due).min()
+    }
+
+    pub(super) fn poll(&mut self, sockets: &Sockets, now: Instant, due: &mut Due) {
+        self.by_name.retain(|(link, data), sending| {
+            if sending.due() > now {
+                return true;
+            }
+            let open = sending.open(sockets);
+            if let Some(open) = &open
+                && sending.send(open, now, &mut due.transmits)
+            {
+                return true;
+            }
+            let source = open.and_then(|open| open.first().map(|(_, address)| *address));
+            let rounds = source.map_or(0, |_| sending.rounds());
+            due.assisted.push((*link, *data, rounds, source));
+            false
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::nat::filtering::FilteringTestServer;
+
+    fn at(s: &str) -> SocketAddr {
+        s.parse().unwrap()
+    }
+
+    #[test]
+    fn what_all_coordinators_together_get_is_bounded_and_free_again_once_it_is_sent() {
+        let (mut filters, now, own) = (FilteringTestServer::new(), Instant::now(), [at("203.0.113.1:4001")]);
+        let mut taken = 0;
+        for asker in 0..40 {
+            let peer = PeerId::random();
+            for data in 0..20u64 {
+                let what = (data.to_be_bytes(), [0; 32], at("198.51.100.2:4001"));
+                taken +=
+                    usize::from(filters.assist((ControlStreamId(asker), peer), what, &own, now).is_some());
+            }
+        }
+        assert_eq!(taken, MAX_ASSISTS);
+        // The socket does not open.
+        let later = filters.next_deadline().unwrap();
+        let due = filters.poll(later, |_| None);
+        assert_eq!((due.assisted.len(), due.transmits.len()), (MAX_ASSISTS, 0));
+        assert!(due.assisted.iter().all(|(_, _, rounds, source)| *rounds == 0 && source.is_none()));
+        let what = ([1; 8], [0; 32], at("198.51.100.2:4001"));
+        assert!(filters.assist((ControlStreamId(99), PeerId::random()), what, &own, later).is_some());
+    }
+
+    #[test]
+    fn a_source_is_named_only_if_its_silence_tells_something() {
+        let (ours, remote) = ([at("203.0.113.1:7000")], at("198.51.100.2:4001"));
+        let named = |source: &str, ours: &[SocketAddr]| Ask::Sent(at(source)).source_beside(ours, remote);
+        assert_eq!(named("203.0.113.2:7000", &ours), Some(at("203.0.113.2:7000")));
+        for source in
+            ["203.0.113.1:7001", "10.0.0.1:7000", "127.0.0.1:7000", "224.0.0.1:7000", "[2001:db8::1]:7000"]
+        {
+            assert_eq!(named(source, &ours), None, "{source}");
+        }
+        assert_eq!(named("203.0.113.2:7000", &[at("10.0.0.1:7000")]), None, "we are translated");
+    }
+
+    #[test]
+    fn only_whoever_says_that_it_has_sent_everything_is_believed() {
+        let source = Some(at("203.0.113.2:7000"));
+        assert!(matches!(Ask::answered(3, source), Ask::Sent(_)));
+        for (rounds, source) in [(0, source), (2, source), (4, source), (3, None)] {
+            assert!(matches!(Ask::answered(rounds, source), Ask::Nobody), "{rounds}");
+        }
+    }
+}

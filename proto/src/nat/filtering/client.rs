@@ -1,0 +1,188 @@
+//! A client's part of filtering tests: what arrived, and what follows from it.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use libp2p_identity::PeerId;
+
+use super::{ROUNDS, Test, authentic_round, test_of};
+use crate::{
+    ControlStreamId, Path, SocketId,
+    address_policy::{Scope, scope},
+    nat::FilteringBehaviour,
+};
+
+/// How long a client waits for its coordinator.
+const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long datagrams may take longer than the frame that says that they were sent.
+const REORDER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Sources that a client tells apart in one test.
+const MAX_ARRIVED: usize = 8;
+
+/// What a test showed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Outcome {
+    pub(crate) socket: SocketId,
+    pub(crate) peer: PeerId,
+    pub(crate) at: Instant,
+    pub(crate) filtering: FilteringBehaviour,
+    /// Datagrams that arrived, or that would have had to if they had not been filtered.
+    pub(crate) datagrams: usize,
+    /// None was lost of those that no NAT filters.
+    pub(crate) lossless: bool,
+}
+
+#[derive(Debug)]
+struct Pending {
+    peer: PeerId,
+    test: Test,
+    /// By source, a bit for each round.
+    arrived: BTreeMap<SocketAddr, u8>,
+    /// What the coordinator says that it has sent.
+    answer: Option<(u8, Vec<SocketAddr>)>,
+    until: Instant,
+}
+
+/// What a client has of its tests.
+#[derive(Debug, Default)]
+pub(crate) struct FilteringTestClient {
+    pending: BTreeMap<ControlStreamId, Pending>,
+    outcomes: BTreeMap<ControlStreamId, Outcome>,
+    /// Links over which there was a test, whatever came of it.
+    tested: BTreeSet<ControlStreamId>,
+}
+
+impl FilteringTestClient {
+    /// Begins a test over the link to a coordinator, in place of an earlier one.
+    pub(crate) fn begin(&mut self, (link, peer): (ControlStreamId, PeerId), test: Test, now: Instant) {
+        self.outcomes.remove(&link);
+        self.tested.insert(link);
+        let until = now + COORDINATOR_TIMEOUT;
+        self.pending.insert(link, Pending { peer, test, arrived: BTreeMap::new(), answer: None, until });
+    }
+
+    /// Whether there is or was a test over this link.
+    pub(crate) fn knows(&self, link: ControlStreamId) -> bool {
+        self.tested.contains(&link)
+    }
+
+    pub(crate) fn is_testing(&self) -> bool {
+        !self.pending.is_empty()
+    }
+
+    pub(crate) fn link_down(&mut self, link: ControlStreamId) {
+        self.pending.remove(&link);
+        self.outcomes.remove(&link);
+        self.tested.remove(&link);
+    }
+
+    pub(crate) fn socket_down(&mut self, socket: SocketId) {
+        self.pending.retain(|_, pending| pending.test.path.socket != socket);
+        self.outcomes.retain(|_, outcome| outcome.socket != socket);
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.pending.values().map(|pending| pending.until).min()
+    }
+
+    /// A datagram of a test has come on `path`; `false` if it is of none.
+    pub(crate) fn arrived(&mut self, path: Path, datagram: &[u8]) -> bool {
+        let Some(data) = test_of(datagram) else { return false };
+        let mut all = self.pending.values_mut();
+        let found = all.find(|pending| pending.test.data == data && pending.test.path.socket == path.socket);
+        let Some(pending) = found else { return false };
+        let Some(round) = authentic_round(datagram, &pending.test.key) else { return false };
+        if pending.arrived.len() < MAX_ARRIVED || pending.arrived.contains_key(&path.remote) {
+            *pending.arrived.entry(path.remote).or_default() |= 1 << round;
+        }
+        true
+    }
+
+    /// The coordinator has sent everything; `false` if it was not asked.
+    pub(crate) fn answered(
+        &mut self,
+        link: ControlStreamId,
+        data: [u8; 8],
+        (rounds, sources): (u8, Vec<SocketAddr>),
+        now: Instant,
+    ) -> bool {
+        let found = self.pending.get_mut(&link).filter(|pending| pending.test.data == data);
+        let Some(pending) = found.filter(|pending| pending.answer.is_none()) else { return false };
+        pending.answer = Some((rounds, sources));
+        pending.until = if rounds == 0 { now } else { now + REORDER_TIMEOUT };
+        true
+    }
+
+    /// Ends the tests that are due. `contacted` says whether we may have sent to an address, or, without a port, to any
+    /// port of it.
+    ///
+    /// The sockets of which something is known now.
+    pub(crate) fn conclude(
+        &mut self,
+        now: Instant,
+        contacted: impl Fn(IpAddr, Option<u16>) -> bool,
+    ) -> BTreeSet<SocketId> {
+        let (outcomes, mut sockets) = (&mut self.outcomes, BTreeSet::new());
+        self.pending.retain(|link, pending| {
+            if pending.until > now {
+                return true;
+            }
+            if let Some(outcome) = pending.outcome(now, &contacted) {
+                sockets.insert(outcome.socket);
+                outcomes.insert(*link, outcome);
+            }
+            false
+        });
+        sockets
+    }
+
+    /// What tests of a socket showed.
+    pub(crate) fn outcomes(&self, socket: SocketId) -> impl Iterator<Item = &Outcome> {
+        self.outcomes.values().filter(move |outcome| outcome.socket == socket)
+    }
+}
+
+impl Pending {
+    fn outcome(&self, now: Instant, contacted: &impl Fn(IpAddr, Option<u16>) -> bool) -> Option<Outcome> {
+        let remote = self.test.path.remote;
+        let (rounds, sources) = self.answer.clone().filter(|(rounds, _)| *rounds > 0)?;
+        let rounds = usize::from(rounds).min(ROUNDS);
+        let count = |from: &dyn Fn(&SocketAddr) -> bool| -> usize {
+            let bits =
+                self.arrived.iter().filter(|(source, _)| from(source)).map(|(_, bits)| bits.count_ones());
+            usize::try_from(bits.sum::<u32>()).unwrap_or_default()
+        };
+        let controls = count(&|source| *source == remote);
+        let other_address = count(&|source| source.ip() != remote.ip() && !contacted(source.ip(), None));
+        let other_port = count(&|source| {
+            source.ip() == remote.ip()
+                && source.port() != remote.port()
+                && !contacted(source.ip(), Some(source.port()))
+        });
+        let is_named = sources.iter().any(|source| source.ip() == remote.ip());
+        // One that is translated knows not at which address we see it, but if it has only one, it is that.
+        let same = is_named || sources.len() == 1;
+        // From a private address to another network there need not be a way at all.
+        let is_global = |ip: IpAddr| scope(ip) == Scope::Global;
+        let other = is_named
+            && is_global(remote.ip())
+            && sources.iter().map(SocketAddr::ip).any(|ip| {
+                let is_other = ip != remote.ip() && !contacted(ip, None);
+                is_other && is_global(ip)
+            });
+        let (filtering, datagrams) = match (other_address, other_port) {
+            (1.., _) => (FilteringBehaviour::EndpointIndependent, other_address),
+            (0, 1..) if other => (FilteringBehaviour::AddressDependent, other_port),
+            (0, 1..) => (FilteringBehaviour::PortIndependent, other_port),
+            // Where not even those came that nothing filters, silence says nothing.
+            (0, 0) if controls > 0 && same => (FilteringBehaviour::AddressAndPortDependent, rounds),
+            (0, 0) => return None,
+        };
+        let lossless = controls >= rounds;
+        let (socket, peer) = (self.test.path.socket, self.peer);
+        Some(Outcome { socket, peer, at: now, filtering, datagrams, lossless })
+    }
+}

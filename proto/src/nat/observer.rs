@@ -1,0 +1,511 @@
+//! Observation at further ports: a coordinator's second opinion on how a peer's NAT maps (`docs/protocol.md` §7.6).
+//!
+//! A coordinator opens a few UDP ports beside the one of QUIC and offers them to its clients. A client sends a small
+//! authenticated request from the socket that it wants to know about; the answer, where it came from, goes over the
+//! control stream. So no datagram is sent to an address that a request claims to come from, but for two kinds of request
+//! that ask for some, [`idling`](crate::nat::binding_lifetime) and `early_packets`, at the client's own IP address.
+//!
+//! The coordinator keeps nothing for a client: the token is the link's number, and the key follows from it.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use hmac::{Hmac, Mac, digest::KeyInit};
+use sha2::Sha256;
+
+use libp2p_identity::PeerId;
+
+use crate::{
+    ControlStreamId, Path, SocketId,
+    local_addresses::Family,
+    nat::{
+        binding_lifetime::delay_of,
+        strategy::{Allocation, allocation},
+    },
+    rate_limit::{Rate, RecentBuckets},
+    wire::{
+        frame::ObserverOffer,
+        keys::MAC_LEN,
+        probe::{COVERED_LEN, HOLD, OBSERVE, PROBE_FIRST_BYTE, PROBE_LEN, PROVOKE},
+    },
+};
+
+/// Ports that a coordinator opens: with three the distances between mappings made in one go can be compared. From the
+/// fourth it sends early packets.
+pub(crate) const PORTS: usize = 4;
+/// The place of the fourth in an offer.
+pub(crate) const EARLY: usize = 3;
+/// Requests of one client: six and their repetitions for each link, and four for each session that samples its NAT.
+pub(crate) const OBSERVE_RATE: Rate = Rate { interval: Duration::from_millis(50), burst: 60 };
+/// Offers of one coordinator that its client takes. Each leads to at most four requests to each of four ports.
+pub(crate) const OFFER_RATE: Rate = Rate { interval: Duration::from_secs(30), burst: 8 };
+/// Coordinators whose offers are remembered.
+const MAX_OFFERING: usize = 1024;
+/// Interval of requests that keep a mapping of the other address family alive. No datagram comes back on it, and Linux forgets
+/// such a flow after 30 s.
+pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
+/// Rounds without an answer until what an observer of the other family saw no longer counts.
+const MAX_SILENT: u8 = 3;
+/// When requests that were not answered are sent again, after the first.
+pub(crate) const RETRY_DELAYS: [Duration; 3] =
+    [Duration::from_millis(150), Duration::from_millis(450), Duration::from_millis(1500)];
+/// Requests that may be answered. Three for each coordinator, and a few for each session that samples its NAT.
+const MAX_OUTSTANDING: usize = 256;
+/// How long an answer may take.
+const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Returns the datagram that asks an observer where it comes from.
+pub fn request(offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
+    datagram(OBSERVE, offer, data)
+}
+
+/// Returns the datagram that asks an observer where it comes from, and for early packets to that address.
+pub fn provocation(offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
+    datagram(PROVOKE, offer, data)
+}
+
+fn datagram(kind: u8, offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
+    let mut out = [0; PROBE_LEN];
+    let (covered, authenticator) = out.split_at_mut(COVERED_LEN);
+    covered[..3].copy_from_slice(&[PROBE_FIRST_BYTE, kind, 0]);
+    covered[3..11].copy_from_slice(&offer.token);
+    covered[11..19].copy_from_slice(&data);
+    let whole: [u8; 32] = mac(&offer.key).chain_update(covered).finalize().into_bytes().into();
+    authenticator.copy_from_slice(&whole[..MAC_LEN]);
+    out
+}
+
+fn mac(key: &[u8; 32]) -> Hmac<Sha256> {
+    let mut block = [0; 64];
+    block[..32].copy_from_slice(key);
+    <Hmac<Sha256> as KeyInit>::new(&block.into())
+}
+
+/// What an observer is asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Request {
+    /// The address of the sender.
+    Where {
+        /// Of the request.
+        data: [u8; 8],
+    },
+    /// The address of the sender, and early packets to it.
+    Provoke {
+        /// Of the request.
+        data: [u8; 8],
+    },
+    /// To answer now, and once more after some seconds.
+    Hold {
+        /// Of the request.
+        data: [u8; 8],
+        /// In seconds.
+        delay: u16,
+    },
+}
+
+/// What a coordinator has for its clients.
+#[derive(Debug)]
+pub(crate) struct Observers {
+    secret: [u8; 32],
+    /// The ports by the local address to which their sockets are bound, as far as they were asked for.
+    ports: BTreeMap<IpAddr, BTreeMap<SocketId, u16>>,
+}
+
+impl Observers {
+    pub(crate) fn new(secret: [u8; 32]) -> Self {
+        Self { secret, ports: BTreeMap::new() }
+    }
+
+    /// Notes that sockets at `local` are asked for. Returns true the first time.
+    pub(crate) fn ask_for(&mut self, local: IpAddr) -> bool {
+        let is_new = !self.ports.contains_key(&local);
+        self.ports.entry(local).or_default();
+        is_new
+    }
+
+    /// The sockets at `local` were opened. Where none could be, they are asked for with the next client.
+    pub(crate) fn opened(&mut self, local: IpAddr, sockets: &[(SocketId, u16)]) {
+        if sockets.is_empty() && self.ports.get(&local).is_some_and(BTreeMap::is_empty) {
+            self.ports.remove(&local);
+            return;
+        }
+        self.ports.entry(local).or_default().extend(sockets.iter().copied());
+    }
+
+    pub(crate) fn has(&self, socket: SocketId) -> bool {
+        self.ports.values().any(|ports| ports.contains_key(&socket))
+    }
+
+    /// The socket that sends early packets to those who ask at `asked`, if all at that address could be opened.
+    pub(crate) fn early(&self, asked: SocketId) -> Option<SocketId> {
+        let ports = self.ports.values().find(|ports| ports.contains_key(&asked))?;
+        ports.keys().copied().nth(EARLY)
+    }
+
+    /// Returns the offer on `link` of the ports at `local`, with or without the one that sends early packets; `None` while there
+    /// are no ports.
+    pub(crate) fn offer(&self, link: ControlStreamId, local: IpAddr, early: bool) -> Option<ObserverOffer> {
+        let count = if early { PORTS } else { EARLY };
+        let ports: Vec<u16> = self.ports.get(&local)?.values().copied().take(count).collect();
+        let token = link.0.to_be_bytes();
+        (!ports.is_empty()).then(|| ObserverOffer { ports, token, key: self.key(token) })
+    }
+
+    /// Returns the packet that is sent before its flow to the client of `link`.
+    pub(crate) fn early_packet(&self, link: ControlStreamId) -> [u8; PROBE_LEN] {
+        let token = link.0.to_be_bytes();
+        request(&ObserverOffer { ports: Vec::new(), token, key: self.key(token) }, [0; 8])
+    }
+
+    /// The key of the offer on `link`.
+    pub(crate) fn key_of(&self, link: ControlStreamId) -> [u8; 32] {
+        self.key(link.0.to_be_bytes())
+    }
+
+    fn key(&self, token: [u8; 8]) -> [u8; 32] {
+        mac(&self.secret).chain_update(token).finalize().into_bytes().into()
+    }
+
+    /// What is asked, and over which link who asks is known, if it is authentic.
+    pub(crate) fn judge(&self, datagram: &[u8]) -> Option<(ControlStreamId, Request)> {
+        let datagram: &[u8; PROBE_LEN] = datagram.try_into().ok()?;
+        let (covered, authenticator) = datagram.split_at(COVERED_LEN);
+        let (head, rest) = covered.split_first_chunk::<3>()?;
+        let (token, rest) = rest.split_first_chunk::<8>()?;
+        let (data, address) = rest.split_first_chunk::<8>()?;
+        let request = match *head {
+            [PROBE_FIRST_BYTE, kind @ (OBSERVE | PROVOKE), 0] if address.iter().all(|byte| *byte == 0) => {
+                match kind {
+                    PROVOKE => Request::Provoke { data: *data },
+                    _ => Request::Where { data: *data },
+                }
+            }
+            [PROBE_FIRST_BYTE, HOLD, 0] => Request::Hold { data: *data, delay: delay_of(address)? },
+            _ => return None,
+        };
+        let authentic = mac(&self.key(*token)).chain_update(covered).verify_truncated_left(authenticator);
+        authentic.is_ok().then(|| (ControlStreamId(u64::from_be_bytes(*token)), request))
+    }
+}
+
+/// Whom an answer is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// To know how the NAT maps the socket of a link: the port of this place in the offer was asked.
+    ControlStream(usize),
+    /// The same for the socket of the family that the link does not use. Where it is seen, others find us.
+    OtherFamily(usize),
+    /// To know whether early packets harm: the port of this place in the offer was asked.
+    EarlyPackets(usize),
+    /// A session samples its NAT.
+    Session(crate::session::Key),
+    /// To know where the socket is seen to which sessions are to move.
+    Renewal,
+}
+
+/// An answer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Observed {
+    pub(crate) purpose: Purpose,
+    pub(crate) socket: SocketId,
+    /// The observer that was asked.
+    pub(crate) from: SocketAddr,
+}
+
+#[derive(Debug)]
+struct Outstanding {
+    link: ControlStreamId,
+    until: Instant,
+    observed: Observed,
+}
+
+/// Ports of a coordinator that observe us.
+#[derive(Debug)]
+pub(crate) struct Offered {
+    pub(crate) offer: ObserverOffer,
+    /// The coordinator's address.
+    pub(crate) ip: IpAddr,
+    /// Our socket that is to be observed.
+    pub(crate) socket: Option<SocketId>,
+    /// The coordinator's connection uses the other family. Nobody else keeps this mapping alive or tells of it.
+    pub(crate) is_other_family: bool,
+}
+
+#[derive(Debug)]
+struct Service {
+    offered: Offered,
+    seen: Vec<Option<u16>>,
+    /// Places in the offer that are asked in this round and have not answered.
+    unanswered: Vec<usize>,
+    /// Requests to each of them in this round.
+    sent: usize,
+    due: Option<Instant>,
+    /// Rounds in a row without an answer.
+    silent: u8,
+}
+
+impl Service {
+    fn new(offered: Offered, now: Instant) -> Self {
+        let mut service =
+            Self { offered, seen: Vec::new(), unanswered: Vec::new(), sent: 0, due: None, silent: 0 };
+        service.restart(now);
+        service
+    }
+
+    /// Asks all ports, as if none had answered, but the one that sends early packets: nothing goes there from this socket.
+    fn restart(&mut self, now: Instant) {
+        let count = self.offered.offer.ports.len().min(EARLY);
+        self.seen = vec![None; count];
+        self.unanswered = (0..count).collect();
+        (self.sent, self.silent) = (0, 0);
+        self.due = self.offered.socket.map(|_| now);
+    }
+
+    /// Asks the first port whether it still sees us where it did.
+    fn refresh(&mut self, now: Instant) {
+        self.unanswered = vec![0];
+        (self.sent, self.due) = (0, Some(now));
+    }
+
+    fn is_known(&self) -> bool {
+        self.seen.first().is_some_and(Option::is_some)
+    }
+
+    /// The places to ask now.
+    fn poll(&mut self, now: Instant) -> Vec<usize> {
+        if self.unanswered.is_empty() {
+            self.refresh(now);
+        }
+        let again = RETRY_DELAYS.get(self.sent).map(|after| now + *after);
+        self.sent += 1;
+        let places = self.unanswered.clone();
+        self.due = again;
+        if again.is_none() && self.offered.is_other_family && self.is_known() {
+            self.silent = self.silent.saturating_add(1);
+            self.unanswered.clear();
+            self.due = Some(now + KEEP_ALIVE);
+        }
+        places
+    }
+
+    fn answered(&mut self, place: usize, port: u16, now: Instant) {
+        if let Some(seen) = self.seen.get_mut(place) {
+            *seen = Some(port);
+        }
+        self.unanswered.retain(|other| *other != place);
+        self.silent = 0;
+        if self.unanswered.is_empty() {
+            self.due = self.offered.is_other_family.then(|| now + KEEP_ALIVE);
+        }
+    }
+}
+
+/// What a client has of its coordinators.
+#[derive(Debug)]
+pub(crate) struct Observing {
+    services: BTreeMap<(ControlStreamId, Family), Service>,
+    outstanding: BTreeMap<[u8; 8], Outstanding>,
+    offers: RecentBuckets<PeerId>,
+}
+
+impl Default for Observing {
+    fn default() -> Self {
+        let offers = RecentBuckets::new(OFFER_RATE, MAX_OFFERING);
+        Self { services: BTreeMap::new(), outstanding: BTreeMap::new(), offers }
+    }
+}
+
+impl Observing {
+    /// Returns true if another offer of this coordinator may be followed.
+    pub(crate) fn takes_offer(&mut self, coordinator: PeerId, now: Instant) -> bool {
+        self.offers.take(coordinator, now)
+    }
+
+    /// A coordinator offers to observe.
+    pub(crate) fn offered(&mut self, link: ControlStreamId, offered: Offered, now: Instant) {
+        self.services.insert((link, Family::of(offered.ip)), Service::new(offered, now));
+    }
+
+    /// The coordinator of this link sees us elsewhere: its other ports are asked anew.
+    pub(crate) fn again(&mut self, link: ControlStreamId, now: Instant) {
+        let of_link = self.services.iter_mut().filter(|((id, _), _)| *id == link);
+        let over_link = of_link.filter(|(_, service)| !service.offered.is_other_family);
+        over_link.for_each(|(_, service)| service.restart(now));
+    }
+
+    /// Our network changed: what only requests tell is asked for at once.
+    pub(crate) fn network_changed(&mut self, now: Instant) {
+        for service in self.services.values_mut().filter(|service| service.offered.is_other_family) {
+            if service.is_known() {
+                service.refresh(now);
+            } else {
+                service.restart(now);
+            }
+        }
+    }
+
+    /// Our sockets changed: `choose` says which one sends to a coordinator of the family that its connection does not use.
+    pub(crate) fn sockets_changed(&mut self, choose: impl Fn(SocketAddr) -> Option<SocketId>, now: Instant) {
+        for service in self.services.values_mut().filter(|service| service.offered.is_other_family) {
+            let first = service.offered.offer.ports.first().copied().unwrap_or_default();
+            let chosen = choose(SocketAddr::new(service.offered.ip, first));
+            if service.offered.socket != chosen {
+                service.offered.socket = chosen;
+                service.restart(now);
+            }
+        }
+    }
+
+    pub(crate) fn link_down(&mut self, link: ControlStreamId) {
+        self.services.retain(|(id, _), _| *id != link);
+        self.outstanding.retain(|_, outstanding| outstanding.link != link);
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let usable = self.services.values().filter(|service| service.offered.socket.is_some());
+        usable.filter_map(|service| service.due).min()
+    }
+
+    /// The requests that are due, with the paths on which they leave.
+    pub(crate) fn poll(
+        &mut self,
+        now: Instant,
+        mut data: impl FnMut() -> [u8; 8],
+    ) -> Vec<(Path, [u8; PROBE_LEN])> {
+        let mut requests = Vec::new();
+        for ((link, _), service) in &mut self.services {
+            let Some(socket) = service.offered.socket.filter(|_| service.due.is_some_and(|at| at <= now))
+            else {
+                continue;
+            };
+            for place in service.poll(now) {
+                let purpose = match service.offered.is_other_family {
+                    true => Purpose::OtherFamily(place),
+                    false => Purpose::ControlStream(place),
+                };
+                let port = service.offered.offer.ports.get(place).copied();
+                let to = port.map(|port| SocketAddr::new(service.offered.ip, port));
+                requests.extend(to.map(|to| (*link, purpose, Path { socket, remote: to })));
+            }
+        }
+        let ask = |(link, purpose, path)| self.ask(link, purpose, path, data(), now);
+        requests.into_iter().filter_map(ask).collect()
+    }
+
+    /// Returns the observers of the other family that have been silent for too long, with the socket that each saw. Says so once.
+    pub(crate) fn take_silent(&mut self) -> Vec<Path> {
+        let mut silent = Vec::new();
+        for service in self.services.values_mut().filter(|service| service.silent >= MAX_SILENT) {
+            service.silent = 0;
+            let Offered { offer, ip, socket, .. } = &service.offered;
+            if let (Some(port), Some(socket)) = (offer.ports.first(), *socket) {
+                silent.push(Path { socket, remote: SocketAddr::new(*ip, *port) });
+            }
+        }
+        silent
+    }
+
+    /// Asks the first port of a link's coordinator where `socket`, of this family, is seen.
+    pub(crate) fn sample(
+        &mut self,
+        link: ControlStreamId,
+        family: Family,
+        purpose: Purpose,
+        socket: SocketId,
+        data: [u8; 8],
+        now: Instant,
+    ) -> Option<(Path, [u8; PROBE_LEN])> {
+        let offered = &self.services.get(&(link, family))?.offered;
+        let remote = SocketAddr::new(offered.ip, *offered.offer.ports.first()?);
+        self.ask(link, purpose, Path { socket, remote }, data, now)
+    }
+
+    /// Asks the port at `place` of the offer over the link, from the socket of a test of early packets.
+    pub(crate) fn test(
+        &mut self,
+        link: ControlStreamId,
+        place: usize,
+        socket: SocketId,
+        data: [u8; 8],
+        now: Instant,
+    ) -> Option<(Path, [u8; PROBE_LEN])> {
+        let mut all = self.services.iter().filter(|((id, _), _)| *id == link);
+        let (_, service) = all.find(|(_, service)| !service.offered.is_other_family)?;
+        let port = service.offered.offer.ports.get(place).copied()?;
+        let path = Path { socket, remote: SocketAddr::new(service.offered.ip, port) };
+        self.ask(link, Purpose::EarlyPackets(place), path, data, now)
+    }
+
+    fn ask(
+        &mut self,
+        link: ControlStreamId,
+        purpose: Purpose,
+        path: Path,
+        data: [u8; 8],
+        now: Instant,
+    ) -> Option<(Path, [u8; PROBE_LEN])> {
+        let service = self.services.get(&(link, Family::of(path.remote.ip())))?;
+        self.outstanding.retain(|_, outstanding| outstanding.until > now);
+        if self.outstanding.len() >= MAX_OUTSTANDING {
+            return None;
+        }
+        let observed = Observed { purpose, socket: path.socket, from: path.remote };
+        self.outstanding.insert(data, Outstanding { link, until: now + REPLY_TIMEOUT, observed });
+        let payload = match purpose {
+            Purpose::EarlyPackets(0) => provocation(&service.offered.offer, data),
+            _ => request(&service.offered.offer, data),
+        };
+        Some((path, payload))
+    }
+
+    /// A coordinator says where it saw a request; `None` if it was not asked. Each request is answered once.
+    pub(crate) fn answered(
+        &mut self,
+        link: ControlStreamId,
+        data: [u8; 8],
+        port: u16,
+        now: Instant,
+    ) -> Option<Observed> {
+        if self.outstanding.get(&data)?.link != link {
+            return None;
+        }
+        let observed = self.outstanding.remove(&data)?.observed;
+        if let Purpose::ControlStream(place) | Purpose::OtherFamily(place) = observed.purpose
+            && let Some(service) = self.services.get_mut(&(link, Family::of(observed.from.ip())))
+        {
+            service.answered(place, port, now);
+        }
+        Some(observed)
+    }
+
+    /// Whether this is one of the ports that are asked.
+    pub(crate) fn asks(&self, address: SocketAddr) -> bool {
+        self.services
+            .values()
+            .map(|service| &service.offered)
+            .any(|offered| offered.ip == address.ip() && offered.offer.ports.contains(&address.port()))
+    }
+
+    /// Returns true if the coordinator of this link offers to observe over this family.
+    pub(crate) fn serves(&self, link: ControlStreamId, family: Family) -> bool {
+        self.services.contains_key(&(link, family))
+    }
+
+    fn of_socket(&self, socket: SocketId) -> impl Iterator<Item = &Service> {
+        self.services.values().filter(move |service| service.offered.socket == Some(socket))
+    }
+
+    /// How the NAT in front of `socket`, which has this port, allocates.
+    pub(crate) fn allocation(&self, socket: SocketId, local: u16) -> Option<Allocation> {
+        self.of_socket(socket).find_map(|service| {
+            let ports: Vec<u16> = service.seen.iter().copied().collect::<Option<_>>()?;
+            allocation(&ports, local)
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,341 @@
+//! What two peers tell each other of their NATs, and what follows for a pair of them (`docs/protocol.md` §7.5).
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::nat::MappingBehaviour;
+
+/// How a NAT picks the external port of a new mapping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Allocation {
+    /// The socket's own port.
+    Preserving,
+    /// The port of the mapping before, and a constant more.
+    Sequential {
+        /// That constant, at least 1.
+        step: u16,
+    },
+    /// No pattern was seen.
+    Random,
+}
+
+/// What a peer says of the NAT in front of it. Signed by the peer; who lies about it harms its own sessions.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct NatProfile {
+    /// RFC 4787 §4.1; `None` if not known.
+    pub mapping: Option<MappingBehaviour>,
+    /// How it allocates ports; `None` if not known.
+    pub allocation: Option<Allocation>,
+    /// The peer takes no part in birthday searches.
+    pub declines_search: bool,
+    /// A packet from outside that comes before the first one of a flow takes that flow's port: a box without a firewall.
+    pub early_packets_harm: bool,
+}
+
+const DECLINES_SEARCH: u8 = 1;
+const EARLY_PACKETS_HARM: u8 = 2;
+
+impl NatProfile {
+    /// The content of a NAT report; empty if nothing is known.
+    pub fn encode(&self) -> Bytes {
+        if *self == Self::default() {
+            return Bytes::new();
+        }
+        let mapping = match self.mapping {
+            None => 0,
+            Some(MappingBehaviour::EndpointIndependent) => 1,
+            Some(MappingBehaviour::AddressDependent) => 2,
+            Some(MappingBehaviour::AddressAndPortDependent) => 3,
+            Some(MappingBehaviour::EndpointDependent) => 4,
+        };
+        let (allocation, step) = match self.allocation {
+            None => (0, 0),
+            Some(Allocation::Preserving) => (1, 0),
+            Some(Allocation::Sequential { step }) => (2, step),
+            Some(Allocation::Random) => (3, 0),
+        };
+        let mut out = BytesMut::with_capacity(5);
+        out.put_slice(&[mapping, allocation]);
+        out.put_u16(step);
+        let flag = |is_set, bit| if is_set { bit } else { 0 };
+        out.put_u8(
+            flag(self.declines_search, DECLINES_SEARCH) | flag(self.early_packets_harm, EARLY_PACKETS_HARM),
+        );
+        out.freeze()
+    }
+
+    /// What a NAT report says. Values that are not defined, and what is missing, count as not known; what follows is
+    /// left to later versions.
+    pub fn parse(report: &[u8]) -> Self {
+        let byte = |at: usize| report.get(at).copied().unwrap_or_default();
+        let mapping = match byte(0) {
+            1 => Some(MappingBehaviour::EndpointIndependent),
+            2 => Some(MappingBehaviour::AddressDependent),
+            3 => Some(MappingBehaviour::AddressAndPortDependent),
+            4 => Some(MappingBehaviour::EndpointDependent),
+            _ => None,
+        };
+        let allocation = match (byte(1), u16::from_be_bytes([byte(2), byte(3)])) {
+            (1, _) => Some(Allocation::Preserving),
+            (2, step) if step > 0 => Some(Allocation::Sequential { step }),
+            (3, _) => Some(Allocation::Random),
+            _ => None,
+        };
+        Self {
+            mapping,
+            allocation,
+            declines_search: byte(4) & DECLINES_SEARCH != 0,
+            early_packets_harm: byte(4) & EARLY_PACKETS_HARM != 0,
+        }
+    }
+
+    /// Whether every strategy is the same for both.
+    pub(crate) fn acts_like(&self, other: &Self) -> bool {
+        (self.kind(), self.declines_search) == (other.kind(), other.declines_search)
+    }
+
+    /// Returns true if early packets harm, and the mapping is otherwise endpoint-independent.
+    pub(crate) fn is_fragile(&self) -> bool {
+        self.kind() == Kind::Fragile
+    }
+
+    /// Returns true if a search on this side of an easy NAT opens many sockets.
+    pub(crate) fn needs_spray(&self) -> bool {
+        matches!(self.kind(), Kind::Random)
+    }
+
+    /// Which row or column of the table this is.
+    fn kind(&self) -> Kind {
+        match (self.mapping, self.allocation) {
+            (None | Some(MappingBehaviour::EndpointIndependent), _) if self.early_packets_harm => {
+                Kind::Fragile
+            }
+            (None | Some(MappingBehaviour::EndpointIndependent), _) => Kind::Easy,
+            (Some(_), Some(Allocation::Sequential { step })) => Kind::Sequential { step },
+            // What preserves ports and yet depends on the endpoint does so only as long as the port is free.
+            (Some(_), Some(Allocation::Preserving | Allocation::Random)) => Kind::Random,
+            (Some(_), None) => Kind::Unmeasured,
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Easy,
+    /// Easy for those whose packets do not come too early.
+    Fragile,
+    Sequential {
+        step: u16,
+    },
+    Random,
+    /// It depends on the endpoint, and how it allocates was not measured, or not yet.
+    Unmeasured,
+}
+
+/// What one side does when plain probes met silence.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Strategy {
+    /// Goes on with plain probes.
+    ProbeOnly,
+    /// Opens many sockets towards the one address at which the peer is known.
+    BirthdayOpen,
+    /// Looks for one of these at random ports of the peer.
+    BirthdayScan,
+    /// As `BirthdayScan`, from fresh sockets, one after the other, each of which the peer learns of once it has looked around.
+    BirthdayScanFresh,
+    /// Samples its NAT, tells the peer, and opens some sockets towards the one address at which the peer is known.
+    PredictOpen {
+        /// From one of our ports to the next.
+        step: u16,
+    },
+    /// Waits to be told where the peer's NAT is in its sequence, or where its fresh socket is, and looks there.
+    PredictScan,
+    /// As `PredictScan`, from a fresh socket, of which the peer learns once it has looked there.
+    PredictScanFresh,
+    /// As `PredictOpen`, but towards one port of the sequence in which the peer's NAT is.
+    PredictBoth {
+        /// From one of our ports to the next.
+        step: u16,
+    },
+    /// Opens one socket, towards the one address at which the peer is known, and tells the peer where that is.
+    FreshSocket,
+    /// Gives up, so that a relay can take over.
+    Impossible,
+}
+
+impl Strategy {
+    /// Returns true if it takes more than plain probes, which may succeed.
+    pub(crate) fn is_search(self) -> bool {
+        !matches!(self, Self::ProbeOnly | Self::Impossible)
+    }
+}
+
+/// What we do, given both sides, in the first round with these reports or a later one. The table of `docs/protocol.md`
+/// §7.5.
+pub(crate) fn strategy(ours: &NatProfile, theirs: &NatProfile, first: bool) -> Strategy {
+    let declined = ours.declines_search || theirs.declines_search;
+    let is_fragile = ours.is_fragile();
+    let is_easy = |kind| if kind == Kind::Fragile { Kind::Easy } else { kind };
+    match (ours.kind(), theirs.kind()) {
+        // What came too early has spoilt the port that the peer knows, and whoever is not harmed by that goes second.
+        (Kind::Fragile, Kind::Easy) => return Strategy::FreshSocket,
+        (Kind::Easy, Kind::Fragile) => return Strategy::PredictScan,
+        _ => {}
+    }
+    match (is_easy(ours.kind()), is_easy(theirs.kind())) {
+        (Kind::Easy, Kind::Easy) => Strategy::ProbeOnly,
+        (Kind::Sequential { step }, Kind::Easy) if first || declined => Strategy::PredictOpen { step },
+        (Kind::Easy, Kind::Sequential { .. }) if first || declined => match is_fragile {
+            true => Strategy::PredictScanFresh,
+            false => Strategy::PredictScan,
+        },
+        (Kind::Sequential { step }, Kind::Sequential { .. }) => Strategy::PredictBoth { step },
+        // A prediction that failed may have been about a NAT that does not allocate in sequence after all.
+        (_, Kind::Easy) if !declined => Strategy::BirthdayOpen,
+        (Kind::Easy, _) if !declined => match is_fragile {
+            true => Strategy::BirthdayScanFresh,
+            false => Strategy::BirthdayScan,
+        },
+        // By the next round it may have been.
+        (Kind::Unmeasured, Kind::Sequential { .. } | Kind::Unmeasured) if first => Strategy::ProbeOnly,
+        (Kind::Sequential { .. }, Kind::Unmeasured) if first => Strategy::ProbeOnly,
+        _ => Strategy::Impossible,
+    }
+}
+
+/// The allocation that follows from the ports of new mappings that were made one right after the other, in any order;
+/// `None` from fewer than three. `local` is the port of the socket.
+pub(crate) fn allocation(ports: &[u16], local: u16) -> Option<Allocation> {
+    /// The largest distance of two neighbours that still counts as one sequence: five mappings of other hosts in
+    /// between, at a step of 16, and some room.
+    const MAX_GAP: u16 = 128;
+    if ports.len() < 3 {
+        return None;
+    }
+    if ports.iter().all(|port| *port == local) {
+        return Some(Allocation::Preserving);
+    }
+    let mut sorted = ports.to_vec();
+    sorted.sort_unstable();
+    let gaps = || sorted.iter().zip(sorted.iter().skip(1)).map(|(a, b)| b - a);
+    // Other hosts' mappings are whole steps apart, too.
+    let step = gaps().fold(0, gcd);
+    Some(match gaps().all(|gap| (1..=MAX_GAP).contains(&gap)) {
+        true => Allocation::Sequential { step },
+        false => Allocation::Random,
+    })
+}
+
+pub(crate) fn gcd(a: u16, b: u16) -> u16 {
+    if b == 0 { a } else { gcd(b, a % b) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use MappingBehaviour::{AddressAndPortDependent, EndpointIndependent};
+
+    fn traits(mapping: Option<MappingBehaviour>, allocation: Option<Allocation>) -> NatProfile {
+        NatProfile { mapping, allocation, ..NatProfile::default() }
+    }
+
+    const SEQUENTIAL: Option<Allocation> = Some(Allocation::Sequential { step: 2 });
+
+    #[test]
+    fn a_report_says_what_was_put_in_and_nothing_known_is_empty() {
+        let mappings = [
+            None,
+            Some(EndpointIndependent),
+            Some(MappingBehaviour::AddressDependent),
+            Some(AddressAndPortDependent),
+            Some(MappingBehaviour::EndpointDependent),
+        ];
+        let allocations = [None, Some(Allocation::Preserving), SEQUENTIAL, Some(Allocation::Random)];
+        for mapping in mappings {
+            for allocation in allocations {
+                for (declines_search, early_packets_harm) in [(false, false), (false, true), (true, false)] {
+                    let traits = NatProfile { mapping, allocation, declines_search, early_packets_harm };
+                    assert_eq!(NatProfile::parse(&traits.encode()), traits);
+                }
+            }
+        }
+        assert!(NatProfile::default().encode().is_empty());
+    }
+
+    #[test]
+    fn a_report_of_a_later_version_is_read_as_far_as_it_is_known() {
+        assert_eq!(
+            NatProfile::parse(&[3, 2, 0, 2, 0xfc, 9, 9]),
+            traits(Some(AddressAndPortDependent), SEQUENTIAL)
+        );
+        assert_eq!(NatProfile::parse(&[77, 2, 0, 0]), NatProfile::default(), "a step of 0 is none");
+        assert_eq!(NatProfile::parse(&[3]), traits(Some(AddressAndPortDependent), None));
+    }
+
+    #[test]
+    fn every_pair_of_kinds_has_two_parts_that_fit() {
+        let easy = traits(Some(EndpointIndependent), None);
+        let unknown = NatProfile::default();
+        let sequential = traits(Some(AddressAndPortDependent), SEQUENTIAL);
+        let random = traits(Some(AddressAndPortDependent), Some(Allocation::Random));
+        let unmeasured = traits(Some(AddressAndPortDependent), None);
+        let fragile = NatProfile { early_packets_harm: true, ..easy };
+        use Strategy::*;
+        for (a, b, first, second, retry_first, retry_second) in [
+            (easy, easy, ProbeOnly, ProbeOnly, ProbeOnly, ProbeOnly),
+            (easy, unknown, ProbeOnly, ProbeOnly, ProbeOnly, ProbeOnly),
+            (fragile, easy, FreshSocket, PredictScan, FreshSocket, PredictScan),
+            (fragile, unknown, FreshSocket, PredictScan, FreshSocket, PredictScan),
+            (fragile, fragile, ProbeOnly, ProbeOnly, ProbeOnly, ProbeOnly),
+            (fragile, random, BirthdayScanFresh, BirthdayOpen, BirthdayScanFresh, BirthdayOpen),
+            (fragile, unmeasured, BirthdayScanFresh, BirthdayOpen, BirthdayScanFresh, BirthdayOpen),
+            (fragile, sequential, PredictScanFresh, PredictOpen { step: 2 }, BirthdayScanFresh, BirthdayOpen),
+            (random, easy, BirthdayOpen, BirthdayScan, BirthdayOpen, BirthdayScan),
+            (random, unknown, BirthdayOpen, BirthdayScan, BirthdayOpen, BirthdayScan),
+            (sequential, easy, PredictOpen { step: 2 }, PredictScan, BirthdayOpen, BirthdayScan),
+            (
+                sequential,
+                sequential,
+                PredictBoth { step: 2 },
+                PredictBoth { step: 2 },
+                PredictBoth { step: 2 },
+                PredictBoth { step: 2 },
+            ),
+            (random, random, Impossible, Impossible, Impossible, Impossible),
+            (random, unmeasured, Impossible, Impossible, Impossible, Impossible),
+            (sequential, unmeasured, ProbeOnly, ProbeOnly, Impossible, Impossible),
+            (unmeasured, unmeasured, ProbeOnly, ProbeOnly, Impossible, Impossible),
+            (unmeasured, easy, BirthdayOpen, BirthdayScan, BirthdayOpen, BirthdayScan),
+            (random, sequential, Impossible, Impossible, Impossible, Impossible),
+        ] {
+            assert_eq!((strategy(&a, &b, true), strategy(&b, &a, true)), (first, second), "{a:?} {b:?}");
+            assert_eq!(
+                (strategy(&a, &b, false), strategy(&b, &a, false)),
+                (retry_first, retry_second),
+                "{a:?} {b:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn who_declines_searches_has_none_on_either_side() {
+        let easy = NatProfile { declines_search: true, ..traits(Some(EndpointIndependent), None) };
+        let random = traits(Some(AddressAndPortDependent), Some(Allocation::Random));
+        let sequential = traits(Some(AddressAndPortDependent), SEQUENTIAL);
+        assert_eq!(strategy(&easy, &random, true), Strategy::Impossible);
+        assert_eq!(strategy(&random, &easy, true), Strategy::Impossible);
+        assert_eq!(strategy(&sequential, &easy, false), Strategy::PredictOpen { step: 2 });
+        assert_eq!(strategy(&easy, &sequential, false), Strategy::PredictScan);
+    }
+
+    #[test]
+    fn sequences_are_found_with_other_hosts_mappings_in_between() {
+        assert_eq!(allocation(&[5000, 5001], 1), None);
+        assert_eq!(allocation(&[4001, 4001, 4001], 4001), Some(Allocation::Preserving));
+        assert_eq!(allocation(&[5000, 5001, 5002], 1), Some(Allocation::Sequential { step: 1 }));
+        assert_eq!(allocation(&[5002, 5000, 5012], 1), Some(Allocation::Sequential { step: 2 }));
+        assert_eq!(allocation(&[5000, 5006, 5007], 1), Some(Allocation::Sequential { step: 1 }));
+        assert_eq!(allocation(&[5000, 5096, 5144], 1), Some(Allocation::Sequential { step: 48 }));
+        assert_eq!(allocation(&[5000, 9000, 2000], 1), Some(Allocation::Random));
+        assert_eq!(allocation(&[5000, 5000, 5001], 1), Some(Allocation::Random));
+    }
+}

@@ -1,0 +1,327 @@
+//! Being registered with coordinators, so that others can reach us.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use libp2p_identity::{Keypair, PeerId};
+use rand::rngs::StdRng;
+
+use crate::{
+    ControlStreamId, backoff,
+    candidate::Candidate,
+    control_streams::{ControlStream, ControlStreams},
+    event::{Event, RegistrationStatus},
+    local_addresses::LocalAddresses,
+    outbox::Outbox,
+    wire::frame::{Frame, Registration, RejectReason, VARINT_MAX},
+};
+
+/// What we ask for. Renewed at half of it, so that one lost renewal does no harm.
+const LIFETIME: Duration = Duration::from_secs(300);
+/// Changes of candidates within this time are announced together.
+const COALESCE_DELAY: Duration = Duration::from_millis(10);
+/// The most stale answers that count against a coordinator: one that is current again regains its rank after as many dials.
+const MAX_STALE_ANSWERS: u32 = 8;
+/// When a coordinator that is not willing is asked again; it may have become reachable itself.
+const UNWILLING_RETRY_DELAY: Duration = Duration::from_secs(60);
+
+#[derive(Debug, Default)]
+struct Entry {
+    link: Option<ControlStreamId>,
+    /// What was announced on `link`.
+    announced: Vec<Candidate>,
+    /// When the next `REGISTER` is due.
+    due: Option<Instant>,
+    /// The `REGISTER` that has not been answered, and until when it may be.
+    sent: Option<(u64, Instant)>,
+    /// The generation last sent on `link`.
+    generation: Option<u64>,
+    registered_until: Option<Instant>,
+    failures: u32,
+    /// Answers for peers that were older than those of other coordinators, less those that were not, up to
+    /// [`MAX_STALE_ANSWERS`].
+    stale_answers: u32,
+}
+
+impl Entry {
+    fn lose_link(&mut self) {
+        let Entry { failures, stale_answers, .. } = *self;
+        *self = Entry { failures, stale_answers, ..Entry::default() };
+    }
+
+    fn due_by(&mut self, at: Instant) {
+        self.due = Some(self.due.map_or(at, |due| due.min(at)));
+    }
+
+    fn is_registered(&self) -> bool {
+        self.link.is_some() && self.registered_until.is_some()
+    }
+
+    fn deadlines(&self) -> impl Iterator<Item = Instant> {
+        let due = self.due.filter(|_| self.link.is_some());
+        [due, self.sent.map(|(_, at)| at), self.registered_until].into_iter().flatten()
+    }
+}
+
+/// What goes into a registration.
+pub(crate) struct Identity<'a> {
+    pub(crate) keypair: &'a Keypair,
+    pub(crate) probe_key: [u8; 32],
+    /// The NAT report.
+    pub(crate) nat: Bytes,
+}
+
+#[derive(Debug)]
+pub(crate) struct RegistrationClient {
+    entries: BTreeMap<PeerId, Entry>,
+    /// Of the last `REGISTER` to any coordinator.
+    generation: u64,
+    /// How long an answer may take, and how long it is no error to be registered nowhere.
+    patience: Duration,
+    /// Until when it is no error to be registered nowhere.
+    patient_until: Option<Instant>,
+    status: Option<RegistrationStatus>,
+}
+
+impl RegistrationClient {
+    /// Registrations have generations above `generation`.
+    pub(crate) fn new(generation: u64, patience: Duration) -> Self {
+        // There is room above it on the wire, whatever the clock says.
+        let generation = generation.min(VARINT_MAX / 2);
+        Self { entries: BTreeMap::new(), generation, patience, patient_until: None, status: None }
+    }
+
+    pub(crate) fn add(&mut self, peer: PeerId, link: Option<ControlStreamId>, now: Instant) -> bool {
+        if self.entries.contains_key(&peer) {
+            return false;
+        }
+        let due = link.map(|_| now);
+        self.entries.insert(peer, Entry { link, due, ..Entry::default() });
+        self.patient_until = Some(now + self.patience);
+        true
+    }
+
+    pub(crate) fn remove(&mut self, peer: &PeerId) {
+        self.entries.remove(peer);
+    }
+
+    /// Whether `peer` is a coordinator of ours.
+    pub(crate) fn contains(&self, peer: &PeerId) -> bool {
+        self.entries.contains_key(peer)
+    }
+
+    /// Whether `peer` is a coordinator that we asked to coordinate for us.
+    pub(crate) fn has_asked(&self, peer: &PeerId) -> bool {
+        self.entries.get(peer).is_some_and(|entry| entry.generation.is_some())
+    }
+
+    /// The coordinators that are connected: those that registered us first, and of these the ones whose answers are current.
+    pub(crate) fn connected(&self) -> Vec<(PeerId, ControlStreamId)> {
+        let mut all: Vec<_> = self
+            .entries
+            .iter()
+            .filter_map(|(peer, entry)| {
+                Some(((!entry.is_registered(), entry.stale_answers), *peer, entry.link?))
+            })
+            .collect();
+        all.sort();
+        all.into_iter().map(|(_, peer, link)| (peer, link)).collect()
+    }
+
+    /// A coordinator answered for a peer with an older registration than another coordinator did, or with none of that peer.
+    pub(crate) fn answered_stale(&mut self, peer: &PeerId) {
+        if let Some(entry) = self.entries.get_mut(peer) {
+            entry.stale_answers = (entry.stale_answers + 1).min(MAX_STALE_ANSWERS);
+        }
+    }
+
+    /// A coordinator answered for a peer with the newest registration that is known.
+    pub(crate) fn answered_current(&mut self, peer: &PeerId) {
+        if let Some(entry) = self.entries.get_mut(peer) {
+            entry.stale_answers = entry.stale_answers.saturating_sub(1);
+        }
+    }
+
+    /// A link to a coordinator came up. It is used if there is none, or if the one in use does not show the coordinator
+    /// our address and this one does.
+    pub(crate) fn link_up(
+        &mut self,
+        peer: &PeerId,
+        link: ControlStreamId,
+        links: &ControlStreams,
+        now: Instant,
+    ) {
+        let shows = |link| links.get(link).is_some_and(|link: &ControlStream| link.remote.is_some());
+        if let Some(entry) = self.entries.get_mut(peer)
+            && entry.link.is_none_or(|current| shows(link) && !shows(current))
+        {
+            entry.lose_link();
+            entry.link = Some(link);
+            entry.due = Some(now);
+        }
+    }
+
+    /// A link to a coordinator is gone; `other` is what is left.
+    pub(crate) fn link_down(
+        &mut self,
+        peer: &PeerId,
+        link: ControlStreamId,
+        other: Option<ControlStreamId>,
+        now: Instant,
+    ) {
+        if let Some(entry) = self.entries.get_mut(peer)
+            && entry.link == Some(link)
+        {
+            entry.lose_link();
+            entry.link = other;
+            entry.due = other.map(|_| now);
+        }
+    }
+
+    /// Our candidates changed, and more may change in a moment.
+    pub(crate) fn candidates_changed(&mut self, now: Instant) {
+        self.renew_by(now + COALESCE_DELAY);
+    }
+
+    /// Our NAT was measured, and peers that ask for us must know at once; or coordinators must see where we are now.
+    pub(crate) fn renew_now(&mut self, now: Instant) {
+        self.renew_by(now);
+    }
+
+    fn renew_by(&mut self, at: Instant) {
+        for entry in self.entries.values_mut().filter(|entry| entry.link.is_some()) {
+            // A coordinator that just turned us down is not asked sooner because of that.
+            if entry.failures == 0 {
+                entry.due_by(at);
+            }
+        }
+    }
+
+    /// A coordinator accepted; `false` if it was not asked for that.
+    pub(crate) fn accepted(
+        &mut self,
+        peer: &PeerId,
+        (generation, lifetime): (u64, Duration),
+        now: Instant,
+        out: &mut Outbox,
+    ) -> bool {
+        let Some(entry) = self.entries.get_mut(peer) else { return false };
+        // An answer to an earlier one may come after another was sent; it counts, but does not answer the later one.
+        if entry.generation.is_none_or(|last| generation > last) || lifetime.is_zero() {
+            return false;
+        }
+        let lifetime = lifetime.min(LIFETIME);
+        let is_new = entry.registered_until.is_none();
+        if entry.sent.is_some_and(|(sent, _)| sent == generation) {
+            entry.sent = None;
+        }
+        entry.failures = 0;
+        entry.registered_until = Some(now + lifetime);
+        entry.due_by(now + lifetime / 2);
+        if is_new {
+            out.event(Event::Registered { coordinator: *peer });
+        }
+        true
+    }
+
+    /// A coordinator turned us down, or no longer coordinates; `false` if that is not about our last request.
+    pub(crate) fn rejected(
+        &mut self,
+        peer: &PeerId,
+        (generation, reason): (u64, RejectReason),
+        (now, rng): (Instant, &mut StdRng),
+        out: &mut Outbox,
+    ) -> bool {
+        let Some(entry) = self.entries.get_mut(peer) else { return false };
+        if entry.generation != Some(generation) {
+            return false;
+        }
+        let delay = match reason {
+            RejectReason::RateLimited | RejectReason::Full => backoff::delay(entry.failures, rng),
+            _ => UNWILLING_RETRY_DELAY,
+        };
+        entry.sent = None;
+        entry.registered_until = None;
+        entry.failures = entry.failures.saturating_add(1);
+        entry.due = Some(now + delay);
+        out.event(Event::RegistrationRejected { coordinator: *peer, reason });
+        true
+    }
+
+    /// Sends what is due and reports how things stand.
+    pub(crate) fn run(
+        &mut self,
+        identity: &Identity<'_>,
+        (network, links): (&LocalAddresses, &ControlStreams),
+        (now, rng): (Instant, &mut StdRng),
+        out: &mut Outbox,
+    ) {
+        for entry in self.entries.values_mut() {
+            if entry.registered_until.is_some_and(|at| at <= now) {
+                entry.registered_until = None;
+            }
+            if entry.sent.is_some_and(|(_, at)| at <= now) {
+                entry.sent = None;
+                entry.due_by(now + backoff::delay(entry.failures, rng));
+                entry.failures = entry.failures.saturating_add(1);
+            }
+            let Some(link) = entry.link else { continue };
+            if entry.due.is_none_or(|at| at > now) {
+                continue;
+            }
+            entry.due = None;
+            let loopback = links.get(link).is_some_and(|link| link.is_loopback());
+            let candidates = network.candidates_for(loopback);
+            self.generation += 1;
+            // Only a key that cannot sign fails here, and there is nothing to try again.
+            let Ok(registration) = Registration::sign(
+                identity.keypair,
+                self.generation,
+                LIFETIME,
+                identity.probe_key,
+                &candidates,
+                identity.nat.clone(),
+            ) else {
+                continue;
+            };
+            for gone in entry.announced.iter().filter(|c| !candidates.contains(c)) {
+                out.frame(link, Frame::RemoveAddress { sequence: gone.sequence });
+            }
+            for new in candidates.iter().filter(|c| !entry.announced.contains(c)) {
+                out.frame(link, Frame::AddAddress(*new));
+            }
+            entry.announced = candidates;
+            entry.generation = Some(self.generation);
+            entry.sent = Some((self.generation, now + self.patience));
+            out.frame(link, Frame::Register(registration));
+        }
+        self.report(now, out);
+    }
+
+    fn report(&mut self, now: Instant, out: &mut Outbox) {
+        let configured = self.entries.len();
+        let registered = self.entries.values().filter(|entry| entry.is_registered()).count();
+        if self.patient_until.is_some_and(|at| at <= now) {
+            self.patient_until = None;
+        }
+        let status = match registered {
+            _ if configured == 0 => None,
+            0 if self.patient_until.is_some() && self.status.is_none() => None,
+            0 => Some(RegistrationStatus::None { configured }),
+            _ if registered * 2 > configured => Some(RegistrationStatus::Majority { registered, configured }),
+            _ => Some(RegistrationStatus::Partial { registered, configured }),
+        };
+        if status != self.status {
+            self.status = status;
+            out.events.extend(status.map(Event::Registration));
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        let patience = self.patient_until.filter(|_| !self.entries.is_empty());
+        self.entries.values().flat_map(Entry::deadlines).chain(patience).min()
+    }
+}

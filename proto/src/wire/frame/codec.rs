@@ -1,0 +1,344 @@
+//! Frames to bytes, and how they are cut; [`decode`](super::decode) is the way back.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use super::{
+    DecodeError, Frame, ObserverOffer, PortPrediction, PunchMoved, PunchRequest, Registration, RejectReason,
+    decode::decode_body,
+    wire::{is_v6, peek_varint, put_address, put_bytes, put_ip, put_varint},
+};
+use crate::candidate::{Candidate, CandidateKind};
+
+/// Bytes of type and payload that a frame may have.
+pub const MAX_FRAME_LEN: usize = 16 * 1024;
+/// Candidates that one frame may carry.
+pub const MAX_FRAME_CANDIDATES: usize = 256;
+/// Datagrams that a first flight may have; it has at least one.
+pub const MAX_FIRST_FLIGHT_DATAGRAMS: usize = 2;
+/// Bytes that each datagram of a first flight may have.
+pub const MAX_FIRST_FLIGHT_DATAGRAM: usize = 1500;
+/// Bytes of a signature: that of the largest libp2p key, RSA with 8,192 bits.
+pub const MAX_SIGNATURE_LEN: usize = 1024;
+/// Bytes of a public key's protobuf encoding: that of RSA with 8,192 bits has 1,067.
+pub const MAX_PUBLIC_KEY_LEN: usize = 1200;
+/// Bytes of a NAT report.
+pub const MAX_NAT_REPORT_LEN: usize = 64;
+/// Ports of an offer to observe; it has at least one.
+pub const MAX_OBSERVER_PORTS: usize = 4;
+/// Addresses from which a filtering test may say that it has sent.
+pub const MAX_FILTER_SOURCES: usize = 4;
+/// The longest lifetime of a registration, one day.
+pub const MAX_REGISTRATION_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
+/// The longest lifetime of a request, five minutes.
+pub const MAX_PUNCH_LIFETIME: Duration = Duration::from_secs(300);
+
+/// Bytes of a [`PeerId`]: the identity multihash of a key of 42 bytes has 44, that of a SHA-256 34.
+pub(crate) const MAX_PEER_ID_LEN: usize = 64;
+
+pub(super) const OBSERVED_ADDRESS_V4: u64 = 0x9f81a6;
+pub(super) const OBSERVED_ADDRESS_V6: u64 = 0x9f81a7;
+pub(super) const ADD_ADDRESS_V4: u64 = 0x3d7e90;
+pub(super) const ADD_ADDRESS_V6: u64 = 0x3d7e91;
+pub(super) const PUNCH_ME_NOW_V4: u64 = 0x3d7e92;
+pub(super) const PUNCH_ME_NOW_V6: u64 = 0x3d7e93;
+pub(super) const REMOVE_ADDRESS: u64 = 0x3d7e94;
+pub(super) const PUNCH_ME_NOW: u64 = 0x3d7e95;
+pub(super) const PUNCH_ANSWER_V4: u64 = 0x3d7e96;
+pub(super) const PUNCH_ANSWER_V6: u64 = 0x3d7e97;
+pub(super) const PUNCH_ANSWER: u64 = 0x3d7e98;
+pub(super) const PUNCH_REJECTED: u64 = 0x3d7e99;
+pub(super) const REGISTER: u64 = 0x3d7e9a;
+pub(super) const REGISTERED: u64 = 0x3d7e9b;
+pub(super) const REGISTER_REJECTED: u64 = 0x3d7e9c;
+pub(super) const OBSERVER: u64 = 0x3d7e9d;
+pub(super) const PROBE_OBSERVED_V4: u64 = 0x3d7e9e;
+pub(super) const PROBE_OBSERVED_V6: u64 = 0x3d7e9f;
+pub(super) const PORT_PREDICTION: u64 = 0x3d7ea0;
+pub(super) const PUNCH_MOVED: u64 = 0x3d7ea8;
+pub(super) const FILTER_TEST: u64 = 0x3d7ea1;
+pub(super) const FILTER_TESTED: u64 = 0x3d7ea2;
+pub(super) const FILTERING_ASSIST_REQUEST: u64 = 0x3d7ea3;
+pub(super) const FILTERING_ASSIST_RESPONSE: u64 = 0x3d7ea4;
+pub(super) const OBSERVER_AT_V4: u64 = 0x3d7ea6;
+pub(super) const OBSERVER_AT_V6: u64 = 0x3d7ea7;
+
+pub(super) const FAMILY_V4: u64 = 4;
+pub(super) const FAMILY_V6: u64 = 6;
+
+/// Appends `frame` to `out`, with its length in front.
+///
+/// Never fails and never writes a frame above [`MAX_FRAME_LEN`]: of a list or byte string above its cap only the
+/// beginning is written, numbers above [`VARINT_MAX`](super::VARINT_MAX) and lifetimes above their maximum are
+/// written as that maximum, fractions of a second (registration) or of a millisecond (request) are dropped.
+/// An IPv4-mapped IPv6 address is written as IPv4; flow label and scope are not written. The caller sees to it that ports
+/// are not 0 and that no byte string or first flight is empty: a receiver refuses those. What
+/// [`PunchRequest::sign`] and [`Registration::sign`] let through always fits.
+pub fn encode(frame: &Frame, out: &mut BytesMut) {
+    let mut body = BytesMut::with_capacity(128);
+    encode_body(frame, &mut body);
+    put_varint(out, body.len() as u64);
+    out.put_slice(&body);
+}
+
+/// Takes the next frame off the front of `buffer`; `None` if more bytes are needed.
+///
+/// Frames of unknown type are taken off and skipped. A length above [`MAX_FRAME_LEN`] is refused as soon as it is
+/// read, so that a caller that reads only while the answer is `None` never buffers more than one frame and one read.
+///
+/// # Errors
+///
+/// Any breach of the format. What is left in `buffer` is of no use then: close the stream.
+pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
+    loop {
+        let Some((length, prefix)) = peek_varint(buffer) else { return Ok(None) };
+        let body = match usize::try_from(length) {
+            Ok(body) if body <= MAX_FRAME_LEN => body,
+            _ => return Err(DecodeError::FrameTooLong { length }),
+        };
+        if buffer.len() < prefix + body {
+            return Ok(None);
+        }
+        buffer.advance(prefix);
+        if let Some(frame) = decode_body(&buffer.split_to(body))? {
+            return Ok(Some(frame));
+        }
+    }
+}
+
+fn encode_body(frame: &Frame, out: &mut BytesMut) {
+    match frame {
+        Frame::ObservedAddress { sequence, address } => {
+            put_varint(out, if is_v6(*address) { OBSERVED_ADDRESS_V6 } else { OBSERVED_ADDRESS_V4 });
+            put_varint(out, *sequence);
+            put_address(out, *address);
+        }
+        Frame::AddAddress(candidate) => {
+            put_varint(out, if is_v6(candidate.address) { ADD_ADDRESS_V6 } else { ADD_ADDRESS_V4 });
+            put_candidate(out, candidate);
+        }
+        Frame::RemoveAddress { sequence } => {
+            put_varint(out, REMOVE_ADDRESS);
+            put_varint(out, *sequence);
+        }
+        Frame::Register(registration) => {
+            put_varint(out, REGISTER);
+            put_registration(out, registration);
+            put_nat(out, &registration.nat);
+        }
+        Frame::Registered { generation, lifetime } => {
+            put_varint(out, REGISTERED);
+            put_varint(out, *generation);
+            put_registration_lifetime(out, *lifetime);
+        }
+        Frame::RegisterRejected { generation, reason } => {
+            put_varint(out, REGISTER_REJECTED);
+            put_varint(out, *generation);
+            put_varint(out, reason_code(*reason));
+        }
+        Frame::PunchMeNow(punch) => {
+            put_observed(out, punch.observed, [PUNCH_ME_NOW, PUNCH_ME_NOW_V4, PUNCH_ME_NOW_V6]);
+            put_request(out, &punch.request);
+            put_first_flight(out, &punch.request.first_flight);
+            put_bytes(out, &punch.signature, MAX_SIGNATURE_LEN);
+            put_nat(out, &punch.request.nat);
+        }
+        Frame::PunchAnswer(answer) => {
+            put_observed(out, answer.observed, [PUNCH_ANSWER, PUNCH_ANSWER_V4, PUNCH_ANSWER_V6]);
+            out.put_slice(&answer.session.0);
+            put_varint(out, answer.round.into());
+            put_registration(out, &answer.registration);
+            put_candidates(out, answer.candidates.iter());
+            put_nat(out, &answer.registration.nat);
+        }
+        Frame::PunchRejected { session, round, reason } => {
+            put_varint(out, PUNCH_REJECTED);
+            out.put_slice(&session.0);
+            put_varint(out, (*round).into());
+            put_varint(out, reason_code(*reason));
+        }
+        Frame::Observer(offer) => put_offer(out, None, offer),
+        Frame::ObserverAt { ip, offer } => put_offer(out, Some(*ip), offer),
+        Frame::ProbeObserved { data, address } => {
+            put_varint(out, if is_v6(*address) { PROBE_OBSERVED_V6 } else { PROBE_OBSERVED_V4 });
+            out.put_slice(data);
+            put_address(out, *address);
+        }
+        Frame::PortPrediction(window) => put_window(out, window),
+        Frame::PunchMoved(moved) => put_moved(out, moved),
+        Frame::FilterTest { data, key } => put_test(out, FILTER_TEST, data, key),
+        Frame::FilterTested { data, rounds, sources } => put_tested(out, data, *rounds, sources),
+        Frame::FilteringAssistRequest { data, key, target } => {
+            put_test(out, FILTERING_ASSIST_REQUEST, data, key);
+            put_family(out, *target);
+        }
+        Frame::FilteringAssistResponse { data, rounds, source } => put_asked(out, data, *rounds, *source),
+    }
+}
+
+/// An offer to observe, at this IP address or at that of the connection.
+fn put_offer(out: &mut BytesMut, ip: Option<IpAddr>, offer: &ObserverOffer) {
+    match ip {
+        None => put_varint(out, OBSERVER),
+        Some(ip) => {
+            put_varint(out, if ip.to_canonical().is_ipv6() { OBSERVER_AT_V6 } else { OBSERVER_AT_V4 });
+            put_ip(out, ip);
+        }
+    }
+    let ports = offer.ports.get(..MAX_OBSERVER_PORTS).unwrap_or(&offer.ports);
+    put_varint(out, ports.len() as u64);
+    ports.iter().for_each(|port| out.put_u16(*port));
+    out.put_slice(&offer.token);
+    out.put_slice(&offer.key);
+}
+
+fn put_window(out: &mut BytesMut, window: &PortPrediction) {
+    put_varint(out, PORT_PREDICTION);
+    put_bytes(out, &window.peer.to_bytes(), MAX_PEER_ID_LEN);
+    out.put_slice(&window.session.0);
+    put_varint(out, window.round.into());
+    out.put_u16(window.port);
+    out.put_u16(window.step);
+    out.put_slice(&window.authenticator);
+}
+
+fn put_moved(out: &mut BytesMut, moved: &PunchMoved) {
+    put_varint(out, PUNCH_MOVED);
+    put_bytes(out, &moved.peer.to_bytes(), MAX_PEER_ID_LEN);
+    out.put_slice(&moved.session.0);
+    put_varint(out, moved.sequence.into());
+    put_candidates(out, moved.candidates.iter());
+    out.put_slice(&moved.authenticator);
+}
+
+/// The beginning of a frame that asks for the datagrams of a filtering test.
+fn put_test(out: &mut BytesMut, frame_type: u64, data: &[u8; 8], key: &[u8; 32]) {
+    put_varint(out, frame_type);
+    out.put_slice(data);
+    out.put_slice(key);
+}
+
+/// What another coordinator has sent for a filtering test, and from where.
+fn put_asked(out: &mut BytesMut, data: &[u8; 8], rounds: u8, source: Option<SocketAddr>) {
+    put_varint(out, FILTERING_ASSIST_RESPONSE);
+    out.put_slice(data);
+    out.put_u8(rounds);
+    source.iter().for_each(|source| put_family(out, *source));
+}
+
+/// What a filtering test has sent, and from where.
+fn put_tested(out: &mut BytesMut, data: &[u8; 8], rounds: u8, sources: &[SocketAddr]) {
+    put_varint(out, FILTER_TESTED);
+    out.put_slice(data);
+    out.put_u8(rounds);
+    let sources = sources.get(..MAX_FILTER_SOURCES).unwrap_or(sources);
+    put_varint(out, sources.len() as u64);
+    sources.iter().for_each(|source| put_family(out, *source));
+}
+
+/// The family, and the address.
+fn put_family(out: &mut BytesMut, address: SocketAddr) {
+    put_varint(out, if is_v6(address) { FAMILY_V6 } else { FAMILY_V4 });
+    put_address(out, address);
+}
+
+/// The NAT report that ends a frame; nothing if there is none.
+pub(super) fn put_nat(out: &mut BytesMut, report: &[u8]) {
+    if !report.is_empty() {
+        put_bytes(out, report, MAX_NAT_REPORT_LEN);
+    }
+}
+
+/// One of three types, and the address that the type says.
+fn put_observed(out: &mut BytesMut, observed: Option<SocketAddr>, [none, v4, v6]: [u64; 3]) {
+    match observed {
+        None => put_varint(out, none),
+        Some(address) => {
+            put_varint(out, if is_v6(address) { v6 } else { v4 });
+            put_address(out, address);
+        }
+    }
+}
+
+/// Sequence number, address and port as in the draft, then kind and priority.
+fn put_candidate(out: &mut BytesMut, candidate: &Candidate) {
+    put_varint(out, candidate.sequence);
+    put_address(out, candidate.address);
+    put_varint(out, kind_code(candidate.kind));
+    put_varint(out, candidate.priority.into());
+}
+
+/// The count, and every candidate after its address family.
+pub(super) fn put_candidates<'a>(
+    out: &mut BytesMut,
+    candidates: impl ExactSizeIterator<Item = &'a Candidate>,
+) {
+    let count = candidates.len().min(MAX_FRAME_CANDIDATES);
+    put_varint(out, count as u64);
+    for candidate in candidates.take(count) {
+        put_varint(out, if is_v6(candidate.address) { FAMILY_V6 } else { FAMILY_V4 });
+        put_candidate(out, candidate);
+    }
+}
+
+/// The fields of a request before its first flight.
+pub(super) fn put_request(out: &mut BytesMut, request: &PunchRequest) {
+    out.put_slice(&request.session.0);
+    put_varint(out, request.round.into());
+    put_bytes(out, &request.initiator, MAX_PUBLIC_KEY_LEN);
+    put_bytes(out, &request.responder.to_bytes(), MAX_PEER_ID_LEN);
+    let millis = request.lifetime.min(MAX_PUNCH_LIFETIME).as_millis();
+    put_varint(out, u64::try_from(millis).unwrap_or(super::VARINT_MAX));
+    out.put_slice(&request.probe_key);
+    put_candidates(out, request.candidates.iter());
+}
+
+/// The count, and every datagram after its length.
+pub(super) fn put_first_flight(out: &mut BytesMut, datagrams: &[Bytes]) {
+    let count = datagrams.len().min(MAX_FIRST_FLIGHT_DATAGRAMS);
+    put_varint(out, count as u64);
+    for datagram in datagrams.iter().take(count) {
+        put_bytes(out, datagram, MAX_FIRST_FLIGHT_DATAGRAM);
+    }
+}
+
+/// Whole seconds.
+pub(super) fn put_registration_lifetime(out: &mut BytesMut, lifetime: Duration) {
+    put_varint(out, lifetime.min(MAX_REGISTRATION_LIFETIME).as_secs());
+}
+
+fn put_registration(out: &mut BytesMut, registration: &Registration) {
+    put_bytes(out, &registration.peer, MAX_PUBLIC_KEY_LEN);
+    put_varint(out, registration.generation);
+    put_registration_lifetime(out, registration.lifetime);
+    out.put_slice(&registration.probe_key);
+    put_bytes(out, &registration.signature, MAX_SIGNATURE_LEN);
+}
+
+fn kind_code(kind: CandidateKind) -> u64 {
+    match kind {
+        CandidateKind::Host => 0,
+        CandidateKind::ServerReflexive => 1,
+        CandidateKind::PeerReflexive => 2,
+        CandidateKind::Predicted => 3,
+        CandidateKind::PortMapped => 4,
+        CandidateKind::Relayed => 5,
+    }
+}
+
+fn reason_code(reason: RejectReason) -> u64 {
+    match reason {
+        RejectReason::NotConnected => 1,
+        RejectReason::RateLimited => 2,
+        RejectReason::NotWilling => 3,
+        RejectReason::Expired => 4,
+        RejectReason::Unsupported => 5,
+        RejectReason::Full => 6,
+        RejectReason::Malformed => 7,
+        RejectReason::Superseded => 8,
+    }
+}

@@ -1,0 +1,274 @@
+//! The frames of the control protocol `/libp2p-punch/1.0.0`.
+//!
+//! `docs/protocol.md` specifies every byte.
+
+mod codec;
+mod decode;
+mod signed;
+#[cfg(test)]
+mod tests;
+pub(crate) mod wire;
+
+#[cfg(test)]
+pub(crate) use codec::MAX_PEER_ID_LEN;
+pub use codec::{
+    MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES,
+    MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME,
+    MAX_REGISTRATION_LIFETIME, MAX_SIGNATURE_LEN, decode, encode,
+};
+pub use signed::{SignError, VerifyError};
+pub use wire::{DecodeError, VARINT_MAX};
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use libp2p_identity::PeerId;
+
+use crate::{SessionId, candidate::Candidate};
+
+/// One frame of the control stream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Frame {
+    /// The address at which the sender sees the receiver (draft-ietf-quic-address-discovery).
+    ObservedAddress {
+        /// Grows with every observation on this stream; an older one is ignored.
+        sequence: u64,
+        /// What was seen.
+        address: SocketAddr,
+    },
+    /// A candidate of the sender (draft-seemann-quic-nat-traversal).
+    AddAddress(Candidate),
+    /// The candidate of this sequence number is gone.
+    RemoveAddress {
+        /// [`Candidate::sequence`] of an earlier `AddAddress`.
+        sequence: u64,
+    },
+    /// Asks the receiver to coordinate: commits the candidates announced so far on this stream.
+    Register(Registration),
+    /// The receiver of [`Frame::Register`] coordinates for its sender.
+    Registered {
+        /// [`Registration::generation`] of the request.
+        generation: u64,
+        /// After this time without another `Register` the registration ends. At most what was asked for.
+        lifetime: Duration,
+    },
+    /// The receiver of [`Frame::Register`] does not coordinate for its sender.
+    RegisterRejected {
+        /// [`Registration::generation`] of the request.
+        generation: u64,
+        /// Why.
+        reason: RejectReason,
+    },
+    /// Initiator to coordinator, and coordinator to responder: open your NAT now.
+    PunchMeNow(Box<PunchMeNow>),
+    /// Coordinator to initiator, at once: where the responder may be reached.
+    PunchAnswer(Box<PunchAnswer>),
+    /// Coordinator or responder to initiator (through the coordinator): no.
+    PunchRejected {
+        /// The session that ends.
+        session: SessionId,
+        /// [`PunchRequest::round`] of the request.
+        round: u32,
+        /// Why.
+        reason: RejectReason,
+    },
+    /// Coordinator to client: ask these ports where you come from.
+    Observer(ObserverOffer),
+    /// Coordinator to client: ask these ports of another IP address of mine, over the address family that this connection
+    /// does not use.
+    ObserverAt {
+        /// The IP address.
+        ip: IpAddr,
+        /// The ports there. Token and key are as in [`Frame::Observer`].
+        offer: ObserverOffer,
+    },
+    /// Coordinator to client: where a request to an observer came from.
+    ProbeObserved {
+        /// That of the request.
+        data: [u8; 8],
+        /// Its source address.
+        address: SocketAddr,
+    },
+    /// One peer of a session to the other, through the coordinator: my NAT has just given this port.
+    PortPrediction(Box<PortPrediction>),
+    /// One peer of a connected session to the other, through a coordinator: I am here now.
+    PunchMoved(Box<PunchMoved>),
+    /// Client to coordinator: send a few small datagrams to the address of this connection, so that I see which of them
+    /// my NAT lets in.
+    FilterTest {
+        /// Names the test, in the datagrams too.
+        data: [u8; 8],
+        /// Authenticates the datagrams.
+        key: [u8; 32],
+    },
+    /// Coordinator to client: all datagrams of a filtering test have been sent.
+    FilterTested {
+        /// That of the request.
+        data: [u8; 8],
+        /// How many were sent from each source, and from the address of the connection; 0 if there was no test.
+        rounds: u8,
+        /// The sender's own addresses from which they were sent, beside the address of the connection.
+        sources: Vec<SocketAddr>,
+    },
+    /// Coordinator to coordinator: send the datagrams of a client's test from an address of yours.
+    FilteringAssistRequest {
+        /// That of the client's request.
+        data: [u8; 8],
+        /// That of the client's request.
+        key: [u8; 32],
+        /// Where the client's connection ends.
+        target: SocketAddr,
+    },
+    /// Coordinator to coordinator: all datagrams that you asked for have been sent.
+    FilteringAssistResponse {
+        /// That of the request.
+        data: [u8; 8],
+        /// How many were sent; 0 if none will be.
+        rounds: u8,
+        /// The sender's own address from which they were sent, as it knows it itself; `None` if none were.
+        source: Option<SocketAddr>,
+    },
+}
+
+/// Further ports of a coordinator that tell a client its address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ObserverOffer {
+    /// UDP ports, at least one: at the IP address at which the client reached the coordinator, unless the frame names another.
+    pub ports: Vec<u16>,
+    /// Names the client in its requests.
+    pub token: [u8; 8],
+    /// Authenticates its requests.
+    pub key: [u8; 32],
+}
+
+/// Where in its sequence the NAT of one peer is; or, without a port, whether that peer's search waits for its turn or begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortPrediction {
+    /// To the coordinator: the peer that it is for. From the coordinator: the peer that it is from.
+    pub peer: PeerId,
+    /// The session.
+    pub session: SessionId,
+    /// [`PunchRequest::round`] of the attempt.
+    pub round: u32,
+    /// The external port of the newest mapping; 0 if this is about the turn of a search.
+    pub port: u16,
+    /// From one mapping to the next. Without a port: 0 if the search waits, 1 if it begins.
+    pub step: u16,
+    /// By the probe keys of the session, so that the coordinator cannot make it up.
+    pub authenticator: [u8; 16],
+}
+
+/// Where one peer of a connected session is now that its address has changed: the other must send there before its own NAT
+/// lets anything in from there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PunchMoved {
+    /// To the coordinator: the peer that it is for. From the coordinator: the peer that it is from.
+    pub peer: PeerId,
+    /// The session.
+    pub session: SessionId,
+    /// Grows with every such frame of the sender in this session; the first has 1.
+    pub sequence: u32,
+    /// Where the sender may be reached.
+    pub candidates: Vec<Candidate>,
+    /// By the probe keys of the session, so that the coordinator cannot make it up.
+    pub authenticator: [u8; 16],
+}
+
+/// What a peer's coordinator knows of it, signed by the peer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Registration {
+    /// Public key of the peer, as libp2p encodes it (protobuf). A [`PeerId`] gives the key only where the key is
+    /// short (Ed25519, secp256k1), and the coordinator must hand the key of any peer to initiators.
+    pub peer: Bytes,
+    /// Grows with every registration of this peer.
+    pub generation: u64,
+    /// How long the registration shall last, in whole seconds on the wire.
+    pub lifetime: Duration,
+    /// X25519 public key from which initiators derive the probe keys.
+    pub probe_key: [u8; 32],
+    /// What the peer knows of its NAT, see [`NatProfile`](crate::nat::strategy::NatProfile); empty if nothing.
+    pub nat: Bytes,
+    /// Signature of the peer's identity key over peer, generation, lifetime, probe key, candidates and NAT report.
+    pub signature: Bytes,
+}
+
+/// A wish of one peer to reach another.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PunchMeNow {
+    /// The part that speaks for the initiator.
+    pub request: PunchRequest,
+    /// Signature of the initiator's identity key over the request.
+    pub signature: Bytes,
+    /// The address at which the coordinator sees the initiator. Set by the coordinator, in its own name.
+    pub observed: Option<SocketAddr>,
+}
+
+/// The part of [`PunchMeNow`] that the initiator signs.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PunchRequest {
+    /// Names the session.
+    pub session: SessionId,
+    /// The attempt, from 0.
+    pub round: u32,
+    /// Public key of the initiator, as libp2p encodes it (protobuf).
+    pub initiator: Bytes,
+    /// Whom it wants to reach.
+    pub responder: PeerId,
+    /// How long the request is worth following, in whole milliseconds on the wire.
+    pub lifetime: Duration,
+    /// X25519 public key of this session, from which the responder derives the probe keys.
+    pub probe_key: [u8; 32],
+    /// Where the initiator may be reached.
+    pub candidates: Vec<Candidate>,
+    /// What the initiator knows of its NAT, see [`NatProfile`](crate::nat::strategy::NatProfile); empty if nothing.
+    pub nat: Bytes,
+    /// The initiator's first QUIC flight: one or two datagrams.
+    pub first_flight: Vec<Bytes>,
+}
+
+/// What the coordinator answers to [`PunchMeNow`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PunchAnswer {
+    /// The session that it answers.
+    pub session: SessionId,
+    /// [`PunchRequest::round`] of the request.
+    pub round: u32,
+    /// The responder's registration, with its key and its signature.
+    pub registration: Registration,
+    /// The candidates that the registration commits.
+    pub candidates: Vec<Candidate>,
+    /// The address at which the coordinator sees the responder. The coordinator's own word.
+    pub observed: Option<SocketAddr>,
+}
+
+/// Why a request was turned down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+pub enum RejectReason {
+    /// The coordinator does not know the responder, or has no connection to it.
+    #[error("the peer is not connected to the coordinator")]
+    NotConnected,
+    /// Too many requests; try again later.
+    #[error("rate-limited, try again later")]
+    RateLimited,
+    /// The receiver does not do this for others, or does not accept connections.
+    #[error("not willing")]
+    NotWilling,
+    /// The request came too late.
+    #[error("the request came too late")]
+    Expired,
+    /// The receiver cannot do what was asked.
+    #[error("not supported")]
+    Unsupported,
+    /// A cap on registrations or sessions is reached.
+    #[error("a cap on registrations or sessions is reached")]
+    Full,
+    /// A signature or a field is wrong.
+    #[error("a signature or a field is wrong")]
+    Malformed,
+    /// The other peer's own session to us goes on instead.
+    #[error("the other peer's own session goes on instead")]
+    Superseded,
+}
