@@ -3,6 +3,8 @@
 //! Besides criterion's figures it prints the memory of sessions, as the growth of the resident set
 //! (Linux).
 
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test is a caller")]
+
 use std::{
     hint::black_box,
     time::{Duration, Instant},

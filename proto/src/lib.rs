@@ -5,6 +5,7 @@
 //! whatever can be decided without I/O can be simulated: ten thousand sessions in a second.
 
 #![forbid(unsafe_code)]
+#![cfg_attr(test, allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test is a caller"))]
 
 pub mod address_policy;
 mod backoff;

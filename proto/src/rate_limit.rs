@@ -250,8 +250,7 @@ impl<K: Ord + Clone, V> Recent<K, V> {
     }
 
     #[cfg(test)]
-    /// Returns the number of entries.
-    pub fn len(&self) -> usize {
+    fn len(&self) -> usize {
         self.entries.len()
     }
 }

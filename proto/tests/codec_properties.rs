@@ -1,5 +1,7 @@
 //! What must hold for all frames, all probes and all bytes.
 
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test is a caller")]
+
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,

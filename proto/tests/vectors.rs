@@ -1,5 +1,7 @@
 //! The test vectors of `docs/protocol.md`, encoded and decoded.
 
+#![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test is a caller")]
+
 use std::{collections::BTreeMap, fmt::Debug, net::SocketAddr, str::FromStr, time::Duration};
 
 use bytes::{Bytes, BytesMut};

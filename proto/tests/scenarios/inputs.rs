@@ -58,8 +58,8 @@ proptest! {
 }
 
 #[test]
-fn the_corpus_of_the_fuzz_target_agent_still_passes() {
-    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("fuzz/corpus/endpoint");
+fn the_corpus_of_the_fuzz_target_endpoint_still_passes() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/endpoint");
     let mut count = 0;
     for entry in fs::read_dir(folder).unwrap() {
         let (role, inputs) = inputs_of(&fs::read(entry.unwrap().path()).unwrap());

@@ -1,4 +1,4 @@
-//! An endpoint under inputs in any order: the state machine of the protocol, as `tests/agent_scenarios/inputs.rs` and the fuzz target
+//! An endpoint under inputs in any order: the state machine of the protocol, as `proto/tests/scenarios/inputs.rs` and the fuzz target
 //! `endpoint` drive it.
 
 use std::{

@@ -1,6 +1,6 @@
 #![no_main]
 
-#[path = "../../tests/agent_scenarios/rig.rs"]
+#[path = "../../proto/tests/scenarios/rig.rs"]
 mod rig;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
