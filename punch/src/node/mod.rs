@@ -383,14 +383,16 @@ impl Node {
         }
         let is_relayed = endpoint.is_relayed();
         let path = self.selected_paths.get(&peer).filter(|_| !is_relayed).copied().map(udp_address);
+        let stats = self.stats.of_peer(&peer).pop().filter(|_| !is_relayed);
+        let origin = stats.as_ref().map(|stats| stats.through);
+        // The address of the endpoint may be the one that the library offered for the dial. The transport knows the real one.
         let address = match endpoint {
-            ConnectedPoint::Listener { local_addr, .. } if is_relayed => local_addr,
-            _ => endpoint.get_remote_address(),
+            ConnectedPoint::Listener { local_addr, .. } if is_relayed => Some(local_addr.clone()),
+            _ if is_relayed => Some(endpoint.get_remote_address().clone()),
+            _ => stats.and_then(|stats| stats.remote),
         };
-        match path.or_else(|| udp_part(address)) {
+        match path.or_else(|| udp_part(&address?)) {
             Some(remote) => {
-                let origin = self.stats.of_peer(&peer).last().map(|stats| stats.through);
-                let origin = origin.filter(|_| !is_relayed);
                 self.emit(NodeEvent::Connected(Connection { peer, is_relayed, origin, remote, elapsed }));
             }
             None => {
