@@ -43,7 +43,7 @@ enum News {
 impl Endpoint {
     /// Begins a session with `peer` for a dial, or joins the one that has no connection yet, whoever began it. Coordinators are
     /// asked again for a peer that they do not know, until the dial is [`cancelled`](Self::cancel) or
-    /// [`Config::lookup_timeout`](crate::Config::lookup_timeout) has passed.
+    /// [`Config::lookup_timeout`](crate::config::Config::lookup_timeout) has passed.
     ///
     /// # Errors
     ///
