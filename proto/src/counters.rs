@@ -9,11 +9,13 @@ use std::time::Duration;
 pub struct Counters {
     /// Attempts begun, as either role.
     pub attempts: u64,
-    /// Attempts that ended in a QUIC connection.
+    /// Attempts that ended in a QUIC connection that the swarms of both sides kept.
     pub successes: u64,
     /// Attempts that did not.
     pub failures: u64,
-    /// Attempts under way.
+    /// Failures after the QUIC handshake: the swarm of either side denied the connection. `failures` counts them, too.
+    pub denied: u64,
+    /// Attempts under way. An attempt whose connection is younger than [`PROBATION`](crate::endpoint::PROBATION) is one.
     pub in_flight: u64,
     /// Answers of coordinators received by us as an initiator.
     pub coordinations: u64,

@@ -201,7 +201,7 @@ pub enum Event {
         /// Sockets that are opened for it.
         sockets: usize,
     },
-    /// A session ended in a QUIC connection.
+    /// A session ended in a QUIC connection. The swarm of either side may still deny it ([`Denied`](Event::Denied)).
     Connected {
         /// The other peer.
         peer: PeerId,
@@ -225,6 +225,14 @@ pub enum Event {
         reason: FailureReason,
         /// Since the session began.
         elapsed: Duration,
+    },
+    /// The connection of a session was denied after [`Connected`](Event::Connected): the swarm of either side did not take it,
+    /// because of a limit, a block list or another behaviour, or because nothing waited for it any more.
+    Denied {
+        /// The other peer.
+        peer: PeerId,
+        /// Our part.
+        role: SessionRole,
     },
     /// The peer of a connected session is heard through a coordinator, and no path to it works any more. The connection is closed,
     /// and the side that dialed dials again.

@@ -188,7 +188,8 @@ impl Driver {
             PathNotice::Silent { flow } => self.endpoint.handle_silent(flow, now),
             PathNotice::Quiet { flow } => self.endpoint.handle_quiet(flow, now),
             PathNotice::Sockets { pool, sockets } => self.endpoint.handle_sockets_opened(pool, &sockets, now),
-            PathNotice::Closed { flow } => self.endpoint.handle_closed(flow, now),
+            PathNotice::Closed { flow, denied: true } => self.endpoint.handle_denied(flow, now),
+            PathNotice::Closed { flow, denied: false } => self.endpoint.handle_closed(flow, now),
         }
     }
 

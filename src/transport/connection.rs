@@ -159,6 +159,8 @@ impl StreamMuxer for Connection {
 
     fn poll_inbound(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<Stream, Error>> {
         let this = &mut *self;
+        // A swarm looks for streams on a connection once all of its behaviours have accepted it.
+        this.session.iter().for_each(FlowGuard::take);
         let inbound = this.inbound.get_or_insert_with(|| {
             let connection = this.live.connection.clone();
             async move { connection.accept_bi().await }.boxed()

@@ -5,6 +5,7 @@ use std::time::Duration;
 use futures::{StreamExt, stream::FuturesUnordered};
 use libp2p::{Swarm, swarm::SwarmEvent};
 use libp2p_punch::{Behaviour, Event};
+use libp2p_punch_proto::endpoint::PROBATION;
 use libp2p_punch_sim::World;
 use tokio::time::{Instant, timeout};
 
@@ -46,6 +47,9 @@ fn a_thousand_sessions_at_once_all_end_direct() {
                 })
                 .await;
             }
+            // A connection counts once no swarm can deny it any more.
+            let never = until(&mut dialer, |_| None::<()>);
+            assert!(timeout(2 * PROBATION, never).await.is_err());
             let counters = dialer.behaviour().counters();
             assert_eq!(counters.attempts, counters.successes, "{counters:?}");
             connected

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
     core::{Endpoint, transport::PortUse},
@@ -21,7 +22,7 @@ use libp2p_punch::{Behaviour, Event};
 use libp2p_punch_sim::World;
 
 use crate::{
-    network::{Site, client, on_paused_time, run, until},
+    network::{Site, client, keypair, on_paused_time, run, until},
     relaying::{self, Peer, Seen, peer, peer_with_idle_timeout, relayed_swarm, reserved, see, serve, watch},
 };
 
@@ -36,6 +37,11 @@ struct OnePerPeer(BTreeMap<PeerId, BTreeSet<ConnectionId>>);
 struct IsConnected;
 
 impl OnePerPeer {
+    /// As if the peer was connected: every connection to it is denied.
+    fn connected_to(peer: PeerId) -> Self {
+        Self(BTreeMap::from([(peer, BTreeSet::from([ConnectionId::new_unchecked(usize::MAX)]))]))
+    }
+
     fn admit(&self, peer: &PeerId) -> Result<dummy::ConnectionHandler, ConnectionDenied> {
         match self.0.get(peer).is_some_and(|connections| !connections.is_empty()) {
             true => Err(ConnectionDenied::new(IsConnected)),
@@ -171,6 +177,108 @@ fn a_peer_that_denies_the_direct_connection_is_tried_ever_less_often() {
         count(&seen, |seen| matches!(seen, Seen::Closed { .. })),
     ];
     assert_eq!(opened, closed, "the relayed connection stays: {seen:#?}");
+}
+
+/// Whose swarm denies the connection of a session, if any does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum DeniedBy {
+    Dialer,
+    Listener,
+    Nobody,
+}
+
+/// A peer of a dial, and the events of its `Behaviour`.
+struct Side {
+    swarm: Swarm<Limited>,
+    events: Vec<Event>,
+}
+
+impl Side {
+    fn new(world: &World, number: u8, coordinator: &Multiaddr, limit: OnePerPeer) -> Self {
+        let host = Site::EIM_APDF.host(world, number, 0.0);
+        let behaviour = |punch, relay, _: &_| Limited { limit, punch, relay };
+        Self { swarm: relayed_swarm(&host, number, client(coordinator), behaviour), events: Vec::new() }
+    }
+
+    fn peer(&self) -> PeerId {
+        *self.swarm.local_peer_id()
+    }
+
+    async fn run_for(&mut self, duration: Duration) {
+        let events = &mut self.events;
+        let endless = async {
+            loop {
+                if let SwarmEvent::Behaviour(LimitedEvent::Punch(event)) = self.swarm.select_next_some().await
+                {
+                    events.push(event);
+                }
+            }
+        };
+        let _: Result<Infallible, _> = tokio::time::timeout(duration, endless).await;
+    }
+
+    fn count(&self, wanted: impl Fn(&Event) -> bool) -> usize {
+        self.events.iter().filter(|event| wanted(event)).count()
+    }
+
+    /// Attempts, successes, failures, failures by denial, and attempts under way.
+    fn outcomes(&self) -> [u64; 5] {
+        let counters = self.swarm.behaviour().punch.counters();
+        [counters.attempts, counters.successes, counters.failures, counters.denied, counters.in_flight]
+    }
+}
+
+/// A dial that connects within a second, after which the dialer disconnects if `is_short`, and five seconds more.
+fn dialed(by: DeniedBy, is_short: bool) -> [Side; 2] {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, coordinator, _) = relaying::relay(&world, 254);
+        let listener = keypair(2).public().to_peer_id();
+        let limit = |is_denied: bool, peer| match is_denied {
+            true => OnePerPeer::connected_to(peer),
+            false => OnePerPeer::default(),
+        };
+        let mut dialer = Side::new(&world, 1, &coordinator, limit(by == DeniedBy::Dialer, listener));
+        let mut listener = Side::new(&world, 2, &coordinator, limit(by == DeniedBy::Listener, dialer.peer()));
+        let both = async |[dialer, listener]: [&mut Side; 2], seconds| {
+            let duration = Duration::from_secs(seconds);
+            tokio::join!(dialer.run_for(duration), listener.run_for(duration));
+        };
+        both([&mut dialer, &mut listener], 5).await;
+        dialer.swarm.dial(listener.peer()).expect("not dialed yet");
+        both([&mut dialer, &mut listener], 1).await;
+        if is_short {
+            dialer.swarm.disconnect_peer_id(listener.peer()).expect("it is connected");
+        }
+        both([&mut dialer, &mut listener], 5).await;
+        [dialer, listener]
+    })
+}
+
+#[test]
+fn a_session_whose_connection_the_swarm_of_either_side_denies_is_a_failure_on_both_sides() {
+    for by in [DeniedBy::Dialer, DeniedBy::Listener] {
+        for side in dialed(by, false) {
+            let events = &side.events;
+            assert_eq!(
+                side.count(|event| matches!(event, Event::Connected { .. })),
+                1,
+                "{by:?}: {events:#?}"
+            );
+            assert_eq!(side.outcomes(), [1, 0, 1, 1, 0], "{by:?}");
+            assert_eq!(side.count(|event| matches!(event, Event::Denied { .. })), 1, "{by:?}: {events:#?}");
+        }
+    }
+}
+
+#[test]
+fn a_session_whose_connection_is_used_is_a_success_however_soon_it_ends() {
+    for is_short in [false, true] {
+        for side in dialed(DeniedBy::Nobody, is_short) {
+            assert_eq!(side.outcomes(), [1, 1, 0, 0, 0], "short: {is_short}");
+            assert_eq!(side.count(|event| matches!(event, Event::Denied { .. })), 0, "short: {is_short}");
+        }
+    }
 }
 
 #[test]

@@ -10,7 +10,7 @@ use crate::{
     command::Command,
     event::{Event, FailureReason, Phase, SessionRole},
     nat::strategy::strategy,
-    session::{Contact, Key, Session},
+    session::{AttemptState, Contact, Key, Session},
     wire::frame::RejectReason,
 };
 
@@ -19,14 +19,14 @@ impl Endpoint {
     /// nobody may have said anything: an initiator may hear the responder before its coordinator answers.
     pub fn handle_established(&mut self, flow: VirtualConnectionId, path: Path, now: Instant) {
         let Some(key) = self.sessions.of_flow(flow) else { return };
-        let Some(session) = self.sessions.get(key).filter(|session| session.in_flight) else { return };
+        let Some(session) = self.sessions.get(key).filter(|session| session.is_in_flight()) else { return };
         let (peer, role, elapsed) =
             (session.peer, session.role, now.saturating_duration_since(session.started));
         let path = session.checklist.as_ref().and_then(|checklist| checklist.likeliest()).unwrap_or(path);
         let kind = session.kind_of(path);
         self.gate.acquaint(peer, now);
         self.enter(key, Phase::Connected, now);
-        self.end_attempt(key, true);
+        self.begin_probation(key);
         self.give_flight_back(key);
         if let Some(session) = self.sessions.get_mut(key) {
             match session.checklist {
@@ -55,12 +55,24 @@ impl Endpoint {
         let Some(key) = self.sessions.of_flow(flow) else { return };
         self.sessions.set_flow(key, None);
         if self.sessions.get(key).is_some_and(Session::is_connected) {
+            self.end_probation(key, true);
             self.end_search(key);
             self.release_sockets(key);
             self.sessions.remove(key);
         } else {
             self.fail(key, FailureReason::Handshake, now);
         }
+    }
+
+    /// As [`handle_closed`](Self::handle_closed), for a connection that the swarm of either side did not take.
+    pub fn handle_denied(&mut self, flow: VirtualConnectionId, now: Instant) {
+        if let Some(key) = self.sessions.of_flow(flow)
+            && let Some((peer, role)) = self.session_of(flow)
+            && self.end_probation(key, false)
+        {
+            self.out.event(Event::Denied { peer, role });
+        }
+        self.handle_closed(flow, now);
     }
 
     /// Nobody here wants a connection to `peer` any more. A session that the peer asked for goes on.
@@ -118,9 +130,9 @@ impl Endpoint {
 
     pub(super) fn begin_attempt(&mut self, key: Key) {
         if let Some(session) = self.sessions.get_mut(key)
-            && !session.in_flight
+            && session.attempt_state == AttemptState::None
         {
-            session.in_flight = true;
+            session.attempt_state = AttemptState::InFlight;
             self.out.counters.attempts += 1;
             self.out.counters.in_flight += 1;
             if session.role == SessionRole::Responder {
@@ -129,25 +141,51 @@ impl Endpoint {
         }
     }
 
-    pub(super) fn end_attempt(&mut self, key: Key, success: bool) {
-        if let Some(session) = self.sessions.get_mut(key)
-            && session.in_flight
-        {
-            session.in_flight = false;
-            self.out.counters.in_flight -= 1;
-            match success {
-                true => self.out.counters.successes += 1,
-                false => self.out.counters.failures += 1,
-            }
-            if session.role == SessionRole::Responder {
-                self.gate.leave(session.asked_from.as_deref(), key);
-            }
+    /// Returns true if an attempt was under way. Its outcome remains to be counted.
+    fn end_attempt(&mut self, key: Key) -> bool {
+        let Some(session) = self.sessions.get_mut(key).filter(|session| session.is_in_flight()) else {
+            return false;
+        };
+        session.attempt_state = AttemptState::None;
+        if session.role == SessionRole::Responder {
+            self.gate.leave(session.asked_from.as_deref(), key);
         }
+        true
+    }
+
+    /// The attempt led to a connection. Its outcome is counted once it is known whether both swarms keep the connection.
+    fn begin_probation(&mut self, key: Key) {
+        if self.end_attempt(key)
+            && let Some(session) = self.sessions.get_mut(key)
+        {
+            session.attempt_state = AttemptState::Probation;
+        }
+    }
+
+    /// Counts the outcome of a connection. Returns false if it was counted before.
+    fn end_probation(&mut self, key: Key, is_kept: bool) -> bool {
+        let Some(session) = self.sessions.get_mut(key) else { return false };
+        if session.attempt_state != AttemptState::Probation {
+            return false;
+        }
+        session.attempt_state = AttemptState::None;
+        let counters = &mut self.out.counters;
+        counters.in_flight -= 1;
+        if is_kept {
+            counters.successes += 1;
+        } else {
+            counters.failures += 1;
+            counters.denied += 1;
+        }
+        true
     }
 
     /// Ends the attempt under way without a connection, and leaves nothing of it.
     pub(super) fn abandon_attempt(&mut self, key: Key) {
-        self.end_attempt(key, false);
+        if self.end_attempt(key) {
+            self.out.counters.in_flight -= 1;
+            self.out.counters.failures += 1;
+        }
         self.end_search(key);
         self.abandon_sockets(key);
         if let Some(flow) = self.sessions.get(key).and_then(|session| session.flow) {
@@ -241,6 +279,14 @@ impl Endpoint {
 
     /// A deadline of the session has come: that of its phase, of its backoff, or of a probe.
     pub(super) fn session_timeout(&mut self, key: Key, now: Instant) {
+        let is_proved = |session: &&Session| session.probation_end().is_some_and(|at| at <= now);
+        if self.sessions.get(key).filter(is_proved).is_some() {
+            self.end_probation(key, true);
+            self.sessions.reschedule(key);
+            if !self.sessions.is_due(key, now) {
+                return;
+            }
+        }
         let Some(session) = self.sessions.get(key) else { return };
         if session.deadline.is_none_or(|at| at > now) {
             return self.poll_session(key, now);

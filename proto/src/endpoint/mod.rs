@@ -7,7 +7,8 @@
 //! [`handle_timeout`](Endpoint::handle_timeout). The same inputs at the same times with the same seed give the same outputs.
 //!
 //! A session that has begun ends in exactly one [`Event::Connected`] or one [`Event::Failed`]. After `Failed` nothing
-//! is left of it here; after `Connected` it stays until [`handle_closed`](Endpoint::handle_closed) of its flow.
+//! is left of it here; after `Connected` it stays until [`handle_closed`](Endpoint::handle_closed) of its flow, or
+//! [`handle_denied`](Endpoint::handle_denied), which [`Event::Denied`] reports.
 
 mod assisting;
 mod binding_lifetime;
@@ -32,7 +33,6 @@ use std::{
 use libp2p_identity::{Keypair, PeerId};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-pub use crate::outbox::Transmit;
 use crate::{
     ControlStreamId, Path, SocketId, VirtualConnectionId,
     address_policy::{Scope, scope},
@@ -57,6 +57,7 @@ use crate::{
     session::{Session, Table, checklist::MAX_FORMED, port_search::SearchBudget, renewal::Renewals},
     wire::{frame::Frame, keys::ProbeSecret},
 };
+pub use crate::{outbox::Transmit, session::PROBATION};
 use filtering::Reporting;
 #[cfg(test)]
 pub(crate) use responder::ACQUAINTED_PLACES;

@@ -356,7 +356,7 @@ impl Endpoint {
             }
         }
         let is_responding =
-            pending.is_some_and(|session| session.role == SessionRole::Responder && session.in_flight);
+            pending.is_some_and(|session| session.role == SessionRole::Responder && session.is_in_flight());
         let is_wanted = pending.is_some_and(|session| session.wanted);
         let connected = self
             .sessions

@@ -33,6 +33,9 @@ use crate::{
     },
 };
 
+/// A connection of this age was not denied by the other side's swarm, which takes a round trip.
+pub const PROBATION: Duration = Duration::from_secs(2);
+
 /// Names a session inside the endpoint. The name on the wire is of the initiator's choosing, and so not one to rely on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Key(u64);
@@ -171,6 +174,17 @@ impl RemoteCandidate {
     }
 }
 
+/// An attempt whose outcome is not counted yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum AttemptState {
+    /// There is none: the session rests, or its outcome is counted.
+    None,
+    /// The attempt has not led to a connection yet.
+    InFlight,
+    /// The attempt has led to a connection, which a swarm may deny.
+    Probation,
+}
+
 #[derive(Debug)]
 pub(crate) struct Session {
     pub(crate) peer: PeerId,
@@ -188,8 +202,7 @@ pub(crate) struct Session {
     pub(crate) phase: Phase,
     pub(crate) phase_since: Instant,
     pub(crate) started: Instant,
-    /// An attempt is under way, and counted as such.
-    pub(crate) in_flight: bool,
+    pub(crate) attempt_state: AttemptState,
     /// When the phase is over, or the backoff between two attempts.
     pub(crate) deadline: Option<Instant>,
     pub(crate) flow: Option<VirtualConnectionId>,
@@ -236,7 +249,7 @@ impl Session {
             phase,
             phase_since: now,
             started: now,
-            in_flight: false,
+            attempt_state: AttemptState::None,
             deadline: None,
             flow: None,
             opening: None,
@@ -267,8 +280,18 @@ impl Session {
         self.earlier.get_or_insert_with(Box::default)
     }
 
+    /// Returns true if an attempt has not led to a connection yet, and has not failed.
+    pub(crate) fn is_in_flight(&self) -> bool {
+        self.attempt_state == AttemptState::InFlight
+    }
+
     pub(crate) fn is_connected(&self) -> bool {
         self.phase == Phase::Connected
+    }
+
+    /// When the attempt that led to the connection counts as a success, unless a swarm denies the connection before.
+    pub(crate) fn probation_end(&self) -> Option<Instant> {
+        (self.attempt_state == AttemptState::Probation).then(|| self.phase_since + PROBATION)
     }
 
     /// The path that carries the connection.
@@ -309,7 +332,7 @@ impl Session {
 
     /// Whether it waits between two attempts.
     pub(crate) fn is_resting(&self) -> bool {
-        !self.in_flight && !self.is_connected()
+        !self.is_in_flight() && !self.is_connected()
     }
 
     /// A dial waits: coordinators are asked again for the peer until then.
@@ -341,7 +364,7 @@ impl Session {
         let probe = self.checklist.as_ref().and_then(|checklist| checklist.next_due());
         let search = self.search.as_ref().and_then(|search| search.next_due());
         let ask = self.opening.as_ref().and_then(|opening| opening.ask_again);
-        [self.deadline, probe, search, ask].into_iter().flatten().min()
+        [self.deadline, self.probation_end(), probe, search, ask].into_iter().flatten().min()
     }
 }
 
@@ -487,6 +510,11 @@ impl Table {
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.timers.first().map(|(at, _)| *at)
+    }
+
+    /// Returns true if the time of this session has come.
+    pub(crate) fn is_due(&self, key: Key, now: Instant) -> bool {
+        self.get(key).and_then(|session| session.scheduled).is_some_and(|at| at <= now)
     }
 
     /// The sessions whose time has come.

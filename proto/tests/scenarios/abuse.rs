@@ -9,6 +9,7 @@ use libp2p_punch_proto::{
     candidate::{Candidate, CandidateKind, priority},
     command::Command,
     config::Config,
+    endpoint::PROBATION,
     event::{Event, FailureReason, SessionRole},
     wire::{
         frame::{Frame, PunchMeNow, PunchRequest, Registration, RejectReason},
@@ -364,6 +365,7 @@ fn one_peer_gets_four_connections_by_asking_and_no_fifth() {
             endpoint.handle_established(VirtualConnectionId(session.into()), path, now)
         });
     }
+    world.run_for(PROBATION);
     let counters = world.nodes[b].endpoint.counters();
     assert_eq!((counters.successes, counters.attempts, counters.caps_hit), (4, 4, 2));
 }

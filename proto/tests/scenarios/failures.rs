@@ -6,6 +6,7 @@ use libp2p_punch_proto::{
     VirtualConnectionId,
     command::Command,
     config::Config,
+    endpoint::PROBATION,
     event::{FailureReason, Phase},
     wire::frame::{Frame, RejectReason},
 };
@@ -147,7 +148,7 @@ fn a_failed_handshake_is_tried_again_with_a_new_flow() {
     world.connect(a, b).unwrap();
     world.input(a, |endpoint, now| endpoint.handle_closed(VirtualConnectionId(0), now));
     assert_eq!(world.retries(a).len(), 1);
-    world.run_for(ms(3000));
+    world.run_for(ms(3000) + PROBATION);
     assert_eq!(world.connected(a).len(), 1);
     assert_eq!(world.connected(b).len(), 1);
     assert_eq!(world.nodes[a].endpoint.session_of(VirtualConnectionId(0)), None);

@@ -147,6 +147,15 @@ impl Rig {
         self.us.public().to_peer_id()
     }
 
+    /// Every other connection ends because a swarm denies it.
+    fn closed(&mut self, f: u8) {
+        let flow = VirtualConnectionId(flow(f, self.last_flow));
+        match f % 2 {
+            0 => self.endpoint.handle_closed(flow, self.now),
+            _ => self.endpoint.handle_denied(flow, self.now),
+        }
+    }
+
     fn apply(&mut self, input: Input) {
         let now = self.now;
         let endpoint = &mut self.endpoint;
@@ -190,7 +199,7 @@ impl Rig {
                 let path = Path { socket: SocketId(0), remote: address(3) };
                 endpoint.handle_established(VirtualConnectionId(flow(f, self.last_flow)), path, now);
             }
-            Input::Closed(f) => endpoint.handle_closed(VirtualConnectionId(flow(f, self.last_flow)), now),
+            Input::Closed(f) => self.closed(f),
             Input::Probe(a, s, nominate) => self.probe(a, s, nominate),
             Input::Silent(f) => endpoint.handle_silent(VirtualConnectionId(flow(f, self.last_flow)), now),
             Input::Quiet(f) => endpoint.handle_quiet(VirtualConnectionId(flow(f, self.last_flow)), now),
@@ -366,6 +375,7 @@ impl Rig {
         let c = self.endpoint.counters();
         assert_eq!(c.attempts, c.successes + c.failures + c.in_flight, "{c:?}");
         assert!(c.in_flight <= self.endpoint.sessions() as u64);
+        assert!(c.denied <= c.failures, "{c:?}");
     }
 }
 

@@ -4,6 +4,7 @@ use libp2p_punch_proto::{
     Path, SocketId, VirtualConnectionId,
     command::Command,
     config::{Config, Role},
+    endpoint::PROBATION,
     event::{Event, FailureReason, Phase, SessionRole},
 };
 
@@ -55,6 +56,11 @@ fn both_sides_end_on_the_path_between_the_two_outer_addresses() {
     let (mut world, a, b, _) = triangle();
     world.connect(a, b).unwrap();
     world.run_for(ms(1000));
+    for node in [a, b] {
+        let counters = world.nodes[node].endpoint.counters();
+        assert_eq!((counters.successes, counters.in_flight), (0, 1), "the swarm of the peer may deny it");
+    }
+    world.run_for(PROBATION);
     for (node, other) in [(a, b), (b, a)] {
         let events = &world.nodes[node].events;
         let selected = events.iter().rev().find_map(|(_, event)| match event {
@@ -71,6 +77,33 @@ fn both_sides_end_on_the_path_between_the_two_outer_addresses() {
         assert_eq!(world.nodes[node].endpoint.counters().successes, 1);
         assert_eq!(world.nodes[node].endpoint.phase(&world.nodes[other].peer), Some(Phase::Connected));
     }
+}
+
+#[test]
+fn a_session_whose_connection_a_swarm_denies_is_counted_as_denied_and_leaves_nothing() {
+    let (mut world, a, b, _) = triangle();
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1000));
+    for node in [a, b] {
+        world.input(node, |endpoint, now| endpoint.handle_denied(VirtualConnectionId(0), now));
+        let counters = world.nodes[node].endpoint.counters();
+        assert_eq!((counters.attempts, counters.failures, counters.denied), (1, 1, 1));
+        let is_denied = |(_, event): &&(_, Event)| matches!(event, Event::Denied { .. });
+        assert_eq!(world.nodes[node].events.iter().filter(is_denied).count(), 1);
+        world.assert_nothing_left(node);
+    }
+}
+
+#[test]
+fn a_session_that_lasted_was_not_denied_however_it_ends() {
+    let (mut world, a, b, _) = triangle();
+    world.connect(a, b).unwrap();
+    world.run_for(PROBATION + ms(1000));
+    world.input(a, |endpoint, now| endpoint.handle_denied(VirtualConnectionId(0), now));
+    let counters = world.nodes[a].endpoint.counters();
+    assert_eq!((counters.successes, counters.failures, counters.denied), (1, 0, 0));
+    assert!(!world.nodes[a].events.iter().any(|(_, event)| matches!(event, Event::Denied { .. })));
+    world.assert_nothing_left(a);
 }
 
 #[test]

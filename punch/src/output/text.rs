@@ -104,6 +104,10 @@ fn traversal(event: &Event) -> Option<Entry> {
             let relay = relay.as_ref().map(|relay| format!(" over {}", short(relay)));
             Entry::new("relayed", format!("{} is connected{}", short(peer), relay.unwrap_or_default()))
         }
+        Event::Denied { peer, .. } => Entry::new(
+            "denied",
+            format!("the connection with {}: its swarm, or ours, does not want it", short(peer)),
+        ),
         Event::PathLost { peer, .. } => {
             Entry::new("lost", format!("every path to {}: its NAT, or ours, forgot us", short(peer)))
         }

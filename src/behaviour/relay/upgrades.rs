@@ -12,6 +12,8 @@ use std::{
 use libp2p_identity::PeerId;
 use libp2p_swarm::ConnectionId;
 
+use libp2p_punch_proto::endpoint::PROBATION;
+
 /// Delay before the next attempt after the first one that failed; it doubles each time.
 const RETRY_BASE: Duration = Duration::from_secs(5);
 /// And never exceeds this.
@@ -22,8 +24,6 @@ const LISTENER_DELAY: Duration = Duration::from_secs(30);
 const CHANGE_DELAY: Duration = Duration::from_secs(1);
 /// However often our addresses change.
 const MIN_INTERVAL: Duration = Duration::from_secs(5);
-/// A direct connection that has lasted so long was not denied by the other side's swarm, which takes a round trip.
-const PROBATION: Duration = Duration::from_secs(2);
 
 #[derive(Debug, Default)]
 struct Peer {

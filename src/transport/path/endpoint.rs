@@ -17,7 +17,9 @@ use futures::{
     future::{Either, poll_fn, select},
 };
 use libp2p_identity::PeerId;
-use quinn::{Connecting, Connection, ConnectionId, Endpoint, EndpointConfig, crypto::HmacKey};
+use quinn::{
+    Connecting, Connection, ConnectionError, ConnectionId, Endpoint, EndpointConfig, crypto::HmacKey,
+};
 
 use super::{
     PathError, PathLayer, PathNotice,
@@ -100,8 +102,8 @@ impl Supervisor {
         let flow = self.flow.id;
         let end = match result {
             Ok(connection) => {
-                self.serve(connection).await;
-                PathNotice::Closed { flow }
+                let denied = self.serve(connection).await;
+                PathNotice::Closed { flow, denied }
             }
             Err(error) => PathNotice::Failed { flow, error },
         };
@@ -179,9 +181,9 @@ impl Supervisor {
         Ok(self.unless_closed(connecting?).await??)
     }
 
-    /// Hands the connection over and waits until its guard is dropped.
-    async fn serve(&self, connection: Connection) {
-        let Some(layer) = self.layer.upgrade() else { return };
+    /// Hands the connection over and waits until its guard is dropped. Returns true if the swarm of either side denied it.
+    async fn serve(&self, connection: Connection) -> bool {
+        let Some(layer) = self.layer.upgrade() else { return true };
         let guard = FlowGuard { flow: self.flow.clone(), reported: None, _layer: layer };
         let notice = PathNotice::Established { flow: self.flow.id, connection: connection.clone(), guard };
         self.notify(notice).await;
@@ -198,6 +200,7 @@ impl Supervisor {
             connection.close(0u32.into(), NO_PATH);
             self.flow.released.notified().await;
         }
+        !self.flow.is_taken() || is_denied_by_remote(&connection)
     }
 
     /// Sees to it that the server has the end of the client's handshake. quinn takes the time since the first flight for
@@ -244,6 +247,13 @@ impl Supervisor {
     }
 }
 
+/// Returns true if the remote closed the connection and never sent a byte on a stream. A swarm that takes a connection opens
+/// streams, and answers those that we open.
+fn is_denied_by_remote(connection: &Connection) -> bool {
+    matches!(connection.close_reason(), Some(ConnectionError::ApplicationClosed(_)))
+        && connection.stats().frame_rx.stream == 0
+}
+
 /// The claim of a connection on its flow.
 ///
 /// Whoever holds the [`quinn::Connection`] of [`PathNotice::Established`] holds this as long; the flow ends when it is
@@ -270,6 +280,11 @@ impl FlowGuard {
     /// The peer's real address on that path.
     pub(crate) fn remote(&self) -> Option<SocketAddr> {
         self.path().map(|path| path.remote)
+    }
+
+    /// The swarm took the connection.
+    pub(crate) fn take(&self) {
+        self.flow.take();
     }
 
     /// It is known that the peer is there.

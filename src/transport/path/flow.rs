@@ -97,6 +97,8 @@ pub(super) struct Flow {
     has_path: AtomicBool,
     /// Nothing is kept that could be sent again.
     is_settled: AtomicBool,
+    /// The swarm took the connection.
+    is_taken: AtomicBool,
     state: Mutex<State>,
     /// The connection's driver, waiting to send.
     pub(super) unblocked: AtomicWaker,
@@ -122,6 +124,7 @@ impl Flow {
             is_blocked: AtomicBool::new(false),
             has_path: AtomicBool::new(false),
             is_settled: AtomicBool::new(false),
+            is_taken: AtomicBool::new(false),
             state: Mutex::default(),
             unblocked: AtomicWaker::new(),
             moved: AtomicWaker::new(),
@@ -134,6 +137,16 @@ impl Flow {
     /// Returns true if a path is selected.
     pub(super) fn has_path(&self) -> bool {
         self.has_path.load(Relaxed)
+    }
+
+    /// Notes that the swarm took the connection.
+    pub(super) fn take(&self) {
+        self.is_taken.store(true, Relaxed);
+    }
+
+    /// Returns true if the swarm took the connection.
+    pub(super) fn is_taken(&self) -> bool {
+        self.is_taken.load(Relaxed)
     }
 
     /// Notes the connection ID that the endpoint gave the connection.

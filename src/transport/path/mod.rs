@@ -152,6 +152,8 @@ pub(crate) enum PathNotice {
     Closed {
         /// The flow.
         flow: VirtualConnectionId,
+        /// Our swarm did not take the connection, or the remote closed it without a byte on any stream, as a swarm does that denies it.
+        denied: bool,
     },
 }
 

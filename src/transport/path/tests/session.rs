@@ -206,7 +206,7 @@ async fn a_dropped_guard_closes_the_flow_which_lingers() {
     let Session { mut a, b, a_side, b_side } = Session::start(&net).await;
     let start = Instant::now();
     drop(a_side);
-    assert!(matches!(a.notice().await, PathNotice::Closed { flow: FLOW }));
+    assert!(matches!(a.notice().await, PathNotice::Closed { flow: FLOW, .. }));
     let reason = b_side.0.closed().await;
     assert!(matches!(reason, quinn::ConnectionError::ApplicationClosed(_)), "{reason}");
     assert!(start.elapsed() < Duration::from_millis(50), "the CONNECTION_CLOSE went out");
@@ -224,7 +224,7 @@ async fn a_close_command_ends_an_established_connection() {
     session.a.layer.execute(Command::Close { flow: FLOW });
     assert_eq!(session.a_side.0.closed().await, quinn::ConnectionError::LocallyClosed);
     drop(session.a_side);
-    assert!(matches!(session.a.notice().await, PathNotice::Closed { flow: FLOW }));
+    assert!(matches!(session.a.notice().await, PathNotice::Closed { flow: FLOW, .. }));
 }
 
 #[tokio::test(start_paused = true)]
