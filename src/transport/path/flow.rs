@@ -209,6 +209,11 @@ impl Flow {
         lock(&self.state).paths.admit(target)
     }
 
+    /// Takes packets from a path on which the client met its server.
+    pub(super) fn admit_met(&self, path: &Path) {
+        lock(&self.state).paths.admit_met(path);
+    }
+
     /// No longer takes packets from a path; what may be sent there stays.
     pub(super) fn dismiss(&self, path: &Path) {
         lock(&self.state).paths.dismiss(path);

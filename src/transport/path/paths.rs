@@ -30,6 +30,8 @@ pub(super) struct Full;
 struct Entry<S> {
     target: SocketPath<S>,
     admitted: bool,
+    /// Somebody said that the peer is there, or an authentic probe came from there.
+    named: bool,
     /// Bytes of UDP payload that may still be sent before a path is selected (RFC 9000 §8.1).
     budget: usize,
     /// When it was last permitted, counted in permits; 0 is never.
@@ -95,14 +97,22 @@ impl<S: Clone> Paths<S> {
 
     /// Takes packets from a path.
     pub(super) fn admit(&mut self, target: SocketPath<S>) -> Result<(), Full> {
-        self.entry(target)?.admitted = true;
+        let entry = self.entry(target)?;
+        (entry.admitted, entry.named) = (true, true);
         Ok(())
+    }
+
+    /// Takes packets from a path that [`meet`](Self::meet) took in. It stays one of the [`MAX_UNNAMED`] until it is named.
+    pub(super) fn admit_met(&mut self, path: &Path) {
+        for entry in self.entries.iter_mut().filter(|entry| entry.target.path == *path) {
+            entry.admitted = true;
+        }
     }
 
     /// No longer takes packets from a path.
     pub(super) fn dismiss(&mut self, path: &Path) {
         for entry in self.entries.iter_mut().filter(|entry| entry.target.path == *path) {
-            entry.admitted = false;
+            (entry.admitted, entry.named) = (false, false);
         }
         self.entries.retain(|entry| entry.admitted || entry.permitted > 0);
     }
@@ -214,7 +224,7 @@ impl<S: Clone> Paths<S> {
         send: impl FnMut(&SocketPath<S>, &[u8]) -> bool,
     ) -> Result<(), Full> {
         let is_known = self.entries.iter().any(|entry| entry.target.path == target.path);
-        let unnamed = self.entries.iter().filter(|entry| !entry.admitted).count();
+        let unnamed = self.entries.iter().filter(|entry| !entry.named).count();
         if !is_known && unnamed >= MAX_UNNAMED {
             return Err(Full);
         }
@@ -305,7 +315,14 @@ impl<S: Clone> Paths<S> {
             Some(at) => at,
             None if self.entries.len() >= MAX_PATHS => return Err(Full),
             None => {
-                self.entries.push(Entry { target, admitted: false, budget: 0, permitted: 0, sent: 0 });
+                self.entries.push(Entry {
+                    target,
+                    admitted: false,
+                    named: false,
+                    budget: 0,
+                    permitted: 0,
+                    sent: 0,
+                });
                 self.entries.len() - 1
             }
         };

@@ -193,6 +193,18 @@ impl Shared {
         Some(())
     }
 
+    /// Takes packets of a client from a path on which it met its server. quinn's server goes on with another connection ID as soon
+    /// as it has one, and that ID does not name the flow.
+    fn admit_met(&self, id: VirtualConnectionId, path: Path) {
+        let mut table = self.write();
+        let Some(flow) = table.flow(id) else { return };
+        flow.admit_met(&path);
+        if let Some(out) = table.route(path, flow, RoutePriority::Met) {
+            out.dismiss(&path);
+            count(&self.counters.paths_refused, 1);
+        }
+    }
+
     pub(super) fn forget(&self, id: VirtualConnectionId, path: Path) -> Option<()> {
         let path = Path { remote: canonical(path.remote), ..path };
         let flow = self.flow(id)?;
@@ -211,7 +223,7 @@ impl Shared {
     ) -> usize {
         let n = n.min(bufs.len()).min(meta.len());
         let table = self.read();
-        let (mut kept, mut wake) = (0, false);
+        let (mut kept, mut wake, mut all_met) = (0, false, Vec::new());
         for i in 0..n {
             let (Some(buf), Some(entry)) = (bufs.get_mut(i), meta.get_mut(i)) else { break };
             let was_empty = entry.len == 0;
@@ -239,7 +251,10 @@ impl Shared {
                             PacketOwner::Client(id) => {
                                 let met = table.flow(id).zip(target(&table, path));
                                 match met.is_some_and(|(flow, at)| flow.met(at, data, &self.counters)) {
-                                    true => deliver(id),
+                                    true => {
+                                        all_met.push((id, path));
+                                        deliver(id);
+                                    }
                                     false => count(&self.counters.paths_refused, 1),
                                 }
                                 &[]
@@ -261,6 +276,9 @@ impl Shared {
             }
         }
         drop(table);
+        for (id, path) in all_met {
+            self.admit_met(id, path);
+        }
         if wake {
             self.queue.wake();
         }

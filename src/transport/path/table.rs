@@ -26,6 +26,8 @@ pub(super) const MAX_FLOWS_PER_PATH: usize = 8;
 pub(super) enum RoutePriority {
     /// The flow is over and lingers; any other flow takes its place.
     Over,
+    /// A packet of the server came from there, whose source may have been forged, and nobody has said anything of it.
+    Met,
     /// Somebody said that the peer is there.
     Announced,
     /// An authentic probe came from there, whose source may have been forged.

@@ -85,6 +85,12 @@ fn unnamed_paths_are_few_and_get_what_their_budget_allows() {
     assert_eq!(paths.meet(target(99), 200, wire.send()), Err(Full));
     assert_eq!(paths.meet(target(0), 100, wire.send()), Ok(()), "it is known");
     assert_eq!(wire.take(), [(0, 3)]);
+    paths.admit_met(&target(0).path);
+    assert_eq!(
+        paths.meet(target(99), 200, wire.send()),
+        Err(Full),
+        "packets are taken from it, and it is not named"
+    );
     paths.admit(target(0)).unwrap();
     assert_eq!(paths.meet(target(99), 0, wire.send()), Ok(()), "one of them has been named");
     assert_eq!(paths.admitted().count(), 1);

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::{
     super::{PathError, PathNotice, SessionConfigs},
     net::{DELAY, Net},
-    node::{Configs, FLOW, Node, flight_binding, layer},
+    node::{Configs, FLOW, Node, echo, flight_binding, layer, send_and_receive},
 };
 use libp2p_punch_proto::{VirtualConnectionId, command::Command, wire::keys::FlightBinding};
 
@@ -109,6 +109,24 @@ async fn a_client_answers_a_server_that_it_hears_before_anybody_says_where_that_
     let bytes = |to| net.sent().iter().filter(|d| d.to == to).map(|d| d.data.len()).sum::<usize>();
     let (answered, received) = (bytes(b.bindings[0].1.address), bytes(a.bindings[0].1.address));
     assert!(0 < answered && answered <= 3 * received, "{answered} bytes for {received}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_goes_on_hearing_a_server_of_which_nobody_says_where_it_is() {
+    let net = Net::new();
+    let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
+    a.offer(&b, FLOW).await;
+    b.admit(FLOW, b.path(0, &a, 0));
+    b.permit(FLOW, b.path(0, &a, 0), 3 * 2400);
+    let (client, _client_guard) = a.established().await;
+    let (server, _server_guard) = b.established().await;
+    b.select(FLOW, b.path(0, &a, 0));
+    tokio::spawn(echo(server));
+    let start = Instant::now();
+    let data = vec![7; 100];
+    // By now the server uses another connection ID of the client's, as quinn's servers do as soon as they have one.
+    assert_eq!(send_and_receive(client, data.clone()).await, data);
+    assert!(start.elapsed() < 3 * DELAY, "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
