@@ -10,6 +10,8 @@ pub use libp2p_punch_proto::config::{HostCandidates, PhaseTimeouts, Role};
 
 pub use self::quic::{CipherPreference, CongestionController, MTU, QuicConfig, SOCKET_BUFFER};
 
+/// Upper bound of [`Config::max_found_coordinators`].
+pub const MAX_FOUND_COORDINATORS: usize = 16;
 /// Bounds of [`Config::max_candidates`].
 pub const MAX_CANDIDATES: RangeInclusive<usize> = 1..=16;
 /// Bounds of [`Config::max_concurrent_attempts`].
@@ -57,6 +59,10 @@ pub struct Config {
     /// sockets for some seconds, the other sends up to 1,500 small datagrams. Only after plain probing was silent.
     /// Default on; off on either side, such a pair is left to a relay.
     pub birthday_search: bool,
+    /// The most coordinators that this peer finds by itself: connected peers that say that they coordinate. It registers with them,
+    /// besides [`coordinators`](Self::coordinators), while others cannot reach it without help. Default 3, at most 16. It takes
+    /// libp2p-identify in the swarm of both.
+    pub max_found_coordinators: usize,
     /// Connect over a relay when no direct path was found within a second. Default on; a bootstrap must not.
     pub relay_fallback: bool,
     /// How long the streams on a relayed connection may go on once a direct one stands; then it is closed. Default 2 min,
@@ -82,6 +88,7 @@ impl Default for Config {
             phase_timeouts: PhaseTimeouts::default(),
             prediction: true,
             birthday_search: true,
+            max_found_coordinators: 3,
             relay_fallback: true,
             relay_drain: Duration::from_secs(120),
             quic: QuicConfig::default(),
@@ -201,6 +208,13 @@ impl Config {
             return Err(ConfigError::MaxAttempts { value: self.max_attempts });
         }
         self.validate_timeouts()?;
+        if self.max_found_coordinators > MAX_FOUND_COORDINATORS {
+            return Err(ConfigError::OutOfBounds {
+                field: "max_found_coordinators",
+                value: self.max_found_coordinators.to_string(),
+                bound: format!("at most {MAX_FOUND_COORDINATORS}"),
+            });
+        }
         if self.relay_drain > MAX_RELAY_DRAIN {
             return Err(ConfigError::RelayDrain { value: self.relay_drain });
         }

@@ -21,6 +21,8 @@
 //!
 //! # Features
 //!
+//! `kad`, off by default: coordinators of peers are found through libp2p-kad, `kad::Behaviour`.
+//!
 //! `qlog`, off by default: traces of connections in files, [`QuicConfig::qlog`](config::QuicConfig::qlog).
 
 #![forbid(unsafe_code)]
@@ -42,6 +44,8 @@ pub mod event {
     };
 }
 pub mod io;
+#[cfg(feature = "kad")]
+pub mod kad;
 pub mod nat {
     //! What is known of the NAT in front of this peer, each finding with its confidence and evidence.
 

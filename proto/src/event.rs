@@ -201,6 +201,16 @@ pub enum Event {
         /// Sockets that are opened for it.
         sockets: usize,
     },
+    /// A connected peer coordinates for others, and this peer registers with it.
+    CoordinatorFound {
+        /// The coordinator.
+        coordinator: PeerId,
+    },
+    /// This peer no longer registers with a coordinator that it had found: that one failed, stopped, or another is nearer.
+    CoordinatorDropped {
+        /// The coordinator.
+        coordinator: PeerId,
+    },
     /// A session ended in a QUIC connection. The swarm of either side may still deny it ([`Denied`](Event::Denied)).
     Connected {
         /// The other peer.

@@ -1,4 +1,7 @@
-//! The configured coordinators, and when to dial them.
+//! The coordinators that are needed, and when to dial them.
+//!
+//! A peer stays registered with those that were configured or found. Others are named by an address of some peer, and are
+//! connected only while that peer is looked for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,8 +19,15 @@ const REDIAL_CAP: Duration = Duration::from_secs(30);
 /// Time between two dials of a coordinator, whatever makes it due.
 const MIN_REDIAL_INTERVAL: Duration = Duration::from_secs(1);
 
+/// Addresses of one coordinator.
+const MAX_ADDRESSES: usize = 32;
+
 #[derive(Debug, Default)]
 struct Coordinator {
+    /// We stay registered with it.
+    is_registrar: bool,
+    /// The peers for which it was named, as long as they are looked for.
+    named_for: BTreeSet<PeerId>,
     addresses: BTreeSet<Multiaddr>,
     connections: BTreeSet<ConnectionId>,
     /// The one of them that we keep of those that we dialed.
@@ -64,12 +74,27 @@ pub(super) struct Due {
 pub(super) struct Coordinators(BTreeMap<PeerId, Coordinator>);
 
 impl Coordinators {
+    /// Returns true if we stay registered with `peer`.
     pub(super) fn contains(&self, peer: &PeerId) -> bool {
+        self.0.get(peer).is_some_and(|coordinator| coordinator.is_registrar)
+    }
+
+    /// Returns those that we stay registered with: the peer, its addresses, and whether a connection to it is open.
+    pub(super) fn registrars(&self) -> impl Iterator<Item = (PeerId, Vec<Multiaddr>, bool)> {
+        self.0.iter().filter(|(_, coordinator)| coordinator.is_registrar).map(|(peer, coordinator)| {
+            let addresses = coordinator.addresses.iter().cloned().collect();
+            (*peer, addresses, !coordinator.connections.is_empty())
+        })
+    }
+
+    /// Returns true if a connection to `peer` is needed, for a registration or for a question.
+    pub(super) fn needs(&self, peer: &PeerId) -> bool {
         self.0.contains_key(peer)
     }
 
+    /// Returns true if there is no coordinator with which we stay registered.
     pub(super) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+        !self.0.values().any(|coordinator| coordinator.is_registrar)
     }
 
     /// Adds an address of a coordinator; true if the coordinator is new. It is dialed if there are no `connections` to it.
@@ -80,20 +105,98 @@ impl Coordinators {
         connections: impl IntoIterator<Item = ConnectionId>,
         now: Instant,
     ) -> bool {
-        let is_new = !self.contains(&peer);
+        let coordinator = self.need(peer, [address], connections, now);
+        !std::mem::replace(&mut coordinator.is_registrar, true)
+    }
+
+    /// Adds a coordinator that may know `target`. It is dialed if there are no `connections` to it. Returns true if no connection to
+    /// it was needed before.
+    pub(super) fn name(
+        &mut self,
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+        target: PeerId,
+        connections: impl IntoIterator<Item = ConnectionId>,
+        now: Instant,
+    ) -> bool {
+        let is_new = !self.needs(&peer);
+        self.need(peer, addresses, connections, now).named_for.insert(target);
+        is_new
+    }
+
+    fn need(
+        &mut self,
+        peer: PeerId,
+        addresses: impl IntoIterator<Item = Multiaddr>,
+        connections: impl IntoIterator<Item = ConnectionId>,
+        now: Instant,
+    ) -> &mut Coordinator {
+        let is_new = !self.needs(&peer);
         let coordinator = self.0.entry(peer).or_default();
-        coordinator.addresses.insert(address);
+        for address in addresses {
+            if coordinator.addresses.len() < MAX_ADDRESSES {
+                coordinator.addresses.insert(address);
+            }
+        }
         if is_new {
             coordinator.dial_at = Some(now);
             for connection in connections {
                 self.connected(&peer, connection, now);
             }
         }
-        is_new
+        self.0.entry(peer).or_default()
     }
 
+    /// Ends the registration with `peer`; false if there was none.
     pub(super) fn remove(&mut self, peer: &PeerId) -> bool {
-        self.0.remove(peer).is_some()
+        let Some(coordinator) = self.0.get_mut(peer) else { return false };
+        let was_registrar = std::mem::take(&mut coordinator.is_registrar);
+        if coordinator.named_for.is_empty() {
+            self.0.remove(peer);
+        }
+        was_registrar
+    }
+
+    /// Returns the peers for which `coordinator` was named.
+    pub(super) fn targets_of(&self, coordinator: &PeerId) -> Vec<PeerId> {
+        let named = self.0.get(coordinator).map(|coordinator| &coordinator.named_for);
+        named.into_iter().flatten().copied().collect()
+    }
+
+    /// Returns true if a connection to `coordinator`, which is needed, is open.
+    pub(super) fn is_connected(&self, coordinator: &PeerId) -> bool {
+        self.0.get(coordinator).is_some_and(|coordinator| !coordinator.connections.is_empty())
+    }
+
+    /// `coordinator` is no longer asked for `target`. Returns true if no connection to it is needed now.
+    pub(super) fn unname(&mut self, coordinator: &PeerId, target: &PeerId) -> bool {
+        let Some(named) = self.0.get_mut(coordinator) else { return false };
+        named.named_for.remove(target);
+        let is_needed = named.is_registrar || !named.named_for.is_empty();
+        if !is_needed {
+            self.0.remove(coordinator);
+        }
+        !is_needed
+    }
+
+    /// Nobody looks for `target` any longer. Returns the coordinators to which no connection is needed now.
+    pub(super) fn release(&mut self, target: &PeerId) -> Vec<PeerId> {
+        let mut released = Vec::new();
+        self.0.retain(|peer, coordinator| {
+            let was_named = coordinator.named_for.remove(target);
+            let is_needed = coordinator.is_registrar || !coordinator.named_for.is_empty();
+            if was_named && !is_needed {
+                released.push(*peer);
+            }
+            is_needed
+        });
+        released
+    }
+
+    /// Returns the coordinators that were named for `target`.
+    pub(super) fn named_for(&self, target: &PeerId) -> BTreeSet<PeerId> {
+        let named = self.0.iter().filter(|(_, coordinator)| coordinator.named_for.contains(target));
+        named.map(|(peer, _)| *peer).collect()
     }
 
     /// Notes a connection. Returns true if it is one too many: a dial that ran in parallel to another one of ours succeeded, too.

@@ -12,16 +12,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{SinkExt, channel::mpsc};
-use libp2p_core::upgrade::ReadyUpgrade;
+use futures::{
+    SinkExt,
+    channel::mpsc,
+    future::{Ready, ready},
+};
+use libp2p_core::upgrade::{InboundUpgrade, ReadyUpgrade, UpgradeInfo};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
     ConnectionHandler, ConnectionHandlerEvent, StreamProtocol, StreamUpgradeError, SubstreamProtocol,
-    handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound},
+    handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound, ProtocolsChange},
 };
 
 use super::{
-    PROTOCOL_NAME,
+    COORDINATOR_PROTOCOL_NAME, PROTOCOL_NAME,
     control::Control,
     frames::{FrameReceiver, QueuedBytes, frame_queue},
     link::{Input, Route},
@@ -49,6 +53,41 @@ pub enum FromBehaviour {
     Coordinator(bool),
     /// Whether the connection is to stay although nobody uses it: a relayed one to the same peer is to be closed soon.
     KeepAlive(bool),
+    /// Whether we coordinate for others.
+    Coordinates(bool),
+}
+
+/// What a handler tells the behaviour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ToBehaviour {
+    /// Whether the peer says that it coordinates for others.
+    PeerCoordinates(bool),
+}
+
+/// The inbound side of the control protocol. A coordinator accepts it by a second name, too.
+#[derive(Debug, Clone, Copy)]
+pub struct ControlProtocol {
+    coordinates: bool,
+}
+
+impl UpgradeInfo for ControlProtocol {
+    type Info = StreamProtocol;
+    type InfoIter = Vec<StreamProtocol>;
+
+    fn protocol_info(&self) -> Self::InfoIter {
+        let coordinator = self.coordinates.then_some(COORDINATOR_PROTOCOL_NAME);
+        [PROTOCOL_NAME].into_iter().chain(coordinator).collect()
+    }
+}
+
+impl InboundUpgrade<libp2p_swarm::Stream> for ControlProtocol {
+    type Output = libp2p_swarm::Stream;
+    type Error = Infallible;
+    type Future = Ready<Result<Self::Output, Infallible>>;
+
+    fn upgrade_inbound(self, stream: libp2p_swarm::Stream, _: StreamProtocol) -> Self::Future {
+        ready(Ok(stream))
+    }
 }
 
 /// Speaks the control protocol on one connection.
@@ -71,6 +110,10 @@ pub struct Handler {
     /// For the driver, before anything that is read from the stream.
     pending: VecDeque<Input>,
     is_coordinator: bool,
+    /// We coordinate for others.
+    coordinates: bool,
+    /// For the behaviour.
+    news: VecDeque<ToBehaviour>,
     is_kept_alive: bool,
     /// The generation and the lifetime of the `REGISTER` that the peer has not answered.
     asked: Option<(u64, Duration)>,
@@ -115,6 +158,8 @@ impl Handler {
             frames: None,
             pending: VecDeque::from([Input::Opened { link, peer, route }]),
             is_coordinator,
+            coordinates: false,
+            news: VecDeque::new(),
             is_kept_alive: false,
             asked: None,
             registered_until: None,
@@ -125,6 +170,11 @@ impl Handler {
     /// Whether the connection is to stay although nobody uses it.
     pub(super) fn set_kept_alive(&mut self, is_kept_alive: bool) {
         self.is_kept_alive = is_kept_alive;
+    }
+
+    /// Says whether we coordinate for others.
+    pub(super) fn coordinates(self, coordinates: bool) -> Self {
+        Self { coordinates, ..self }
     }
 
     /// The swarm knows the connection by the address of this offer, if of any.
@@ -287,14 +337,14 @@ impl Handler {
 
 impl ConnectionHandler for Handler {
     type FromBehaviour = FromBehaviour;
-    type ToBehaviour = Infallible;
-    type InboundProtocol = ReadyUpgrade<StreamProtocol>;
+    type ToBehaviour = ToBehaviour;
+    type InboundProtocol = ControlProtocol;
     type OutboundProtocol = ReadyUpgrade<StreamProtocol>;
     type InboundOpenInfo = ();
     type OutboundOpenInfo = ();
 
     fn listen_protocol(&self) -> SubstreamProtocol<Self::InboundProtocol> {
-        SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL_NAME), ())
+        SubstreamProtocol::new(ControlProtocol { coordinates: self.coordinates }, ())
     }
 
     fn connection_keep_alive(&self) -> bool {
@@ -312,6 +362,9 @@ impl ConnectionHandler for Handler {
                 protocol: SubstreamProtocol::new(ReadyUpgrade::new(PROTOCOL_NAME), ()),
             });
         }
+        if let Some(news) = self.news.pop_front() {
+            return Poll::Ready(ConnectionHandlerEvent::NotifyBehaviour(news));
+        }
         self.poll_outgoing(cx);
         // Never ready: all that comes in goes to the driver.
         let _ = self.poll_driver(cx);
@@ -325,6 +378,7 @@ impl ConnectionHandler for Handler {
         match event {
             FromBehaviour::Coordinator(is) => self.is_coordinator = is,
             FromBehaviour::KeepAlive(is) => self.set_kept_alive(is),
+            FromBehaviour::Coordinates(coordinates) => self.coordinates = coordinates,
         }
     }
 
@@ -355,7 +409,14 @@ impl ConnectionHandler for Handler {
                 error => tracing::warn!(peer = %self.peer, %error, "no control stream"),
             },
             // libp2p-kad notes the dialed address once it knows the protocols of the peer, and replaces it when it changes.
-            ConnectionEvent::RemoteProtocolsChange(_) => {
+            ConnectionEvent::RemoteProtocolsChange(change) => {
+                let (mut names, coordinates): (Box<dyn Iterator<Item = &StreamProtocol>>, _) = match change {
+                    ProtocolsChange::Added(names) => (Box::new(names), true),
+                    ProtocolsChange::Removed(names) => (Box::new(names), false),
+                };
+                if names.any(|name| *name == COORDINATOR_PROTOCOL_NAME) {
+                    self.news.push_back(ToBehaviour::PeerCoordinates(coordinates));
+                }
                 if let Some(offer) = &self.offer {
                     offer.repeat_address();
                 }

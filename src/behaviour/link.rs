@@ -1,6 +1,6 @@
 //! What the behaviour and its handlers say to the driver.
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
@@ -28,6 +28,8 @@ pub(crate) enum Input {
     AddCoordinator(PeerId),
     /// No longer.
     RemoveCoordinator(PeerId),
+    /// These coordinators may know `peer`, which is looked for. None of them may once it no longer is.
+    CoordinatorsOf { peer: PeerId, coordinators: BTreeSet<PeerId> },
     /// An external address of ours is confirmed, or none is any longer.
     Reachable(bool),
     /// Look for a direct path to this peer, which is connected over a relay.

@@ -7,9 +7,11 @@
 
 mod control;
 mod coordinators;
+mod discovery;
 pub(crate) mod frames;
 mod handler;
 pub(crate) mod link;
+mod lookup;
 mod reachability;
 mod redials;
 mod relay;
@@ -17,11 +19,12 @@ mod relay;
 mod tests;
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    time::Instant,
 };
 
 use futures::{SinkExt, StreamExt, channel::mpsc};
@@ -30,30 +33,46 @@ use libp2p_identity::PeerId;
 use libp2p_swarm::{
     CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, ListenError, ListenOpts, NetworkBehaviour,
     NotifyHandler, StreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    behaviour::DialFailure,
     dial_opts::{DialOpts, PeerCondition},
 };
 use quinn::{AsyncTimer, Runtime};
 
 #[cfg(test)]
 pub(crate) use self::handler::STUCK_TIMEOUT;
-pub use self::handler::{FromBehaviour, Handler};
+pub use self::handler::{ControlProtocol, FromBehaviour, Handler, ToBehaviour};
+pub use self::lookup::CoordinatorLookup;
 use self::{
     coordinators::{Coordinators, Due},
+    discovery::{Change, Discovery},
     frames::QueuedBytes,
     handler::Shared,
     link::{FromDriver, Input, Route},
+    lookup::{Found, Lookups},
     reachability::{Reachability, is_global_quic},
     redials::{Lost, Redials},
     relay::{Output, Relaying},
 };
 use crate::{
-    config::{Config, ConfigError, peer_of},
+    config::{Config, ConfigError, Role, peer_of},
     offers::{self, Offer, Offers},
 };
-use libp2p_punch_proto::{ControlStreamId, counters::Counters, event::Event, nat::Report};
+use libp2p_punch_proto::{
+    ControlStreamId,
+    counters::Counters,
+    event::{Event, FailureReason},
+    nat::Report,
+    wire::frame::RejectReason,
+};
 
 /// The control protocol.
 pub const PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/1.0.0");
+
+/// The control protocol of a peer that coordinates for others. It is the same protocol: the name tells peers that they may register.
+pub const COORDINATOR_PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/coordinator/1.0.0");
+
+/// Coordinators that are asked for one peer, besides those that we are registered with.
+const MAX_NAMED: usize = 8;
 
 /// The ends of the bridge's channels that the behaviour holds.
 pub(crate) struct Ends {
@@ -64,11 +83,38 @@ pub(crate) struct Ends {
     pub(crate) runtime: Arc<dyn Runtime>,
 }
 
+/// A dial of a peer that has an offer.
+struct PunchedDial {
+    offer: Arc<Offer>,
+    /// The sources of coordinators are asked for the peer.
+    looks_up: bool,
+    /// The addresses that the application gave. They may name coordinators.
+    addresses: Vec<Multiaddr>,
+}
+
 /// A connection, from the making of its handler on.
 struct Link {
     id: ControlStreamId,
     peer: PeerId,
     is_established: bool,
+    /// The address that we dialed, if the peer can be dialed there again.
+    dialed: Option<Multiaddr>,
+}
+
+/// A coordinator that a [`Behaviour`] stays registered with, or tries to.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct CoordinatorInfo {
+    /// Its identity.
+    pub peer: PeerId,
+    /// The addresses at which it is dialed.
+    pub addresses: Vec<Multiaddr>,
+    /// It was found among the connected peers. Others were configured, or added by the application.
+    pub is_found: bool,
+    /// A connection to it is open.
+    pub is_connected: bool,
+    /// It has registered this peer over that connection.
+    pub is_registered: bool,
 }
 
 /// Makes `swarm.dial(peer)` get through NATs, and passes `PUNCH_ME_NOW` for others. Made by [`new`](crate::new),
@@ -77,6 +123,11 @@ pub struct Behaviour {
     local_peer: PeerId,
     ends: Ends,
     coordinators: Coordinators,
+    discovery: Discovery,
+    lookups: Lookups,
+    /// Coordinators that have registered us.
+    registered: BTreeSet<PeerId>,
+    role: Role,
     relaying: Relaying,
     redials: Redials,
     /// For the driver, when its channel is full.
@@ -89,7 +140,9 @@ pub struct Behaviour {
     /// Bytes that wait for the control streams of all handlers.
     queued: QueuedBytes,
     /// Dials that have an offer.
-    dialing: BTreeMap<ConnectionId, Arc<Offer>>,
+    dialing: BTreeMap<ConnectionId, PunchedDial>,
+    /// Peers that are connected over a relay, and with which a session is under way.
+    upgrading: BTreeSet<PeerId>,
     next_link: u64,
     nat: Report,
     timer: Option<Pin<Box<dyn AsyncTimer>>>,
@@ -106,6 +159,16 @@ impl Behaviour {
             local_peer,
             ends,
             coordinators: Coordinators::default(),
+            discovery: Discovery::new(
+                local_peer,
+                match config.role {
+                    Role::Auto | Role::Client => config.max_found_coordinators,
+                    Role::Server | Role::Bootstrap => 0,
+                },
+            ),
+            lookups: Lookups::new(),
+            registered: BTreeSet::new(),
+            role: config.role,
             relaying: Relaying::new(config),
             redials: Redials::default(),
             inputs: VecDeque::new(),
@@ -115,6 +178,7 @@ impl Behaviour {
             links: BTreeMap::new(),
             queued: QueuedBytes::default(),
             dialing: BTreeMap::new(),
+            upgrading: BTreeSet::new(),
             next_link: 0,
             nat: Report::default(),
             timer: None,
@@ -132,26 +196,168 @@ impl Behaviour {
         let Some(peer) = peer_of(&address) else {
             return Err(ConfigError::CoordinatorWithoutPeerId { value: address });
         };
-        let links = self.links.iter();
-        let connections =
-            links.filter(|(_, link)| link.peer == peer && link.is_established).map(|(id, _)| *id);
-        if self.coordinators.add(peer, address, connections, self.ends.runtime.now()) {
-            self.inputs.push_back(Input::AddCoordinator(peer));
-            self.notify(peer, true);
-        }
-        self.timer = None;
+        self.register_with(peer, vec![address]);
         Ok(peer)
+    }
+
+    fn register_with(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
+        for address in addresses {
+            let connections = self.connections_to(&peer);
+            let now = self.ends.runtime.now();
+            if self.coordinators.add(peer, address, connections, now) {
+                self.inputs.push_back(Input::AddCoordinator(peer));
+                self.notify(peer, true);
+                let links = self.links.values().filter(|link| link.peer == peer && link.is_established);
+                if let Some(address) = links.filter_map(|link| link.dialed.as_ref()).next() {
+                    self.relaying.coordinator_connected(peer, address, now);
+                }
+            }
+        }
+        self.discovery.reconsider();
+        self.timer = None;
     }
 
     /// Lets go of a coordinator; false if it was none. Existing connections are left to their other uses.
     pub fn remove_coordinator(&mut self, peer: &PeerId) -> bool {
         let was = self.coordinators.remove(peer);
         if was {
+            self.discovery.reconsider();
+            self.registered.remove(peer);
             self.relaying.forget(peer);
             self.inputs.push_back(Input::RemoveCoordinator(*peer));
-            self.notify(*peer, false);
+            self.notify(*peer, self.coordinators.needs(peer));
         }
         was
+    }
+
+    fn connections_to(&self, peer: &PeerId) -> Vec<ConnectionId> {
+        let links = self.links.iter().filter(|(_, link)| link.peer == *peer && link.is_established);
+        links.map(|(id, _)| *id).collect()
+    }
+
+    /// A session for a dial of `peer` begins. The coordinators that may know it are found and asked. A dial whose session never begins,
+    /// such as the dial-back of AutoNAT, has no such effect, whatever addresses it was given.
+    fn look_for(&mut self, peer: PeerId) {
+        let (mut is_dialed, mut looks_up) = (false, false);
+        for dial in self.dialing.values_mut().filter(|dial| dial.offer.peer() == peer) {
+            is_dialed = true;
+            looks_up |= dial.looks_up;
+            for address in std::mem::take(&mut dial.addresses) {
+                self.relaying.learned(peer, &address);
+            }
+        }
+        if is_dialed {
+            self.name_coordinators(peer);
+        }
+        if looks_up {
+            self.lookups.begin(peer);
+        }
+    }
+
+    /// Connects to the coordinators that addresses of `target` name, and has them asked for it.
+    fn name_coordinators(&mut self, target: PeerId) {
+        let now = self.ends.runtime.now();
+        for (coordinator, address) in self.coordinators_named_by_addresses(&target) {
+            let connections = self.connections_to(&coordinator);
+            if self.coordinators.name(coordinator, vec![address], target, connections, now) {
+                self.notify(coordinator, true);
+            }
+        }
+        self.report_named(target);
+    }
+
+    /// Has the coordinators asked that were found for a peer, as many as there is room for.
+    fn name_found(&mut self, peer: PeerId) {
+        while self.coordinators.named_for(&peer).len() < MAX_NAMED
+            && let Some(Found { coordinator, addresses, .. }) = self.lookups.next(&peer)
+        {
+            let connections = self.connections_to(&coordinator);
+            let is_within_reach = !addresses.is_empty() || !connections.is_empty();
+            if !is_within_reach || coordinator == peer || coordinator == self.local_peer {
+                continue;
+            }
+            let now = self.ends.runtime.now();
+            if self.coordinators.name(coordinator, addresses, peer, connections, now) {
+                self.notify(coordinator, true);
+            }
+        }
+        self.report_named(peer);
+    }
+
+    /// Lets go of a coordinator that cannot help to reach `peer`, if another one was found.
+    fn replace_named(&mut self, coordinator: &PeerId, peer: PeerId) {
+        if self.lookups.has_spare(&peer) {
+            if self.coordinators.unname(coordinator, &peer) {
+                self.notify(*coordinator, false);
+            }
+            self.name_found(peer);
+        }
+    }
+
+    /// No coordinator that was asked knows `peer`. Others are asked, if some were found.
+    fn replace_all_named(&mut self, peer: PeerId) {
+        for coordinator in self.coordinators.named_for(&peer) {
+            if self.coordinators.is_connected(&coordinator) {
+                self.replace_named(&coordinator, peer);
+            }
+        }
+    }
+
+    fn coordinators_named_by_addresses(&self, target: &PeerId) -> Vec<(PeerId, Multiaddr)> {
+        let mut named = self.relaying.relays_of(target);
+        named.retain(|(coordinator, _)| coordinator != target && *coordinator != self.local_peer);
+        named
+    }
+
+    fn report_named(&mut self, target: PeerId) {
+        let coordinators = self.coordinators.named_for(&target);
+        if !coordinators.is_empty() {
+            self.inputs.push_back(Input::CoordinatorsOf { peer: target, coordinators });
+        }
+    }
+
+    /// Lets go of the coordinators that were named for `target`, unless a dial or an upgrade still needs them.
+    fn release_named(&mut self, target: PeerId) {
+        let is_looked_for =
+            self.upgrading.contains(&target) || self.dialing.values().any(|dial| dial.offer.peer() == target);
+        if is_looked_for {
+            return;
+        }
+        self.lookups.end(&target);
+        if self.coordinators.named_for(&target).is_empty() {
+            return;
+        }
+        for coordinator in self.coordinators.release(&target) {
+            self.notify(coordinator, false);
+        }
+        self.inputs.push_back(Input::CoordinatorsOf { peer: target, coordinators: BTreeSet::new() });
+    }
+
+    /// Returns the coordinators that this peer stays registered with, in the order of their PeerIds.
+    pub fn coordinators(&self) -> Vec<CoordinatorInfo> {
+        let info = |(peer, addresses, is_connected)| CoordinatorInfo {
+            peer,
+            addresses,
+            is_found: self.discovery.is_chosen(&peer),
+            is_connected,
+            is_registered: self.registered.contains(&peer),
+        };
+        self.coordinators.registrars().map(info).collect()
+    }
+
+    /// Adds a source of coordinators: it is asked for coordinators of each peer that is dialed and that none of ours knows.
+    /// `kad::Behaviour`, with the feature `kad`, is one.
+    pub fn coordinator_lookup(&mut self) -> CoordinatorLookup {
+        self.lookups.add()
+    }
+
+    /// Returns true if this peer coordinates for others at the moment.
+    pub fn is_coordinator(&self) -> bool {
+        match self.role {
+            Role::Server | Role::Bootstrap => true,
+            Role::Auto => self.reachability.is_reachable(),
+            Role::Client => false,
+        }
     }
 
     /// What has been counted so far.
@@ -177,22 +383,43 @@ impl Behaviour {
     fn handler(&mut self, id: ConnectionId, peer: PeerId, address: &Multiaddr, opens: bool) -> Handler {
         let link = ControlStreamId(self.next_link);
         self.next_link += 1;
-        self.links.insert(id, Link { id: link, peer, is_established: false });
-        let is_coordinator = self.coordinators.contains(&peer);
+        let may_be_dialed = opens && !is_circuit(address) && !offers::is_offer(address);
+        let dialed = may_be_dialed.then(|| address.clone());
+        self.links.insert(id, Link { id: link, peer, is_established: false, dialed });
+        let is_coordinator = self.coordinators.needs(&peer);
         let shared = Shared {
             driver: self.ends.driver.clone(),
             runtime: self.ends.runtime.clone(),
             queued: self.queued.clone(),
         };
-        let offer = self.dialing.get(&id).filter(|_| offers::is_offer(address)).cloned();
-        Handler::new((link, peer, Route::of(address)), opens, is_coordinator, shared).dialed_at(offer)
+        let dial = self.dialing.get(&id).filter(|_| offers::is_offer(address));
+        let offer = dial.map(|dial| dial.offer.clone());
+        Handler::new((link, peer, Route::of(address)), opens, is_coordinator, shared)
+            .dialed_at(offer)
+            .coordinates(self.is_coordinator())
     }
 
     /// A dial has ended, with whatever outcome.
     fn dial_ended(&mut self, id: ConnectionId) {
-        if let Some(offer) = self.dialing.remove(&id) {
+        if let Some(PunchedDial { offer, .. }) = self.dialing.remove(&id) {
             self.ends.offers.close(&offer);
+            let target = offer.peer();
             self.inputs.push_back(Input::DialEnded(offer));
+            self.release_named(target);
+        }
+    }
+
+    fn dial_failed(&mut self, event: &DialFailure<'_>, now: Instant) {
+        self.dial_ended(event.connection_id);
+        self.relaying.dial_failed(event, now);
+        self.forget_link(event.connection_id);
+        let Some(peer) = event.peer_id else { return };
+        if self.coordinators.failed(&peer, event.connection_id, now) {
+            tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
+            self.discovery.failed(&peer, now);
+            for target in self.coordinators.targets_of(&peer) {
+                self.replace_named(&peer, target);
+            }
         }
     }
 
@@ -218,6 +445,53 @@ impl Behaviour {
     fn set_reachable(&mut self, reachable: bool) {
         self.inputs.push_back(Input::Reachable(reachable));
         self.relaying.set_reachable(reachable);
+        self.discovery.set_reachable(reachable);
+        if self.role == Role::Auto {
+            self.actions.extend(self.links.iter().map(|(connection, link)| ToSwarm::NotifyHandler {
+                peer_id: link.peer,
+                handler: NotifyHandler::One(*connection),
+                event: FromBehaviour::Coordinates(reachable),
+            }));
+        }
+    }
+
+    /// Registers with the coordinators that were found, and lets go of those that are no longer wanted.
+    fn choose_coordinators(&mut self, now: Instant) {
+        while let Some(change) = self.discovery.poll(|peer| self.coordinators.contains(peer), now) {
+            match change {
+                Change::Choose { coordinator, addresses } => {
+                    tracing::debug!(%coordinator, "coordinator found");
+                    self.register_with(coordinator, addresses);
+                    let event = Event::CoordinatorFound { coordinator };
+                    self.actions.push_back(ToSwarm::GenerateEvent(event));
+                }
+                Change::Drop { coordinator } => {
+                    tracing::debug!(%coordinator, "coordinator dropped");
+                    self.remove_coordinator(&coordinator);
+                    let event = Event::CoordinatorDropped { coordinator };
+                    self.actions.push_back(ToSwarm::GenerateEvent(event));
+                }
+            }
+        }
+    }
+
+    /// Draws the consequences of an event that is about to be reported.
+    fn note(&mut self, event: &Event, now: Instant) {
+        match event {
+            Event::Registered { coordinator } => {
+                self.registered.insert(*coordinator);
+                self.discovery.succeeded(coordinator);
+            }
+            Event::RegistrationRejected { coordinator, .. } => {
+                self.registered.remove(coordinator);
+                self.discovery.failed(coordinator, now);
+            }
+            Event::Phase { peer, from: None, .. } => self.look_for(*peer),
+            Event::Retry { peer, reason: FailureReason::Rejected(RejectReason::NotConnected), .. } => {
+                self.replace_all_named(*peer);
+            }
+            _ => {}
+        }
     }
 
     /// An observed address is a candidate for an external address; whether it is one is for others to find out.
@@ -249,6 +523,10 @@ impl Behaviour {
     /// What the coordinators' and the relays' deadlines ask for.
     fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Option<ToSwarm<Event, FromBehaviour>> {
         let now = self.ends.runtime.now();
+        self.choose_coordinators(now);
+        if let Some(action) = self.actions.pop_front() {
+            return Some(action);
+        }
         if let Some(Due { peer, addresses, in_parallel }) = self.coordinators.due(now) {
             let condition = match in_parallel {
                 true => PeerCondition::Disconnected,
@@ -261,12 +539,19 @@ impl Behaviour {
         while let Some(output) = self.relaying.poll(now) {
             match output {
                 Output::Swarm(action) => return Some(action),
-                Output::Driver(Input::Upgrade(peer)) if !self.is_worth_punching(&peer) => {}
+                Output::Driver(Input::Upgrade(peer)) => {
+                    if self.is_worth_punching(&peer) {
+                        self.upgrading.insert(peer);
+                        self.name_coordinators(peer);
+                        self.inputs.push_back(Input::Upgrade(peer));
+                    }
+                }
                 Output::Driver(input) => self.inputs.push_back(input),
             }
         }
         self.poll_inputs(cx);
-        let next = self.coordinators.next_dial().into_iter().chain(self.relaying.next_time()).min()?;
+        let times = [self.coordinators.next_dial(), self.relaying.next_time(), self.discovery.next_time()];
+        let next = times.into_iter().flatten().min()?;
         let timer = self.timer.get_or_insert_with(|| self.ends.runtime.new_timer(next));
         timer.as_mut().reset(next);
         if timer.as_mut().poll(cx).is_ready() {
@@ -303,7 +588,9 @@ impl Behaviour {
     }
 
     fn is_worth_punching(&self, peer: &PeerId) -> bool {
-        *peer != self.local_peer && !self.coordinators.is_empty() && !self.coordinators.contains(peer)
+        let has_coordinators =
+            || !self.coordinators.is_empty() || !self.coordinators_named_by_addresses(peer).is_empty();
+        *peer != self.local_peer && !self.coordinators.needs(peer) && has_coordinators()
     }
 }
 
@@ -319,7 +606,15 @@ impl NetworkBehaviour for Behaviour {
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
         let Some(peer) = peer.filter(|_| role == Endpoint::Dialer) else { return Ok(Vec::new()) };
-        if self.relaying.is_own_dial(id) || !self.is_worth_punching(&peer) {
+        if self.relaying.is_own_dial(id) {
+            return Ok(Vec::new());
+        }
+        let looks_up = !self.lookups.is_empty()
+            && !self.lookups.is_own_dial(&id)
+            && peer != self.local_peer
+            && !self.coordinators.needs(&peer);
+        let names_coordinator = || addresses.iter().any(is_circuit);
+        if !looks_up && !names_coordinator() && !self.is_worth_punching(&peer) {
             return Ok(Vec::new());
         }
         // An address of this form is not dialed for anybody else, and an open offer must not make it look like ours.
@@ -330,11 +625,13 @@ impl NetworkBehaviour for Behaviour {
         let now = self.ends.runtime.now();
         self.relaying.dialing(peer, id, now);
         self.coordinators.wanted(now);
-        self.dialing.insert(id, offer.clone());
+        let dial = PunchedDial { offer: offer.clone(), looks_up, addresses: addresses.to_vec() };
+        self.dialing.insert(id, dial);
         let address = offer.address();
         if addresses.is_empty() {
             // The dial has no address but those of behaviours, so that the swarm takes them. With others, the session begins
             // when the swarm hands the offered address to the transport: until then, the swarm may be about to discard it.
+            self.look_for(peer);
             self.inputs.push_back(Input::Dialing(offer));
         }
         Ok(vec![address])
@@ -389,6 +686,7 @@ impl NetworkBehaviour for Behaviour {
                 self.coordinators.disconnected(&event.peer_id, event.connection_id, now);
                 if event.remaining_established == 0 {
                     self.reported.remove(&event.peer_id);
+                    self.registered.remove(&event.peer_id);
                 }
                 if let Some(lost) = self.redials.closed(&event.peer_id, event.remaining_established, now) {
                     self.redial(lost);
@@ -408,16 +706,7 @@ impl NetworkBehaviour for Behaviour {
                 }
                 self.forget_link(event.connection_id);
             }
-            FromSwarm::DialFailure(event) => {
-                self.dial_ended(event.connection_id);
-                self.relaying.dial_failed(&event, now);
-                self.forget_link(event.connection_id);
-                if let Some(peer) = event.peer_id
-                    && self.coordinators.failed(&peer, event.connection_id, now)
-                {
-                    tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
-                }
-            }
+            FromSwarm::DialFailure(event) => self.dial_failed(&event, now),
             FromSwarm::ExternalAddrConfirmed(event) if self.reachability.confirmed(event.addr) => {
                 self.set_reachable(true);
             }
@@ -434,17 +723,46 @@ impl NetworkBehaviour for Behaviour {
             FromSwarm::ListenerError(event) => {
                 self.relaying.listener_failed(event.listener_id, event.err, now)
             }
-            FromSwarm::NewExternalAddrOfPeer(event) => self.relaying.learned(event.peer_id, event.addr),
+            FromSwarm::NewExternalAddrOfPeer(event) => {
+                self.relaying.learned(event.peer_id, event.addr);
+                if is_global_quic(event.addr, &event.peer_id) {
+                    self.discovery.learned(event.peer_id, event.addr, now);
+                }
+            }
             _ => {}
         }
     }
 
-    fn on_connection_handler_event(&mut self, _: PeerId, _: ConnectionId, event: THandlerOutEvent<Self>) {
-        match event {}
+    fn on_connection_handler_event(
+        &mut self,
+        peer: PeerId,
+        id: ConnectionId,
+        ToBehaviour::PeerCoordinates(coordinates): THandlerOutEvent<Self>,
+    ) {
+        match (coordinates, self.links.get(&id)) {
+            (true, Some(link)) => {
+                let addresses: Vec<_> = link.dialed.clone().into_iter().collect();
+                self.discovery.coordinates(peer, addresses.clone(), self.ends.runtime.now());
+                for target in self.lookups.peers() {
+                    self.lookups.keep(Found {
+                        peer: target,
+                        coordinator: peer,
+                        addresses: addresses.clone(),
+                    });
+                    self.name_found(target);
+                }
+            }
+            _ => self.discovery.stopped(&peer),
+        }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Event, THandlerInEvent<Self>>> {
         self.poll_inputs(cx);
+        while let Poll::Ready(found) = self.lookups.poll(cx) {
+            let peer = found.peer;
+            self.lookups.keep(found);
+            self.name_found(peer);
+        }
         if let Some(action) = self.actions.pop_front() {
             return Poll::Ready(action);
         }
@@ -452,6 +770,12 @@ impl NetworkBehaviour for Behaviour {
             match news {
                 FromDriver::Event(event) => {
                     self.report_candidate(&event);
+                    self.note(&event, self.ends.runtime.now());
+                    if let Event::Failed { peer, .. } | Event::Connected { peer, .. } = &event
+                        && self.upgrading.remove(peer)
+                    {
+                        self.release_named(*peer);
+                    }
                     if let Event::Nat(report) = &event {
                         self.nat = (**report).clone();
                     }

@@ -23,9 +23,13 @@ impl Reachability {
         Self { local_peer, addresses: BTreeSet::new() }
     }
 
+    pub(super) fn is_reachable(&self) -> bool {
+        !self.addresses.is_empty()
+    }
+
     /// An external address was confirmed. Returns true if we are reachable from now on, and were not before.
     pub(super) fn confirmed(&mut self, address: &Multiaddr) -> bool {
-        let was_reachable = !self.addresses.is_empty();
+        let was_reachable = self.is_reachable();
         if is_global_quic(address, &self.local_peer) {
             self.addresses.insert(address.clone());
         }

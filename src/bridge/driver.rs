@@ -275,6 +275,9 @@ impl Driver {
             }
             Input::AddCoordinator(peer) => self.endpoint.add_coordinator(peer, now),
             Input::RemoveCoordinator(peer) => self.endpoint.remove_coordinator(&peer, now),
+            Input::CoordinatorsOf { peer, coordinators } => {
+                self.endpoint.set_coordinators_of(peer, coordinators, now)
+            }
             Input::Reachable(reachable) => self.endpoint.set_publicly_reachable(reachable, now),
             Input::Upgrade(peer) => match self.endpoint.upgrade(peer, now) {
                 Ok(()) => self.dials.upgrade(peer),

@@ -9,7 +9,7 @@ use libp2p_punch_proto::event::RelayFailure;
 use libp2p_punch_sim::World;
 
 use crate::{
-    network::{Site, client, coordinator, on_paused_time, registered, run, swarm},
+    network::{Site, client, coordinator, on_paused_time, registered, run, swarm, until},
     relaying::{Seen, clients, peer, punch_event, relay, reserved, see, serve, two, watch},
 };
 
@@ -245,5 +245,19 @@ fn without_a_relay_client(role: Role) {
             }
         }
         assert_eq!(failures, 1);
+    });
+}
+
+#[test]
+fn a_connected_peer_that_becomes_a_coordinator_is_asked_for_a_reservation() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address, _) = relay(&world, 254);
+        let mut peer = peer(&world, Site::APDM_RANDOM, 1, Config::default());
+        peer.dial(address.clone()).expect("it is an address");
+        until(&mut peer, |event| matches!(event, SwarmEvent::ConnectionEstablished { .. }).then_some(()))
+            .await;
+        peer.behaviour_mut().punch.add_coordinator(address).expect("it names its peer");
+        reserved(&mut peer).await;
     });
 }

@@ -1,6 +1,6 @@
 //! Control streams: coordinators, links and frames.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{collections::BTreeSet, net::SocketAddr, time::Instant};
 
 use libp2p_identity::PeerId;
 
@@ -25,8 +25,33 @@ impl Endpoint {
             self.refresh_candidates(now);
             self.report_views();
             self.run_registrar(now);
-            self.coordinator_arrived(now);
+            self.coordinator_arrived(&peer, now);
         }
+    }
+
+    /// Sets the coordinators that may know `peer` although this peer is not registered with them. Sessions with `peer` ask them, too,
+    /// while control streams to them are open. An empty set ends this.
+    pub fn set_coordinators_of(&mut self, peer: PeerId, coordinators: BTreeSet<PeerId>, now: Instant) {
+        if coordinators.is_empty() {
+            self.named.remove(&peer);
+            return;
+        }
+        let before = self.named.insert(peer, coordinators.clone()).unwrap_or_default();
+        for coordinator in coordinators.difference(&before) {
+            if self.links.best_of(coordinator).is_some() {
+                self.coordinator_arrived(coordinator, now);
+            }
+        }
+    }
+
+    /// Returns true if sessions with `peer` may ask `coordinator`.
+    pub(super) fn may_ask(&self, coordinator: &PeerId, peer: &PeerId) -> bool {
+        self.registration_client.contains(coordinator)
+            || self.named.get(peer).is_some_and(|named| named.contains(coordinator))
+    }
+
+    fn is_named(&self, coordinator: &PeerId) -> bool {
+        self.named.values().any(|named| named.contains(coordinator))
     }
 
     /// No longer uses `peer` as a coordinator.
@@ -82,7 +107,9 @@ impl Endpoint {
         if self.registration_client.contains(&peer) {
             self.registration_client.link_up(&peer, link, &self.links, now);
             self.run_registrar(now);
-            self.coordinator_arrived(now);
+            self.coordinator_arrived(&peer, now);
+        } else if self.is_named(&peer) {
+            self.coordinator_arrived(&peer, now);
         }
         self.report_nat();
     }
@@ -115,6 +142,8 @@ impl Endpoint {
         if self.registration_client.contains(&peer) {
             self.registration_client.link_down(&peer, link, self.links.best_of(&peer), now);
             self.run_registrar(now);
+            self.coordinator_lost(link, now);
+        } else if self.is_named(&peer) {
             self.coordinator_lost(link, now);
         }
         self.report_nat();

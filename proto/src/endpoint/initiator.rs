@@ -23,6 +23,8 @@ use crate::{
 
 /// Coordinators asked at once: one may be slow, another may not know the peer.
 pub(super) const MAX_ASKED: usize = 3;
+/// Coordinators asked at once of those that were named for the peer.
+const MAX_NAMED_ASKED: usize = 8;
 /// How long nothing is heard of a peer before coordinators are asked again, while the attempt goes on.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often coordinators are asked again for peers that they did not know, over all sessions. Every request counts, and this is
@@ -85,11 +87,24 @@ impl Endpoint {
         self.sessions.name(key, id);
         self.begin_attempt(key);
         self.enter_first(key, now);
-        if !self.registration_client.connected().is_empty() {
+        if self.has_coordinator_for(&peer) {
             self.open(key, now);
         }
         self.sessions.reschedule(key);
         Ok(key)
+    }
+
+    /// Connected coordinators that were named for `peer` and that this peer is not registered with.
+    fn named_for(&self, peer: &PeerId) -> Vec<(PeerId, ControlStreamId)> {
+        let named = self.named.get(peer).into_iter().flatten();
+        named
+            .filter(|coordinator| !self.registration_client.contains(coordinator))
+            .filter_map(|coordinator| Some((*coordinator, self.links.best_of(coordinator)?)))
+            .collect()
+    }
+
+    fn has_coordinator_for(&self, peer: &PeerId) -> bool {
+        !self.registration_client.connected().is_empty() || !self.named_for(peer).is_empty()
     }
 
     pub(super) fn new_session_id(&mut self) -> SessionId {
@@ -142,7 +157,8 @@ impl Endpoint {
             }
         }
         self.begin_attempt(key);
-        if self.registration_client.connected().is_empty() {
+        let Some(peer) = self.sessions.get(key).map(|session| session.peer) else { return };
+        if !self.has_coordinator_for(&peer) {
             self.enter(key, Phase::Discovery, now);
         } else {
             if let Some(session) = self.sessions.get_mut(key) {
@@ -154,8 +170,11 @@ impl Endpoint {
     }
 
     /// A coordinator is connected: sessions that wait for one, or for one that knows the peer, go on.
-    pub(super) fn coordinator_arrived(&mut self, now: Instant) {
+    pub(super) fn coordinator_arrived(&mut self, coordinator: &PeerId, now: Instant) {
         for key in self.sessions.keys() {
+            if !self.sessions.get(key).is_some_and(|session| self.may_ask(coordinator, &session.peer)) {
+                continue;
+            }
             let Some(session) = self.sessions.get_mut(key) else { continue };
             let is_resting = session.is_resting();
             if let Some(lookup) = session.lookup.as_mut().filter(|lookup| is_resting && lookup.misses > 0) {
@@ -207,7 +226,8 @@ impl Endpoint {
         let Some(session) = self.sessions.get(key).filter(|session| session.opening.is_some()) else {
             return;
         };
-        if coordinators.is_empty() {
+        let mut named = self.named_for(&session.peer);
+        if coordinators.is_empty() && named.is_empty() {
             // Back to waiting, with the flight at hand; only a retry is not in Discovery already.
             if session.phase != Phase::Discovery {
                 self.enter(key, Phase::Discovery, now);
@@ -215,9 +235,13 @@ impl Endpoint {
             return;
         }
         // Another attempt begins with other coordinators.
-        let shift = session.failures as usize * MAX_ASKED % coordinators.len();
-        coordinators.rotate_left(shift);
+        for coordinators in [&mut coordinators, &mut named] {
+            let shift = session.failures as usize * MAX_ASKED % coordinators.len().max(1);
+            coordinators.rotate_left(shift);
+        }
         coordinators.truncate(MAX_ASKED);
+        named.truncate(MAX_NAMED_ASKED);
+        coordinators.append(&mut named);
         let told = self.traits();
         if let Some(opening) = self.sessions.get_mut(key).and_then(|session| session.opening.as_mut()) {
             opening.asked_at = Some(now);
@@ -279,6 +303,8 @@ impl Endpoint {
     /// and to those that answered the peer may have told by now where it is, or they may see us elsewhere.
     pub(super) fn ask_again(&mut self, key: Key, now: Instant) {
         let mut coordinators = self.registration_client.connected();
+        let named = self.sessions.get(key).map(|session| self.named_for(&session.peer)).unwrap_or_default();
+        coordinators.splice(..0, named);
         let Some(session) = self.sessions.get_mut(key) else { return };
         let is_unanswered = session.phase == Phase::Coordination || session.is_unanswered();
         let phase = session.phase;

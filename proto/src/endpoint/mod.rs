@@ -25,7 +25,7 @@ mod renewing;
 mod responder;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     time::Instant,
 };
@@ -93,6 +93,8 @@ pub struct Endpoint {
     links: ControlStreams,
     coordinator: Coordinator,
     registration_client: RegistrationClient,
+    /// Coordinators that were named for a peer, by that peer. They are asked for nobody else.
+    named: BTreeMap<PeerId, BTreeSet<PeerId>>,
     gate: RequestLimiter,
     probe_budget: ProbeBudget,
     /// Ports at which we observe our clients.
@@ -155,6 +157,7 @@ impl Endpoint {
             links: ControlStreams::default(),
             coordinator: Coordinator::new(matches!(config.role, Role::Server | Role::Bootstrap)),
             registration_client: RegistrationClient::new(generation, config.coordination_timeout),
+            named: BTreeMap::new(),
             gate,
             probe_budget: ProbeBudget::new(),
             sessions: Table::default(),

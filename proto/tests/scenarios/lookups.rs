@@ -257,3 +257,50 @@ fn an_attempt_whose_peer_has_left_meanwhile_looks_for_it_again() {
     world.run_for(ms(2_000));
     assert_eq!(world.connected(a).len(), 1);
 }
+
+/// A has no coordinator, B is registered at C, and A has a control stream to C. A-C 60 ms, B-C 40 ms, A-B 50 ms.
+fn triangle_with_c_unknown_to_a() -> (World, usize, usize, usize) {
+    let mut world = World::new();
+    let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
+    let b = world.add(&client(), "192.168.2.2", Some("203.0.113.2"));
+    let c = world.add(&server(), "198.51.100.1", None);
+    world.set_latency(a, c, ms(30));
+    world.set_latency(b, c, ms(20));
+    world.set_latency(a, b, ms(25));
+    world.coordinate(b, c);
+    (world, a, b, c)
+}
+
+#[test]
+fn a_coordinator_that_was_named_for_a_peer_is_asked_for_it_as_soon_as_it_is_connected() {
+    let (mut world, a, b, c) = triangle_with_c_unknown_to_a();
+    let [at_b, at_c] = [b, c].map(|node| world.nodes[node].peer);
+    world.connect(a, b).unwrap();
+    world.input(a, |endpoint, now| endpoint.set_coordinators_of(at_b, [at_c].into(), now));
+    world.run_for(ms(1_000));
+    assert_eq!(world.connected(a).len(), 0);
+    let begin = world.elapsed();
+    world.link(a, c);
+    world.run_for(ms(1_000));
+    let took = world.reached(a, SessionRole::Initiator, Phase::Connected).unwrap() - begin;
+    assert!(took <= ms(75), "{took:?}");
+}
+
+#[test]
+fn a_coordinator_that_was_named_for_one_peer_is_asked_for_no_other_and_for_none_afterwards() {
+    let (mut world, a, b, c) = triangle_with_c_unknown_to_a();
+    let [at_b, at_c] = [b, c].map(|node| world.nodes[node].peer);
+    world.link(a, c);
+    let count = count_requests(&mut world, a);
+    world.input(a, |endpoint, now| endpoint.set_coordinators_of(at_c, [at_c].into(), now));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1_000));
+    assert_eq!(*count.borrow(), 0, "named for another");
+    world.input(a, |endpoint, now| {
+        endpoint.set_coordinators_of(at_b, [at_c].into(), now);
+        endpoint.set_coordinators_of(at_b, [].into(), now);
+    });
+    let asked = *count.borrow();
+    world.run_for(ms(60_000));
+    assert!(asked <= 1 && *count.borrow() <= 1, "{}", count.borrow());
+}

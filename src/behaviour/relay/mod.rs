@@ -117,6 +117,11 @@ impl Relaying {
         self.dials.is_circuit(id) || self.collecting.contains_key(&id)
     }
 
+    /// Returns the relays that `peer` is known to use, each with its address: they likely coordinate for it.
+    pub(super) fn relays_of(&self, peer: &PeerId) -> Vec<(PeerId, Multiaddr)> {
+        self.relays.used_by(peer)
+    }
+
     /// A dial may wait for a session. The swarm will say what became of it.
     pub(super) fn dialing(&mut self, peer: PeerId, id: ConnectionId, now: Instant) {
         if self.falls_back {
@@ -266,7 +271,14 @@ impl Relaying {
             return;
         }
         self.upgrades.direct(peer, id, now);
-        if is_coordinator && self.relays.connected(peer, address) {
+        if is_coordinator {
+            self.coordinator_connected(peer, address, now);
+        }
+    }
+
+    /// A direct connection to a coordinator of ours is open, or a connected peer has become one.
+    pub(super) fn coordinator_connected(&mut self, peer: PeerId, address: &Multiaddr, now: Instant) {
+        if self.relays.connected(peer, address) {
             self.dials.relay_arrived(now);
             self.reservations.arrived(peer, now);
         }

@@ -103,6 +103,12 @@ impl Relays {
         self.of_peers.contains_key(peer)
     }
 
+    /// Returns the relays that `peer` is known to use, each with its address.
+    pub(super) fn used_by(&self, peer: &PeerId) -> Vec<(PeerId, Multiaddr)> {
+        let circuits = self.of_peers.get(peer).into_iter().flatten();
+        circuits.filter_map(|circuit| Some((relay_of(circuit)?, address_of_relay(circuit)))).collect()
+    }
+
     /// Where to try to reach `peer` over a relay, in this order: relays that it is known to use, then ours.
     pub(super) fn circuits_to(&self, peer: PeerId) -> Vec<Multiaddr> {
         let ranked = self.ranked();
@@ -126,6 +132,11 @@ impl Relays {
 /// Where to listen for circuits through a relay.
 pub(super) fn circuit(address: &Multiaddr, relay: PeerId) -> Multiaddr {
     address.clone().with(Protocol::P2p(relay)).with(Protocol::P2pCircuit)
+}
+
+/// The part of a circuit address that leads to the relay.
+fn address_of_relay(circuit: &Multiaddr) -> Multiaddr {
+    circuit.iter().take_while(|part| *part != Protocol::P2pCircuit).collect()
 }
 
 /// The relay of a circuit address. `None` for every other address, and if the relay is not named.

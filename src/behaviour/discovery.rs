@@ -1,0 +1,350 @@
+//! Coordinators that this peer finds among the peers that it is connected to.
+//!
+//! A peer that coordinates says so by a protocol name of its own, [`COORDINATOR_PROTOCOL_NAME`](super::COORDINATOR_PROTOCOL_NAME),
+//! which identify tells the other end. Of those that do, a peer behind a NAT registers with the nearest ones by Kademlia's
+//! distance: in a DHT everybody can then find them by the PeerId alone. One more is the one that has been known for longest, so
+//! that whoever makes PeerIds near this one does not get all of them.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::{Duration, Instant},
+};
+
+use libp2p_core::{Multiaddr, multiaddr::Protocol};
+use libp2p_identity::PeerId;
+use sha2::{Digest, Sha256};
+
+/// Coordinators that are remembered. With more, those farthest away are forgotten.
+const MAX_KNOWN: usize = 64;
+/// Addresses that are remembered of each.
+const MAX_ADDRESSES: usize = 4;
+/// Time for which a coordinator that failed is not chosen. It doubles with each further failure.
+const FAILURE_DELAY: Duration = Duration::from_secs(60);
+const MAX_FAILURE_DELAY: Duration = Duration::from_secs(3600);
+/// Bits of an address that name the network within which not all coordinators may be.
+const IPV4_PREFIX: u32 = 16;
+const IPV6_PREFIX: u32 = 32;
+
+/// A distance of Kademlia: the exclusive or of two hashes.
+type Distance = [u8; 32];
+
+#[derive(Debug)]
+struct Known {
+    distance: Distance,
+    since: Instant,
+    addresses: Vec<Multiaddr>,
+    failures: u32,
+    not_before: Option<Instant>,
+}
+
+impl Known {
+    fn may_be_chosen(&self, now: Instant) -> bool {
+        !self.addresses.is_empty() && self.not_before.is_none_or(|at| at <= now)
+    }
+
+    fn networks(&self) -> BTreeSet<IpAddr> {
+        self.addresses.iter().filter_map(network_of).collect()
+    }
+}
+
+/// A difference between the coordinators that are in use and those that should be.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    /// Register with this one.
+    Choose { coordinator: PeerId, addresses: Vec<Multiaddr> },
+    /// No longer.
+    Drop { coordinator: PeerId },
+}
+
+/// The coordinators that were found, and those of them that are in use.
+#[derive(Debug)]
+pub(super) struct Discovery {
+    key: Distance,
+    /// The most that are in use.
+    max: usize,
+    known: BTreeMap<PeerId, Known>,
+    chosen: BTreeSet<PeerId>,
+    /// Others reach this peer without a coordinator.
+    is_reachable: bool,
+    /// Something is known since the last choice that may change it.
+    has_news: bool,
+    /// When one that failed may be chosen again.
+    next: Option<Instant>,
+}
+
+impl Discovery {
+    pub(super) fn new(local_peer: PeerId, max: usize) -> Self {
+        Self {
+            key: key_of(&local_peer),
+            max,
+            known: BTreeMap::new(),
+            chosen: BTreeSet::new(),
+            is_reachable: false,
+            has_news: false,
+            next: None,
+        }
+    }
+
+    /// A peer says that it coordinates.
+    pub(super) fn coordinates(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, now: Instant) {
+        self.has_news = true;
+        let distance = distance(&self.key, &key_of(&peer));
+        let new = || Known { distance, since: now, addresses: Vec::new(), failures: 0, not_before: None };
+        let known = self.known.entry(peer).or_insert_with(new);
+        for address in addresses {
+            if !known.addresses.contains(&address) {
+                known.addresses.push(address);
+            }
+        }
+        let surplus = known.addresses.len().saturating_sub(MAX_ADDRESSES);
+        known.addresses.drain(..surplus);
+        if self.known.len() > MAX_KNOWN {
+            let unused = self.known.iter().filter(|(peer, _)| !self.chosen.contains(peer));
+            let farthest = unused.max_by_key(|(_, known)| known.distance).map(|(peer, _)| *peer);
+            farthest.and_then(|peer| self.known.remove(&peer));
+        }
+    }
+
+    /// A peer says that it no longer coordinates.
+    pub(super) fn stopped(&mut self, peer: &PeerId) {
+        self.known.remove(peer);
+        self.has_news = true;
+    }
+
+    /// A peer is at this address, too, if it is a coordinator.
+    pub(super) fn learned(&mut self, peer: PeerId, address: &Multiaddr, now: Instant) {
+        if self.known.contains_key(&peer) {
+            self.coordinates(peer, vec![address.clone()], now);
+        }
+    }
+
+    /// A dial of a coordinator failed, or it did not register us. Another one takes its place.
+    pub(super) fn failed(&mut self, peer: &PeerId, now: Instant) {
+        let Some(known) = self.known.get_mut(peer).filter(|_| self.chosen.contains(peer)) else { return };
+        self.has_news = true;
+        let delay = FAILURE_DELAY.saturating_mul(2u32.saturating_pow(known.failures)).min(MAX_FAILURE_DELAY);
+        known.failures = known.failures.saturating_add(1);
+        known.not_before = Some(now + delay);
+    }
+
+    /// A coordinator registered us.
+    pub(super) fn succeeded(&mut self, peer: &PeerId) {
+        if let Some(known) = self.known.get_mut(peer) {
+            (known.failures, known.not_before) = (0, None);
+        }
+    }
+
+    pub(super) fn set_reachable(&mut self, is_reachable: bool) {
+        self.is_reachable = is_reachable;
+        self.has_news = true;
+    }
+
+    /// The configured coordinators are others now.
+    pub(super) fn reconsider(&mut self) {
+        self.has_news = true;
+    }
+
+    pub(super) fn is_chosen(&self, peer: &PeerId) -> bool {
+        self.chosen.contains(peer)
+    }
+
+    /// Returns the time of the next choice.
+    pub(super) fn next_time(&self) -> Option<Instant> {
+        self.next
+    }
+
+    /// Chooses again. Those in `configured` are in use in any case.
+    pub(super) fn poll(&mut self, configured: impl Fn(&PeerId) -> bool, now: Instant) -> Option<Change> {
+        if !self.has_news && self.next.is_none_or(|at| at > now) {
+            return None;
+        }
+        let wanted = self.wanted(configured, now);
+        if let Some(coordinator) = self.chosen.difference(&wanted).next().copied() {
+            self.chosen.remove(&coordinator);
+            return Some(Change::Drop { coordinator });
+        }
+        let Some(coordinator) = wanted.difference(&self.chosen).next().copied() else {
+            self.has_news = false;
+            self.next = self.known.values().filter_map(|known| known.not_before).filter(|at| *at > now).min();
+            return None;
+        };
+        self.chosen.insert(coordinator);
+        let addresses = self.known.get(&coordinator).map(|known| known.addresses.clone()).unwrap_or_default();
+        Some(Change::Choose { coordinator, addresses })
+    }
+
+    fn wanted(&self, configured: impl Fn(&PeerId) -> bool, now: Instant) -> BTreeSet<PeerId> {
+        if self.is_reachable {
+            return BTreeSet::new();
+        }
+        let mut usable: Vec<_> = self
+            .known
+            .iter()
+            .filter(|(peer, known)| {
+                known.may_be_chosen(now) && (self.chosen.contains(peer) || !configured(peer))
+            })
+            .collect();
+        let eldest = usable.iter().min_by_key(|(_, known)| (known.since, known.distance)).copied();
+        usable.sort_by_key(|(_, known)| known.distance);
+        // The eldest takes the last place, unless it is among the nearest.
+        usable.extend(eldest);
+        let mut wanted: Vec<(&PeerId, &Known)> = Vec::new();
+        for (place, (peer, known)) in usable.iter().enumerate() {
+            let is_last_place = wanted.len() + 1 == self.max && self.max > 1;
+            let is_eldest = place + 1 == usable.len();
+            let has_eldest = eldest.is_some_and(|(eldest, _)| wanted.iter().any(|(peer, _)| *peer == eldest));
+            let is_kept_free = is_last_place && !is_eldest && !has_eldest;
+            let is_wanted = wanted.iter().any(|(other, _)| other == peer);
+            if wanted.len() < self.max && !is_kept_free && !is_wanted && self.is_diverse(&wanted, known) {
+                wanted.push((peer, known));
+            }
+        }
+        wanted.into_iter().map(|(peer, _)| *peer).collect()
+    }
+
+    /// Returns true unless this would be the last place, and all coordinators would be in one network.
+    fn is_diverse(&self, wanted: &[(&PeerId, &Known)], one_more: &Known) -> bool {
+        if self.max == 1 || wanted.len() + 1 < self.max {
+            return true;
+        }
+        let mut shared = one_more.networks();
+        for (_, known) in wanted {
+            shared = shared.intersection(&known.networks()).copied().collect();
+        }
+        shared.is_empty()
+    }
+}
+
+/// Returns the peer nearest to `target` by Kademlia's distance.
+pub(super) fn nearest_to(target: &PeerId, peers: impl Iterator<Item = PeerId>) -> Option<PeerId> {
+    let key = key_of(target);
+    peers.min_by_key(|peer| distance(&key, &key_of(peer)))
+}
+
+/// Returns the key of a peer in Kademlia as libp2p has it.
+fn key_of(peer: &PeerId) -> Distance {
+    Sha256::digest(peer.to_bytes()).into()
+}
+
+fn distance(a: &Distance, b: &Distance) -> Distance {
+    std::array::from_fn(|place| a[place] ^ b[place])
+}
+
+/// Returns the network of an address within which not all coordinators may be. Names have none.
+fn network_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => {
+            Some(Ipv4Addr::from_bits(ip.to_bits() & (u32::MAX << (u32::BITS - IPV4_PREFIX))).into())
+        }
+        Protocol::Ip6(ip) => {
+            Some(Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << (u128::BITS - IPV6_PREFIX))).into())
+        }
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MINUTE: Duration = Duration::from_secs(60);
+
+    fn address(network: u8, number: u8) -> Multiaddr {
+        format!("/ip4/198.{network}.0.{number}/udp/4001/quic-v1").parse().unwrap()
+    }
+
+    fn peers(count: u8) -> Vec<PeerId> {
+        let keypair = |seed| libp2p_identity::Keypair::ed25519_from_bytes([seed; 32]).unwrap();
+        (1..=count).map(|seed| keypair(seed).public().to_peer_id()).collect()
+    }
+
+    fn discovery(max: usize) -> Discovery {
+        Discovery::new(peers(200)[199], max)
+    }
+
+    fn changes(discovery: &mut Discovery, now: Instant) -> Vec<Change> {
+        std::iter::from_fn(|| discovery.poll(|_| false, now)).collect()
+    }
+
+    fn by_distance(discovery: &Discovery, mut peers: Vec<PeerId>) -> Vec<PeerId> {
+        peers.sort_by_key(|peer| distance(&discovery.key, &key_of(peer)));
+        peers
+    }
+
+    #[test]
+    fn the_nearest_are_chosen_and_the_one_that_is_known_for_longest() {
+        let (mut discovery, now) = (discovery(3), Instant::now());
+        let peers = by_distance(&discovery, peers(20));
+        for (number, peer) in (0..).zip(peers.iter().rev()) {
+            let at = now + MINUTE * u32::from(number);
+            discovery.coordinates(*peer, vec![address(number, 1)], at);
+        }
+        changes(&mut discovery, now + 100 * MINUTE);
+        assert_eq!(discovery.chosen, BTreeSet::from([peers[0], peers[1], peers[19]]));
+    }
+
+    #[test]
+    fn not_all_are_in_one_network() {
+        let (mut discovery, now) = (discovery(3), Instant::now());
+        let peers = by_distance(&discovery, peers(10));
+        for (number, peer) in (0..).zip(&peers) {
+            let network = if number == 8 { 2 } else { 1 };
+            discovery.coordinates(*peer, vec![address(network, number)], now + MINUTE * u32::from(number));
+        }
+        changes(&mut discovery, now + 100 * MINUTE);
+        assert_eq!(discovery.chosen, BTreeSet::from([peers[0], peers[1], peers[8]]));
+    }
+
+    #[test]
+    fn one_that_fails_is_replaced_and_tried_again_later() {
+        let (mut discovery, now) = (discovery(1), Instant::now());
+        let peers = by_distance(&discovery, peers(2));
+        discovery.coordinates(peers[0], vec![address(1, 1)], now);
+        discovery.coordinates(peers[1], vec![address(2, 1)], now);
+        changes(&mut discovery, now);
+        assert!(discovery.is_chosen(&peers[0]));
+        discovery.failed(&peers[0], now);
+        assert_eq!(
+            changes(&mut discovery, now),
+            [
+                Change::Drop { coordinator: peers[0] },
+                Change::Choose { coordinator: peers[1], addresses: vec![address(2, 1)] }
+            ]
+        );
+        changes(&mut discovery, now + 2 * MINUTE);
+        assert!(discovery.is_chosen(&peers[0]), "the nearest again");
+    }
+
+    #[test]
+    fn none_is_chosen_while_others_reach_us_or_if_it_is_configured() {
+        let (mut discovery, now) = (discovery(3), Instant::now());
+        let peers = peers(2);
+        for peer in &peers {
+            discovery.coordinates(*peer, vec![address(1, 1)], now);
+        }
+        assert_eq!(discovery.poll(|_| true, now), None);
+        discovery.reconsider();
+        changes(&mut discovery, now);
+        assert_eq!(discovery.chosen.len(), 2);
+        discovery.set_reachable(true);
+        assert_eq!(changes(&mut discovery, now).len(), 2);
+        assert!(discovery.chosen.is_empty());
+        discovery.set_reachable(false);
+        discovery.stopped(&peers[0]);
+        changes(&mut discovery, now);
+        assert!(discovery.is_chosen(&peers[1]) && !discovery.is_chosen(&peers[0]));
+    }
+
+    #[test]
+    fn what_is_remembered_is_bounded() {
+        let (mut discovery, now) = (discovery(3), Instant::now());
+        for peer in peers(200) {
+            for number in 0..10 {
+                discovery.coordinates(peer, vec![address(1, number)], now);
+            }
+        }
+        assert_eq!(discovery.known.len(), MAX_KNOWN);
+        assert!(discovery.known.values().all(|known| known.addresses.len() == MAX_ADDRESSES));
+    }
+}

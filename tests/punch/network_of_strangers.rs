@@ -1,0 +1,279 @@
+//! Peers that share no configured coordinator.
+
+use std::{sync::Arc, time::Duration};
+
+use futures::{FutureExt, StreamExt};
+use libp2p::{
+    Multiaddr, PeerId, Swarm, identify,
+    identity::Keypair,
+    multiaddr::Protocol,
+    swarm::{NetworkBehaviour, SwarmEvent, dial_opts::DialOpts},
+};
+use libp2p_punch::{Behaviour, Config, Event, Role};
+use libp2p_punch_sim::{Host, World};
+use tokio::time::{Instant, timeout};
+
+use crate::network::{
+    PORT, Site, client, coordinator, keypair, on_paused_time, registered, run, swarm, until,
+};
+
+/// A swarm as most applications have it: they know each other's protocols.
+#[derive(NetworkBehaviour)]
+struct Node {
+    punch: Behaviour,
+    identify: identify::Behaviour,
+}
+
+fn node(host: &Arc<Host>, seed: u8, config: Config) -> Swarm<Node> {
+    swarm(host, seed, config, |punch, keypair: &Keypair| Node {
+        punch,
+        identify: identify::Behaviour::new(identify::Config::new("/test/1".to_owned(), keypair.public())),
+    })
+}
+
+/// A coordinator with identify at 203.NUMBER.113.254.
+fn public_node(world: &World, number: u8, config: Config) -> (Swarm<Node>, Multiaddr) {
+    let swarm = node(&world.public_host([203, number, 113, 254]), number, config);
+    let address = format!("/ip4/203.{number}.113.254/udp/{PORT}/quic-v1/p2p/{}", swarm.local_peer_id());
+    (swarm, address.parse().expect("valid"))
+}
+
+fn server() -> Config {
+    Config { role: Role::Server, ..Config::default() }
+}
+
+fn circuit(coordinator: &Multiaddr, peer: PeerId) -> Multiaddr {
+    coordinator.clone().with(Protocol::P2pCircuit).with(Protocol::P2p(peer))
+}
+
+fn peer_of(address: &Multiaddr) -> PeerId {
+    match address.iter().last() {
+        Some(Protocol::P2p(peer)) => peer,
+        _ => panic!("{address} names no peer"),
+    }
+}
+
+/// Makes a direct connection to `peer` by this dial, and returns the time that it took.
+async fn connect<B: NetworkBehaviour>(
+    dialer: &mut Swarm<B>,
+    dial: impl Into<DialOpts>,
+    peer: PeerId,
+) -> Duration {
+    let begin = Instant::now();
+    dialer.dial(dial).expect("not dialed yet");
+    until(dialer, |event| match event {
+        SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == peer => {
+            assert!(!endpoint.is_relayed());
+            Some(())
+        }
+        SwarmEvent::OutgoingConnectionError { peer_id, error, .. } if peer_id == Some(peer) => {
+            panic!("{error}")
+        }
+        _ => None,
+    })
+    .await;
+    begin.elapsed()
+}
+
+#[test]
+fn an_address_that_names_a_coordinator_is_enough_to_dial() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address) = coordinator(&world);
+        let mut listener = swarm(&Site::EIM_APDF.host(&world, 2, 0.0), 2, client(&address), |punch, _| punch);
+        registered(&mut listener).await;
+        let listener = run(listener);
+        let mut dialer = swarm(&Site::EIM_APDF.host(&world, 1, 0.0), 1, Config::default(), |punch, _| punch);
+        let dial = DialOpts::peer_id(listener)
+            .addresses(vec![circuit(&address, listener)])
+            .extend_addresses_through_behaviour();
+        let took = connect(&mut dialer, dial.build(), listener).await;
+        println!("{took:?}");
+        assert!(took <= Duration::from_secs(1), "{took:?}");
+    });
+}
+
+#[test]
+fn two_peers_with_a_coordinator_each_are_connected() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let [(one, at_one), (two, at_two)] = [1, 2].map(|number| public_node(&world, number, server()));
+        run(one);
+        run(two);
+        let peer = |number, address: &Multiaddr| {
+            let host = Site::EIM_APDF.host(&world, number, 0.0);
+            swarm(&host, number + 10, client(address), |punch, _| punch)
+        };
+        let (mut dialer, mut listener) = (peer(1, &at_one), peer(2, &at_two));
+        registered(&mut dialer).await;
+        registered(&mut listener).await;
+        let listener = run(listener);
+        dialer.add_peer_address(listener, circuit(&at_two, listener));
+        let took = connect(&mut dialer, listener, listener).await;
+        println!("{took:?}");
+        assert!(took <= Duration::from_secs(1), "{took:?}");
+        // The coordinator was needed for one question.
+        let is_kept = |dialer: &Swarm<Behaviour>| dialer.behaviour().coordinators().len();
+        assert_eq!(is_kept(&dialer), 1);
+    });
+}
+
+/// Waits until the swarm is registered with `count` coordinators that it found.
+async fn finds(swarm: &mut Swarm<Node>, count: usize) {
+    let registered = |swarm: &Swarm<Node>| {
+        let coordinators = swarm.behaviour().punch.coordinators();
+        coordinators.iter().filter(|coordinator| coordinator.is_found && coordinator.is_registered).count()
+    };
+    while registered(swarm) < count {
+        swarm.select_next_some().await;
+    }
+}
+
+#[test]
+fn a_peer_behind_a_nat_registers_with_coordinators_among_the_peers_that_it_is_connected_to() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let addresses = [1, 2, 3, 4, 5].map(|number| {
+            // The fourth coordinates for nobody.
+            let role = if number == 4 { Role::Client } else { Role::Server };
+            let (swarm, address) = public_node(&world, number, Config { role, ..Config::default() });
+            run(swarm);
+            address
+        });
+        let mut peer = node(&Site::EIM_APDF.host(&world, 1, 0.0), 11, Config::default());
+        for address in &addresses {
+            peer.dial(address.clone()).expect("it is an address");
+        }
+        // Until the protocols of all are known.
+        let mut identified = 0;
+        while identified < addresses.len() {
+            let event = peer.select_next_some().await;
+            let is_received = |event: &SwarmEvent<NodeEvent>| {
+                matches!(event, SwarmEvent::Behaviour(NodeEvent::Identify(identify::Event::Received { .. })))
+            };
+            identified += usize::from(is_received(&event));
+        }
+        finds(&mut peer, 3).await;
+        let coordinators = peer.behaviour().punch.coordinators();
+        assert_eq!(coordinators.len(), 3, "{coordinators:?}");
+        assert!(coordinators.iter().all(|coordinator| coordinator.peer != peer_of(&addresses[3])));
+    });
+}
+
+#[test]
+fn a_node_coordinates_once_an_address_is_confirmed_and_its_peers_hear_of_it() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (mut auto, address) = public_node(&world, 1, Config::default());
+        let mut peer = node(&Site::EIM_APDF.host(&world, 1, 0.0), 11, Config::default());
+        peer.dial(address.clone()).expect("it is an address");
+        // Identify has timers that follow the wall clock: this waits for events and never for a time.
+        let next = async |auto: &mut Swarm<Node>, peer: &mut Swarm<Node>| loop {
+            tokio::select! {
+                _ = auto.select_next_some() => {}
+                event = peer.select_next_some() => if let SwarmEvent::Behaviour(event) = event { return event },
+            }
+        };
+        while !matches!(
+            next(&mut auto, &mut peer).await,
+            NodeEvent::Identify(identify::Event::Received { .. })
+        ) {}
+        assert!(!auto.behaviour().punch.is_coordinator(), "nobody has confirmed an address");
+        assert_eq!(peer.behaviour().punch.coordinators(), []);
+        auto.add_external_address(address.clone());
+        while !matches!(next(&mut auto, &mut peer).await, NodeEvent::Punch(Event::CoordinatorFound { .. })) {}
+        assert!(auto.behaviour().punch.is_coordinator());
+        auto.remove_external_address(&address);
+        while !matches!(next(&mut auto, &mut peer).await, NodeEvent::Punch(Event::CoordinatorDropped { .. }))
+        {
+        }
+        assert_eq!(peer.behaviour().punch.coordinators(), []);
+    });
+}
+
+#[test]
+fn a_coordinator_that_leaves_is_replaced() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let mut running = Vec::new();
+        let config = Config { max_found_coordinators: 1, ..Config::default() };
+        let mut peer = node(&Site::EIM_APDF.host(&world, 1, 0.0), 11, config);
+        for number in [1, 2] {
+            let (mut swarm, address) = public_node(&world, number, server());
+            let id = *swarm.local_peer_id();
+            let task = tokio::spawn(async move {
+                loop {
+                    swarm.select_next_some().await;
+                }
+            });
+            running.push((id, task));
+            peer.dial(address).expect("it is an address");
+        }
+        finds(&mut peer, 1).await;
+        let first = peer.behaviour().punch.coordinators()[0].peer;
+        for (id, task) in &running {
+            if *id == first {
+                task.abort();
+            }
+        }
+        let begin = Instant::now();
+        loop {
+            peer.select_next_some().await;
+            let coordinators = peer.behaviour().punch.coordinators();
+            if coordinators.iter().any(|coordinator| coordinator.peer != first && coordinator.is_registered) {
+                break;
+            }
+        }
+        println!("{:?}", begin.elapsed());
+    });
+}
+
+#[test]
+fn a_source_of_coordinators_is_asked_for_a_peer_that_is_dialed_by_its_peer_id_alone() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address) = coordinator(&world);
+        let mut listener = swarm(&Site::EIM_APDF.host(&world, 2, 0.0), 2, client(&address), |punch, _| punch);
+        registered(&mut listener).await;
+        let listener = run(listener);
+        let mut dialer = swarm(&Site::EIM_APDF.host(&world, 1, 0.0), 1, Config::default(), |punch, _| punch);
+        let mut directory = dialer.behaviour_mut().coordinator_lookup();
+        let directory = tokio::spawn(async move {
+            let peer = directory.next().await.expect("a peer is dialed");
+            // Others that know nobody do no harm, however many there are.
+            for seed in 20..40 {
+                let stranger = keypair(seed).public().to_peer_id();
+                let nowhere = format!("/ip4/203.0.113.{seed}/udp/{PORT}/quic-v1").parse().expect("valid");
+                directory.found(peer, stranger, vec![nowhere]);
+            }
+            directory.found(peer, peer_of(&address), vec![address]);
+            (peer, directory)
+        });
+        let took = connect(&mut dialer, listener, listener).await;
+        println!("{took:?}");
+        let (peer, mut directory) = directory.await.expect("it ended");
+        assert_eq!(peer, listener);
+        // What is found afterwards is of no use.
+        assert!(directory.found(peer, keypair(50).public().to_peer_id(), Vec::new()));
+        assert_eq!(dialer.behaviour().coordinators(), []);
+    });
+}
+
+#[test]
+fn a_dial_that_begins_no_session_connects_to_no_coordinator_that_its_addresses_name() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address) = coordinator(&world);
+        let mut server = swarm(&world.public_host([203, 0, 113, 9]), 9, Config::default(), |punch, _| punch);
+        let mut directory = server.behaviour_mut().coordinator_lookup();
+        // As the dial-back of AutoNAT: of this very address, and of no other.
+        let stranger = keypair(3).public().to_peer_id();
+        let dial = DialOpts::peer_id(stranger).addresses(vec![circuit(&address, stranger)]).build();
+        server.dial(dial).expect("it is an address");
+        let failed = |event| matches!(event, SwarmEvent::OutgoingConnectionError { .. }).then_some(());
+        until(&mut server, failed).await;
+        let _ = timeout(Duration::from_secs(10), until(&mut server, |_| None::<()>)).await;
+        assert_eq!(server.network_info().num_peers(), 0);
+        assert!(directory.next().now_or_never().is_none(), "nobody is looked up");
+    });
+}
