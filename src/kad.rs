@@ -36,7 +36,7 @@ use crate::behaviour::CoordinatorLookup;
 
 /// Nodes of the own routing table that are named at once.
 const NEAREST: usize = 8;
-/// Queries under way for dials. A peer that is dialed while there are more is looked for in the own routing table only.
+/// Queries under way for dials. Peers that are dialed while there are as many wait for their turn.
 const MAX_QUERIES: usize = 64;
 
 /// A Kademlia behaviour that finds coordinators of the peers that the swarm dials.
@@ -55,16 +55,7 @@ impl<S: RecordStore + Send + 'static> Behaviour<S> {
         Self { kad, lookup, queries: HashMap::new() }
     }
 
-    /// A peer of the routing table is reached at the addresses that are there.
-    fn knows(&mut self, peer: &PeerId) -> bool {
-        let bucket = self.kad.kbucket(*peer);
-        bucket.is_some_and(|bucket| bucket.iter().any(|entry| entry.node.key.preimage() == peer))
-    }
-
     fn look_up(&mut self, peer: PeerId) {
-        if self.knows(&peer) {
-            return;
-        }
         let key = KBucketKey::from(peer);
         let mut near = Vec::new();
         for bucket in self.kad.kbuckets() {
@@ -77,9 +68,7 @@ impl<S: RecordStore + Send + 'static> Behaviour<S> {
         for (_, coordinator, addresses) in near.into_iter().take(NEAREST) {
             self.lookup.found(peer, coordinator, addresses);
         }
-        if self.queries.len() < MAX_QUERIES && !self.queries.values().any(|other| *other == peer) {
-            self.queries.insert(self.kad.get_closest_peers(peer), peer);
-        }
+        self.queries.insert(self.kad.get_closest_peers(peer), peer);
     }
 
     /// Takes the result of a query of ours. Returns any other event.
@@ -168,7 +157,9 @@ impl<S: RecordStore + Send + 'static> NetworkBehaviour for Behaviour<S> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<ToSwarm<Event, THandlerInEvent<Self>>> {
-        while let Poll::Ready(Some(peer)) = self.lookup.poll_next_unpin(cx) {
+        while self.queries.len() < MAX_QUERIES
+            && let Poll::Ready(Some(peer)) = self.lookup.poll_next_unpin(cx)
+        {
             self.look_up(peer);
         }
         loop {

@@ -19,16 +19,20 @@ const REDIAL_CAP: Duration = Duration::from_secs(30);
 /// Time between two dials of a coordinator, whatever makes it due.
 const MIN_REDIAL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Addresses of one coordinator.
-const MAX_ADDRESSES: usize = 32;
+/// Addresses of one coordinator that others told.
+const MAX_TOLD: usize = 4;
 
 #[derive(Debug, Default)]
 struct Coordinator {
-    /// We stay registered with it.
-    is_registrar: bool,
+    /// The configuration or the application names it: we stay registered with it.
+    is_configured: bool,
+    /// It was found: we stay registered with it for as long as it is chosen.
+    is_found: bool,
     /// The peers for which it was named, as long as they are looked for.
     named_for: BTreeSet<PeerId>,
     addresses: BTreeSet<Multiaddr>,
+    /// Addresses that others told, as long as it is named.
+    told: BTreeSet<Multiaddr>,
     connections: BTreeSet<ConnectionId>,
     /// The one of them that we keep of those that we dialed.
     dialed: Option<ConnectionId>,
@@ -44,6 +48,14 @@ struct Coordinator {
 }
 
 impl Coordinator {
+    fn is_registrar(&self) -> bool {
+        self.is_configured || self.is_found
+    }
+
+    fn is_needed(&self) -> bool {
+        self.is_registrar() || !self.named_for.is_empty()
+    }
+
     fn back_off(&mut self, now: Instant) {
         let delay = REDIAL_BASE.saturating_mul(2u32.saturating_pow(self.failures)).min(REDIAL_CAP);
         self.failures = self.failures.saturating_add(1);
@@ -76,12 +88,12 @@ pub(super) struct Coordinators(BTreeMap<PeerId, Coordinator>);
 impl Coordinators {
     /// Returns true if we stay registered with `peer`.
     pub(super) fn contains(&self, peer: &PeerId) -> bool {
-        self.0.get(peer).is_some_and(|coordinator| coordinator.is_registrar)
+        self.0.get(peer).is_some_and(|coordinator| coordinator.is_registrar())
     }
 
     /// Returns those that we stay registered with: the peer, its addresses, and whether a connection to it is open.
     pub(super) fn registrars(&self) -> impl Iterator<Item = (PeerId, Vec<Multiaddr>, bool)> {
-        self.0.iter().filter(|(_, coordinator)| coordinator.is_registrar).map(|(peer, coordinator)| {
+        self.0.iter().filter(|(_, coordinator)| coordinator.is_registrar()).map(|(peer, coordinator)| {
             let addresses = coordinator.addresses.iter().cloned().collect();
             (*peer, addresses, !coordinator.connections.is_empty())
         })
@@ -94,7 +106,12 @@ impl Coordinators {
 
     /// Returns true if there is no coordinator with which we stay registered.
     pub(super) fn is_empty(&self) -> bool {
-        !self.0.values().any(|coordinator| coordinator.is_registrar)
+        !self.0.values().any(|coordinator| coordinator.is_registrar())
+    }
+
+    /// Returns true if the configuration or the application names `peer`.
+    pub(super) fn is_configured(&self, peer: &PeerId) -> bool {
+        self.0.get(peer).is_some_and(|coordinator| coordinator.is_configured)
     }
 
     /// Adds an address of a coordinator; true if the coordinator is new. It is dialed if there are no `connections` to it.
@@ -105,8 +122,28 @@ impl Coordinators {
         connections: impl IntoIterator<Item = ConnectionId>,
         now: Instant,
     ) -> bool {
-        let coordinator = self.need(peer, [address], connections, now);
-        !std::mem::replace(&mut coordinator.is_registrar, true)
+        let is_new = !self.contains(&peer);
+        let coordinator = self.need(peer, connections, now);
+        coordinator.is_configured = true;
+        coordinator.addresses.insert(address);
+        is_new
+    }
+
+    /// Adds a coordinator that was found; true if it is new.
+    pub(super) fn find(
+        &mut self,
+        peer: PeerId,
+        addresses: Vec<Multiaddr>,
+        connections: impl IntoIterator<Item = ConnectionId>,
+        now: Instant,
+    ) -> bool {
+        let is_new = !self.contains(&peer);
+        let coordinator = self.need(peer, connections, now);
+        coordinator.is_found = true;
+        if !coordinator.is_configured {
+            coordinator.addresses = addresses.into_iter().collect();
+        }
+        is_new
     }
 
     /// Adds a coordinator that may know `target`. It is dialed if there are no `connections` to it. Returns true if no connection to
@@ -120,26 +157,24 @@ impl Coordinators {
         now: Instant,
     ) -> bool {
         let is_new = !self.needs(&peer);
-        self.need(peer, addresses, connections, now).named_for.insert(target);
+        let coordinator = self.need(peer, connections, now);
+        coordinator.named_for.insert(target);
+        for address in addresses {
+            if coordinator.told.len() < MAX_TOLD {
+                coordinator.told.insert(address);
+            }
+        }
         is_new
     }
 
     fn need(
         &mut self,
         peer: PeerId,
-        addresses: impl IntoIterator<Item = Multiaddr>,
         connections: impl IntoIterator<Item = ConnectionId>,
         now: Instant,
     ) -> &mut Coordinator {
-        let is_new = !self.needs(&peer);
-        let coordinator = self.0.entry(peer).or_default();
-        for address in addresses {
-            if coordinator.addresses.len() < MAX_ADDRESSES {
-                coordinator.addresses.insert(address);
-            }
-        }
-        if is_new {
-            coordinator.dial_at = Some(now);
+        if !self.needs(&peer) {
+            self.0.insert(peer, Coordinator { dial_at: Some(now), ..Coordinator::default() });
             for connection in connections {
                 self.connected(&peer, connection, now);
             }
@@ -150,11 +185,28 @@ impl Coordinators {
     /// Ends the registration with `peer`; false if there was none.
     pub(super) fn remove(&mut self, peer: &PeerId) -> bool {
         let Some(coordinator) = self.0.get_mut(peer) else { return false };
-        let was_registrar = std::mem::take(&mut coordinator.is_registrar);
+        let was_registrar = coordinator.is_registrar();
+        (coordinator.is_configured, coordinator.is_found) = (false, false);
+        self.forget_unneeded(peer);
+        was_registrar
+    }
+
+    /// A coordinator that was found is no longer chosen. Returns true if that ends the registration with it.
+    pub(super) fn drop_found(&mut self, peer: &PeerId) -> bool {
+        let Some(coordinator) = self.0.get_mut(peer) else { return false };
+        let ends = std::mem::take(&mut coordinator.is_found) && !coordinator.is_configured;
+        self.forget_unneeded(peer);
+        ends
+    }
+
+    fn forget_unneeded(&mut self, peer: &PeerId) {
+        let Some(coordinator) = self.0.get_mut(peer) else { return };
         if coordinator.named_for.is_empty() {
+            coordinator.told.clear();
+        }
+        if !coordinator.is_needed() {
             self.0.remove(peer);
         }
-        was_registrar
     }
 
     /// Returns the peers for which `coordinator` was named.
@@ -168,28 +220,23 @@ impl Coordinators {
         self.0.get(coordinator).is_some_and(|coordinator| !coordinator.connections.is_empty())
     }
 
+    /// Returns true if this is a dial of ours.
+    pub(super) fn is_own_dial(&self, coordinator: &PeerId, dial: ConnectionId) -> bool {
+        self.0.get(coordinator).is_some_and(|coordinator| coordinator.dials.contains(&dial))
+    }
+
     /// `coordinator` is no longer asked for `target`. Returns true if no connection to it is needed now.
     pub(super) fn unname(&mut self, coordinator: &PeerId, target: &PeerId) -> bool {
         let Some(named) = self.0.get_mut(coordinator) else { return false };
-        named.named_for.remove(target);
-        let is_needed = named.is_registrar || !named.named_for.is_empty();
-        if !is_needed {
-            self.0.remove(coordinator);
-        }
-        !is_needed
+        let was_named = named.named_for.remove(target);
+        self.forget_unneeded(coordinator);
+        was_named && !self.needs(coordinator)
     }
 
     /// Nobody looks for `target` any longer. Returns the coordinators to which no connection is needed now.
     pub(super) fn release(&mut self, target: &PeerId) -> Vec<PeerId> {
-        let mut released = Vec::new();
-        self.0.retain(|peer, coordinator| {
-            let was_named = coordinator.named_for.remove(target);
-            let is_needed = coordinator.is_registrar || !coordinator.named_for.is_empty();
-            if was_named && !is_needed {
-                released.push(*peer);
-            }
-            is_needed
-        });
+        let mut released = Vec::from_iter(self.named_for(target));
+        released.retain(|coordinator| self.unname(coordinator, target));
         released
     }
 
@@ -254,11 +301,13 @@ impl Coordinators {
         }
     }
 
-    /// A dial needs a coordinator. Those that back off are due.
-    pub(super) fn wanted(&mut self, now: Instant) {
-        for coordinator in self.0.values_mut().filter(|coordinator| coordinator.dials.is_empty()) {
-            coordinator.expedite(now);
-        }
+    /// A dial of `target` needs a coordinator. Those that may know it and back off are due.
+    pub(super) fn wanted(&mut self, target: &PeerId, now: Instant) {
+        let may_know = |coordinator: &&mut Coordinator| {
+            coordinator.is_registrar() || coordinator.named_for.contains(target)
+        };
+        let idle = self.0.values_mut().filter(|coordinator| coordinator.dials.is_empty());
+        idle.filter(may_know).for_each(|coordinator| coordinator.expedite(now));
     }
 
     pub(super) fn next_dial(&self) -> Option<Instant> {
@@ -270,7 +319,7 @@ impl Coordinators {
         let (peer, coordinator) =
             self.0.iter_mut().find(|(_, coordinator)| coordinator.dial_at.is_some_and(|at| at <= now))?;
         coordinator.dial_at = None;
-        let addresses = coordinator.addresses.iter().cloned().collect();
+        let addresses = coordinator.addresses.union(&coordinator.told).cloned().collect();
         Some(Due { peer: *peer, addresses, in_parallel: !coordinator.dials.is_empty() })
     }
 }
@@ -336,7 +385,7 @@ mod tests {
         assert!(!coordinators.due(now).unwrap().in_parallel);
         coordinators.dialing(&peer, dial(), now);
         now += Duration::from_secs(3);
-        coordinators.wanted(now);
+        coordinators.wanted(&PeerId::random(), now);
         assert_eq!(coordinators.next_dial(), None, "it is being dialed");
         coordinators.network_changed(now);
         assert!(coordinators.due(now).unwrap().in_parallel);
@@ -356,7 +405,7 @@ mod tests {
             fail(&mut coordinators, peer, now);
         }
         now += Duration::from_secs(2);
-        coordinators.wanted(now);
+        coordinators.wanted(&PeerId::random(), now);
         assert_eq!(coordinators.next_dial(), Some(now));
     }
 

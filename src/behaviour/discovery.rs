@@ -17,11 +17,13 @@ use sha2::{Digest, Sha256};
 
 /// Coordinators that are remembered. With more, those farthest away are forgotten.
 const MAX_KNOWN: usize = 64;
-/// Addresses that are remembered of each.
+/// Addresses that are remembered of each, of those that it claims.
 const MAX_ADDRESSES: usize = 4;
 /// Time for which a coordinator that failed is not chosen. It doubles with each further failure.
 const FAILURE_DELAY: Duration = Duration::from_secs(60);
 const MAX_FAILURE_DELAY: Duration = Duration::from_secs(3600);
+/// Time for a chosen coordinator to be connected and to register us.
+const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(30);
 /// Bits of an address that name the network within which not all coordinators may be.
 const IPV4_PREFIX: u32 = 16;
 const IPV6_PREFIX: u32 = 32;
@@ -29,22 +31,34 @@ const IPV6_PREFIX: u32 = 32;
 /// A distance of Kademlia: the exclusive or of two hashes.
 type Distance = [u8; 32];
 
+/// A coordinator that was found.
 #[derive(Debug)]
 struct Known {
     distance: Distance,
     since: Instant,
-    addresses: Vec<Multiaddr>,
+    /// The address at which we dialed it.
+    dialed: Option<Multiaddr>,
+    /// Addresses that it claims.
+    told: Vec<Multiaddr>,
     failures: u32,
     not_before: Option<Instant>,
 }
 
 impl Known {
     fn may_be_chosen(&self, now: Instant) -> bool {
-        !self.addresses.is_empty() && self.not_before.is_none_or(|at| at <= now)
+        (self.dialed.is_some() || !self.told.is_empty()) && self.not_before.is_none_or(|at| at <= now)
     }
 
+    fn addresses(&self) -> Vec<Multiaddr> {
+        self.dialed.iter().chain(&self.told).cloned().collect()
+    }
+
+    /// Returns the networks of its addresses. What it claims counts only if we have not dialed it.
     fn networks(&self) -> BTreeSet<IpAddr> {
-        self.addresses.iter().filter_map(network_of).collect()
+        match &self.dialed {
+            Some(dialed) => network_of(dialed).into_iter().collect(),
+            None => self.told.iter().filter_map(network_of).collect(),
+        }
     }
 }
 
@@ -65,6 +79,10 @@ pub(super) struct Discovery {
     max: usize,
     known: BTreeMap<PeerId, Known>,
     chosen: BTreeSet<PeerId>,
+    /// Those of the chosen that have registered us.
+    registered: BTreeSet<PeerId>,
+    /// Those of the chosen that have not, and when they are given up.
+    pending: BTreeMap<PeerId, Instant>,
     /// Others reach this peer without a coordinator.
     is_reachable: bool,
     /// Something is known since the last choice that may change it.
@@ -80,6 +98,8 @@ impl Discovery {
             max,
             known: BTreeMap::new(),
             chosen: BTreeSet::new(),
+            registered: BTreeSet::new(),
+            pending: BTreeMap::new(),
             is_reachable: false,
             has_news: false,
             next: None,
@@ -87,35 +107,47 @@ impl Discovery {
     }
 
     /// A peer says that it coordinates.
-    pub(super) fn coordinates(&mut self, peer: PeerId, addresses: Vec<Multiaddr>, now: Instant) {
+    pub(super) fn coordinates(
+        &mut self,
+        peer: PeerId,
+        dialed: Option<Multiaddr>,
+        told: Vec<Multiaddr>,
+        now: Instant,
+    ) {
         self.has_news = true;
         let distance = distance(&self.key, &key_of(&peer));
-        let new = || Known { distance, since: now, addresses: Vec::new(), failures: 0, not_before: None };
+        let new =
+            || Known { distance, since: now, dialed: None, told: Vec::new(), failures: 0, not_before: None };
         let known = self.known.entry(peer).or_insert_with(new);
-        for address in addresses {
-            if !known.addresses.contains(&address) {
-                known.addresses.push(address);
+        known.dialed = dialed.or(known.dialed.take());
+        for address in told {
+            if !known.told.contains(&address) {
+                known.told.push(address);
             }
         }
-        let surplus = known.addresses.len().saturating_sub(MAX_ADDRESSES);
-        known.addresses.drain(..surplus);
+        let surplus = known.told.len().saturating_sub(MAX_ADDRESSES);
+        known.told.drain(..surplus);
         if self.known.len() > MAX_KNOWN {
-            let unused = self.known.iter().filter(|(peer, _)| !self.chosen.contains(peer));
-            let farthest = unused.max_by_key(|(_, known)| known.distance).map(|(peer, _)| *peer);
-            farthest.and_then(|peer| self.known.remove(&peer));
+            let eldest = self.known.iter().min_by_key(|(_, known)| known.since).map(|(peer, _)| *peer);
+            let is_needed = |peer: &PeerId| self.chosen.contains(peer) || Some(*peer) == eldest;
+            let unneeded = self.known.iter().filter(|(peer, _)| !is_needed(peer));
+            let worst = unneeded.max_by_key(|(_, known)| (known.failures, known.distance));
+            let worst = worst.map(|(peer, _)| *peer);
+            worst.and_then(|peer| self.known.remove(&peer));
         }
     }
 
     /// A peer says that it no longer coordinates.
     pub(super) fn stopped(&mut self, peer: &PeerId) {
         self.known.remove(peer);
+        self.registered.remove(peer);
         self.has_news = true;
     }
 
-    /// A peer is at this address, too, if it is a coordinator.
+    /// A peer claims this address. It is of interest if the peer coordinates.
     pub(super) fn learned(&mut self, peer: PeerId, address: &Multiaddr, now: Instant) {
         if self.known.contains_key(&peer) {
-            self.coordinates(peer, vec![address.clone()], now);
+            self.coordinates(peer, None, vec![address.clone()], now);
         }
     }
 
@@ -126,12 +158,23 @@ impl Discovery {
         let delay = FAILURE_DELAY.saturating_mul(2u32.saturating_pow(known.failures)).min(MAX_FAILURE_DELAY);
         known.failures = known.failures.saturating_add(1);
         known.not_before = Some(now + delay);
+        self.registered.remove(peer);
     }
 
     /// A coordinator registered us.
     pub(super) fn succeeded(&mut self, peer: &PeerId) {
         if let Some(known) = self.known.get_mut(peer) {
             (known.failures, known.not_before) = (0, None);
+            self.has_news |= self.registered.insert(*peer);
+            self.pending.remove(peer);
+        }
+    }
+
+    /// The application wants no registration with this one.
+    pub(super) fn exclude(&mut self, peer: &PeerId, now: Instant) {
+        self.has_news = true;
+        if let Some(known) = self.known.get_mut(peer) {
+            known.not_before = Some(now + MAX_FAILURE_DELAY);
         }
     }
 
@@ -154,49 +197,55 @@ impl Discovery {
         self.next
     }
 
-    /// Chooses again. Those in `configured` are in use in any case.
+    /// Chooses again, but for those that are `configured`. A coordinator that works is dropped only once those that take its place
+    /// have registered us.
     pub(super) fn poll(&mut self, configured: impl Fn(&PeerId) -> bool, now: Instant) -> Option<Change> {
+        let late: Vec<_> = self.pending.iter().filter(|(_, at)| **at <= now).map(|(peer, _)| *peer).collect();
+        for peer in late {
+            self.pending.remove(&peer);
+            self.failed(&peer, now);
+        }
         if !self.has_news && self.next.is_none_or(|at| at > now) {
             return None;
         }
-        let wanted = self.wanted(configured, now);
-        if let Some(coordinator) = self.chosen.difference(&wanted).next().copied() {
+        let wanted = self.wanted(&configured, now);
+        if let Some(coordinator) = wanted.difference(&self.chosen).next().copied() {
+            self.chosen.insert(coordinator);
+            self.pending.insert(coordinator, now + REGISTRATION_TIMEOUT);
+            let addresses = self.known.get(&coordinator).map(Known::addresses).unwrap_or_default();
+            return Some(Change::Choose { coordinator, addresses });
+        }
+        let is_replaced = !wanted.is_empty() && wanted.is_subset(&self.registered);
+        let is_useless = |peer: &PeerId| {
+            self.is_reachable
+                || configured(peer)
+                || self.known.get(peer).is_none_or(|known| !known.may_be_chosen(now))
+        };
+        let dropped = self.chosen.difference(&wanted).find(|peer| is_replaced || is_useless(peer)).copied();
+        if let Some(coordinator) = dropped {
             self.chosen.remove(&coordinator);
+            self.registered.remove(&coordinator);
+            self.pending.remove(&coordinator);
             return Some(Change::Drop { coordinator });
         }
-        let Some(coordinator) = wanted.difference(&self.chosen).next().copied() else {
-            self.has_news = false;
-            self.next = self.known.values().filter_map(|known| known.not_before).filter(|at| *at > now).min();
-            return None;
-        };
-        self.chosen.insert(coordinator);
-        let addresses = self.known.get(&coordinator).map(|known| known.addresses.clone()).unwrap_or_default();
-        Some(Change::Choose { coordinator, addresses })
+        self.has_news = false;
+        let retries = self.known.values().filter_map(|known| known.not_before).filter(|at| *at > now);
+        self.next = retries.chain(self.pending.values().copied()).min();
+        None
     }
 
     fn wanted(&self, configured: impl Fn(&PeerId) -> bool, now: Instant) -> BTreeSet<PeerId> {
-        if self.is_reachable {
+        if self.is_reachable || self.max == 0 {
             return BTreeSet::new();
         }
-        let mut usable: Vec<_> = self
-            .known
-            .iter()
-            .filter(|(peer, known)| {
-                known.may_be_chosen(now) && (self.chosen.contains(peer) || !configured(peer))
-            })
-            .collect();
-        let eldest = usable.iter().min_by_key(|(_, known)| (known.since, known.distance)).copied();
+        let mut usable: Vec<_> =
+            self.known.iter().filter(|(peer, known)| known.may_be_chosen(now) && !configured(peer)).collect();
         usable.sort_by_key(|(_, known)| known.distance);
-        // The eldest takes the last place, unless it is among the nearest.
-        usable.extend(eldest);
-        let mut wanted: Vec<(&PeerId, &Known)> = Vec::new();
-        for (place, (peer, known)) in usable.iter().enumerate() {
-            let is_last_place = wanted.len() + 1 == self.max && self.max > 1;
-            let is_eldest = place + 1 == usable.len();
-            let has_eldest = eldest.is_some_and(|(eldest, _)| wanted.iter().any(|(peer, _)| *peer == eldest));
-            let is_kept_free = is_last_place && !is_eldest && !has_eldest;
-            let is_wanted = wanted.iter().any(|(other, _)| other == peer);
-            if wanted.len() < self.max && !is_kept_free && !is_wanted && self.is_diverse(&wanted, known) {
+        let eldest = usable.iter().min_by_key(|(_, known)| (known.since, known.distance)).copied();
+        let mut wanted: Vec<(&PeerId, &Known)> = eldest.filter(|_| self.max > 1).into_iter().collect();
+        for (peer, known) in usable {
+            let is_wanted = wanted.iter().any(|(other, _)| *other == peer);
+            if wanted.len() < self.max && !is_wanted && self.is_diverse(&wanted, known) {
                 wanted.push((peer, known));
             }
         }
@@ -278,7 +327,7 @@ mod tests {
         let peers = by_distance(&discovery, peers(20));
         for (number, peer) in (0..).zip(peers.iter().rev()) {
             let at = now + MINUTE * u32::from(number);
-            discovery.coordinates(*peer, vec![address(number, 1)], at);
+            discovery.coordinates(*peer, Some(address(number, 1)), Vec::new(), at);
         }
         changes(&mut discovery, now + 100 * MINUTE);
         assert_eq!(discovery.chosen, BTreeSet::from([peers[0], peers[1], peers[19]]));
@@ -290,7 +339,12 @@ mod tests {
         let peers = by_distance(&discovery, peers(10));
         for (number, peer) in (0..).zip(&peers) {
             let network = if number == 8 { 2 } else { 1 };
-            discovery.coordinates(*peer, vec![address(network, number)], now + MINUTE * u32::from(number));
+            discovery.coordinates(
+                *peer,
+                Some(address(network, number)),
+                vec![address(3, number)],
+                now + MINUTE * u32::from(number),
+            );
         }
         changes(&mut discovery, now + 100 * MINUTE);
         assert_eq!(discovery.chosen, BTreeSet::from([peers[0], peers[1], peers[8]]));
@@ -300,20 +354,57 @@ mod tests {
     fn one_that_fails_is_replaced_and_tried_again_later() {
         let (mut discovery, now) = (discovery(1), Instant::now());
         let peers = by_distance(&discovery, peers(2));
-        discovery.coordinates(peers[0], vec![address(1, 1)], now);
-        discovery.coordinates(peers[1], vec![address(2, 1)], now);
+        discovery.coordinates(peers[0], Some(address(1, 1)), Vec::new(), now);
+        discovery.coordinates(peers[1], Some(address(2, 1)), Vec::new(), now);
         changes(&mut discovery, now);
         assert!(discovery.is_chosen(&peers[0]));
         discovery.failed(&peers[0], now);
         assert_eq!(
             changes(&mut discovery, now),
             [
-                Change::Drop { coordinator: peers[0] },
-                Change::Choose { coordinator: peers[1], addresses: vec![address(2, 1)] }
+                Change::Choose { coordinator: peers[1], addresses: vec![address(2, 1)] },
+                Change::Drop { coordinator: peers[0] }
             ]
         );
+        discovery.succeeded(&peers[1]);
         changes(&mut discovery, now + 2 * MINUTE);
         assert!(discovery.is_chosen(&peers[0]), "the nearest again");
+        assert!(discovery.is_chosen(&peers[1]), "it works, and the other may not");
+        discovery.succeeded(&peers[0]);
+        changes(&mut discovery, now + 2 * MINUTE);
+        assert!(!discovery.is_chosen(&peers[1]));
+    }
+
+    #[test]
+    fn one_that_does_not_answer_is_replaced() {
+        let (mut discovery, now) = (discovery(1), Instant::now());
+        let peers = by_distance(&discovery, peers(2));
+        for peer in &peers {
+            discovery.coordinates(*peer, Some(address(1, 1)), Vec::new(), now);
+        }
+        changes(&mut discovery, now);
+        assert!(discovery.is_chosen(&peers[0]));
+        let later = discovery.next_time().unwrap();
+        assert_eq!(later, now + REGISTRATION_TIMEOUT);
+        changes(&mut discovery, later);
+        assert!(discovery.is_chosen(&peers[1]) && !discovery.is_chosen(&peers[0]));
+    }
+
+    #[test]
+    fn the_eldest_keeps_its_place_if_the_nearest_claim_to_be_in_its_network() {
+        let (mut discovery, now) = (discovery(3), Instant::now());
+        let peers = by_distance(&discovery, peers(4));
+        discovery.coordinates(peers[3], Some(address(1, 1)), Vec::new(), now);
+        for peer in &peers[..2] {
+            discovery.coordinates(*peer, Some(address(1, 2)), vec![address(1, 3)], now + MINUTE);
+        }
+        discovery.coordinates(peers[2], Some(address(2, 2)), Vec::new(), now + MINUTE);
+        changes(&mut discovery, now + MINUTE);
+        assert_eq!(
+            discovery.chosen,
+            BTreeSet::from([peers[0], peers[2], peers[3]]),
+            "not all in one network"
+        );
     }
 
     #[test]
@@ -321,7 +412,7 @@ mod tests {
         let (mut discovery, now) = (discovery(3), Instant::now());
         let peers = peers(2);
         for peer in &peers {
-            discovery.coordinates(*peer, vec![address(1, 1)], now);
+            discovery.coordinates(*peer, Some(address(1, 1)), Vec::new(), now);
         }
         assert_eq!(discovery.poll(|_| true, now), None);
         discovery.reconsider();
@@ -341,10 +432,10 @@ mod tests {
         let (mut discovery, now) = (discovery(3), Instant::now());
         for peer in peers(200) {
             for number in 0..10 {
-                discovery.coordinates(peer, vec![address(1, number)], now);
+                discovery.coordinates(peer, None, vec![address(1, number)], now);
             }
         }
         assert_eq!(discovery.known.len(), MAX_KNOWN);
-        assert!(discovery.known.values().all(|known| known.addresses.len() == MAX_ADDRESSES));
+        assert!(discovery.known.values().all(|known| known.told.len() == MAX_ADDRESSES));
     }
 }

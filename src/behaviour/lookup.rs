@@ -4,10 +4,11 @@
 //! that peer is looked for.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
+    time::{Duration, Instant},
 };
 
 use futures::{Stream, StreamExt, channel::mpsc};
@@ -17,12 +18,18 @@ use libp2p_swarm::ConnectionId;
 
 use super::discovery::nearest_to;
 
-/// Peers to look up that wait for a source. With more, a source that does not keep up misses some.
-const MAX_REQUESTS: usize = 256;
+/// Peers to look up that wait for one source. More wait for all of them.
+const MAX_REQUESTS: usize = 16;
 /// Coordinators found that wait for the behaviour.
 const MAX_ANSWERS: usize = 256;
 /// Coordinators that were found for one peer and have not been asked yet.
 const MAX_SPARE: usize = 32;
+/// Coordinators of one peer that are remembered because they were asked.
+const MAX_TRIED: usize = 256;
+/// Time after which a coordinator makes room for another, if the peer is not connected by then.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
+/// The same, if it is known that no coordinator which has answered knows the peer.
+const UNKNOWN_TIMEOUT: Duration = Duration::from_millis(500);
 /// Own dials of sources that have not begun.
 const MAX_OWN_DIALS: usize = 1024;
 
@@ -91,8 +98,21 @@ pub(super) struct Lookups {
     sources: Vec<mpsc::Sender<PeerId>>,
     answers: (mpsc::Sender<Found>, mpsc::Receiver<Found>),
     own_dials: OwnDials,
-    /// Coordinators that have not been asked yet, by the peer that is looked up.
-    spare: BTreeMap<PeerId, Vec<Found>>,
+    /// By the peer that is looked up.
+    lookups: BTreeMap<PeerId, Lookup>,
+    /// Peers of which the sources have not been told.
+    waiting: VecDeque<PeerId>,
+}
+
+/// Coordinators of one peer.
+#[derive(Debug, Default)]
+struct Lookup {
+    /// Found, and not asked yet.
+    spare: Vec<Found>,
+    /// Being asked since then.
+    asked: BTreeMap<PeerId, Instant>,
+    /// Asked at some time.
+    tried: BTreeSet<PeerId>,
 }
 
 impl Lookups {
@@ -101,7 +121,8 @@ impl Lookups {
             sources: Vec::new(),
             answers: mpsc::channel(MAX_ANSWERS),
             own_dials: OwnDials::default(),
-            spare: BTreeMap::new(),
+            lookups: BTreeMap::new(),
+            waiting: VecDeque::new(),
         }
     }
 
@@ -123,53 +144,99 @@ impl Lookups {
 
     /// Asks all sources for coordinators of `peer`, unless that has been done.
     pub(super) fn begin(&mut self, peer: PeerId) {
-        if self.is_empty() || self.spare.contains_key(&peer) {
-            return;
+        if !self.is_empty() && !self.lookups.contains_key(&peer) {
+            self.lookups.insert(peer, Lookup::default());
+            self.waiting.push_back(peer);
         }
-        self.spare.insert(peer, Vec::new());
-        self.sources.retain_mut(|source| match source.try_send(peer) {
-            Ok(()) => true,
-            Err(error) => {
-                tracing::debug!(%peer, %error, "a source of coordinators is not asked");
-                !error.is_disconnected()
-            }
-        });
     }
 
     /// Nobody looks for `peer` any longer.
     pub(super) fn end(&mut self, peer: &PeerId) {
-        self.spare.remove(peer);
+        self.lookups.remove(peer);
     }
 
     /// Returns the peers that are looked up.
     pub(super) fn peers(&self) -> Vec<PeerId> {
-        self.spare.keys().copied().collect()
+        self.lookups.keys().copied().collect()
     }
 
-    /// Keeps a coordinator for later. What is found of a peer that nobody looks for is dropped, as is what there is no room for.
+    /// Keeps a coordinator for later. What is found of a peer that nobody looks for is dropped, as are those that were asked and those
+    /// for which there is no room.
     pub(super) fn keep(&mut self, found: Found) {
-        if let Some(spare) = self.spare.get_mut(&found.peer)
-            && spare.len() < MAX_SPARE
-            && !spare.iter().any(|other| other.coordinator == found.coordinator)
+        if let Some(lookup) = self.lookups.get_mut(&found.peer)
+            && lookup.spare.len() < MAX_SPARE
+            && !lookup.tried.contains(&found.coordinator)
+            && !lookup.spare.iter().any(|other| other.coordinator == found.coordinator)
         {
-            spare.push(found);
+            lookup.spare.push(found);
         }
     }
 
     /// Returns true if a coordinator is kept for `peer`.
     pub(super) fn has_spare(&self, peer: &PeerId) -> bool {
-        self.spare.get(peer).is_some_and(|spare| !spare.is_empty())
+        self.lookups.get(peer).is_some_and(|lookup| !lookup.spare.is_empty())
     }
 
-    /// Takes the coordinator nearest to `peer` of those that are kept for it.
-    pub(super) fn next(&mut self, peer: &PeerId) -> Option<Found> {
-        let spare = self.spare.get_mut(peer)?;
-        let nearest = nearest_to(peer, spare.iter().map(|found| found.coordinator))?;
-        let place = spare.iter().position(|found| found.coordinator == nearest)?;
-        Some(spare.swap_remove(place))
+    /// Takes the coordinator nearest to `peer` of those that are kept for it. It is asked from now on.
+    pub(super) fn next(&mut self, peer: &PeerId, now: Instant) -> Option<Found> {
+        let lookup = self.lookups.get_mut(peer)?;
+        let nearest = nearest_to(peer, lookup.spare.iter().map(|found| found.coordinator))?;
+        let place = lookup.spare.iter().position(|found| found.coordinator == nearest)?;
+        if lookup.tried.len() < MAX_TRIED {
+            lookup.tried.insert(nearest);
+        }
+        lookup.asked.insert(nearest, now);
+        Some(lookup.spare.swap_remove(place))
     }
 
+    /// `coordinator` is no longer asked for `peer`.
+    pub(super) fn give_up(&mut self, peer: &PeerId, coordinator: &PeerId) {
+        if let Some(lookup) = self.lookups.get_mut(peer) {
+            lookup.asked.remove(coordinator);
+        }
+    }
+
+    /// Returns the coordinators of `peer` that have had time to answer that they do not know it, while others wait for their turn.
+    pub(super) fn unknowing(&self, peer: &PeerId, now: Instant) -> Vec<PeerId> {
+        self.asked_for(peer, UNKNOWN_TIMEOUT, now)
+    }
+
+    /// Returns each coordinator that has not helped in time, while others wait for their turn, with the peer that it was asked for.
+    pub(super) fn overdue(&self, now: Instant) -> Vec<(PeerId, PeerId)> {
+        let of = |peer| self.asked_for(peer, ANSWER_TIMEOUT, now).into_iter().map(|id| (id, *peer));
+        self.lookups.keys().flat_map(of).collect()
+    }
+
+    fn asked_for(&self, peer: &PeerId, time: Duration, now: Instant) -> Vec<PeerId> {
+        let lookup = self.lookups.get(peer).filter(|lookup| !lookup.spare.is_empty());
+        let asked = lookup.into_iter().flat_map(|lookup| &lookup.asked);
+        asked.filter(|(_, since)| now >= **since + time).map(|(coordinator, _)| *coordinator).collect()
+    }
+
+    /// Returns the time at which a coordinator is overdue.
+    pub(super) fn next_time(&self) -> Option<Instant> {
+        let waiting = self.lookups.values().filter(|lookup| !lookup.spare.is_empty());
+        waiting.flat_map(|lookup| lookup.asked.values()).min().map(|since| *since + ANSWER_TIMEOUT)
+    }
+
+    /// Tells the sources of the next peers, as far as they keep up.
+    fn tell(&mut self, cx: &mut Context<'_>) {
+        while let Some(peer) = self.waiting.front().copied() {
+            if self.lookups.contains_key(&peer) {
+                let is_ready =
+                    |source: &mut mpsc::Sender<PeerId>| !matches!(source.poll_ready(cx), Poll::Pending);
+                if !self.sources.iter_mut().map(is_ready).fold(true, |all, ready| all & ready) {
+                    return;
+                }
+                self.sources.retain_mut(|source| source.try_send(peer).is_ok());
+            }
+            self.waiting.pop_front();
+        }
+    }
+
+    /// Returns the next coordinator that was found.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Found> {
+        self.tell(cx);
         match self.answers.1.poll_next_unpin(cx) {
             Poll::Ready(Some(found)) => Poll::Ready(found),
             Poll::Ready(None) | Poll::Pending => Poll::Pending,

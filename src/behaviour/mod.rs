@@ -31,8 +31,8 @@ use futures::{SinkExt, StreamExt, channel::mpsc};
 use libp2p_core::{Endpoint, Multiaddr, multiaddr::Protocol, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
-    CloseConnection, ConnectionDenied, ConnectionId, FromSwarm, ListenError, ListenOpts, NetworkBehaviour,
-    NotifyHandler, StreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
+    CloseConnection, ConnectionDenied, ConnectionId, DialError, FromSwarm, ListenError, ListenOpts,
+    NetworkBehaviour, NotifyHandler, StreamProtocol, THandler, THandlerInEvent, THandlerOutEvent, ToSwarm,
     behaviour::DialFailure,
     dial_opts::{DialOpts, PeerCondition},
 };
@@ -57,13 +57,7 @@ use crate::{
     config::{Config, ConfigError, Role, peer_of},
     offers::{self, Offer, Offers},
 };
-use libp2p_punch_proto::{
-    ControlStreamId,
-    counters::Counters,
-    event::{Event, FailureReason},
-    nat::Report,
-    wire::frame::RejectReason,
-};
+use libp2p_punch_proto::{ControlStreamId, counters::Counters, event::Event, nat::Report};
 
 /// The control protocol.
 pub const PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/1.0.0");
@@ -71,6 +65,8 @@ pub const PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/1.0
 /// The control protocol of a peer that coordinates for others. It is the same protocol: the name tells peers that they may register.
 pub const COORDINATOR_PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/coordinator/1.0.0");
 
+/// Addresses of a connected peer that are remembered of those that it claims.
+const MAX_TOLD: usize = 4;
 /// Coordinators that are asked for one peer, besides those that we are registered with.
 const MAX_NAMED: usize = 8;
 
@@ -99,6 +95,8 @@ struct Link {
     is_established: bool,
     /// The address that we dialed, if the peer can be dialed there again.
     dialed: Option<Multiaddr>,
+    /// Addresses that the peer claims.
+    told: Vec<Multiaddr>,
 }
 
 /// A coordinator that a [`Behaviour`] stays registered with, or tries to.
@@ -196,38 +194,41 @@ impl Behaviour {
         let Some(peer) = peer_of(&address) else {
             return Err(ConfigError::CoordinatorWithoutPeerId { value: address });
         };
-        self.register_with(peer, vec![address]);
-        Ok(peer)
-    }
-
-    fn register_with(&mut self, peer: PeerId, addresses: Vec<Multiaddr>) {
-        for address in addresses {
-            let connections = self.connections_to(&peer);
-            let now = self.ends.runtime.now();
-            if self.coordinators.add(peer, address, connections, now) {
-                self.inputs.push_back(Input::AddCoordinator(peer));
-                self.notify(peer, true);
-                let links = self.links.values().filter(|link| link.peer == peer && link.is_established);
-                if let Some(address) = links.filter_map(|link| link.dialed.as_ref()).next() {
-                    self.relaying.coordinator_connected(peer, address, now);
-                }
-            }
+        let (connections, now) = (self.connections_to(&peer), self.ends.runtime.now());
+        if self.coordinators.add(peer, address, connections, now) {
+            self.register_with(peer);
         }
         self.discovery.reconsider();
         self.timer = None;
+        Ok(peer)
     }
 
-    /// Lets go of a coordinator; false if it was none. Existing connections are left to their other uses.
+    /// Registers with a coordinator that is new.
+    fn register_with(&mut self, peer: PeerId) {
+        self.inputs.push_back(Input::AddCoordinator(peer));
+        self.notify(peer, true);
+        let links = self.links.values().filter(|link| link.peer == peer && link.is_established);
+        if let Some(address) = links.filter_map(|link| link.dialed.as_ref()).next() {
+            self.relaying.coordinator_connected(peer, address, self.ends.runtime.now());
+        }
+    }
+
+    /// Lets go of a coordinator; false if it was none. Existing connections are left to their other uses. One that was found is not
+    /// chosen again for an hour.
     pub fn remove_coordinator(&mut self, peer: &PeerId) -> bool {
+        self.discovery.exclude(peer, self.ends.runtime.now());
         let was = self.coordinators.remove(peer);
         if was {
-            self.discovery.reconsider();
-            self.registered.remove(peer);
-            self.relaying.forget(peer);
-            self.inputs.push_back(Input::RemoveCoordinator(*peer));
-            self.notify(*peer, self.coordinators.needs(peer));
+            self.end_registration(peer);
         }
         was
+    }
+
+    fn end_registration(&mut self, peer: &PeerId) {
+        self.registered.remove(peer);
+        self.relaying.forget(peer);
+        self.inputs.push_back(Input::RemoveCoordinator(*peer));
+        self.notify(*peer, self.coordinators.needs(peer));
     }
 
     fn connections_to(&self, peer: &PeerId) -> Vec<ConnectionId> {
@@ -238,10 +239,9 @@ impl Behaviour {
     /// A session for a dial of `peer` begins. The coordinators that may know it are found and asked. A dial whose session never begins,
     /// such as the dial-back of AutoNAT, has no such effect, whatever addresses it was given.
     fn look_for(&mut self, peer: PeerId) {
-        let (mut is_dialed, mut looks_up) = (false, false);
+        let mut is_dialed = false;
         for dial in self.dialing.values_mut().filter(|dial| dial.offer.peer() == peer) {
             is_dialed = true;
-            looks_up |= dial.looks_up;
             for address in std::mem::take(&mut dial.addresses) {
                 self.relaying.learned(peer, &address);
             }
@@ -249,7 +249,14 @@ impl Behaviour {
         if is_dialed {
             self.name_coordinators(peer);
         }
-        if looks_up {
+        if self.registered.is_empty() {
+            self.look_up(peer);
+        }
+    }
+
+    /// No coordinator of ours knows a peer that is dialed, or there is none: the sources are asked.
+    fn look_up(&mut self, peer: PeerId) {
+        if self.dialing.values().any(|dial| dial.looks_up && dial.offer.peer() == peer) {
             self.lookups.begin(peer);
         }
     }
@@ -269,7 +276,8 @@ impl Behaviour {
     /// Has the coordinators asked that were found for a peer, as many as there is room for.
     fn name_found(&mut self, peer: PeerId) {
         while self.coordinators.named_for(&peer).len() < MAX_NAMED
-            && let Some(Found { coordinator, addresses, .. }) = self.lookups.next(&peer)
+            && let Some(Found { coordinator, addresses, .. }) =
+                self.lookups.next(&peer, self.ends.runtime.now())
         {
             let connections = self.connections_to(&coordinator);
             let is_within_reach = !addresses.is_empty() || !connections.is_empty();
@@ -287,6 +295,7 @@ impl Behaviour {
     /// Lets go of a coordinator that cannot help to reach `peer`, if another one was found.
     fn replace_named(&mut self, coordinator: &PeerId, peer: PeerId) {
         if self.lookups.has_spare(&peer) {
+            self.lookups.give_up(&peer, coordinator);
             if self.coordinators.unname(coordinator, &peer) {
                 self.notify(*coordinator, false);
             }
@@ -294,12 +303,10 @@ impl Behaviour {
         }
     }
 
-    /// No coordinator that was asked knows `peer`. Others are asked, if some were found.
-    fn replace_all_named(&mut self, peer: PeerId) {
-        for coordinator in self.coordinators.named_for(&peer) {
-            if self.coordinators.is_connected(&coordinator) {
-                self.replace_named(&coordinator, peer);
-            }
+    /// No coordinator that has answered knows `peer`. Others are asked, if some were found.
+    fn replace_unknowing(&mut self, peer: PeerId) {
+        for coordinator in self.lookups.unknowing(&peer, self.ends.runtime.now()) {
+            self.replace_named(&coordinator, peer);
         }
     }
 
@@ -311,9 +318,7 @@ impl Behaviour {
 
     fn report_named(&mut self, target: PeerId) {
         let coordinators = self.coordinators.named_for(&target);
-        if !coordinators.is_empty() {
-            self.inputs.push_back(Input::CoordinatorsOf { peer: target, coordinators });
-        }
+        self.inputs.push_back(Input::CoordinatorsOf { peer: target, coordinators });
     }
 
     /// Lets go of the coordinators that were named for `target`, unless a dial or an upgrade still needs them.
@@ -324,9 +329,6 @@ impl Behaviour {
             return;
         }
         self.lookups.end(&target);
-        if self.coordinators.named_for(&target).is_empty() {
-            return;
-        }
         for coordinator in self.coordinators.release(&target) {
             self.notify(coordinator, false);
         }
@@ -385,7 +387,7 @@ impl Behaviour {
         self.next_link += 1;
         let may_be_dialed = opens && !is_circuit(address) && !offers::is_offer(address);
         let dialed = may_be_dialed.then(|| address.clone());
-        self.links.insert(id, Link { id: link, peer, is_established: false, dialed });
+        self.links.insert(id, Link { id: link, peer, is_established: false, dialed, told: Vec::new() });
         let is_coordinator = self.coordinators.needs(&peer);
         let shared = Shared {
             driver: self.ends.driver.clone(),
@@ -414,7 +416,11 @@ impl Behaviour {
         self.relaying.dial_failed(event, now);
         self.forget_link(event.connection_id);
         let Some(peer) = event.peer_id else { return };
-        if self.coordinators.failed(&peer, event.connection_id, now) {
+        let is_ours = self.coordinators.is_own_dial(&peer, event.connection_id);
+        self.coordinators.failed(&peer, event.connection_id, now);
+        // A dial of the application, or one that is refused because another is under way, says nothing of the coordinator.
+        let is_refused = matches!(event.error, DialError::DialPeerConditionFalse(_));
+        if is_ours && !is_refused && !self.coordinators.is_connected(&peer) {
             tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
             self.discovery.failed(&peer, now);
             for target in self.coordinators.targets_of(&peer) {
@@ -457,17 +463,22 @@ impl Behaviour {
 
     /// Registers with the coordinators that were found, and lets go of those that are no longer wanted.
     fn choose_coordinators(&mut self, now: Instant) {
-        while let Some(change) = self.discovery.poll(|peer| self.coordinators.contains(peer), now) {
+        while let Some(change) = self.discovery.poll(|peer| self.coordinators.is_configured(peer), now) {
             match change {
                 Change::Choose { coordinator, addresses } => {
                     tracing::debug!(%coordinator, "coordinator found");
-                    self.register_with(coordinator, addresses);
+                    let connections = self.connections_to(&coordinator);
+                    if self.coordinators.find(coordinator, addresses, connections, now) {
+                        self.register_with(coordinator);
+                    }
                     let event = Event::CoordinatorFound { coordinator };
                     self.actions.push_back(ToSwarm::GenerateEvent(event));
                 }
                 Change::Drop { coordinator } => {
                     tracing::debug!(%coordinator, "coordinator dropped");
-                    self.remove_coordinator(&coordinator);
+                    if self.coordinators.drop_found(&coordinator) {
+                        self.end_registration(&coordinator);
+                    }
                     let event = Event::CoordinatorDropped { coordinator };
                     self.actions.push_back(ToSwarm::GenerateEvent(event));
                 }
@@ -479,7 +490,9 @@ impl Behaviour {
     fn note(&mut self, event: &Event, now: Instant) {
         match event {
             Event::Registered { coordinator } => {
-                self.registered.insert(*coordinator);
+                if self.coordinators.contains(coordinator) && self.coordinators.is_connected(coordinator) {
+                    self.registered.insert(*coordinator);
+                }
                 self.discovery.succeeded(coordinator);
             }
             Event::RegistrationRejected { coordinator, .. } => {
@@ -487,8 +500,9 @@ impl Behaviour {
                 self.discovery.failed(coordinator, now);
             }
             Event::Phase { peer, from: None, .. } => self.look_for(*peer),
-            Event::Retry { peer, reason: FailureReason::Rejected(RejectReason::NotConnected), .. } => {
-                self.replace_all_named(*peer);
+            Event::Retry { peer, .. } => {
+                self.look_up(*peer);
+                self.replace_unknowing(*peer);
             }
             _ => {}
         }
@@ -523,6 +537,9 @@ impl Behaviour {
     /// What the coordinators' and the relays' deadlines ask for.
     fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Option<ToSwarm<Event, FromBehaviour>> {
         let now = self.ends.runtime.now();
+        for (coordinator, target) in self.lookups.overdue(now) {
+            self.replace_named(&coordinator, target);
+        }
         self.choose_coordinators(now);
         if let Some(action) = self.actions.pop_front() {
             return Some(action);
@@ -550,7 +567,12 @@ impl Behaviour {
             }
         }
         self.poll_inputs(cx);
-        let times = [self.coordinators.next_dial(), self.relaying.next_time(), self.discovery.next_time()];
+        let times = [
+            self.coordinators.next_dial(),
+            self.relaying.next_time(),
+            self.discovery.next_time(),
+            self.lookups.next_time(),
+        ];
         let next = times.into_iter().flatten().min()?;
         let timer = self.timer.get_or_insert_with(|| self.ends.runtime.new_timer(next));
         timer.as_mut().reset(next);
@@ -606,13 +628,10 @@ impl NetworkBehaviour for Behaviour {
         role: Endpoint,
     ) -> Result<Vec<Multiaddr>, ConnectionDenied> {
         let Some(peer) = peer.filter(|_| role == Endpoint::Dialer) else { return Ok(Vec::new()) };
-        if self.relaying.is_own_dial(id) {
+        if self.relaying.is_own_dial(id) || self.coordinators.needs(&peer) {
             return Ok(Vec::new());
         }
-        let looks_up = !self.lookups.is_empty()
-            && !self.lookups.is_own_dial(&id)
-            && peer != self.local_peer
-            && !self.coordinators.needs(&peer);
+        let looks_up = !self.lookups.is_empty() && !self.lookups.is_own_dial(&id) && peer != self.local_peer;
         let names_coordinator = || addresses.iter().any(is_circuit);
         if !looks_up && !names_coordinator() && !self.is_worth_punching(&peer) {
             return Ok(Vec::new());
@@ -624,7 +643,7 @@ impl NetworkBehaviour for Behaviour {
         let Some(offer) = self.ends.offers.open(peer) else { return Ok(Vec::new()) };
         let now = self.ends.runtime.now();
         self.relaying.dialing(peer, id, now);
-        self.coordinators.wanted(now);
+        self.coordinators.wanted(&peer, now);
         let dial = PunchedDial { offer: offer.clone(), looks_up, addresses: addresses.to_vec() };
         self.dialing.insert(id, dial);
         let address = offer.address();
@@ -727,6 +746,10 @@ impl NetworkBehaviour for Behaviour {
                 self.relaying.learned(event.peer_id, event.addr);
                 if is_global_quic(event.addr, &event.peer_id) {
                     self.discovery.learned(event.peer_id, event.addr, now);
+                    let links = self.links.values_mut().filter(|link| link.peer == event.peer_id);
+                    links
+                        .filter(|link| link.told.len() < MAX_TOLD)
+                        .for_each(|link| link.told.push(event.addr.clone()));
                 }
             }
             _ => {}
@@ -741,8 +764,9 @@ impl NetworkBehaviour for Behaviour {
     ) {
         match (coordinates, self.links.get(&id)) {
             (true, Some(link)) => {
-                let addresses: Vec<_> = link.dialed.clone().into_iter().collect();
-                self.discovery.coordinates(peer, addresses.clone(), self.ends.runtime.now());
+                let (dialed, told) = (link.dialed.clone(), link.told.clone());
+                let addresses = Vec::from_iter(dialed.iter().chain(&told).cloned());
+                self.discovery.coordinates(peer, dialed, told, self.ends.runtime.now());
                 for target in self.lookups.peers() {
                     self.lookups.keep(Found {
                         peer: target,

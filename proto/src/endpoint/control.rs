@@ -142,10 +142,9 @@ impl Endpoint {
         if self.registration_client.contains(&peer) {
             self.registration_client.link_down(&peer, link, self.links.best_of(&peer), now);
             self.run_registrar(now);
-            self.coordinator_lost(link, now);
-        } else if self.is_named(&peer) {
-            self.coordinator_lost(link, now);
         }
+        // Sessions may have asked it that no longer need it.
+        self.coordinator_lost(link, now);
         self.report_nat();
     }
 

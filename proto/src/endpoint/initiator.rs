@@ -306,6 +306,13 @@ impl Endpoint {
         let named = self.sessions.get(key).map(|session| self.named_for(&session.peer)).unwrap_or_default();
         coordinators.splice(..0, named);
         let Some(session) = self.sessions.get_mut(key) else { return };
+        if let Some(opening) = &session.opening {
+            let has_answered = |link| {
+                let answered = |asked: &&CoordinatorRequest| asked.standing == ReplyState::Answered;
+                opening.asked.iter().filter(answered).any(|asked| asked.link == link)
+            };
+            coordinators.sort_by_key(|(_, link)| !has_answered(*link));
+        }
         let is_unanswered = session.phase == Phase::Coordination || session.is_unanswered();
         let phase = session.phase;
         let Some(opening) = session.opening.as_mut().filter(|o| o.ask_again.is_some_and(|at| at <= now))

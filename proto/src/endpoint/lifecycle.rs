@@ -214,7 +214,8 @@ impl Endpoint {
         if unheard_key.is_some() {
             session.earlier_mut().unheard_key = unheard_key;
         }
-        if session.lookup.as_ref().is_some_and(|lookup| now < lookup.until) && is_miss(reason) {
+        let has_others = self.named.contains_key(&session.peer);
+        if session.lookup.as_ref().is_some_and(|lookup| now < lookup.until) && is_miss(reason, has_others) {
             return self.missed(key, reason, now);
         }
         session.failures += 1;
@@ -335,9 +336,12 @@ pub(super) fn is_retryable(reason: FailureReason) -> bool {
 
 /// Returns true if no attempt to punch came of it because coordinators could not, or would not for the moment, pass the request
 /// on.
-fn is_miss(reason: FailureReason) -> bool {
+///
+/// A node that was named as a coordinator may be none, or may say so only to end the attempt: with `has_others`, no rejection ends it.
+fn is_miss(reason: FailureReason, has_others: bool) -> bool {
     match reason {
         FailureReason::CoordinatorLost => true,
+        FailureReason::Rejected(_) if has_others => true,
         FailureReason::Rejected(reason) => is_temporary(reason) || reason == RejectReason::NotConnected,
         _ => false,
     }

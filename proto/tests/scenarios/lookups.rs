@@ -304,3 +304,19 @@ fn a_coordinator_that_was_named_for_one_peer_is_asked_for_no_other_and_for_none_
     world.run_for(ms(60_000));
     assert!(asked <= 1 && *count.borrow() <= 1, "{}", count.borrow());
 }
+
+#[test]
+fn a_node_that_was_named_and_does_not_coordinate_does_not_end_the_dial() {
+    let (mut world, a, b, c) = triangle_with_c_unknown_to_a();
+    let d = world.add(&client(), "198.51.100.9", None);
+    world.set_latency(a, d, ms(5));
+    let [at_b, at_c, at_d] = [b, c, d].map(|node| world.nodes[node].peer);
+    world.link(a, d);
+    world.input(a, |endpoint, now| endpoint.set_coordinators_of(at_b, [at_c, at_d].into(), now));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(500));
+    assert_eq!(world.retries(a).len(), 1, "d does not coordinate");
+    world.link(a, c);
+    world.run_for(ms(1_000));
+    assert_eq!(world.connected(a).len(), 1);
+}
