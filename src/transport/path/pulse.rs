@@ -41,13 +41,13 @@ pub(super) struct Pulse {
     heard_at: Instant,
     /// What had been heard when the conversation began.
     began: u64,
-    /// It was said that the peer pauses.
-    paused: bool,
+    /// When it was said last that the peer pauses.
+    paused_at: Option<Instant>,
 }
 
 impl Pulse {
     pub(super) fn new(now: Instant) -> Self {
-        Self { sent: 0, heard: 0, at: now, said: false, heard_at: now, began: 0, paused: false }
+        Self { sent: 0, heard: 0, at: now, said: false, heard_at: now, began: 0, paused_at: None }
     }
 
     /// When to look next.
@@ -56,13 +56,15 @@ impl Pulse {
         if is_used { POLL_INTERVAL } else { IDLE_POLL_INTERVAL }
     }
 
-    /// Takes the datagrams that were sent and received so far. Says each concern once, and not again before the peer was heard.
+    /// Takes the datagrams that were sent and received so far. Says once that the peer is silent, and not again before it was heard.
+    /// Says again and again that it pauses, until the pause is no part of a conversation any more: the NAT may lose its state at any
+    /// time of a pause.
     pub(super) fn look(&mut self, (sent, heard): (u64, u64), rtt: Duration, now: Instant) -> Option<Concern> {
         if heard != self.heard {
             if now.saturating_duration_since(self.heard_at) >= IDLE_TIMEOUT {
                 self.began = self.heard;
             }
-            (self.heard_at, self.paused) = (now, false);
+            (self.heard_at, self.paused_at) = (now, None);
         }
         // Who has nothing to say need not be answered.
         if heard != self.heard || sent == self.sent {
@@ -71,13 +73,16 @@ impl Pulse {
         let long = |least: Duration| least.max(rtt * SILENCE_RTTS);
         let is_silent = now.saturating_duration_since(self.at) >= long(SILENCE_TIMEOUT);
         if is_silent && sent - self.sent >= UNANSWERED && !self.said {
-            (self.said, self.paused) = (true, true);
+            self.said = true;
             return Some(Concern::Silent);
         }
-        let pauses = now.saturating_duration_since(self.heard_at) >= long(PAUSE_TIMEOUT);
+        let pause = now.saturating_duration_since(self.heard_at);
+        let is_due = self.paused_at.is_none_or(|at| {
+            pause < IDLE_TIMEOUT && now.saturating_duration_since(at) >= long(PAUSE_TIMEOUT)
+        });
         let talked = self.heard.saturating_sub(self.began) >= CONVERSATION;
-        if pauses && talked && !self.paused {
-            self.paused = true;
+        if pause >= long(PAUSE_TIMEOUT) && talked && is_due && !self.said {
+            self.paused_at = Some(now);
             return Some(Concern::Quiet);
         }
         None
@@ -135,6 +140,16 @@ mod tests {
         let answers = [(10, 10), (20, 20), (20, 20), (20, 20), (21, 21), (21, 21), (21, 21), (21, 21)];
         assert_eq!(pauses(RTT, &answers), [3, 6]);
         assert_eq!(pauses(Duration::from_millis(400), &answers), [7], "a long path is given its time");
+    }
+
+    #[test]
+    fn a_long_pause_of_a_conversation_is_asked_about_twice() {
+        let start = Instant::now();
+        let mut pulse = Pulse::new(start);
+        let looks = (0..40).map(|n| start + POLL_INTERVAL * n);
+        let said = looks.filter(|now| pulse.look((10, 10), RTT, *now) == Some(Concern::Quiet));
+        let said: Vec<_> = said.map(|now| now - start).collect();
+        assert_eq!(said, [Duration::from_millis(750), Duration::from_millis(1_500)]);
     }
 
     #[test]
