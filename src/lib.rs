@@ -34,7 +34,7 @@ pub mod config;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod event {
-    //! What happens to sessions, registrations, relays and the own NAT.
+    //! Events of sessions, registrations, relays and the own NAT.
 
     pub use libp2p_punch_proto::{
         Path, SessionId, SocketId, VirtualConnectionId,
@@ -47,7 +47,7 @@ pub mod io;
 #[cfg(feature = "kad")]
 pub mod kad;
 pub mod nat {
-    //! What is known of the NAT in front of this peer, each finding with its confidence and evidence.
+    //! Properties of the NAT in front of this peer, each finding with its confidence and evidence.
 
     pub use libp2p_punch_proto::nat::{strategy::Allocation, *};
 }

@@ -16,7 +16,7 @@ pub enum Role {
     Bootstrap,
 }
 
-/// How long a session may stay in each phase before the attempt fails.
+/// Time-outs of the phases of a session. An attempt fails when one passes.
 ///
 /// The time-out of the coordination phase is [`Config::coordination_timeout`].
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,7 +58,7 @@ pub enum HostCandidates {
 /// Configuration of an [`Endpoint`](crate::endpoint::Endpoint). The caller checks the bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// What this peer does for others. Default [`Role::Auto`].
+    /// The part that this peer plays for others. Default [`Role::Auto`].
     pub role: Role,
     /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=16. A session probes at most 56 pairs of a
     /// socket of ours and a candidate of the peer, the best candidates first, beside up to eight that it learns by being probed.
@@ -68,9 +68,9 @@ pub struct Config {
     pub max_concurrent_attempts: usize,
     /// Attempts of one session before it fails. Default 3, 1..=16.
     pub max_attempts: u32,
-    /// How long a coordinator may take to answer. Default 10 s, 100 ms..=300 s.
+    /// Time-out for the answer of a coordinator. Default 10 s, 100 ms..=300 s.
     pub coordination_timeout: Duration,
-    /// How long a dial waits for a coordinator that is connected and knows the peer: as long as there is none, they are asked
+    /// Time for which a dial waits for a coordinator that is connected and knows the peer: as long as there is none, they are asked
     /// again, up to once a second. The swarm's own time-out for dials, 10 s by default, usually ends the dial sooner.
     /// Default 60 s, 100 ms..=300 s.
     pub lookup_timeout: Duration,

@@ -25,6 +25,8 @@ const LIFETIME: Duration = Duration::from_secs(300);
 const COALESCE_DELAY: Duration = Duration::from_millis(10);
 /// The most stale answers that count against a coordinator: one that is current again regains its rank after as many dials.
 const MAX_STALE_ANSWERS: u32 = 8;
+/// The most coordinators that are remembered because their registrations of this peer have not expired.
+const MAX_LEFT: usize = 64;
 /// When a coordinator that is not willing is asked again; it may have become reachable itself.
 const UNWILLING_RETRY_DELAY: Duration = Duration::from_secs(60);
 
@@ -77,6 +79,8 @@ pub(crate) struct Identity<'a> {
 #[derive(Debug)]
 pub(crate) struct RegistrationClient {
     entries: BTreeMap<PeerId, Entry>,
+    /// Coordinators that are no longer used, and when their registrations of this peer expire.
+    left: BTreeMap<PeerId, Instant>,
     /// Of the last `REGISTER` to any coordinator.
     generation: u64,
     /// How long an answer may take, and how long it is no error to be registered nowhere.
@@ -91,7 +95,14 @@ impl RegistrationClient {
     pub(crate) fn new(generation: u64, patience: Duration) -> Self {
         // There is room above it on the wire, whatever the clock says.
         let generation = generation.min(VARINT_MAX / 2);
-        Self { entries: BTreeMap::new(), generation, patience, patient_until: None, status: None }
+        Self {
+            entries: BTreeMap::new(),
+            left: BTreeMap::new(),
+            generation,
+            patience,
+            patient_until: None,
+            status: None,
+        }
     }
 
     pub(crate) fn add(&mut self, peer: PeerId, link: Option<ControlStreamId>, now: Instant) -> bool {
@@ -104,8 +115,15 @@ impl RegistrationClient {
         true
     }
 
-    pub(crate) fn remove(&mut self, peer: &PeerId) {
-        self.entries.remove(peer);
+    /// Ends the use of a coordinator. Its registration of this peer stays in force until it expires.
+    pub(crate) fn remove(&mut self, peer: &PeerId, now: Instant) {
+        self.left.retain(|_, until| *until > now);
+        let entry = self.entries.remove(peer);
+        if let Some(until) = entry.and_then(|entry| entry.registered_until)
+            && self.left.len() < MAX_LEFT
+        {
+            self.left.insert(*peer, until);
+        }
     }
 
     /// Whether `peer` is a coordinator of ours.
@@ -113,9 +131,10 @@ impl RegistrationClient {
         self.entries.contains_key(peer)
     }
 
-    /// Whether `peer` is a coordinator that we asked to coordinate for us.
-    pub(crate) fn has_asked(&self, peer: &PeerId) -> bool {
+    /// Returns true if `peer` is a coordinator that this peer asked to coordinate for it, and that may still do so.
+    pub(crate) fn has_asked(&self, peer: &PeerId, now: Instant) -> bool {
         self.entries.get(peer).is_some_and(|entry| entry.generation.is_some())
+            || self.left.get(peer).is_some_and(|until| *until > now)
     }
 
     /// The coordinators that are connected: those that registered us first, and of these the ones whose answers are current.

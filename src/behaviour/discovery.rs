@@ -2,8 +2,9 @@
 //!
 //! A peer that coordinates says so by a protocol name of its own, [`COORDINATOR_PROTOCOL_NAME`](super::COORDINATOR_PROTOCOL_NAME),
 //! which identify tells the other end. Of those that do, a peer behind a NAT registers with the nearest ones by Kademlia's
-//! distance: in a DHT everybody can then find them by the PeerId alone. One more is the one that has been known for longest, so
-//! that whoever makes PeerIds near this one does not get all of them.
+//! distance: in a DHT everybody can then find them by the PeerId alone. One more is the nearest to a key that nobody else knows, so
+//! that an attacker who makes PeerIds near this one does not get all places. The keys of peers differ, so that no coordinator is
+//! everybody's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -34,8 +35,10 @@ type Distance = [u8; 32];
 /// A coordinator that was found.
 #[derive(Debug)]
 struct Known {
+    /// From this peer.
     distance: Distance,
-    since: Instant,
+    /// From the secret key.
+    secret_distance: Distance,
     /// The address at which we dialed it.
     dialed: Option<Multiaddr>,
     /// Addresses that it claims.
@@ -75,13 +78,13 @@ pub(super) enum Change {
 #[derive(Debug)]
 pub(super) struct Discovery {
     key: Distance,
+    /// A point of the key space that nobody else knows.
+    secret: Distance,
     /// The most that are in use.
     max: usize,
     known: BTreeMap<PeerId, Known>,
     chosen: BTreeSet<PeerId>,
-    /// Those of the chosen that have registered us.
-    registered: BTreeSet<PeerId>,
-    /// Those of the chosen that have not, and when they are given up.
+    /// Those of the chosen that have not registered us, and when they are given up.
     pending: BTreeMap<PeerId, Instant>,
     /// Others reach this peer without a coordinator.
     is_reachable: bool,
@@ -92,13 +95,13 @@ pub(super) struct Discovery {
 }
 
 impl Discovery {
-    pub(super) fn new(local_peer: PeerId, max: usize) -> Self {
+    pub(super) fn new(local_peer: PeerId, secret: Distance, max: usize) -> Self {
         Self {
             key: key_of(&local_peer),
+            secret,
             max,
             known: BTreeMap::new(),
             chosen: BTreeSet::new(),
-            registered: BTreeSet::new(),
             pending: BTreeMap::new(),
             is_reachable: false,
             has_news: false,
@@ -107,17 +110,17 @@ impl Discovery {
     }
 
     /// A peer says that it coordinates.
-    pub(super) fn coordinates(
-        &mut self,
-        peer: PeerId,
-        dialed: Option<Multiaddr>,
-        told: Vec<Multiaddr>,
-        now: Instant,
-    ) {
+    pub(super) fn coordinates(&mut self, peer: PeerId, dialed: Option<Multiaddr>, told: Vec<Multiaddr>) {
         self.has_news = true;
-        let distance = distance(&self.key, &key_of(&peer));
-        let new =
-            || Known { distance, since: now, dialed: None, told: Vec::new(), failures: 0, not_before: None };
+        let key = key_of(&peer);
+        let new = || Known {
+            distance: distance(&self.key, &key),
+            secret_distance: distance(&self.secret, &key),
+            dialed: None,
+            told: Vec::new(),
+            failures: 0,
+            not_before: None,
+        };
         let known = self.known.entry(peer).or_insert_with(new);
         known.dialed = dialed.or(known.dialed.take());
         for address in told {
@@ -128,8 +131,9 @@ impl Discovery {
         let surplus = known.told.len().saturating_sub(MAX_ADDRESSES);
         known.told.drain(..surplus);
         if self.known.len() > MAX_KNOWN {
-            let eldest = self.known.iter().min_by_key(|(_, known)| known.since).map(|(peer, _)| *peer);
-            let is_needed = |peer: &PeerId| self.chosen.contains(peer) || Some(*peer) == eldest;
+            let hidden = self.known.iter().min_by_key(|(_, known)| known.secret_distance);
+            let hidden = hidden.map(|(peer, _)| *peer);
+            let is_needed = |peer: &PeerId| self.chosen.contains(peer) || Some(*peer) == hidden;
             let unneeded = self.known.iter().filter(|(peer, _)| !is_needed(peer));
             let worst = unneeded.max_by_key(|(_, known)| (known.failures, known.distance));
             let worst = worst.map(|(peer, _)| *peer);
@@ -140,14 +144,13 @@ impl Discovery {
     /// A peer says that it no longer coordinates.
     pub(super) fn stopped(&mut self, peer: &PeerId) {
         self.known.remove(peer);
-        self.registered.remove(peer);
         self.has_news = true;
     }
 
     /// A peer claims this address. It is of interest if the peer coordinates.
-    pub(super) fn learned(&mut self, peer: PeerId, address: &Multiaddr, now: Instant) {
+    pub(super) fn learned(&mut self, peer: PeerId, address: &Multiaddr) {
         if self.known.contains_key(&peer) {
-            self.coordinates(peer, None, vec![address.clone()], now);
+            self.coordinates(peer, None, vec![address.clone()]);
         }
     }
 
@@ -158,15 +161,14 @@ impl Discovery {
         let delay = FAILURE_DELAY.saturating_mul(2u32.saturating_pow(known.failures)).min(MAX_FAILURE_DELAY);
         known.failures = known.failures.saturating_add(1);
         known.not_before = Some(now + delay);
-        self.registered.remove(peer);
     }
 
     /// A coordinator registered us.
     pub(super) fn succeeded(&mut self, peer: &PeerId) {
         if let Some(known) = self.known.get_mut(peer) {
             (known.failures, known.not_before) = (0, None);
-            self.has_news |= self.registered.insert(*peer);
             self.pending.remove(peer);
+            self.has_news = true;
         }
     }
 
@@ -215,7 +217,7 @@ impl Discovery {
             let addresses = self.known.get(&coordinator).map(Known::addresses).unwrap_or_default();
             return Some(Change::Choose { coordinator, addresses });
         }
-        let is_replaced = !wanted.is_empty() && wanted.is_subset(&self.registered);
+        let is_replaced = !wanted.is_empty() && !wanted.iter().any(|peer| self.pending.contains_key(peer));
         let is_useless = |peer: &PeerId| {
             self.is_reachable
                 || configured(peer)
@@ -224,7 +226,6 @@ impl Discovery {
         let dropped = self.chosen.difference(&wanted).find(|peer| is_replaced || is_useless(peer)).copied();
         if let Some(coordinator) = dropped {
             self.chosen.remove(&coordinator);
-            self.registered.remove(&coordinator);
             self.pending.remove(&coordinator);
             return Some(Change::Drop { coordinator });
         }
@@ -241,8 +242,8 @@ impl Discovery {
         let mut usable: Vec<_> =
             self.known.iter().filter(|(peer, known)| known.may_be_chosen(now) && !configured(peer)).collect();
         usable.sort_by_key(|(_, known)| known.distance);
-        let eldest = usable.iter().min_by_key(|(_, known)| (known.since, known.distance)).copied();
-        let mut wanted: Vec<(&PeerId, &Known)> = eldest.filter(|_| self.max > 1).into_iter().collect();
+        let hidden = usable.iter().min_by_key(|(_, known)| known.secret_distance).copied();
+        let mut wanted: Vec<(&PeerId, &Known)> = hidden.filter(|_| self.max > 1).into_iter().collect();
         for (peer, known) in usable {
             let is_wanted = wanted.iter().any(|(other, _)| *other == peer);
             if wanted.len() < self.max && !is_wanted && self.is_diverse(&wanted, known) {
@@ -308,8 +309,13 @@ mod tests {
         (1..=count).map(|seed| keypair(seed).public().to_peer_id()).collect()
     }
 
+    /// The secret key is that of `hidden`.
+    fn discovery_with(max: usize, hidden: PeerId) -> Discovery {
+        Discovery::new(peers(200)[199], key_of(&hidden), max)
+    }
+
     fn discovery(max: usize) -> Discovery {
-        Discovery::new(peers(200)[199], max)
+        discovery_with(max, peers(201)[200])
     }
 
     fn changes(discovery: &mut Discovery, now: Instant) -> Vec<Change> {
@@ -322,40 +328,37 @@ mod tests {
     }
 
     #[test]
-    fn the_nearest_are_chosen_and_the_one_that_is_known_for_longest() {
-        let (mut discovery, now) = (discovery(3), Instant::now());
-        let peers = by_distance(&discovery, peers(20));
-        for (number, peer) in (0..).zip(peers.iter().rev()) {
-            let at = now + MINUTE * u32::from(number);
-            discovery.coordinates(*peer, Some(address(number, 1)), Vec::new(), at);
+    fn the_nearest_are_chosen_and_the_one_nearest_to_a_secret_key() {
+        let now = Instant::now();
+        let peers = by_distance(&discovery(3), peers(20));
+        let mut discovery = discovery_with(3, peers[13]);
+        for (number, peer) in (0..).zip(&peers) {
+            discovery.coordinates(*peer, Some(address(number, 1)), Vec::new());
         }
-        changes(&mut discovery, now + 100 * MINUTE);
-        assert_eq!(discovery.chosen, BTreeSet::from([peers[0], peers[1], peers[19]]));
+        changes(&mut discovery, now);
+        assert_eq!(discovery.chosen, BTreeSet::from([peers[0], peers[1], peers[13]]));
     }
 
     #[test]
     fn not_all_are_in_one_network() {
-        let (mut discovery, now) = (discovery(3), Instant::now());
-        let peers = by_distance(&discovery, peers(10));
+        let now = Instant::now();
+        let peers = by_distance(&discovery(3), peers(10));
+        let mut discovery = discovery_with(3, peers[6]);
         for (number, peer) in (0..).zip(&peers) {
             let network = if number == 8 { 2 } else { 1 };
-            discovery.coordinates(
-                *peer,
-                Some(address(network, number)),
-                vec![address(3, number)],
-                now + MINUTE * u32::from(number),
-            );
+            // What they claim counts for nothing, since they were dialed.
+            discovery.coordinates(*peer, Some(address(network, number)), vec![address(3, number)]);
         }
-        changes(&mut discovery, now + 100 * MINUTE);
-        assert_eq!(discovery.chosen, BTreeSet::from([peers[0], peers[1], peers[8]]));
+        changes(&mut discovery, now);
+        assert_eq!(discovery.chosen, BTreeSet::from([peers[0], peers[6], peers[8]]));
     }
 
     #[test]
     fn one_that_fails_is_replaced_and_tried_again_later() {
         let (mut discovery, now) = (discovery(1), Instant::now());
         let peers = by_distance(&discovery, peers(2));
-        discovery.coordinates(peers[0], Some(address(1, 1)), Vec::new(), now);
-        discovery.coordinates(peers[1], Some(address(2, 1)), Vec::new(), now);
+        discovery.coordinates(peers[0], Some(address(1, 1)), Vec::new());
+        discovery.coordinates(peers[1], Some(address(2, 1)), Vec::new());
         changes(&mut discovery, now);
         assert!(discovery.is_chosen(&peers[0]));
         discovery.failed(&peers[0], now);
@@ -380,7 +383,7 @@ mod tests {
         let (mut discovery, now) = (discovery(1), Instant::now());
         let peers = by_distance(&discovery, peers(2));
         for peer in &peers {
-            discovery.coordinates(*peer, Some(address(1, 1)), Vec::new(), now);
+            discovery.coordinates(*peer, Some(address(1, 1)), Vec::new());
         }
         changes(&mut discovery, now);
         assert!(discovery.is_chosen(&peers[0]));
@@ -391,28 +394,11 @@ mod tests {
     }
 
     #[test]
-    fn the_eldest_keeps_its_place_if_the_nearest_claim_to_be_in_its_network() {
-        let (mut discovery, now) = (discovery(3), Instant::now());
-        let peers = by_distance(&discovery, peers(4));
-        discovery.coordinates(peers[3], Some(address(1, 1)), Vec::new(), now);
-        for peer in &peers[..2] {
-            discovery.coordinates(*peer, Some(address(1, 2)), vec![address(1, 3)], now + MINUTE);
-        }
-        discovery.coordinates(peers[2], Some(address(2, 2)), Vec::new(), now + MINUTE);
-        changes(&mut discovery, now + MINUTE);
-        assert_eq!(
-            discovery.chosen,
-            BTreeSet::from([peers[0], peers[2], peers[3]]),
-            "not all in one network"
-        );
-    }
-
-    #[test]
     fn none_is_chosen_while_others_reach_us_or_if_it_is_configured() {
         let (mut discovery, now) = (discovery(3), Instant::now());
         let peers = peers(2);
         for peer in &peers {
-            discovery.coordinates(*peer, Some(address(1, 1)), Vec::new(), now);
+            discovery.coordinates(*peer, Some(address(1, 1)), Vec::new());
         }
         assert_eq!(discovery.poll(|_| true, now), None);
         discovery.reconsider();
@@ -428,14 +414,18 @@ mod tests {
     }
 
     #[test]
-    fn what_is_remembered_is_bounded() {
-        let (mut discovery, now) = (discovery(3), Instant::now());
-        for peer in peers(200) {
+    fn what_is_remembered_is_bounded_and_the_one_nearest_to_the_secret_key_stays() {
+        let peers = by_distance(&discovery(3), peers(199));
+        let hidden = peers[198];
+        let mut discovery = discovery_with(3, hidden);
+        // The farthest comes first, and everybody else is nearer.
+        for peer in peers.iter().rev() {
             for number in 0..10 {
-                discovery.coordinates(peer, None, vec![address(1, number)], now);
+                discovery.coordinates(*peer, None, vec![address(1, number)]);
             }
         }
         assert_eq!(discovery.known.len(), MAX_KNOWN);
         assert!(discovery.known.values().all(|known| known.told.len() == MAX_ADDRESSES));
+        assert!(discovery.known.contains_key(&hidden) && discovery.known.contains_key(&peers[0]));
     }
 }

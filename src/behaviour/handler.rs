@@ -43,6 +43,10 @@ const PEERS: usize = 1;
 /// A control stream that broke is opened again so often.
 const MAX_REOPENS: u8 = 3;
 
+/// Time that a peer has to ask a coordinator or to register with it, from the opening of its control stream.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for which a request keeps the connection, at most.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a control stream may take nothing while frames wait for it. A peer that does not read is given up then.
 pub(crate) const STUCK_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -53,14 +57,14 @@ pub enum FromBehaviour {
     Coordinator(bool),
     /// Whether the connection is to stay although nobody uses it: a relayed one to the same peer is to be closed soon.
     KeepAlive(bool),
-    /// Whether we coordinate for others.
+    /// This peer coordinates for others, or does not.
     Coordinates(bool),
 }
 
-/// What a handler tells the behaviour.
+/// A message of a handler to the behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToBehaviour {
-    /// Whether the peer says that it coordinates for others.
+    /// The remote coordinates for others, or no longer does, by what identify says.
     PeerCoordinates(bool),
 }
 
@@ -118,6 +122,8 @@ pub struct Handler {
     /// The generation and the lifetime of the `REGISTER` that the peer has not answered.
     asked: Option<(u64, Duration)>,
     registered_until: Option<Instant>,
+    /// A peer that opened the control stream to a coordinator is about to ask, or waits for an answer, until then at most.
+    asks_until: Option<Instant>,
     /// The offer whose address the swarm dialed.
     offer: Option<Arc<Offer>>,
 }
@@ -163,6 +169,7 @@ impl Handler {
             is_kept_alive: false,
             asked: None,
             registered_until: None,
+            asks_until: None,
             offer: None,
         }
     }
@@ -225,8 +232,18 @@ impl Handler {
         }
     }
 
+    /// A coordinator keeps the connection of a peer that asks, although nobody is registered on it.
+    fn keep_for_question(&mut self, time: Duration) {
+        if self.coordinates {
+            self.asks_until = self.asks_until.max(self.runtime.now().checked_add(time));
+        }
+    }
+
     /// So does one that we asked for, and no longer than we did: otherwise peers could keep connections that we do not want.
     fn received(&mut self, frame: &Frame) {
+        if let Frame::PunchMeNow(punch) = frame {
+            self.keep_for_question(punch.request.lifetime.min(ANSWER_TIMEOUT));
+        }
         if let Frame::Registered { generation, lifetime } = frame
             && let Some((_, asked)) = self.asked.take_if(|(asked, _)| asked == generation)
         {
@@ -350,7 +367,7 @@ impl ConnectionHandler for Handler {
     fn connection_keep_alive(&self) -> bool {
         self.is_coordinator
             || self.is_kept_alive
-            || self.registered_until.is_some_and(|until| self.runtime.now() < until)
+            || self.registered_until.max(self.asks_until).is_some_and(|until| self.runtime.now() < until)
     }
 
     fn poll(
@@ -391,6 +408,7 @@ impl ConnectionHandler for Handler {
                 self.add(OURS, protocol)
             }
             ConnectionEvent::FullyNegotiatedInbound(FullyNegotiatedInbound { protocol, .. }) => {
+                self.keep_for_question(QUESTION_TIMEOUT);
                 match self.streams[PEERS] {
                     None => self.add(PEERS, protocol),
                     // A third one makes the second one's place: only the last can be the one that a peer uses.
@@ -468,6 +486,17 @@ mod tests {
         handler.received(&registered(2, LIFETIME));
         tokio::time::sleep(Duration::from_secs(2)).await;
         assert!(!handler.connection_keep_alive(), "an answer counts once");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_coordinator_keeps_the_connection_of_a_peer_that_asks_and_nobody_else_does() {
+        let [coordinator, other] = [true, false].map(|coordinates| handler().coordinates(coordinates));
+        for (mut handler, keeps) in [(coordinator, true), (other, false)] {
+            handler.keep_for_question(QUESTION_TIMEOUT);
+            assert_eq!(handler.connection_keep_alive(), keeps);
+            tokio::time::sleep(QUESTION_TIMEOUT).await;
+            assert!(!handler.connection_keep_alive());
+        }
     }
 
     #[tokio::test(start_paused = true)]

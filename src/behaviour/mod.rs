@@ -77,6 +77,8 @@ pub(crate) struct Ends {
     pub(crate) offers: Offers,
     pub(crate) counters: Arc<Mutex<Counters>>,
     pub(crate) runtime: Arc<dyn Runtime>,
+    /// Chooses among the coordinators that are found. Others must not be able to guess it.
+    pub(crate) secret: [u8; 32],
 }
 
 /// A dial of a peer that has an offer.
@@ -155,15 +157,16 @@ impl Behaviour {
             .map(|address| ToSwarm::ListenOn { opts: ListenOpts::new(address) });
         let mut behaviour = Self {
             local_peer,
-            ends,
-            coordinators: Coordinators::default(),
             discovery: Discovery::new(
                 local_peer,
+                ends.secret,
                 match config.role {
                     Role::Auto | Role::Client => config.max_found_coordinators,
                     Role::Server | Role::Bootstrap => 0,
                 },
             ),
+            ends,
+            coordinators: Coordinators::default(),
             lookups: Lookups::new(),
             registered: BTreeSet::new(),
             role: config.role,
@@ -745,7 +748,7 @@ impl NetworkBehaviour for Behaviour {
             FromSwarm::NewExternalAddrOfPeer(event) => {
                 self.relaying.learned(event.peer_id, event.addr);
                 if is_global_quic(event.addr, &event.peer_id) {
-                    self.discovery.learned(event.peer_id, event.addr, now);
+                    self.discovery.learned(event.peer_id, event.addr);
                     let links = self.links.values_mut().filter(|link| link.peer == event.peer_id);
                     links
                         .filter(|link| link.told.len() < MAX_TOLD)
@@ -766,7 +769,7 @@ impl NetworkBehaviour for Behaviour {
             (true, Some(link)) => {
                 let (dialed, told) = (link.dialed.clone(), link.told.clone());
                 let addresses = Vec::from_iter(dialed.iter().chain(&told).cloned());
-                self.discovery.coordinates(peer, dialed, told, self.ends.runtime.now());
+                self.discovery.coordinates(peer, dialed, told);
                 for target in self.lookups.peers() {
                     self.lookups.keep(Found {
                         peer: target,

@@ -15,7 +15,7 @@ fn behaviour() -> Behaviour {
     let (driver, _) = mpsc::channel(16);
     let (_, events) = mpsc::channel(16);
     let (counters, runtime) = (Arc::default(), Arc::new(TokioRuntime));
-    let ends = Ends { driver, events, offers: Offers::default(), counters, runtime };
+    let ends = Ends { driver, events, offers: Offers::default(), counters, runtime, secret: [0; 32] };
     Behaviour::new(PeerId::random(), &Config::default(), ends).unwrap()
 }
 

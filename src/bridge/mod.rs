@@ -44,7 +44,7 @@ pub(crate) fn build(
     runtime: Arc<dyn Runtime>,
 ) -> Result<(Transport, Behaviour), Error> {
     config.validate()?;
-    let seed = network.seed();
+    let (seed, secret) = (network.seed(), network.seed());
     let (notice_sender, notices) = mpsc::channel(QUEUE);
     let (inbound, inbound_receiver) = mpsc::channel(QUEUE);
     let (input_sender, inputs) = mpsc::channel(QUEUE);
@@ -71,6 +71,7 @@ pub(crate) fn build(
         offers: transport.offers(),
         counters: counters.clone(),
         runtime: runtime.clone(),
+        secret,
     };
     let behaviour = Behaviour::new(keypair.public().to_peer_id(), &config, ends)?;
     let mut endpoint = Endpoint::new(&config.protocol(), keypair.clone(), seed, generation());

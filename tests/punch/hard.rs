@@ -91,9 +91,12 @@ fn every_pair_of_the_lab_is_direct_or_hopeless_as_it_must_be() {
     for (n, dialer) in (0..).zip(ALL) {
         for (m, listener) in (0..).zip(ALL) {
             let seed = 8 * n + m;
-            // One birthday search of 380 meets no open port: each pair may try twice.
-            let result =
-                dial(dialer, listener, seed).run().or_else(|_| dial(dialer, listener, seed + 64).run());
+            // One birthday search of 380 meets no open port: a pair that may need one tries twice.
+            let may_search = is_hopeful(dialer, listener) && [dialer, listener].contains(&Site::APDM_RANDOM);
+            let result = match dial(dialer, listener, seed).run() {
+                Err(_) if may_search => dial(dialer, listener, seed + 64).run(),
+                result => result,
+            };
             match is_hopeful(dialer, listener) {
                 true => drop(result.unwrap_or_else(|why| panic!("{dialer:?} -> {listener:?}: {why}"))),
                 false => {

@@ -43,7 +43,7 @@ impl Told {
 
 /// Both sides of a connection between two hosts, the dialer's first. `trips` are the round trips of both to the coordinator,
 /// and to each other.
-async fn between(world: &World, [a, b]: [Arc<Host>; 2], trips: [u64; 3]) -> [PathKind; 2] {
+async fn between(world: &World, [a, b]: [Arc<Host>; 2], trips: [u64; 3], max_failed: u32) -> [PathKind; 2] {
     let (c, address) = coordinator(world);
     for (x, y, trip) in [(&a, &c, trips[0]), (&b, &c, trips[1]), (&a, &b, trips[2])] {
         world.set_path(x, y, Duration::from_millis(trip) / 2);
@@ -63,9 +63,8 @@ async fn between(world: &World, [a, b]: [Arc<Host>; 2], trips: [u64; 3]) -> [Pat
         tokio::select! {
             event = dialer.select_next_some() => {
                 if let SwarmEvent::OutgoingConnectionError { error, .. } = &event {
-                    // One birthday search of 380 meets no open port.
                     failed += 1;
-                    assert!(failed <= 2, "{error}");
+                    assert!(failed <= max_failed, "{error}");
                     dialer.dial(at_b).expect("the dial has ended");
                 }
                 told[0].note(at_b, event, &dialer_stats);
@@ -90,7 +89,9 @@ fn at_distances(sites: [Site; 2], trips: [u64; 3]) -> [PathKind; 2] {
     on_paused_time(async {
         let world = World::new(1);
         let hosts = [1, 2].map(|n| nats::host(sites[usize::from(n) - 1], &world, n, 0.0, None));
-        between(&world, hosts, trips).await
+        // One birthday search of 380 meets no open port.
+        let max_failed = if sites.contains(&Site::APDM_RANDOM) { 2 } else { 0 };
+        between(&world, hosts, trips, max_failed).await
     })
 }
 
@@ -106,7 +107,7 @@ fn peers_in_one_network_are_reached_at_addresses_of_their_own() {
         let world = World::new(1);
         let gateway = world.nat(Nat::default(), [198, 51, 100, 1]);
         let hosts = [2, 3].map(|last| gateway.host([192, 168, 1, last]));
-        between(&world, hosts, EVEN).await
+        between(&world, hosts, EVEN, 0).await
     });
     assert_eq!(kinds, [PathKind::Host; 2]);
 }

@@ -57,7 +57,7 @@ impl Endpoint {
     /// No longer uses `peer` as a coordinator.
     pub fn remove_coordinator(&mut self, peer: &PeerId, now: Instant) {
         if self.registration_client.contains(peer) {
-            self.registration_client.remove(peer);
+            self.registration_client.remove(peer, now);
             self.network.observations.distrust(peer);
             self.refresh_candidates(now);
             self.report_views();

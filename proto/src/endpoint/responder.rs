@@ -244,7 +244,7 @@ impl Endpoint {
     /// Cheap checks come first, the signature before everything that speaks of the initiator.
     fn judge(&mut self, coordinator: &PeerId, punch: &PunchMeNow, now: Instant) -> Verdict {
         let request = &punch.request;
-        if !self.registration_client.has_asked(coordinator) {
+        if !self.registration_client.has_asked(coordinator, now) {
             self.out.refuse_frame();
             return Verdict::Reject(RejectReason::NotWilling);
         }

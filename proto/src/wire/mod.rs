@@ -1,4 +1,4 @@
-//! What peers send each other: frames of control streams, probes, and the keys that authenticate them.
+//! The wire format: frames of control streams, probes, and the keys that authenticate them.
 
 pub mod frame;
 pub mod keys;

@@ -425,3 +425,17 @@ fn a_link_whose_ends_have_changed_is_told_its_address_again() {
     });
     assert_eq!(observed, Some(moved));
 }
+
+#[test]
+fn a_request_through_a_coordinator_that_is_no_longer_used_is_taken_until_the_registration_expires() {
+    for (later, connected) in [(1_000, 1), (301_000, 0)] {
+        let (mut world, a, b, c) = triangle();
+        world.run_for(ms(1_000));
+        let peer = world.nodes[c].peer;
+        world.input(b, |endpoint, now| endpoint.remove_coordinator(&peer, now));
+        world.run_for(ms(later));
+        world.connect(a, b).unwrap();
+        world.run_for(ms(5_000));
+        assert_eq!(world.connected(a).len(), connected, "{later} ms later");
+    }
+}
