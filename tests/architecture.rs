@@ -58,7 +58,7 @@ fn no_test_goes_by_the_wall_clock() {
         if path.ends_with("architecture.rs") {
             continue;
         }
-        // The clock of tokio may be paused; those of `std` and of the time-outs of a swarm never are.
+        // The clock of tokio may be paused; the clock of `std` never is.
         for word in ["time::SystemTime", "SystemTime::now", "std::time::Instant::now", "thread::sleep"] {
             assert!(!text.contains(word), "{} uses {word}", path.display());
         }

@@ -34,7 +34,7 @@ use quinn::{
 
 /// The first bit of a QUIC packet with a long header (RFC 9000 §17.2).
 const LONG_HEADER: u8 = 0x80;
-/// For the time-outs of swarms, which go by the wall clock (futures-timer) also where the clock of tokio is paused.
+/// For the time-outs of swarms, which no test is about.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// A dial from a socket of its own.
 pub(crate) const FRESH: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::New };

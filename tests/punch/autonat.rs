@@ -14,8 +14,8 @@ use libp2p_punch::{Behaviour, Config, Event, Role};
 use libp2p_punch_sim::{Host, World};
 
 use crate::{
-    network::{NEVER, Site, client, listening, parts, run, swarm, until},
-    stock::{identify, on_running_time},
+    network::{NEVER, Site, client, listening, on_paused_time, parts, run, swarm, until},
+    stock::identify,
 };
 
 type Kad = kad::Behaviour<kad::store::MemoryStore>;
@@ -100,7 +100,7 @@ fn routing_addresses(kad: &mut Kad, peer: PeerId) -> BTreeSet<Multiaddr> {
 
 #[test]
 fn a_peer_that_only_a_traversal_reaches_is_not_taken_for_reachable() {
-    on_running_time(async {
+    on_paused_time(async {
         let world = World::new(1);
         let address = server(&world);
         let [a, b] = [1, 2].map(|number| Site::EIM_APDF.host(&world, number, 0.0));

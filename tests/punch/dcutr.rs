@@ -1,6 +1,4 @@
 //! An unmodified libp2p-dcutr on our transport: relayed connections become direct ones.
-//!
-//! libp2p-dcutr waits by the wall clock, so that these tests cannot run on paused time.
 
 use std::time::Duration;
 
@@ -16,9 +14,8 @@ use libp2p_punch_sim::World;
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::{
-    network::{Site, until},
+    network::{Site, on_paused_time, until},
     relaying::{self, relayed_swarm},
-    stock::on_running_time,
 };
 
 /// Only a test that fails waits so long, on whatever machine: the dialer's own time-outs are over long before.
@@ -110,7 +107,7 @@ async fn upgrade(site: Site) -> [Seen; 2] {
 }
 
 fn is_upgraded_to_one_direct_connection(site: Site) {
-    let seen = on_running_time(async { timeout(3 * PATIENCE, upgrade(site)).await.expect("it ends") });
+    let seen = on_paused_time(async { timeout(3 * PATIENCE, upgrade(site)).await.expect("it ends") });
     for seen in &seen {
         assert!(seen.upgraded, "{site:?}: {seen:?}");
         assert_eq!(seen.direct.len(), 1, "{site:?}: {seen:?}");

@@ -324,7 +324,6 @@ fn a_long_stream_on_the_relayed_connection_keeps_the_direct_one_until_it_has_had
         let mut listener = peer(&world, Site::EIM_APDF, 2, client(&address));
         reserved(&mut listener).await;
         let listener = serve(listener, 10 * MINUTE);
-        // Zero, since every other time-out for idle connections follows the wall clock.
         let host = Site::EIM_APDF.host(&world, 1, 0.0);
         let mut dialer = peer_with_idle_timeout(&host, 1, client(&address), Duration::ZERO);
         reserved(&mut dialer).await;

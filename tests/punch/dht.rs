@@ -1,7 +1,4 @@
 //! A network with one bootstrap address, Kademlia, and no configured coordinator.
-//!
-//! Kademlia and identify have timers that follow the wall clock, while the network's clock is paused and jumps. So these tests wait
-//! for facts and never for a time, and the times that they print are upper bounds.
 
 use std::{sync::Arc, time::Duration};
 

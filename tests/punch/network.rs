@@ -13,10 +13,8 @@ use libp2p_punch_sim::{Filtering, Host, Link, Mapping, Nat, Ports, World};
 
 /// The port of every listener.
 pub(crate) const PORT: u16 = 4001;
-/// A time that no test reaches, for the time-outs of libp2p-swarm and of libp2p's behaviours.
-///
-/// They wait by the wall clock (futures-timer) also where the clock of tokio is paused, so that a slow machine would end
-/// dials and connections which take milliseconds of simulated time. [`on_paused_time`] bounds a test instead.
+/// A time that no test reaches, for the time-outs of libp2p-swarm and of libp2p's behaviours that a
+/// test is not about. [`on_paused_time`] bounds a test instead.
 pub(crate) const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// The simulated time by which every test on paused time has ended.
 const LIMIT: Duration = Duration::from_secs(60 * 60);

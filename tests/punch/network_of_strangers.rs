@@ -176,7 +176,6 @@ fn a_node_coordinates_once_an_address_is_confirmed_and_its_peers_hear_of_it() {
         let (mut auto, address) = public_node(&world, 1, Config::default());
         let mut peer = node(&Site::EIM_APDF.host(&world, 1, 0.0), 11, Config::default());
         peer.dial(address.clone()).expect("it is an address");
-        // Identify has timers that follow the wall clock: this waits for events and never for a time.
         let next = async |auto: &mut Swarm<Node>, peer: &mut Swarm<Node>| loop {
             tokio::select! {
                 _ = auto.select_next_some() => {}

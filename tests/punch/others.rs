@@ -7,10 +7,7 @@ use libp2p::{
 };
 use libp2p_punch_sim::World;
 
-use crate::{
-    network::{NEVER, Site, client, coordinator, on_paused_time, swarm, until},
-    stock::on_running_time,
-};
+use crate::network::{NEVER, Site, client, coordinator, on_paused_time, swarm, until};
 
 type Echo = json::Behaviour<String, String>;
 
@@ -95,7 +92,7 @@ fn a_request_to_a_peer_behind_a_nat_is_answered() {
 
 #[test]
 fn a_ping_crosses_the_nats() {
-    on_running_time(async {
+    on_paused_time(async {
         let (mut dialer, peer) = two(&World::new(1)).await;
         dialer.dial(peer).expect("not dialed yet");
         let answered = until(&mut dialer, |event| match event {

@@ -48,7 +48,7 @@ pub(crate) fn relay(world: &World, number: u8) -> (Arc<Host>, Multiaddr, JoinHan
     world.set_link(&host, Link::with_latency(Duration::ZERO));
     let config = Config { role: Role::Server, ..Config::default() };
     let mut swarm = swarm(&host, number, config, |punch, keypair| {
-        // The relay's limits go by the wall clock, which means nothing here.
+        // The tests are about the peers, not about the limits of relays.
         let limits = relay::Config {
             reservation_rate_limiters: Vec::new(),
             circuit_src_rate_limiters: Vec::new(),
@@ -124,7 +124,9 @@ pub(crate) fn peer_with_idle_timeout(
 ) -> Swarm<Peer> {
     swarm_with_idle_timeout(host, number, config, idle, |punch, relay, _| {
         let protocols = [(StreamProtocol::new("/echo/1"), ProtocolSupport::Full)];
-        Peer { punch, relay, echo: json::Behaviour::new(protocols, request_response::Config::default()) }
+        // A request waits as long as its test.
+        let config = request_response::Config::default().with_request_timeout(NEVER);
+        Peer { punch, relay, echo: json::Behaviour::new(protocols, config) }
     })
 }
 

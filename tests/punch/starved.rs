@@ -31,10 +31,22 @@ struct KadFirst {
     punch: Behaviour,
 }
 
+impl AsMut<Kad> for KadFirst {
+    fn as_mut(&mut self) -> &mut Kad {
+        &mut self.kad
+    }
+}
+
 #[derive(NetworkBehaviour)]
 struct PunchFirst {
     punch: Behaviour,
     kad: Kad,
+}
+
+impl AsMut<Kad> for PunchFirst {
+    fn as_mut(&mut self) -> &mut Kad {
+        &mut self.kad
+    }
 }
 
 #[derive(NetworkBehaviour)]
@@ -221,22 +233,22 @@ fn silent_addresses_of_another_transport_do_not_delay_a_traversal() {
 
 fn with_kad<B>(addresses: Vec<Multiaddr>, is_lazy: bool, combine: fn(Behaviour, Kad) -> B) -> Outcome
 where
-    B: NetworkBehaviour,
+    B: NetworkBehaviour + AsMut<Kad>,
 {
     on_paused_time(async move {
         let world = World::new(1);
         let (peer, host, address) = two(&world).await;
         let mut dialer = wrapped(&host, is_lazy, client(&address), |punch, own| {
-            let mut kad = Kad::new(own, kad::store::MemoryStore::new(own));
-            for address in addresses {
-                kad.add_address(&peer, address);
-            }
-            combine(punch, kad)
+            combine(punch, Kad::new(own, kad::store::MemoryStore::new(own)))
         });
         // Long enough to be registered.
         let settled = sleep(Duration::from_secs(3));
         tokio::pin!(settled);
         while tokio::select! { () = &mut settled => false, _ = dialer.select_next_some() => true } {}
+        // Kademlia dials peers that it hears of by itself, half a second later.
+        for address in addresses {
+            dialer.behaviour_mut().as_mut().add_address(&peer, address);
+        }
         dialer.dial(peer).expect("not dialed yet");
         outcome(&mut dialer, peer).await
     })

@@ -19,7 +19,7 @@ use libp2p_punch_sim::{Host, Link, Trace, World};
 
 use crate::{
     dcutr::PATIENCE,
-    network::{NEVER, PORT, Site, client, coordinator, until},
+    network::{NEVER, PORT, Site, client, coordinator, on_paused_time, until},
 };
 
 #[derive(NetworkBehaviour)]
@@ -34,13 +34,6 @@ struct Stock {
     dcutr: dcutr::Behaviour,
     identify: identify::Behaviour,
     ping: ping::Behaviour,
-}
-
-/// Runs `future` on a runtime of its own with the clock of the machine, for behaviours that do something by it: identify,
-/// ping and dcutr begin when a futures-timer tells them to, and a clock that jumps would be hours ahead by then.
-pub(crate) fn on_running_time<T>(future: impl Future<Output = T>) -> T {
-    let mut builder = tokio::runtime::Builder::new_current_thread();
-    builder.enable_all().build().expect("a runtime").block_on(future)
 }
 
 fn key(seed: u8) -> Keypair {
@@ -146,7 +139,7 @@ async fn watch(mut swarm: Swarm<Stock>, peer: PeerId, direct: Direct) {
 
 #[test]
 fn an_unmodified_dcutr_ends_in_exactly_one_direct_connection() {
-    on_running_time(async {
+    on_paused_time(async {
         let world = World::new(1);
         let relay = relay_server(&world);
         let (mut a, mut b) = (stock(&world, 1), stock(&world, 2));
@@ -226,7 +219,7 @@ fn everything(world: &World, number: u8, coordinator: &Multiaddr) -> Swarm<Every
 
 #[test]
 fn autonat_relay_dcutr_and_identify_work_in_one_swarm_with_ours() {
-    on_running_time(async {
+    on_paused_time(async {
         let world = World::new(1);
         let (_, address) = coordinator(&world);
         let is_registered = |event: &SwarmEvent<EverythingEvent>| {

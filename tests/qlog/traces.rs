@@ -24,7 +24,7 @@ use libp2p_punch::{
 };
 use libp2p_punch_sim::{Nat, World};
 
-/// Time-outs of the swarm go by the wall clock, which says nothing on paused time.
+/// For the time-outs of the swarm, which no test is about.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 const PLAIN: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse };
 

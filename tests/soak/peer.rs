@@ -32,7 +32,7 @@ pub(crate) const PORT: u16 = 4001;
 const USE: std::ops::Range<u64> = 100..30_000;
 /// How many dials that have ended a peer remembers, to notice a second outcome.
 const REMEMBERED: usize = 1_000;
-/// For the time-outs of the swarm, which go by the wall clock.
+/// For the time-outs of the swarm, which the soak is not about.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// What became of all dials.
