@@ -24,8 +24,9 @@ pub(crate) struct KnownFailure {
 
 /// Without its ping, 30 of 30 closes of its listener were seen at once; with it 2 of 15 by us, 0 of
 /// 15 by rust-libp2p.
-const LITEP2P_CLOSE: &str = "it closes a QUIC connection by dropping it, which quinn tells nobody before the last \
-    stream is dropped, and its ping keeps one; stock rust-libp2p learns of it as late, or never";
+const LITEP2P_CLOSE: &str = "drops a QUIC connection to close it; quinn reports that only when \
+    the last stream is dropped, and the ping of litep2p keeps a stream; the same with stock \
+    rust-libp2p";
 
 /// All known failures.
 const KNOWN_FAILURES: &[KnownFailure] = &[
@@ -35,7 +36,7 @@ const KNOWN_FAILURES: &[KnownFailure] = &[
         check: Check::Feature(Feature::HalfClose),
         sometimes: false,
         implementation: "go-libp2p-daemon",
-        description: "when one half of a stream ends, it closes both; go-libp2p itself does not",
+        description: "closes both halves of a stream when one half ends; go-libp2p itself does not",
     },
     KnownFailure {
         peer: "kubo",
@@ -43,7 +44,8 @@ const KNOWN_FAILURES: &[KnownFailure] = &[
         check: Check::Feature(Feature::HalfClose),
         sometimes: false,
         implementation: "Kubo",
-        description: "when one half of a mounted stream ends, it closes both; go-libp2p itself does not",
+        description: "closes both halves of a mounted stream when one half ends; go-libp2p itself \
+            does not",
     },
     KnownFailure {
         peer: "py",
@@ -51,7 +53,7 @@ const KNOWN_FAILURES: &[KnownFailure] = &[
         check: Check::Ipv6,
         sometimes: false,
         implementation: "py-libp2p",
-        description: "its QUIC transport opens IPv4 sockets only",
+        description: "QUIC transport opens IPv4 sockets only",
     },
     KnownFailure {
         peer: "py",
@@ -59,7 +61,7 @@ const KNOWN_FAILURES: &[KnownFailure] = &[
         check: Check::OurKey(KeyType::Ecdsa),
         sometimes: false,
         implementation: "py-libp2p",
-        description: "it does not know ECDSA identities in certificates",
+        description: "does not support ECDSA identities in certificates",
     },
     // In 3 of 25 runs with us, in 4 of 22 with stock rust-libp2p.
     KnownFailure {
@@ -68,8 +70,8 @@ const KNOWN_FAILURES: &[KnownFailure] = &[
         check: Check::Feature(Feature::Identify),
         sometimes: true,
         implementation: "py-libp2p",
-        description: "at times it takes an answer that comes together with the end of its stream for the end alone, and does not \
-            ask again, with stock rust-libp2p as well",
+        description: "at times loses an answer that arrives together with the end of its stream, \
+            and does not ask again; the same with stock rust-libp2p",
     },
     KnownFailure {
         peer: "py",
@@ -77,7 +79,8 @@ const KNOWN_FAILURES: &[KnownFailure] = &[
         check: Check::Feature(Feature::CloseByDialer),
         sometimes: true,
         implementation: "py-libp2p",
-        description: "at times it reports a connection that was closed as gone after 10 s or never, to stock rust-libp2p as well",
+        description: "at times reports a closed connection after 10 s or never; the same with \
+            stock rust-libp2p",
     },
     KnownFailure {
         peer: "js",
@@ -85,7 +88,8 @@ const KNOWN_FAILURES: &[KnownFailure] = &[
         check: Check::OurKey(KeyType::Ecdsa),
         sometimes: false,
         implementation: "js-libp2p",
-        description: "its QUIC refuses ECDSA identities in certificates, those of stock rust-libp2p as well",
+        description: "QUIC refuses ECDSA identities in certificates, those of stock rust-libp2p \
+            too",
     },
     KnownFailure {
         peer: "litep2p",
@@ -93,7 +97,7 @@ const KNOWN_FAILURES: &[KnownFailure] = &[
         check: Check::OurKey(KeyType::Secp256k1),
         sometimes: false,
         implementation: "litep2p",
-        description: "it does not know identities of this type in certificates",
+        description: "does not support identities of this type in certificates",
     },
     KnownFailure {
         peer: "litep2p",
@@ -101,7 +105,7 @@ const KNOWN_FAILURES: &[KnownFailure] = &[
         check: Check::OurKey(KeyType::Ecdsa),
         sometimes: false,
         implementation: "litep2p",
-        description: "it does not know identities of this type in certificates",
+        description: "does not support identities of this type in certificates",
     },
     KnownFailure {
         peer: "litep2p",
@@ -126,18 +130,16 @@ pub(crate) fn untried(peer: &Peer, direction: Direction, check: Check) -> Option
     let is_kubo = peer.name == "kubo" && direction == Direction::TheyDial;
     match check {
         Check::Feature(Feature::Ping) if is_kubo => Some(
-            "Kubo as a library has no call for its ping; in the other rows in which it would ping, the bytes of a ping \
-             go through a mounted stream",
+            "Kubo as a library has no call for its ping; in the other rows the bytes of a ping go \
+                through a mounted stream",
         ),
-        Check::TheirKey(key) if !peer.keys.contains(&key) => Some("it has no identities of this type"),
-        Check::Wire if direction == Direction::TheyDial => {
-            Some("what is read is our handshake as the client")
-        }
-        Check::WireRawKey => Some("it knows no raw keys"),
+        Check::TheirKey(key) if !peer.keys.contains(&key) => Some("has no identities of this type"),
+        Check::Wire if direction == Direction::TheyDial => Some("only our handshake as the client is read"),
+        Check::WireRawKey => Some("does not support raw keys"),
         Check::TransportUnified | Check::TransportLegacy | Check::PerfUnified
             if !peer.has_contract_programs =>
         {
-            Some("it comes without the programs of the official suites")
+            Some("ships without the programs of the official suites")
         }
         _ => None,
     }
