@@ -6,7 +6,8 @@
 //! cargo run --features kad --example dht_node -- BOOTSTRAP PEER_ID     # behind another NAT, dials that peer
 //! ```
 //!
-//! BOOTSTRAP is an address that the first one printed, `/ip4/…/udp/…/quic-v1/p2p/…`. All three also work on one host.
+//! BOOTSTRAP is an address that the first one printed, `/ip4/…/udp/…/quic-v1/p2p/…`. All three also
+//! work on one host.
 
 use std::{env, error::Error, time::Duration};
 
@@ -37,7 +38,8 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
     let keypair = Keypair::generate_ed25519();
     let local_peer = keypair.public().to_peer_id();
-    // A node with `Role::Auto` coordinates once AutoNAT or the application has confirmed a global address of it.
+    // A node with `Role::Auto` coordinates once AutoNAT or the application has confirmed a global
+    // address of it.
     let role = if bootstrap.is_some() { Role::Auto } else { Role::Server };
     let (transport, mut punch) = libp2p_punch::new(&keypair, Config { role, ..Config::default() })?;
     // Dials of a peer ask the DHT which nodes are nearest to it: these coordinate for it.

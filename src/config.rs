@@ -26,48 +26,56 @@ pub const MAX_ATTEMPTS: RangeInclusive<u32> = 1..=16;
 /// Configuration of the transport and the behaviour.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
-    /// What this peer does for others. Default [`Role::Auto`].
+    /// Service of this peer for others. Default [`Role::Auto`].
     pub role: Role,
-    /// Coordinators to stay registered with, each ending in `/p2p/PEER_ID`. Default none. Coordinators whose role is
-    /// [`Role::Server`] or [`Role::Bootstrap`] and that are configured with one another test together how the NATs of their
-    /// clients filter: each sends a few datagrams to an address that the other one names.
+    /// Coordinators to stay registered with, each ending in `/p2p/PEER_ID`. Default none.
+    /// Coordinators whose role is [`Role::Server`] or [`Role::Bootstrap`] and that are configured
+    /// with one another test together how the NATs of their clients filter: each sends a few
+    /// datagrams to an address that the other one names.
     pub coordinators: Vec<Multiaddr>,
-    /// QUIC addresses to listen on as soon as the swarm runs. Default none: the application listens.
+    /// QUIC addresses to listen on as soon as the swarm runs. Default none: the application
+    /// listens.
     pub bind_addresses: Vec<Multiaddr>,
-    /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=16. A session probes at most 56 pairs of a
-    /// socket of ours and a candidate of the peer, the best candidates first, beside up to eight that it learns by being probed.
+    /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=16. A session
+    /// probes at most 56 pairs of a socket of ours and a candidate of the peer, the best candidates
+    /// first, and up to eight more that it learns from probes.
     pub max_candidates: usize,
-    /// Interface addresses in registrations and requests: those of local networks, VPNs and containers. Whoever knows the PeerId
-    /// of a peer learns its candidates from its coordinators. Default [`HostCandidates::Announced`].
+    /// Interface addresses in registrations and requests: those of local networks, VPNs and
+    /// containers. Any peer that knows a PeerId learns that peer's candidates from its
+    /// coordinators. Default [`HostCandidates::Announced`].
     pub host_candidates: HostCandidates,
-    /// Pairs of one session whose opening burst runs at the same time. Default 3, 1..=16 and not above
-    /// [`max_candidates`](Self::max_candidates).
+    /// Pairs of one session whose opening burst runs at the same time. Default 3, 1..=16 and not
+    /// above [`max_candidates`](Self::max_candidates).
     pub max_concurrent_attempts: usize,
     /// Attempts of one session before it fails. Default 3, 1..=16.
     pub max_attempts: u32,
-    /// How long a coordinator may take to answer. Default 10 s, 100 ms..=300 s.
+    /// Time-out for the answer of a coordinator. Default 10 s, 100 ms..=300 s.
     pub coordination_timeout: Duration,
-    /// How long a dial waits for a coordinator that is connected and knows the peer: as long as there is none, they are asked
-    /// again, up to once a second. The swarm's own time-out for dials, 10 s by default, usually ends the dial sooner.
-    /// Default 60 s, 100 ms..=300 s.
+    /// Time that a dial waits for a connected coordinator that knows the peer. Until there is one,
+    /// the coordinators are asked again, up to once a second. The swarm's own time-out for dials,
+    /// 10 s by default, usually ends the dial sooner. Default 60 s, 100 ms..=300 s.
     pub lookup_timeout: Duration,
     /// Time-outs of the other phases, each 100 ms..=300 s.
     pub phase_timeouts: PhaseTimeouts,
     /// Predict the port of a NAT that allocates sequentially. Default on.
     pub prediction: bool,
-    /// Search for ports when one side is behind a NAT that gives every destination a random one: one side opens 256
-    /// sockets for some seconds, the other sends up to 1,500 small datagrams. Only after plain probing was silent.
-    /// Default on; off on either side, such a pair is left to a relay.
+    /// Search for ports when one side is behind a NAT that gives every destination a random one:
+    /// one side opens 256 sockets for some seconds, the other sends up to 1,500 small datagrams.
+    /// Only after plain probing was silent. Default on; off on either side, such a pair is left to
+    /// a relay.
     pub birthday_search: bool,
-    /// The most coordinators that this peer finds by itself: connected peers that say that they coordinate. It registers with them,
-    /// besides [`coordinators`](Self::coordinators), while others cannot reach it without help. Default 3, at most 16. It takes
-    /// libp2p-identify in the swarm of both.
+    /// The most coordinators that this peer finds by itself: connected peers that say that they
+    /// coordinate. It registers with them, besides [`coordinators`](Self::coordinators), while
+    /// others cannot reach it without help. Default 3, at most 16. It takes libp2p-identify in the
+    /// swarm of both.
     pub max_found_coordinators: usize,
-    /// Connect over a relay when no direct path was found within a second. Default on; a bootstrap must not.
+    /// Connect over a relay when no direct path was found within a second. Default on; a bootstrap
+    /// must not.
     pub relay_fallback: bool,
-    /// How long the streams on a relayed connection may go on once a direct one stands; then it is closed. Default 2 min,
-    /// which is what Circuit Relay v2 gives a connection anyway. A connection that nobody uses is closed by the swarm's
-    /// own idle time-out before that. The direct connection is kept alive meanwhile. At most a day.
+    /// Time that the streams on a relayed connection may go on once a direct connection is open;
+    /// then the relayed connection is closed. Default 2 min, which is what Circuit Relay v2 gives a
+    /// connection anyway. A connection that nobody uses is closed by the swarm's own idle time-out
+    /// before that. The direct connection is kept alive meanwhile. At most a day.
     pub relay_drain: Duration,
     /// The QUIC transport.
     pub quic: QuicConfig,
@@ -171,7 +179,7 @@ pub enum ConfigError {
     QlogFolder {
         /// The value found.
         value: PathBuf,
-        /// What the operating system says.
+        /// Message of the operating system.
         reason: String,
     },
     /// [`QuicConfig::qlog`] is set in a build that cannot write traces.

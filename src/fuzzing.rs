@@ -1,7 +1,8 @@
-//! What the fuzz targets call: one function for each parser of bytes from the network.
+//! Entry points of the fuzz targets: one function for each parser of bytes from the network.
 //!
-//! Each takes anything and must neither panic nor break what it asserts. The targets under `fuzz/` feed them new bytes; the
-//! tests here replay `fuzz/corpus`. Not part of the crate's interface: behind the feature `fuzzing`, which promises nothing.
+//! Each takes anything and must neither panic nor break what it asserts. The targets under `fuzz/`
+//! feed them new bytes; the tests here replay `fuzz/corpus`. Not part of the crate's interface:
+//! behind the feature `fuzzing`, which promises nothing.
 
 use bytes::BytesMut;
 use libp2p_core::{Multiaddr, multiaddr::Protocol};

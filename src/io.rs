@@ -1,4 +1,4 @@
-//! What the crate needs from the machine: UDP sockets, interface addresses and the routing table.
+//! Interface to the machine: UDP sockets, interface addresses and the routing table.
 //!
 //! Everything that touches the network goes through [`Network`], and everything that touches a
 //! clock or spawns a task goes through [`quinn::Runtime`], so that a whole swarm can run over a
@@ -20,7 +20,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 pub(crate) use self::interfaces::{Change, InterfaceWatch};
 
-/// Interface addresses coming up and going down; the addresses that are there at the start come first.
+/// Interface addresses coming up and going down; the addresses that are there at the start come
+/// first.
 pub type Interfaces = BoxStream<'static, io::Result<IfEvent>>;
 
 /// A source of UDP sockets and of knowledge about the interfaces beneath them.
@@ -29,8 +30,9 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
     ///
     /// The runtime is the one that will poll the socket.
     ///
-    /// A socket that the system took away returns an error from `poll_recv`, or `NotConnected`, `ConnectionAborted` or
-    /// `BrokenPipe` from `try_send`. The crate then binds another one, at the same port first.
+    /// A socket that the system took away returns an error from `poll_recv`, or `NotConnected`,
+    /// `ConnectionAborted` or `BrokenPipe` from `try_send`. The crate then binds another one, at
+    /// the same port first.
     fn bind(&self, address: SocketAddr, runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
     /// Watches the interface addresses.
@@ -41,8 +43,9 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
 
     /// Lists the interface addresses at this moment.
     ///
-    /// The list makes up for what a watcher missed. A network whose watcher misses nothing need not implement it. Without
-    /// a watcher and without a list, the addresses of [`source_for`](Self::source_for) are used.
+    /// The list makes up for what a watcher missed. A network whose watcher misses nothing need not
+    /// implement it. Without a watcher and without a list, the addresses of
+    /// [`source_for`](Self::source_for) are used.
     fn addresses(&self) -> io::Result<Vec<IpNet>> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "this network does not list its addresses"))
     }
@@ -50,22 +53,26 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// The local address from which the routing table would send to `destination`.
     fn source_for(&self, destination: IpAddr) -> io::Result<IpAddr>;
 
-    /// The file descriptors that this process may have open, if every socket takes one of them; `None` for no limit.
+    /// The file descriptors that this process may have open, if every socket takes one of them;
+    /// `None` for no limit.
     ///
-    /// The sockets that other peers cause take at most a quarter, those of the application included.
+    /// The sockets that other peers cause take at most a quarter, those of the application
+    /// included.
     fn max_descriptors(&self) -> Option<usize> {
         None
     }
 
-    /// Returns the seed of the protocol's random choices: session ids, nonces, ports to try, jitter.
+    /// Returns the seed of the protocol's random choices: session ids, nonces, ports to try,
+    /// jitter.
     ///
-    /// A real network must leave this as it is: others must not be able to guess the seed. A simulated network returns one
-    /// that follows from its own seed, so that a run can be repeated.
+    /// A real network must leave this as it is: others must not be able to guess the seed. A
+    /// simulated network returns one that follows from its own seed, so that a run can be repeated.
     fn seed(&self) -> [u8; 32] {
         rand::random()
     }
 
-    /// The number of the zone of link-local addresses (RFC 4007 §6) that this name stands for: that of an interface.
+    /// Returns the number of the zone of link-local addresses (RFC 4007 §6) with this name: an
+    /// interface name.
     fn zone(&self, _name: &str) -> io::Result<u32> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "this network has no zones"))
     }
@@ -82,8 +89,8 @@ pub struct OsNetwork {
     pub socket_buffer: Option<usize>,
 }
 
-/// Buffers of a UDP socket, in bytes as the operating system counts them: Linux reports twice the payload that it
-/// holds, for its own bookkeeping.
+/// Buffers of a UDP socket, in bytes as the operating system counts them: Linux reports twice the
+/// payload that it holds, for its own bookkeeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketBuffers {
     /// Of what was received and not yet read.
@@ -93,10 +100,11 @@ pub struct SocketBuffers {
 }
 
 impl OsNetwork {
-    /// What the kernel grants of [`socket_buffer`](Self::socket_buffer), found with a socket of no other use.
+    /// Returns the buffer sizes that the kernel grants of [`socket_buffer`](Self::socket_buffer),
+    /// measured with a separate socket.
     ///
-    /// A stock Linux grants 208 KiB (`net.core.rmem_max`, `wmem_max`). Small buffers lose packets when many peers
-    /// dial at once.
+    /// A stock Linux grants 208 KiB (`net.core.rmem_max`, `wmem_max`). Small buffers lose packets
+    /// when many peers dial at once.
     ///
     /// # Errors
     ///
@@ -178,8 +186,8 @@ impl Network for OsNetwork {
         if let Ok(number @ 1..) = name.parse() {
             return Ok(number);
         }
-        // The names of interfaces are read as parts of addresses (RFC 4007 §11), and an address that is spelled out is looked up
-        // nowhere.
+        // The names of interfaces are read as parts of addresses (RFC 4007 §11), and an address
+        // that is spelled out is looked up nowhere.
         let mut addresses = (format!("fe80::1%{name}").as_str(), 0).to_socket_addrs()?;
         match addresses.next() {
             Some(SocketAddr::V6(address)) if address.scope_id() != 0 => Ok(address.scope_id()),

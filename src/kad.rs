@@ -1,8 +1,9 @@
 //! Coordinators of peers by their PeerId alone, through the Kademlia DHT of the application.
 //!
 //! A peer behind a NAT registers with the coordinators nearest to its PeerId (see
-//! [`Config::max_found_coordinators`](crate::Config::max_found_coordinators)). A dialer looks for the nodes nearest to that PeerId, and asks
-//! those that coordinate. No record is published, and nobody keeps an index.
+//! [`Config::max_found_coordinators`](crate::Config::max_found_coordinators)). A dialer looks for
+//! the nodes nearest to that PeerId, and asks those that coordinate. No record is published, and
+//! nobody keeps an index.
 //!
 //! The [`Behaviour`] here is the application's own [`libp2p_kad::Behaviour`] with that added:
 //!
@@ -41,7 +42,8 @@ const MAX_QUERIES: usize = 64;
 
 /// A Kademlia behaviour that finds coordinators of the peers that the swarm dials.
 ///
-/// It dereferences to the behaviour of libp2p-kad, and emits its events, but for those of its own queries.
+/// It dereferences to the behaviour of libp2p-kad, and emits its events, but for those of its own
+/// queries.
 pub struct Behaviour<S> {
     kad: libp2p_kad::Behaviour<S>,
     lookup: CoordinatorLookup,

@@ -15,15 +15,16 @@
 //! | [`io`] | the small traits through which sockets, interfaces and routes are reached |
 //! | [`config`] | the one configuration struct, its defaults, bounds and errors |
 //!
-//! Dependencies point one way: `libp2p-punch-proto <- {transport, behaviour}`; the two meet in a private
-//! `bridge`, whose task drives the protocol apart from the swarm, so that probing never waits for the
-//! application.
+//! Dependencies point one way: `libp2p-punch-proto <- {transport, behaviour}`; the two meet in a
+//! private `bridge`, whose task drives the protocol apart from the swarm, so that probing never
+//! waits for the application.
 //!
 //! # Features
 //!
 //! `kad`, off by default: coordinators of peers are found through libp2p-kad, `kad::Behaviour`.
 //!
-//! `qlog`, off by default: traces of connections in files, [`QuicConfig::qlog`](config::QuicConfig::qlog).
+//! `qlog`, off by default: traces of connections in files,
+//! [`QuicConfig::qlog`](config::QuicConfig::qlog).
 
 #![forbid(unsafe_code)]
 
@@ -106,8 +107,8 @@ pub use libp2p_punch_proto::event::Event;
 ///
 /// # Errors
 ///
-/// A violated rule of the configuration, an unusable keypair, no tokio runtime, or an interface watcher that
-/// cannot be started.
+/// A violated rule of the configuration, an unusable keypair, no tokio runtime, or an interface
+/// watcher that cannot be started.
 pub fn new(keypair: &Keypair, config: Config) -> Result<(Transport, Behaviour), Error> {
     if tokio::runtime::Handle::try_current().is_err() {
         return Err(Error::NoRuntime);

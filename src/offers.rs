@@ -1,12 +1,14 @@
 //! Traversal offers: the addresses by which a swarm dials a peer through a traversal.
 //!
-//! A swarm dials addresses, and no address of a peer behind a NAT is known before the traversal. So the behaviour offers one
-//! for each dial of a peer that a coordinator may know, and the transport begins a session for it. The transport does so only
-//! while the offer is open, and once: an address of this form that came from elsewhere, for instance in the request for an
-//! AutoNAT dial-back, punches no hole.
+//! A swarm dials addresses, and no address of a peer behind a NAT is known before the traversal. So
+//! the behaviour offers one for each dial of a peer that a coordinator may know, and the transport
+//! begins a session for it. The transport does so only while the offer is open, and once: an
+//! address of this form that came from elsewhere, for instance in the request for an AutoNAT
+//! dial-back, punches no hole.
 //!
-//! The form is `/ip6/IDENTIFIER/udp/NUMBER/quic-v1/p2p/PEER`. The identifier is an ORCHIDv2 (RFC 7343), which names the peer
-//! and which no network routes. The number names the dial. Metrics and dial rankers so see a QUIC address.
+//! The form is `/ip6/IDENTIFIER/udp/NUMBER/quic-v1/p2p/PEER`. The identifier is an ORCHIDv2 (RFC
+//! 7343), which names the peer and which no network routes. The number names the dial. Metrics and
+//! dial rankers so see a QUIC address.
 
 use std::{
     collections::BTreeMap,
@@ -58,7 +60,8 @@ impl Offer {
             .with(Protocol::P2p(self.peer))
     }
 
-    /// Has the connection of this dial tell its real address once more: somebody may have noted the offered one.
+    /// Has the connection of this dial tell its real address once more: somebody may have noted the
+    /// offered one.
     pub(crate) fn repeat_address(&self) {
         self.repeats.store(true, Relaxed);
         self.waker.wake();
@@ -120,7 +123,7 @@ impl Offers {
     }
 }
 
-/// Returns true for an address of the form of an offer, whoever made it.
+/// Returns true for an address of the form of an offer, whatever its origin.
 pub(crate) fn is_offer(address: &Multiaddr) -> bool {
     matches!(address.iter().next(), Some(Protocol::Ip6(ip)) if ip.to_bits() & PREFIX_MASK == PREFIX)
 }

@@ -1,4 +1,4 @@
-//! What must hold for all frames, all probes and all bytes.
+//! Properties of all frames, all probes and all bytes.
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test is a caller")]
 
@@ -282,7 +282,8 @@ proptest! {
         let mut buffer = BytesMut::new();
         buffer.extend_from_slice(&(0x8000_0000 | u32::try_from(body.len()).unwrap()).to_be_bytes());
         buffer.extend_from_slice(body);
-        // A NAT report ends some frames, and may be missing: cut right before it, a frame has what it needs.
+        // A NAT report ends some frames, and may be missing: cut right before it, a frame has what
+        // it needs.
         if let Ok(decoded) = decode(&mut buffer) {
             let again = encoded(&[decoded.expect("the type is known")]);
             prop_assert_eq!(&again[1 << (again[0] >> 6)..], body);

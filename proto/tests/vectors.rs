@@ -26,8 +26,8 @@ use x25519_dalek::{PublicKey, StaticSecret};
 
 const DOCUMENT: &str = include_str!("../../docs/protocol.md");
 
-/// One fenced block: `key = value` lines, of which a key may have several; a line that begins with a blank goes on with
-/// the value above.
+/// One fenced block: `key = value` lines, of which a key may have several; a line that begins with
+/// a blank goes on with the value above.
 #[derive(Debug, Default)]
 struct Vector(BTreeMap<String, Vec<String>>);
 

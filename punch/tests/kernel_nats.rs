@@ -1,7 +1,9 @@
-//! Three processes and real NATs: `coordinator`, `listen` and `dial` in network namespaces with nftables.
+//! Three processes and real NATs: `coordinator`, `listen` and `dial` in network namespaces with
+//! nftables.
 //!
-//! Needs Linux, root and the programs `ip` and `nft`; elsewhere one line on stderr says that the tests are skipped.
-//! With `PUNCH_REQUIRE_LAB` in the environment they fail instead of being skipped, for a CI where the lab must run.
+//! Needs Linux, root and the programs `ip` and `nft`; elsewhere one line on stderr says that the
+//! tests are skipped. With `PUNCH_REQUIRE_LAB` in the environment they fail instead of being
+//! skipped, for a CI where the lab must run.
 
 #[cfg(target_os = "linux")]
 mod kernel_nats {
@@ -17,7 +19,7 @@ mod kernel_nats {
 
     use punch_lab::kernel;
 
-    /// Whether there can be a lab on this machine; says so if not.
+    /// Returns true if this machine can run the lab; prints a line otherwise.
     fn lab_is_possible() -> bool {
         static OBSTACLE: OnceLock<Option<String>> = OnceLock::new();
         let obstacle = OBSTACLE.get_or_init(|| {
@@ -36,7 +38,8 @@ mod kernel_nats {
         obstacle.is_none()
     }
 
-    /// Writes to stderr, past libtest's capture: figures and skipped tests are to be seen also when all is well.
+    /// Writes to stderr, past libtest's capture: figures and skipped tests are to be seen also when
+    /// all is well.
     fn say(line: &str) {
         let _ = writeln!(io::stderr(), "{line}");
     }

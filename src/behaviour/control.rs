@@ -17,7 +17,7 @@ const WRITE_HIGH_WATER: usize = 16 * 1024;
 /// Bytes read at once.
 const READ_CHUNK: usize = 4 * 1024;
 
-/// Why a control stream ended.
+/// Reason for the end of a control stream.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ControlError {
     /// The peer sent something that is no frame.
@@ -61,7 +61,7 @@ impl Control {
         }
     }
 
-    /// Whether another frame may be queued.
+    /// Returns true if another frame may be queued.
     pub(crate) fn is_writable(&self) -> bool {
         self.outgoing.len() < WRITE_HIGH_WATER
     }

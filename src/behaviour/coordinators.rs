@@ -1,7 +1,7 @@
 //! The coordinators that are needed, and when to dial them.
 //!
-//! A peer stays registered with those that were configured or found. Others are named by an address of some peer, and are
-//! connected only while that peer is looked for.
+//! A peer stays registered with those that were configured or found. Others are named by an address
+//! of some peer, and are connected only while that peer is looked for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -41,9 +41,10 @@ struct Coordinator {
     connected_at: Option<Instant>,
     /// Our own dials under way.
     dials: BTreeSet<ConnectionId>,
-    /// When the last one of them began.
+    /// Start of the last dial among these addresses.
     dialed_at: Option<Instant>,
-    /// When to dial; `None` while a dial is under way that may succeed, or a connection stands.
+    /// Time of the next dial; `None` while a dial is under way that may succeed, or a connection is
+    /// open.
     dial_at: Option<Instant>,
 }
 
@@ -62,7 +63,8 @@ impl Coordinator {
         self.dial_at = Some(now + delay);
     }
 
-    /// What failed, or meets silence, may work now. A dial that has just begun is left alone: QUIC is about to send again.
+    /// Makes failed and silent coordinators due, since they may work now. A dial that has just
+    /// begun is left alone: QUIC is about to send again.
     fn expedite(&mut self, now: Instant) {
         let soon = self.dialed_at.map_or(now, |at| now.max(at + MIN_REDIAL_INTERVAL));
         let has_just_begun = !self.dials.is_empty() && soon > now;
@@ -91,7 +93,8 @@ impl Coordinators {
         self.0.get(peer).is_some_and(|coordinator| coordinator.is_registrar())
     }
 
-    /// Returns those that we stay registered with: the peer, its addresses, and whether a connection to it is open.
+    /// Returns those that we stay registered with: the peer, its addresses, and whether a
+    /// connection to it is open.
     pub(super) fn registrars(&self) -> impl Iterator<Item = (PeerId, Vec<Multiaddr>, bool)> {
         self.0.iter().filter(|(_, coordinator)| coordinator.is_registrar()).map(|(peer, coordinator)| {
             let addresses = coordinator.addresses.iter().cloned().collect();
@@ -114,7 +117,8 @@ impl Coordinators {
         self.0.get(peer).is_some_and(|coordinator| coordinator.is_configured)
     }
 
-    /// Adds an address of a coordinator; true if the coordinator is new. It is dialed if there are no `connections` to it.
+    /// Adds an address of a coordinator; true if the coordinator is new. It is dialed if there are
+    /// no `connections` to it.
     pub(super) fn add(
         &mut self,
         peer: PeerId,
@@ -146,8 +150,8 @@ impl Coordinators {
         is_new
     }
 
-    /// Adds a coordinator that may know `target`. It is dialed if there are no `connections` to it. Returns true if no connection to
-    /// it was needed before.
+    /// Adds a coordinator that may know `target`. It is dialed if there are no `connections` to it.
+    /// Returns true if no connection to it was needed before.
     pub(super) fn name(
         &mut self,
         peer: PeerId,
@@ -191,7 +195,8 @@ impl Coordinators {
         was_registrar
     }
 
-    /// A coordinator that was found is no longer chosen. Returns true if that ends the registration with it.
+    /// A coordinator that was found is no longer chosen. Returns true if that ends the registration
+    /// with it.
     pub(super) fn drop_found(&mut self, peer: &PeerId) -> bool {
         let Some(coordinator) = self.0.get_mut(peer) else { return false };
         let ends = std::mem::take(&mut coordinator.is_found) && !coordinator.is_configured;
@@ -225,7 +230,8 @@ impl Coordinators {
         self.0.get(coordinator).is_some_and(|coordinator| coordinator.dials.contains(&dial))
     }
 
-    /// `coordinator` is no longer asked for `target`. Returns true if no connection to it is needed now.
+    /// `coordinator` is no longer asked for `target`. Returns true if no connection to it is needed
+    /// now.
     pub(super) fn unname(&mut self, coordinator: &PeerId, target: &PeerId) -> bool {
         let Some(named) = self.0.get_mut(coordinator) else { return false };
         let was_named = named.named_for.remove(target);
@@ -233,7 +239,8 @@ impl Coordinators {
         was_named && !self.needs(coordinator)
     }
 
-    /// Nobody looks for `target` any longer. Returns the coordinators to which no connection is needed now.
+    /// Nobody looks for `target` any longer. Returns the coordinators to which no connection is
+    /// needed now.
     pub(super) fn release(&mut self, target: &PeerId) -> Vec<PeerId> {
         let mut released = Vec::from_iter(self.named_for(target));
         released.retain(|coordinator| self.unname(coordinator, target));
@@ -246,7 +253,8 @@ impl Coordinators {
         named.map(|(peer, _)| *peer).collect()
     }
 
-    /// Notes a connection. Returns true if it is one too many: a dial that ran in parallel to another one of ours succeeded, too.
+    /// Notes a connection. Returns true if it is one too many: a dial that ran in parallel to
+    /// another one of ours succeeded, too.
     pub(super) fn connected(&mut self, peer: &PeerId, connection: ConnectionId, now: Instant) -> bool {
         let Some(coordinator) = self.0.get_mut(peer) else { return false };
         coordinator.connections.insert(connection);
@@ -279,7 +287,8 @@ impl Coordinators {
         }
     }
 
-    /// A dial of `peer` failed; true if that is a coordinator of ours. Dials of others say nothing of ours.
+    /// A dial of `peer` failed; true if that is a coordinator of ours. Dials of others say nothing
+    /// of ours.
     pub(super) fn failed(&mut self, peer: &PeerId, dial: ConnectionId, now: Instant) -> bool {
         let Some(coordinator) = self.0.get_mut(peer) else { return false };
         if coordinator.dials.remove(&dial)
@@ -292,8 +301,8 @@ impl Coordinators {
         true
     }
 
-    /// Our network has changed: an interface came up, or we have another address. Every coordinator without a connection is due,
-    /// whatever became of earlier dials.
+    /// Our network has changed: an interface came up, or we have another address. Every coordinator
+    /// without a connection is due, whatever became of earlier dials.
     pub(super) fn network_changed(&mut self, now: Instant) {
         for coordinator in self.0.values_mut() {
             coordinator.failures = 0;

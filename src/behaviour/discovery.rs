@@ -1,10 +1,11 @@
 //! Coordinators that this peer finds among the peers that it is connected to.
 //!
-//! A peer that coordinates says so by a protocol name of its own, [`COORDINATOR_PROTOCOL_NAME`](super::COORDINATOR_PROTOCOL_NAME),
-//! which identify tells the other end. Of those that do, a peer behind a NAT registers with the nearest ones by Kademlia's
-//! distance: in a DHT everybody can then find them by the PeerId alone. One more is the nearest to a key that nobody else knows, so
-//! that an attacker who makes PeerIds near this one does not get all places. The keys of peers differ, so that no coordinator is
-//! everybody's.
+//! A peer that coordinates says so by a protocol name of its own,
+//! [`COORDINATOR_PROTOCOL_NAME`](super::COORDINATOR_PROTOCOL_NAME), which identify tells the other
+//! end. Of those that do, a peer behind a NAT registers with the nearest ones by Kademlia's
+//! distance: in a DHT everybody can then find them by the PeerId alone. One more is the nearest to
+//! a key that nobody else knows, so that an attacker who makes PeerIds near this one does not get
+//! all places. The keys of peers differ, so that no coordinator is everybody's.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -90,7 +91,7 @@ pub(super) struct Discovery {
     is_reachable: bool,
     /// Something is known since the last choice that may change it.
     has_news: bool,
-    /// When one that failed may be chosen again.
+    /// Time at which a failed coordinator may be chosen again.
     next: Option<Instant>,
 }
 
@@ -199,8 +200,8 @@ impl Discovery {
         self.next
     }
 
-    /// Chooses again, but for those that are `configured`. A coordinator that works is dropped only once those that take its place
-    /// have registered us.
+    /// Chooses again, but for those that are `configured`. A coordinator that works is dropped only
+    /// once those that take its place have registered us.
     pub(super) fn poll(&mut self, configured: impl Fn(&PeerId) -> bool, now: Instant) -> Option<Change> {
         let late: Vec<_> = self.pending.iter().filter(|(_, at)| **at <= now).map(|(peer, _)| *peer).collect();
         for peer in late {
@@ -253,7 +254,8 @@ impl Discovery {
         wanted.into_iter().map(|(peer, _)| *peer).collect()
     }
 
-    /// Returns true unless this would be the last place, and all coordinators would be in one network.
+    /// Returns true unless this would be the last place, and all coordinators would be in one
+    /// network.
     fn is_diverse(&self, wanted: &[(&PeerId, &Known)], one_more: &Known) -> bool {
         if self.max == 1 || wanted.len() + 1 < self.max {
             return true;

@@ -1,8 +1,9 @@
 //! Frames on their way from the driver to the control stream of one connection, bounded by bytes.
 //!
-//! A peer that does not read its control stream lets frames pile up here. One stream holds [`MAX_REQUESTS`] bytes of requests
-//! of others, which a burst of honest dials fills before the responder's task gets its turn, and [`MAX_OTHERS`] bytes of all
-//! else. All streams together hold [`MAX_IN_ALL`]. A queue that was closed by the driver says so at once, also while its stream
+//! A peer that does not read its control stream lets frames pile up here. One stream holds
+//! [`MAX_REQUESTS`] bytes of requests of others, which a burst of honest dials fills before the
+//! responder's task gets its turn, and [`MAX_OTHERS`] bytes of all else. All streams together hold
+//! [`MAX_IN_ALL`]. A queue that was closed by the driver says so at once, also while its stream
 //! takes nothing.
 
 use std::{
@@ -21,9 +22,11 @@ use libp2p_punch_proto::{
     wire::frame::{self, Frame},
 };
 
-/// Bytes of `PUNCH_ME_NOW` that may wait for one control stream: the 200 that a responder takes at once, and as many again.
+/// Bytes of `PUNCH_ME_NOW` that may wait for one control stream: the 200 that a responder takes at
+/// once, and as many again.
 pub(crate) const MAX_REQUESTS: usize = 512 * 1024;
-/// Bytes of all other frames that may wait for one control stream. Most of them answer what the peer has asked.
+/// Bytes of all other frames that may wait for one control stream. Most of them answer what the
+/// peer has asked.
 pub(crate) const MAX_OTHERS: usize = 64 * 1024;
 /// Bytes that may wait for all control streams of a node.
 pub(crate) const MAX_IN_ALL: usize = 32 * 1024 * 1024;
@@ -85,7 +88,7 @@ pub(crate) struct FrameReceiver {
     state: Arc<State>,
 }
 
-/// Why a frame was not queued.
+/// Reason for a frame that was not queued.
 #[derive(Debug)]
 pub(crate) enum Unsent {
     /// It is a request, and does not fit.
@@ -153,7 +156,8 @@ impl Drop for Place {
 }
 
 impl FrameReceiver {
-    /// Returns true once the driver has closed the queue. Frames that wait in it are not to be sent any more.
+    /// Returns true once the driver has closed the queue. Frames that wait in it are not to be sent
+    /// any more.
     pub(crate) fn poll_closed(&self, cx: &Context<'_>) -> bool {
         self.state.reader.register(cx.waker());
         self.state.is_closed.load(Ordering::Acquire)

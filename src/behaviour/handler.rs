@@ -1,7 +1,7 @@
 //! One connection's share of the behaviour: it moves frames between control streams and the driver.
 //!
-//! Handlers run in the task of their connection and talk to the driver directly, so that a swarm which is
-//! busy in its user's code does not delay a punch.
+//! Handlers run in the task of their connection and talk to the driver directly, so that a swarm
+//! which is busy in its user's code does not delay a punch.
 
 use std::{
     collections::VecDeque,
@@ -43,19 +43,22 @@ const PEERS: usize = 1;
 /// A control stream that broke is opened again so often.
 const MAX_REOPENS: u8 = 3;
 
-/// Time that a peer has to ask a coordinator or to register with it, from the opening of its control stream.
+/// Time that a peer has to ask a coordinator or to register with it, from the opening of its
+/// control stream.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for which a request keeps the connection, at most.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a control stream may take nothing while frames wait for it. A peer that does not read is given up then.
+/// Time in which a control stream may take nothing while frames wait for it. After that the peer,
+/// which does not read, is given up.
 pub(crate) const STUCK_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// What the behaviour tells a handler.
+/// Message from the behaviour to a handler.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FromBehaviour {
-    /// Whether the peer is a coordinator that we want to stay connected to.
+    /// The peer is, or is no longer, a coordinator that we want to stay connected to.
     Coordinator(bool),
-    /// Whether the connection is to stay although nobody uses it: a relayed one to the same peer is to be closed soon.
+    /// The connection is, or is no longer, to stay without users: a relayed connection to the same
+    /// peer is to be closed soon.
     KeepAlive(bool),
     /// This peer coordinates for others, or does not.
     Coordinates(bool),
@@ -103,13 +106,15 @@ pub struct Handler {
     /// We opened the connection, and so open the control stream.
     opens: bool,
     reopens: u8,
-    /// Ours and the peer's: when both sides think that they dialed, there are two. What we say goes out on the first.
+    /// Ours and the peer's: when both sides think that they dialed, there are two. What we say goes
+    /// out on the first.
     streams: [Option<Control>; 2],
     /// A further stream of the peer, until it is known whether the one before has ended.
     further: Option<libp2p_swarm::Stream>,
     frames: Option<FrameReceiver>,
     queued: QueuedBytes,
-    /// The bytes that the outgoing stream had taken when it took some last, and the time at which it is given up.
+    /// The bytes that the outgoing stream had taken when it took some last, and the time at which
+    /// it is given up.
     stuck: Option<Stuck>,
     /// For the driver, before anything that is read from the stream.
     pending: VecDeque<Input>,
@@ -122,7 +127,8 @@ pub struct Handler {
     /// The generation and the lifetime of the `REGISTER` that the peer has not answered.
     asked: Option<(u64, Duration)>,
     registered_until: Option<Instant>,
-    /// A peer that opened the control stream to a coordinator is about to ask, or waits for an answer, until then at most.
+    /// A peer that opened the control stream to a coordinator is about to ask, or waits for an
+    /// answer, until then at most.
     asks_until: Option<Instant>,
     /// The offer whose address the swarm dialed.
     offer: Option<Arc<Offer>>,
@@ -134,7 +140,7 @@ struct Stuck {
     timer: Pin<Box<dyn quinn::AsyncTimer>>,
 }
 
-/// What every handler of a node shares.
+/// State that all handlers of a node share.
 #[derive(Clone)]
 pub(super) struct Shared {
     pub(super) driver: mpsc::Sender<Input>,
@@ -174,7 +180,7 @@ impl Handler {
         }
     }
 
-    /// Whether the connection is to stay although nobody uses it.
+    /// Sets the need to keep a connection without users.
     pub(super) fn set_kept_alive(&mut self, is_kept_alive: bool) {
         self.is_kept_alive = is_kept_alive;
     }
@@ -239,7 +245,8 @@ impl Handler {
         }
     }
 
-    /// So does one that we asked for, and no longer than we did: otherwise peers could keep connections that we do not want.
+    /// So does one that we asked for, and no longer than we did: otherwise peers could keep
+    /// connections that we do not want.
     fn received(&mut self, frame: &Frame) {
         if let Frame::PunchMeNow(punch) = frame {
             self.keep_for_question(punch.request.lifetime.min(ANSWER_TIMEOUT));
@@ -286,7 +293,8 @@ impl Handler {
                     }
                 }
                 Poll::Pending if slot == PEERS => {
-                    // The protocol gives each side one stream. What the peer opens besides is reset.
+                    // The protocol gives each side one stream. What the peer opens besides is
+                    // reset.
                     if self.further.take().is_some() {
                         tracing::debug!(peer = %self.peer, "further control stream refused");
                     }
@@ -305,7 +313,8 @@ impl Handler {
 
     fn poll_outgoing(&mut self, cx: &mut Context<'_>) {
         if self.frames.as_ref().is_some_and(|frames| frames.poll_closed(cx)) {
-            // The driver gave the link up. The peer must learn of it, or it goes on talking to nobody.
+            // The driver gave the link up. The peer must learn of it, or it goes on talking to
+            // nobody.
             return self.drop_streams();
         }
         self.poll_writes(cx);
@@ -411,7 +420,8 @@ impl ConnectionHandler for Handler {
                 self.keep_for_question(QUESTION_TIMEOUT);
                 match self.streams[PEERS] {
                     None => self.add(PEERS, protocol),
-                    // A third one makes the second one's place: only the last can be the one that a peer uses.
+                    // A third one makes the second one's place: only the last can be the one that a
+                    // peer uses.
                     Some(_) => self.further = Some(protocol),
                 }
             }
@@ -426,7 +436,8 @@ impl ConnectionHandler for Handler {
                 }
                 error => tracing::warn!(peer = %self.peer, %error, "no control stream"),
             },
-            // libp2p-kad notes the dialed address once it knows the protocols of the peer, and replaces it when it changes.
+            // libp2p-kad notes the dialed address once it knows the protocols of the peer, and
+            // replaces it when it changes.
             ConnectionEvent::RemoteProtocolsChange(change) => {
                 let (mut names, coordinates): (Box<dyn Iterator<Item = &StreamProtocol>>, _) = match change {
                     ProtocolsChange::Added(names) => (Box::new(names), true),

@@ -1,4 +1,4 @@
-//! What the behaviour and its handlers say to the driver.
+//! Messages of the behaviour and its handlers to the driver.
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
@@ -14,7 +14,8 @@ use libp2p_punch_proto::{ControlStreamId, event::Event, wire::frame::Frame};
 pub(crate) enum Input {
     /// A libp2p connection was established, over whatever transport.
     Opened { link: ControlStreamId, peer: PeerId, route: Route },
-    /// Both sides of that connection speak the control protocol; frames to the peer go into `frames`.
+    /// Both sides of that connection speak the control protocol; frames to the peer go into
+    /// `frames`.
     Speaks { link: ControlStreamId, frames: FrameSender },
     /// The peer of a connection is at another address now.
     Moved { link: ControlStreamId, remote: SocketAddr },
@@ -28,19 +29,21 @@ pub(crate) enum Input {
     AddCoordinator(PeerId),
     /// No longer.
     RemoveCoordinator(PeerId),
-    /// These coordinators may know `peer`, which is looked for. None of them may once it no longer is.
+    /// These coordinators may know `peer`, which is looked for. None of them may once it no longer
+    /// is.
     CoordinatorsOf { peer: PeerId, coordinators: BTreeSet<PeerId> },
     /// An external address of ours is confirmed, or none is any longer.
     Reachable(bool),
     /// Look for a direct path to this peer, which is connected over a relay.
     Upgrade(PeerId),
-    /// The swarm dials a peer, and surely polls the offered address unless another one leads to a connection.
+    /// The swarm dials a peer, and surely polls the offered address unless another one leads to a
+    /// connection.
     Dialing(Arc<Offer>),
     /// The dial of this offer has ended, with whatever outcome.
     DialEnded(Arc<Offer>),
     /// Nobody collects the connection to this peer.
     Discard { peer: PeerId, remote: SocketAddr },
-    /// No relay helped: whoever still waits for this peer learns why traversal failed.
+    /// No relay helped: dials that still wait for this peer fail with the reason of the traversal.
     Release(PeerId),
 }
 
@@ -49,21 +52,23 @@ pub(crate) enum Input {
 pub(crate) enum FromDriver {
     /// To be reported.
     Event(Event),
-    /// A connection to this peer stands that no dial waits for: the next dial of its real address gets it.
+    /// A connection to this peer exists without a dial that waits for it: the next dial of its real
+    /// address gets it.
     Collect { peer: PeerId, remote: SocketAddr },
     /// An interface of ours has an address that it did not have.
     InterfaceUp,
-    /// A connection with this peer was closed here, because it could not move with our address. `dialed` is where the peer was
-    /// dialed, if it was, and not through a session.
+    /// A connection with this peer was closed here, because it could not move with our address.
+    /// `dialed` is where the peer was dialed, if it was, and not through a session.
     Lost { peer: PeerId, dialed: Option<SocketAddr> },
 }
 
-/// What libp2p's address of a connection tells of the UDP path beneath it.
+/// UDP path of a connection, as its libp2p address describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Route {
     /// A QUIC connection to this very address.
     Udp(SocketAddr),
-    /// A QUIC connection to an address that only the transport knows: a DNS name, or a punched path.
+    /// A QUIC connection to an address that only the transport knows: a DNS name, or a punched
+    /// path.
     Unresolved,
     /// No QUIC connection of ours: another transport, or a relay in between.
     Other,

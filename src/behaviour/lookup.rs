@@ -1,7 +1,7 @@
 //! Sources of coordinators that may know a peer: a DHT, a directory, a file.
 //!
-//! A dial of a peer that no coordinator of ours knows asks each source. What a source finds is named to the driver for as long as
-//! that peer is looked for.
+//! A dial of a peer that no coordinator of ours knows asks each source. What a source finds is
+//! named to the driver for as long as that peer is looked for.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -44,8 +44,9 @@ pub(super) struct Found {
 /// The end of one source of coordinators: a stream of the peers that are to be looked up. Made by
 /// [`Behaviour::coordinator_lookup`](super::Behaviour::coordinator_lookup).
 ///
-/// A peer may come more than once. A few coordinators are asked at a time, those nearest to the peer by Kademlia's
-/// distance first. Those that cannot be reached, or do not know the peer, make room for others.
+/// A peer may come more than once. A few coordinators are asked at a time, those nearest to the
+/// peer by Kademlia's distance first. Those that cannot be reached, or do not know the peer, make
+/// room for others.
 #[derive(Debug)]
 pub struct CoordinatorLookup {
     requests: mpsc::Receiver<PeerId>,
@@ -54,13 +55,14 @@ pub struct CoordinatorLookup {
 }
 
 impl CoordinatorLookup {
-    /// Says that `coordinator`, which can be dialed at `addresses`, may know `peer`. Returns false if the behaviour has no room for
-    /// it at the moment, or is gone.
+    /// Says that `coordinator`, which can be dialed at `addresses`, may know `peer`. Returns false
+    /// if the behaviour has no room for it at the moment, or is gone.
     pub fn found(&mut self, peer: PeerId, coordinator: PeerId, addresses: Vec<Multiaddr>) -> bool {
         self.answers.try_send(Found { peer, coordinator, addresses }).is_ok()
     }
 
-    /// Says that the source itself is about to make this dial, for which nothing is to be looked up.
+    /// Says that the source itself is about to make this dial, for which nothing is to be looked
+    /// up.
     pub fn dials(&self, dial: ConnectionId) {
         self.own_dials.insert(dial);
     }
@@ -160,8 +162,8 @@ impl Lookups {
         self.lookups.keys().copied().collect()
     }
 
-    /// Keeps a coordinator for later. What is found of a peer that nobody looks for is dropped, as are those that were asked and those
-    /// for which there is no room.
+    /// Keeps a coordinator for later. What is found of a peer that nobody looks for is dropped, as
+    /// are those that were asked and those for which there is no room.
     pub(super) fn keep(&mut self, found: Found) {
         if let Some(lookup) = self.lookups.get_mut(&found.peer)
             && lookup.spare.len() < MAX_SPARE
@@ -177,7 +179,8 @@ impl Lookups {
         self.lookups.get(peer).is_some_and(|lookup| !lookup.spare.is_empty())
     }
 
-    /// Takes the coordinator nearest to `peer` of those that are kept for it. It is asked from now on.
+    /// Takes the coordinator nearest to `peer` of those that are kept for it. It is asked from now
+    /// on.
     pub(super) fn next(&mut self, peer: &PeerId, now: Instant) -> Option<Found> {
         let lookup = self.lookups.get_mut(peer)?;
         let nearest = nearest_to(peer, lookup.spare.iter().map(|found| found.coordinator))?;
@@ -196,12 +199,14 @@ impl Lookups {
         }
     }
 
-    /// Returns the coordinators of `peer` that have had time to answer that they do not know it, while others wait for their turn.
+    /// Returns the coordinators of `peer` that have had time to answer that they do not know it,
+    /// while others wait for their turn.
     pub(super) fn unknowing(&self, peer: &PeerId, now: Instant) -> Vec<PeerId> {
         self.asked_for(peer, UNKNOWN_TIMEOUT, now)
     }
 
-    /// Returns each coordinator that has not helped in time, while others wait for their turn, with the peer that it was asked for.
+    /// Returns each coordinator that has not helped in time, while others wait for their turn, with
+    /// the peer that it was asked for.
     pub(super) fn overdue(&self, now: Instant) -> Vec<(PeerId, PeerId)> {
         let of = |peer| self.asked_for(peer, ANSWER_TIMEOUT, now).into_iter().map(|id| (id, *peer));
         self.lookups.keys().flat_map(of).collect()

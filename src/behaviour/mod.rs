@@ -1,9 +1,10 @@
 //! The libp2p `NetworkBehaviour`: control streams in, frames out, and the swarm told what to dial.
 //!
-//! Decisions are made elsewhere: in [`core`](libp2p_punch_proto), which the bridge's driver runs in its own task. The
-//! behaviour keeps the connections to the coordinators up, gives every connection a [`Handler`] that
-//! links it to the driver, and offers an address for every dial of a peer that a coordinator may know
-//! (see `offers`), so that `swarm.dial(peer)` punches in parallel to whatever else is tried.
+//! Decisions are made elsewhere: in [`core`](libp2p_punch_proto), which the bridge's driver runs in
+//! its own task. The behaviour keeps the connections to the coordinators up, gives every connection
+//! a [`Handler`] that links it to the driver, and offers an address for every dial of a peer that a
+//! coordinator may know (see `offers`), so that `swarm.dial(peer)` punches in parallel to whatever
+//! else is tried.
 
 mod control;
 mod coordinators;
@@ -62,7 +63,8 @@ use libp2p_punch_proto::{ControlStreamId, counters::Counters, event::Event, nat:
 /// The control protocol.
 pub const PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/1.0.0");
 
-/// The control protocol of a peer that coordinates for others. It is the same protocol: the name tells peers that they may register.
+/// The control protocol of a peer that coordinates for others. It is the same protocol: the name
+/// tells peers that they may register.
 pub const COORDINATOR_PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/coordinator/1.0.0");
 
 /// Addresses of a connected peer that are remembered of those that it claims.
@@ -117,8 +119,8 @@ pub struct CoordinatorInfo {
     pub is_registered: bool,
 }
 
-/// Makes `swarm.dial(peer)` get through NATs, and passes `PUNCH_ME_NOW` for others. Made by [`new`](crate::new),
-/// together with the transport that does the work on the wire.
+/// Makes `swarm.dial(peer)` get through NATs, and passes `PUNCH_ME_NOW` for others. Made by
+/// [`new`](crate::new), together with the transport that does the work on the wire.
 pub struct Behaviour {
     local_peer: PeerId,
     ends: Ends,
@@ -190,7 +192,8 @@ impl Behaviour {
         Ok(behaviour)
     }
 
-    /// Stays connected to and registered with the coordinator at `address`, which must end in `/p2p/PEER_ID`.
+    /// Stays connected to and registered with the coordinator at `address`, which must end in
+    /// `/p2p/PEER_ID`.
     ///
     /// Several addresses of one coordinator may be added one by one.
     pub fn add_coordinator(&mut self, address: Multiaddr) -> Result<PeerId, ConfigError> {
@@ -216,8 +219,8 @@ impl Behaviour {
         }
     }
 
-    /// Lets go of a coordinator; false if it was none. Existing connections are left to their other uses. One that was found is not
-    /// chosen again for an hour.
+    /// Lets go of a coordinator; false if it was none. Existing connections are left to their other
+    /// uses. One that was found is not chosen again for an hour.
     pub fn remove_coordinator(&mut self, peer: &PeerId) -> bool {
         self.discovery.exclude(peer, self.ends.runtime.now());
         let was = self.coordinators.remove(peer);
@@ -239,8 +242,9 @@ impl Behaviour {
         links.map(|(id, _)| *id).collect()
     }
 
-    /// A session for a dial of `peer` begins. The coordinators that may know it are found and asked. A dial whose session never begins,
-    /// such as the dial-back of AutoNAT, has no such effect, whatever addresses it was given.
+    /// A session for a dial of `peer` begins. The coordinators that may know it are found and
+    /// asked. A dial whose session never begins, such as the dial-back of AutoNAT, has no such
+    /// effect, whatever addresses it was given.
     fn look_for(&mut self, peer: PeerId) {
         let mut is_dialed = false;
         for dial in self.dialing.values_mut().filter(|dial| dial.offer.peer() == peer) {
@@ -324,7 +328,8 @@ impl Behaviour {
         self.inputs.push_back(Input::CoordinatorsOf { peer: target, coordinators });
     }
 
-    /// Lets go of the coordinators that were named for `target`, unless a dial or an upgrade still needs them.
+    /// Lets go of the coordinators that were named for `target`, unless a dial or an upgrade still
+    /// needs them.
     fn release_named(&mut self, target: PeerId) {
         let is_looked_for =
             self.upgrading.contains(&target) || self.dialing.values().any(|dial| dial.offer.peer() == target);
@@ -338,7 +343,8 @@ impl Behaviour {
         self.inputs.push_back(Input::CoordinatorsOf { peer: target, coordinators: BTreeSet::new() });
     }
 
-    /// Returns the coordinators that this peer stays registered with, in the order of their PeerIds.
+    /// Returns the coordinators that this peer stays registered with, in the order of their
+    /// PeerIds.
     pub fn coordinators(&self) -> Vec<CoordinatorInfo> {
         let info = |(peer, addresses, is_connected)| CoordinatorInfo {
             peer,
@@ -350,8 +356,8 @@ impl Behaviour {
         self.coordinators.registrars().map(info).collect()
     }
 
-    /// Adds a source of coordinators: it is asked for coordinators of each peer that is dialed and that none of ours knows.
-    /// `kad::Behaviour`, with the feature `kad`, is one.
+    /// Adds a source of coordinators: it is asked for coordinators of each peer that is dialed and
+    /// that none of ours knows. `kad::Behaviour`, with the feature `kad`, is one.
     pub fn coordinator_lookup(&mut self) -> CoordinatorLookup {
         self.lookups.add()
     }
@@ -365,13 +371,14 @@ impl Behaviour {
         }
     }
 
-    /// What has been counted so far.
+    /// Returns the counters so far.
     pub fn counters(&self) -> Counters {
         let counters = *self.ends.counters.lock().unwrap_or_else(PoisonError::into_inner);
         Counters { frame_bytes_queued: self.queued.get() as u64, ..counters }
     }
 
-    /// What is known of the NAT in front of us, as the last [`Event::Nat`] has told it. Nothing but the default before.
+    /// Returns the findings about our NAT from the last [`Event::Nat`]; the default before the
+    /// first.
     pub fn nat_report(&self) -> &Report {
         &self.nat
     }
@@ -421,7 +428,8 @@ impl Behaviour {
         let Some(peer) = event.peer_id else { return };
         let is_ours = self.coordinators.is_own_dial(&peer, event.connection_id);
         self.coordinators.failed(&peer, event.connection_id, now);
-        // A dial of the application, or one that is refused because another is under way, says nothing of the coordinator.
+        // A dial of the application, or one that is refused because another is under way, says
+        // nothing of the coordinator.
         let is_refused = matches!(event.error, DialError::DialPeerConditionFalse(_));
         if is_ours && !is_refused && !self.coordinators.is_connected(&peer) {
             tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
@@ -432,7 +440,8 @@ impl Behaviour {
         }
     }
 
-    /// As [`handler`](Self::handler), for a direct connection. It is kept alive from the start where a relayed one is to drain.
+    /// As [`handler`](Self::handler), for a direct connection. It is kept alive from the start
+    /// where a relayed one is to drain.
     fn direct_handler(
         &mut self,
         id: ConnectionId,
@@ -464,7 +473,8 @@ impl Behaviour {
         }
     }
 
-    /// Registers with the coordinators that were found, and lets go of those that are no longer wanted.
+    /// Registers with the coordinators that were found, and lets go of those that are no longer
+    /// wanted.
     fn choose_coordinators(&mut self, now: Instant) {
         while let Some(change) = self.discovery.poll(|peer| self.coordinators.is_configured(peer), now) {
             match change {
@@ -511,7 +521,8 @@ impl Behaviour {
         }
     }
 
-    /// An observed address is a candidate for an external address; whether it is one is for others to find out.
+    /// An observed address is a candidate for an external address; whether it is one is for others
+    /// to find out.
     fn report_candidate(&mut self, event: &Event) {
         let Event::Observed { observer, address, .. } = event else { return };
         let address = quic_v1(*address);
@@ -537,7 +548,7 @@ impl Behaviour {
         }
     }
 
-    /// What the coordinators' and the relays' deadlines ask for.
+    /// Processes the deadlines of coordinators and relays.
     fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Option<ToSwarm<Event, FromBehaviour>> {
         let now = self.ends.runtime.now();
         for (coordinator, target) in self.lookups.overdue(now) {
@@ -593,7 +604,8 @@ impl Behaviour {
         }
     }
 
-    /// Dials a peer that was lost, where it was dialed before and through coordinators. These are looked after in any case.
+    /// Dials a peer that was lost, where it was dialed before and through coordinators. These are
+    /// looked after in any case.
     fn redial(&mut self, Lost { peer, dialed }: Lost) {
         if self.coordinators.contains(&peer) || (dialed.is_none() && !self.is_worth_punching(&peer)) {
             return;
@@ -605,7 +617,8 @@ impl Behaviour {
         self.actions.push_back(ToSwarm::Dial { opts: opts.build() });
     }
 
-    /// We have another address than before, or an interface came up: nothing that backs off waits any longer.
+    /// We have another address than before, or an interface came up: nothing that backs off waits
+    /// any longer.
     fn network_changed(&mut self) {
         let now = self.ends.runtime.now();
         self.coordinators.network_changed(now);
@@ -639,7 +652,8 @@ impl NetworkBehaviour for Behaviour {
         if !looks_up && !names_coordinator() && !self.is_worth_punching(&peer) {
             return Ok(Vec::new());
         }
-        // An address of this form is not dialed for anybody else, and an open offer must not make it look like ours.
+        // An address of this form is not dialed for anybody else, and an open offer must not make
+        // it look like ours.
         if addresses.iter().any(offers::is_offer) {
             return Ok(Vec::new());
         }
@@ -651,8 +665,9 @@ impl NetworkBehaviour for Behaviour {
         self.dialing.insert(id, dial);
         let address = offer.address();
         if addresses.is_empty() {
-            // The dial has no address but those of behaviours, so that the swarm takes them. With others, the session begins
-            // when the swarm hands the offered address to the transport: until then, the swarm may be about to discard it.
+            // The dial has no address but those of behaviours, so that the swarm takes them. With
+            // others, the session begins when the swarm hands the offered address to the transport:
+            // until then, the swarm may be about to discard it.
             self.look_for(peer);
             self.inputs.push_back(Input::Dialing(offer));
         }

@@ -1,8 +1,8 @@
 //! Addresses at which anybody on the Internet reaches us without help.
 //!
-//! An external address is confirmed by AutoNAT, by UPnP or by the application, and each of them may confirm one that
-//! only the own network, or only another transport, reaches. Such an address must not end reservations or make us a
-//! coordinator.
+//! An external address is confirmed by AutoNAT, by UPnP or by the application, and each of them may
+//! confirm one that only the own network, or only another transport, reaches. Such an address must
+//! not end reservations or make us a coordinator.
 
 use std::collections::BTreeSet;
 
@@ -27,7 +27,8 @@ impl Reachability {
         !self.addresses.is_empty()
     }
 
-    /// An external address was confirmed. Returns true if we are reachable from now on, and were not before.
+    /// An external address was confirmed. Returns true if we are reachable from now on, and were
+    /// not before.
     pub(super) fn confirmed(&mut self, address: &Multiaddr) -> bool {
         let was_reachable = self.is_reachable();
         if is_global_quic(address, &self.local_peer) {
@@ -42,8 +43,8 @@ impl Reachability {
     }
 }
 
-/// Returns true for `/ip4|ip6|dns…/HOST/udp/PORT/quic-v1` with a host that has a meaning everywhere on the Internet. A
-/// `/p2p` at the end must name `local_peer`.
+/// Returns true for `/ip4|ip6|dns…/HOST/udp/PORT/quic-v1` with a host that has a meaning everywhere
+/// on the Internet. A `/p2p` at the end must name `local_peer`.
 pub(super) fn is_global_quic(address: &Multiaddr, local_peer: &PeerId) -> bool {
     let mut parts = address.iter();
     let is_global = match parts.next() {

@@ -1,7 +1,8 @@
-//! Peers whose connection was closed because it could not move with our address: they are dialed anew, once.
+//! Peers whose connection was closed because it could not move with our address: they are dialed
+//! again, once.
 //!
-//! The transport closes what could only wait for its idle time-out, and cannot tell whether anybody still wants the peer. A
-//! connection that the swarm has kept so far is one that somebody wants.
+//! The transport closes what could only wait for its idle time-out, and cannot tell whether anybody
+//! still wants the peer. A connection that the swarm has kept so far is one that somebody wants.
 
 use std::{
     collections::BTreeMap,
@@ -11,16 +12,18 @@ use std::{
 
 use libp2p_identity::PeerId;
 
-/// Peers that may be waited for. Who has more connections is one that others come to, and they come back by themselves.
+/// Peers that may be waited for. Who has more connections is one that others come to, and they come
+/// back by themselves.
 const MAX_WAITING: usize = 16;
-/// How long after the news the swarm may see the end of the connection. What ends later ends for another reason.
+/// Time after the notice within which the swarm may see the end of the connection. A later end has
+/// another reason.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A peer whose connection was closed by the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Lost {
     pub(super) peer: PeerId,
-    /// Where it was dialed, if it was, and not through a session.
+    /// Dialed address; `None` for an accepted connection and for a session.
     pub(super) dialed: Option<SocketAddr>,
 }
 
@@ -45,8 +48,8 @@ impl Waiting {
 }
 
 impl Redials {
-    /// A connection was closed by the transport. Returns it if the peer is to be dialed at once, since the swarm has seen the
-    /// end of it already.
+    /// A connection was closed by the transport. Returns it if the peer is to be dialed at once,
+    /// since the swarm has seen the end of it already.
     pub(super) fn lost(&mut self, lost: Lost, is_connected: bool, now: Instant) -> Option<Lost> {
         if !is_connected {
             return Some(lost);
@@ -60,8 +63,8 @@ impl Redials {
         None
     }
 
-    /// The swarm has seen the end of a connection with `peer`, beside which so many stand. Returns the peer if it is to be
-    /// dialed.
+    /// The swarm has seen the end of a connection with `peer`; `standing` connections are left.
+    /// Returns the peer if it is to be dialed.
     pub(super) fn closed(&mut self, peer: &PeerId, standing: usize, now: Instant) -> Option<Lost> {
         let waiting = self.waiting.get_mut(peer)?;
         let (lost, is_fresh) = (waiting.lost, waiting.is_fresh(now));

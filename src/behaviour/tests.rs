@@ -34,7 +34,7 @@ fn connect(behaviour: &mut Behaviour, peer: PeerId, n: usize) -> ConnectionId {
     connection
 }
 
-/// Handlers that are told, with what, and whether there is a dial.
+/// Returns the handlers that get a message, the messages, and true if there is a dial.
 fn poll(behaviour: &mut Behaviour) -> (Vec<(ConnectionId, FromBehaviour)>, bool) {
     let (mut told, mut dials) = (Vec::new(), false);
     let mut cx = Context::from_waker(Waker::noop());

@@ -21,14 +21,15 @@ enum Dial {
     Failed(FailureReason),
 }
 
-/// Who wants a connection with one peer.
+/// Dials and upgrades that want a connection with one peer.
 #[derive(Debug, Default)]
 struct Wanted {
     /// By the number of the offer.
     dials: BTreeMap<u16, Dial>,
-    /// Dials of plain addresses of the peer. They take the connection if the offered address is not polled.
+    /// Dials of plain addresses of the peer. They take the connection if the offered address is not
+    /// polled.
     joined: Vec<Reply>,
-    /// Why the session failed whose dials wait for what a relay can do.
+    /// Reason of the session's failure, while its dials wait for a relay.
     ended: Option<FailureReason>,
     /// The behaviour wants a session whether or not a dial has an offer.
     upgrade: bool,
@@ -67,14 +68,16 @@ impl Dials {
         wanted.ended.is_none()
     }
 
-    /// A plain address of the peer is dialed, while a dial of the peer has an offer, which may not have begun yet.
+    /// A plain address of the peer is dialed, while a dial of the peer has an offer, which may not
+    /// have begun yet.
     pub(super) fn join(&mut self, peer: PeerId, reply: Reply) {
         let joined = &mut self.wanted.entry(peer).or_default().joined;
         joined.retain(|reply| !reply.is_canceled());
         joined.push(reply);
     }
 
-    /// A dial has ended, with whatever outcome. Returns true if nobody wants a session with its peer any more.
+    /// A dial has ended, with whatever outcome. Returns true if nobody wants a session with its
+    /// peer any more.
     pub(super) fn remove(&mut self, offer: &Offer) -> bool {
         let Some(wanted) = self.wanted.get_mut(&offer.peer()) else { return false };
         let was_known = wanted.dials.remove(&offer.number()).is_some();
@@ -100,7 +103,8 @@ impl Dials {
         }
     }
 
-    /// Gives the connection to a dial that waits for it, else to one of a plain address; without either, gives it back.
+    /// Gives the connection to a dial that waits for it, else to one of a plain address; without
+    /// either, gives it back.
     pub(super) fn succeed(&mut self, peer: PeerId, connection: Connection) -> Option<Connection> {
         let Some(wanted) = self.wanted.get_mut(&peer) else { return Some(connection) };
         wanted.ended = None;
@@ -126,8 +130,8 @@ impl Dials {
         })
     }
 
-    /// The session failed. If a relay may help, the dials go on waiting until the behaviour, which is told,
-    /// releases them.
+    /// The session failed. If a relay may help, the dials go on waiting until the behaviour, which
+    /// gets a report, releases them.
     pub(super) fn end(&mut self, peer: PeerId, reason: FailureReason) {
         let Some(wanted) = self.wanted.get_mut(&peer) else { return };
         wanted.upgrade = false;

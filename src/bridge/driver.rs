@@ -55,7 +55,7 @@ struct Link {
     frames: Option<FrameSender>,
 }
 
-/// What the driver shares with the transport.
+/// State that the driver shares with the transport.
 pub(super) struct Shared {
     pub(super) path: Arc<PathLayer>,
     pub(super) connections: Arc<ConnectionTable>,
@@ -103,10 +103,10 @@ impl Driver {
         }
     }
 
-    /// Takes one input of whatever kind there is; false if there is none, or if the swarm has too much to catch up with.
-    /// `Err` if nobody is left to drive for.
+    /// Takes one input of whatever kind there is; false if there is none, or if the swarm has too
+    /// much to catch up with. `Err` if nobody is left to drive for.
     fn step(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Gone> {
-        // Whoever brings inputs waits, or drops what may be lost, as their channels fill up.
+        // A sender of inputs waits, or drops inputs that may be lost, as its channel fills up.
         self.channels.events.poll(cx);
         if self.channels.events.is_full() {
             return Ok(false);
@@ -338,7 +338,8 @@ impl Driver {
         let Some(frames) = &mut known.frames else { return };
         match frames.send(frame) {
             Ok(()) => {}
-            // The peer is slow. The request is as good as refused by it, and its initiator may ask again.
+            // The peer is slow. The request is as good as refused by it, and its initiator may ask
+            // again.
             Err(Unsent::RequestFull { session, round }) => {
                 let reason = RejectReason::RateLimited;
                 self.endpoint.handle_frame(link, Frame::PunchRejected { session, round, reason }, now);

@@ -1,8 +1,8 @@
-//! Where the transport and the behaviour meet: bounded channels, and the task that drives `core`.
+//! The bridge between transport and behaviour: bounded channels, and the task that drives `proto`.
 //!
-//! The driver takes what sockets, control streams, interfaces, handshakes and the application say, gives it to
-//! the [`Endpoint`], and carries out what the endpoint decides. It is a task of its own, so that a
-//! swarm which is busy elsewhere does not delay a probe.
+//! The driver takes what sockets, control streams, interfaces, handshakes and the application say,
+//! gives it to the [`Endpoint`], and carries out what the endpoint decides. It is a task of its
+//! own, so that a swarm which is busy elsewhere does not delay a probe.
 
 mod dials;
 mod driver;
@@ -33,7 +33,8 @@ use libp2p_punch_proto::{counters::Counters, endpoint::Endpoint};
 const QUEUE: usize = 256;
 /// Probes and the news of flows that may wait. Probes beyond that are dropped, as on a full socket.
 const PROBE_QUEUE: usize = 1024;
-/// Events that may wait for a swarm that is busy. Beyond that the driver keeps those that must not be lost.
+/// Events that may wait for a swarm that is busy. Beyond that the driver keeps those that must not
+/// be lost.
 const EVENT_QUEUE: usize = 4096;
 
 /// Makes a transport and a behaviour that work together, and spawns the driver between them.
@@ -94,8 +95,9 @@ pub(crate) fn build(
     Ok((transport, behaviour))
 }
 
-/// The generation above which those of this process begin: the microseconds since 1970, and 0 where the clock is before that.
-/// A peer that starts again has registered fewer times than microseconds have passed, unless its clock was set back meanwhile.
+/// The generation above which those of this process begin: the microseconds since 1970, and 0 where
+/// the clock is before that. A peer that starts again has registered fewer times than microseconds
+/// have passed, unless its clock was set back meanwhile.
 fn generation() -> u64 {
     let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since_epoch.as_micros()).unwrap_or(u64::MAX)

@@ -1,4 +1,4 @@
-//! What the driver tells the behaviour.
+//! Messages of the driver to the behaviour.
 
 use std::{
     collections::VecDeque,
@@ -12,15 +12,16 @@ use libp2p_identity::PeerId;
 use crate::behaviour::link::FromDriver;
 use libp2p_punch_proto::event::Event;
 
-/// News that may be owed to a swarm that is busy before the driver takes no more input. Sessions that are under way still
-/// end, so that there may be as many more as there are sessions.
+/// News that may be owed to a swarm that is busy before the driver takes no more input. Sessions
+/// that are under way still end, so that there may be as many more as there are sessions.
 const MAX_OWED: usize = 4096;
 
-/// News for the behaviour. What tells of a change that lasts is never lost: the swarm would wait for it.
+/// News for the behaviour. What tells of a change that lasts is never lost: the swarm would wait
+/// for it.
 #[derive(Debug)]
 pub(super) struct Reports {
     sender: mpsc::Sender<FromDriver>,
-    /// What the channel had no room for.
+    /// Reports for which the channel had no room.
     owed: VecDeque<FromDriver>,
     dropped: u64,
 }
@@ -30,7 +31,8 @@ impl Reports {
         Self { sender, owed: VecDeque::new(), dropped: 0 }
     }
 
-    /// Reports an event; one that only tells of the course of a session is dropped if the swarm is too busy.
+    /// Reports an event; one that only tells of the course of a session is dropped if the swarm is
+    /// too busy.
     pub(super) fn event(&mut self, event: Event) {
         let may_drop = is_informational(&event);
         self.tell(FromDriver::Event(event), may_drop);
@@ -82,7 +84,7 @@ impl Reports {
         }
     }
 
-    /// Whether so much is owed that nothing more should be begun.
+    /// Returns true if too many reports wait for the driver to begin anything new.
     pub(super) fn is_full(&self) -> bool {
         self.owed.len() >= MAX_OWED
     }
@@ -93,7 +95,7 @@ impl Reports {
     }
 }
 
-/// Whether an event tells only of the course of a session, and nothing that anybody has to act on.
+/// Returns true if an event reports only the course of a session, and needs no action.
 fn is_informational(event: &Event) -> bool {
     matches!(
         event,

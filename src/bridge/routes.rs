@@ -1,7 +1,8 @@
-//! Which UDP path lies beneath a libp2p connection.
+//! UDP paths of libp2p connections.
 //!
-//! The transport reports each connection that it authenticated, and later the swarm reports the same
-//! connection by its multiaddr, which may be a DNS name or an offered address. The two are matched here.
+//! The transport reports each connection that it authenticated, and later the swarm reports the
+//! same connection by its multiaddr, which may be a DNS name or an offered address. The two are
+//! matched here.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -10,8 +11,8 @@ use libp2p_identity::PeerId;
 use crate::behaviour::link::Route;
 use libp2p_punch_proto::Path;
 
-/// Connections of one peer, and peers, whose libp2p side has not been seen yet. The swarm may drop a connection
-/// between the two reports, so that the oldest must be able to go.
+/// Connections of one peer, and peers, whose libp2p side has not been seen yet. The swarm may drop
+/// a connection between the two reports, so that the oldest must be able to go.
 const MAX_PER_PEER: usize = 8;
 const MAX_PEERS: usize = 1024;
 

@@ -1,15 +1,17 @@
-//! What a QUIC user tunes, and the bounds of it.
+//! QUIC settings for users, and their bounds.
 
 use std::{fmt::Display, ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use super::{ConfigError, TIMEOUT};
 
-/// Bounds of [`QuicConfig::initial_mtu`] and [`QuicConfig::max_mtu`] in bytes of UDP payload (RFC 9000 §14.1, §18.2).
+/// Bounds of [`QuicConfig::initial_mtu`] and [`QuicConfig::max_mtu`] in bytes of UDP payload (RFC
+/// 9000 §14.1, §18.2).
 pub const MTU: RangeInclusive<u16> = 1_200..=65_527;
-/// Bounds of [`QuicConfig::socket_buffer`] in bytes. Operating systems take a 32-bit signed number, and some double it.
+/// Bounds of [`QuicConfig::socket_buffer`] in bytes. Operating systems take a 32-bit signed number,
+/// and some double it.
 pub const SOCKET_BUFFER: RangeInclusive<usize> = 4_096..=1 << 30;
 
-/// How a connection finds the rate that its path carries.
+/// Algorithm that finds the rate of a path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CongestionController {
     /// RFC 9438. What most of the Internet runs.
@@ -21,7 +23,7 @@ pub enum CongestionController {
     Bbr,
 }
 
-/// Which cipher a handshake asks for first. Whatever the remote insists on is taken.
+/// Cipher that a handshake prefers. If the remote insists on another cipher, that cipher is used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CipherPreference {
     /// AES-128-GCM where the CPU has instructions for it, ChaCha20-Poly1305 elsewhere.
@@ -33,67 +35,78 @@ pub enum CipherPreference {
     ChaCha20Poly1305,
 }
 
-/// What a QUIC user tunes. The defaults are those of `libp2p-quic` where it has the setting.
+/// QUIC settings. The defaults are those of `libp2p-quic` where it has the setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct QuicConfig {
-    /// How long a handshake may take. Default 5 s, 100 ms..=300 s.
+    /// Time-out of a handshake. Default 5 s, 100 ms..=300 s.
     pub handshake_timeout: Duration,
     /// A connection that was silent for so long is closed. Default 10 s, 100 ms..=300 s.
     pub max_idle_timeout: Duration,
-    /// Silence after which a PING keeps the connection, and the NAT's mapping, alive. Default 5 s, 100 ms..=300 s and
-    /// below [`max_idle_timeout`](Self::max_idle_timeout).
+    /// Silence after which a PING keeps the connection, and the NAT's mapping, alive. Default 5 s,
+    /// 100 ms..=300 s and below [`max_idle_timeout`](Self::max_idle_timeout).
     pub keep_alive_interval: Duration,
-    /// Bidirectional streams that the remote may have open at once: 16 at first, all of these once it uses half of them.
-    /// Default 256, at least 1.
+    /// Bidirectional streams that the remote may have open at once: 16 at first, all of these once
+    /// it uses half of them. Default 256, at least 1.
     pub max_concurrent_stream_limit: u32,
     /// Bytes that the remote may send on one stream before we read them. Default 10 MB, at least 1.
     pub max_stream_data: u32,
-    /// Bytes that the remote may send on one connection before we read them. Default 15 MB, at least 1.
+    /// Bytes that the remote may send on one connection before we read them. Default 15 MB, at
+    /// least 1.
     pub max_connection_data: u32,
-    /// Bytes of all streams of one connection that are kept for sending and for sending again: a connection
-    /// starts with up to 2.5 MB, and gets more where its path can use it. Default 10 MB, at least 1.
+    /// Bytes of all streams of one connection that are kept for sending and for sending again: a
+    /// connection starts with up to 2.5 MB, and gets more where its path can use it. Default 10 MB,
+    /// at least 1.
     pub max_send_data: u32,
     /// The rate. Default [`CongestionController::Cubic`].
     pub congestion_controller: CongestionController,
     /// Search for a larger path MTU than [`initial_mtu`](Self::initial_mtu) (RFC 8899). Default on.
     pub path_mtu_discovery: bool,
-    /// UDP payload in bytes that every path is taken to carry. Default 1,200, within 1,200..=65,527. A larger value breaks
-    /// connections over paths that do not carry it.
+    /// UDP payload in bytes that every path is taken to carry. Default 1,200, within
+    /// 1,200..=65,527. A larger value breaks connections over paths that do not carry it.
     pub initial_mtu: u16,
-    /// UDP payload in bytes up to which the search goes. Default 1,452, within [`initial_mtu`](Self::initial_mtu)..=65,527.
-    /// Sessions, which may move to another path at any time, stop at 1,372. Above 1,472, for jumbo frames and loopback, both sides must
-    /// want it, and the memory that each socket reads into grows with it: 3 MB at 1,472, 18 MB at 8,972.
+    /// UDP payload in bytes up to which the search goes. Default 1,452, within
+    /// [`initial_mtu`](Self::initial_mtu)..=65,527. Sessions, which may move to another path at any
+    /// time, stop at 1,372. Above 1,472, for jumbo frames and loopback, both sides must want it,
+    /// and the memory that each socket reads into grows with it: 3 MB at 1,472, 18 MB at 8,972.
     pub max_mtu: u16,
-    /// Receive and send buffer to ask the kernel for, in bytes; `None` leaves its default. Default 4 MiB, within
-    /// 4,096..=2^30. What is granted: [`OsNetwork::granted`](crate::io::OsNetwork::granted).
+    /// Receive and send buffer to ask the kernel for, in bytes; `None` leaves its default. Default
+    /// 4 MiB, within 4,096..=2^30. What is granted:
+    /// [`OsNetwork::granted`](crate::io::OsNetwork::granted).
     pub socket_buffer: Option<usize>,
-    /// Handshakes under way on one listener from which on a client must first prove its address (RFC 9000 §8.1.2).
-    /// Default 64; 0 makes every client do so. It costs a client one round trip, and a flood of forged addresses everything.
+    /// Handshakes under way on one listener from which on a client must first prove its address
+    /// (RFC 9000 §8.1.2). Default 64; 0 makes every client do so. It costs a client one round trip,
+    /// and a flood of forged addresses everything.
     pub retry_threshold: u32,
-    /// Handshakes under way on one listener from which on more are refused. Default 1,024, at least 1. Of what we send, one
-    /// whose client fell silent costs some 2 kB a second until it times out.
+    /// Handshakes under way on one listener from which on more are refused. Default 1,024, at least
+    /// 1. Of what we send, one whose client fell silent costs some 2 kB a second until it times
+    /// out.
     pub max_half_open: u32,
-    /// Handshakes under way that clients of one network may have on one listener: of an IPv4 /24 or an IPv6 /48, of one address
-    /// in private networks; loopback is not limited. `None` for no share. Default 128, at least 1.
+    /// Handshakes under way that clients of one network may have on one listener: of an IPv4 /24 or
+    /// an IPv6 /48, of one address in private networks; loopback is not limited. `None` for no
+    /// share. Default 128, at least 1.
     pub max_half_open_per_prefix: Option<u32>,
-    /// Connections of this transport from which on those that peers ask for are refused: by a listener, or as the initiator
-    /// of a session. Dials count, and are never refused. `None` for no limit. Default none, at least 1.
+    /// Connections of this transport from which on those that peers ask for are refused: by a
+    /// listener, or as the initiator of a session. Dials count, and are never refused. `None` for
+    /// no limit. Default none, at least 1.
     pub max_connections: Option<u32>,
-    /// Connections that peers of one network may ask for, handshakes and sessions included; networks are those of
-    /// [`max_half_open_per_prefix`](Self::max_half_open_per_prefix). `None` for no limit. Default 1,024, at least 1.
+    /// Connections that peers of one network may ask for, handshakes and sessions included;
+    /// networks are those of [`max_half_open_per_prefix`](Self::max_half_open_per_prefix). `None`
+    /// for no limit. Default 1,024, at least 1.
     pub max_connections_per_prefix: Option<u32>,
-    /// Offer X25519MLKEM768 in dials. Default off: the ClientHello then needs two datagrams. What a client offers is taken
-    /// in either case; with this on, it is preferred.
+    /// Offer X25519MLKEM768 in dials. Default off: the ClientHello then needs two datagrams. What a
+    /// client offers is taken in either case; with this on, it is preferred.
     pub post_quantum: bool,
     /// The cipher. Default [`CipherPreference::ByCpu`].
     pub cipher: CipherPreference,
-    /// Let listeners on the IPv6 wildcard announce the link-local addresses (fe80::/10) of the interfaces, too. Default off: no
-    /// address of that kind can be dialed without the zone that it is meant in (RFC 4007), which is another one on each host. Whoever
-    /// wants one listens on it, `/ip6zone/ZONE/ip6/fe80::…`, which needs no permission.
+    /// Let listeners on the IPv6 wildcard announce the link-local addresses (fe80::/10) of the
+    /// interfaces too. Default off: an address of that kind cannot be dialed without its zone (RFC
+    /// 4007), which differs on each host. To use one, listen on it, `/ip6zone/ZONE/ip6/fe80::…`,
+    /// which needs no permission.
     pub link_local: bool,
-    /// A folder, made if there is none, for a trace of every connection: one file of JSON text sequences (RFC 7464) each,
-    /// `TIME-NUMBER-SIDE.sqlog`, up to 10,000 files. Needs the cargo feature `qlog`. Packets are written down as
-    /// they come and go, by whoever sends and receives them, which costs time: for looking into things. Default none.
+    /// A folder, made if there is none, for a trace of every connection: one file of JSON text
+    /// sequences (RFC 7464) each, `TIME-NUMBER-SIDE.sqlog`, up to 10,000 files. Needs the cargo
+    /// feature `qlog`. The tasks that send and receive packets also write them to the trace, which
+    /// costs time: use it for diagnosis only. Default none.
     pub qlog: Option<PathBuf>,
 }
 

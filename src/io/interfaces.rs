@@ -1,6 +1,7 @@
 //! The machine's interface addresses, kept up to date by one task for all that follow them.
 //!
-//! The task watches [`Network::interfaces`]. A watcher cannot be trusted to live, or to miss nothing:
+//! The task watches [`Network::interfaces`]. A watcher cannot be trusted to live, or to miss
+//! nothing:
 //!
 //! | fault | what the task does |
 //! |---|---|
@@ -8,10 +9,12 @@
 //! | the watcher ends, or returns an error | reports it, starts another with back-off, and drops what the new one does not know |
 //! | the watcher loses events, as when netlink overruns | lists the addresses every [`AUDIT_INTERVAL`], where the network can list them |
 //!
-//! Where addresses cannot be listed either, the addresses from which the routing table sends take their place.
+//! Where addresses cannot be listed either, the addresses from which the routing table sends take
+//! their place.
 //!
-//! The task publishes the whole set of addresses. Each [`InterfaceWatch`] compares it with what it has reported, so that a
-//! slow reader has no backlog. The task ends with the last reader; readers end with the task, that is with the runtime.
+//! The task publishes the whole set of addresses. Each [`InterfaceWatch`] compares it with what it
+//! has reported, so that a slow reader has no backlog. The task ends with the last reader; readers
+//! end with the task, that is with the runtime.
 
 use std::{
     collections::BTreeMap,
@@ -41,15 +44,16 @@ const POLL_INTERVAL: Duration = Duration::from_secs(2);
 const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
 /// The time that a new watcher has to report the addresses that are there.
 const FIRST_REPORT_TIMEOUT: Duration = Duration::from_secs(1);
-/// The time for which the addresses that a dead watcher has reported are trusted, unless another watcher knows better.
+/// The time for which the addresses that a dead watcher has reported are trusted, unless another
+/// watcher knows better.
 const DEAD_WATCHER_LIFETIME: Duration = Duration::from_secs(10);
 /// The delay before the first restart of a watcher. It doubles up to [`MAX_RETRY`].
 const MIN_RETRY: Duration = Duration::from_secs(1);
 const MAX_RETRY: Duration = Duration::from_secs(60);
 /// Events of the watcher that are taken before the result is published.
 const BATCH: usize = 1024;
-/// Destinations that show which address the routing table would send from. Nothing is sent to them: these are the networks
-/// for documentation (RFC 5737, RFC 3849) and loopback.
+/// Destinations that show which address the routing table would send from. Nothing is sent to them:
+/// these are the networks for documentation (RFC 5737, RFC 3849) and loopback.
 const ROUTES: [&[IpAddr]; 4] = [
     &[IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1)), IpAddr::V4(Ipv4Addr::new(198, 51, 100, 1))],
     &[IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1))],
@@ -94,7 +98,8 @@ pub(crate) struct InterfaceWatch {
 }
 
 impl InterfaceWatch {
-    /// Looks which addresses there are, and spawns the task on `runtime`, within which this is called.
+    /// Looks which addresses there are, and spawns the task on `runtime`, within which this is
+    /// called.
     pub(crate) fn start(network: Arc<dyn Network>, runtime: Arc<dyn Runtime>) -> Self {
         let (sender, receiver) = watch::channel(State::default());
         let mut keeper = Keeper::new(network, runtime.clone());
@@ -132,7 +137,8 @@ impl InterfaceWatch {
         self.fault.as_ref().map(|fault| fault.error.clone())
     }
 
-    /// Waits for a change. `None` means that the task has ended with its runtime: there will be no other change.
+    /// Waits for a change. `None` means that the task has ended with its runtime: there will be no
+    /// other change.
     pub(crate) fn poll_change(&mut self, cx: &mut Context<'_>) -> Poll<Option<Change>> {
         loop {
             match self.states.poll_next_unpin(cx) {
@@ -304,7 +310,8 @@ impl Keeper {
         }
     }
 
-    /// Notes that there is no watcher, reports it unless that is known, and sets the time of the next start.
+    /// Notes that there is no watcher, reports it unless that is known, and sets the time of the
+    /// next start.
     fn failed(&mut self, error: io::Error) {
         let now = self.runtime.now();
         if let Some(watcher) =
@@ -346,7 +353,7 @@ impl Keeper {
         });
     }
 
-    /// The addresses, from whoever knows them best.
+    /// Returns the addresses, from the best source.
     fn current(&mut self) -> Addresses {
         let listed = if self.lists { self.network.addresses() } else { Err(unsupported()) };
         match (listed, &self.watcher) {

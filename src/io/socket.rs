@@ -1,7 +1,7 @@
 //! A UDP socket of the operating system, which says when it has failed.
 //!
-//! quinn's own socket hides every error of receiving. One that the system took away then looks idle for ever, or keeps its
-//! task busy.
+//! quinn's own socket hides every error of receiving. One that the system took away then looks idle
+//! for ever, or keeps its task busy.
 
 use std::{
     fmt,
@@ -22,7 +22,8 @@ use tokio::{io::Interest, net::UdpSocket};
 pub(super) struct OsSocket {
     io: Arc<UdpSocket>,
     state: UdpSocketState,
-    /// Ready once the socket has an error. The kernel reports one without making the socket readable.
+    /// Ready once the socket has an error. The kernel reports one without making the socket
+    /// readable.
     failed: Mutex<BoxFuture<'static, io::Error>>,
 }
 
@@ -119,7 +120,8 @@ impl AsyncUdpSocket for OsSocket {
     }
 }
 
-/// Returns true for errors of sending that say nothing of the socket: too large, no route, forbidden, offload refused.
+/// Returns true for errors of sending that say nothing of the socket: too large, no route,
+/// forbidden, offload refused.
 fn is_about_the_datagram(error: &io::Error) -> bool {
     !matches!(
         error.kind(),
@@ -130,7 +132,8 @@ fn is_about_the_datagram(error: &io::Error) -> bool {
     )
 }
 
-/// Waits for room to send; each connection has its own, which tokio's `poll_send_ready` does not allow.
+/// Waits for room to send; each connection has its own, which tokio's `poll_send_ready` does not
+/// allow.
 struct Poller {
     io: Arc<UdpSocket>,
     waiting: Option<Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>>,

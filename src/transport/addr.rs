@@ -5,10 +5,11 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
-/// Reads `/ip4|ip6/…/udp/…/quic-v1`, with an optional `/p2p/PEER` at the end. `None` for anything else,
-/// which includes `/quic` (draft-29).
+/// Reads `/ip4|ip6/…/udp/…/quic-v1`, with an optional `/p2p/PEER` at the end. `None` for anything
+/// else, which includes `/quic` (draft-29).
 ///
-/// Of several `/p2p` the last one counts, as in libp2p-quic: applications append the peer to addresses that name it.
+/// Of several `/p2p` the last one counts, as in libp2p-quic: applications append the peer to
+/// addresses that name it.
 pub(crate) fn to_socket(address: &Multiaddr) -> Option<(SocketAddr, Option<PeerId>)> {
     let mut parts = address.iter();
     let ip = match parts.next()? {
@@ -26,8 +27,8 @@ pub(crate) fn to_socket(address: &Multiaddr) -> Option<(SocketAddr, Option<PeerI
     Some((SocketAddr::new(ip, port), peer))
 }
 
-/// Reads `/ip6zone/ZONE/ip6/fe80::…/udp/…/quic-v1`, with an optional `/p2p/PEER` at the end: a link-local address, and the zone
-/// that it is meant in (RFC 4007 §11).
+/// Reads `/ip6zone/ZONE/ip6/fe80::…/udp/…/quic-v1`, with an optional `/p2p/PEER` at the end: a
+/// link-local address, and the zone that it is meant in (RFC 4007 §11).
 pub(crate) fn to_zoned(address: &Multiaddr) -> Option<(String, SocketAddrV6, Option<PeerId>)> {
     let mut parts = address.iter();
     let Protocol::Ip6zone(zone) = parts.next()? else { return None };
@@ -39,12 +40,12 @@ pub(crate) fn to_zoned(address: &Multiaddr) -> Option<(String, SocketAddrV6, Opt
     }
 }
 
-/// Whether datagrams can be sent to `socket`: the port and the address must be given.
+/// Returns true if datagrams can be sent to `socket`: the port and the address must be given.
 pub(crate) fn is_remote(socket: SocketAddr) -> bool {
     socket.port() != 0 && !socket.ip().is_unspecified()
 }
 
-/// Whether an address has a meaning in its zone only.
+/// Returns true if an address has a meaning in its zone only.
 pub(crate) fn is_zoned(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local())
 }

@@ -29,10 +29,10 @@ use super::{
 use crate::io::Network;
 use libp2p_punch_proto::SocketId;
 
-/// How many receive calls in a row may bring nothing for quinn before other tasks get their turn.
+/// Receive calls in a row without a datagram for quinn, before other tasks get their turn.
 const MAX_EMPTY_RECEIVES: usize = 32;
 
-/// What every part of the transport needs.
+/// Context that every part of the transport needs.
 #[derive(Debug)]
 pub(crate) struct TransportContext {
     pub(crate) network: Arc<dyn Network>,
@@ -72,8 +72,8 @@ impl TransportContext {
     }
 }
 
-/// One quinn endpoint and the UDP socket beneath it, which can be exchanged. Connections hold it, so that the endpoint
-/// lives on while it has any.
+/// One quinn endpoint and the UDP socket beneath it, which can be exchanged. Connections hold it,
+/// so that the endpoint lives on while it has any.
 #[derive(Debug)]
 pub(crate) struct SharedEndpoint {
     endpoint: quinn::Endpoint,
@@ -95,8 +95,8 @@ impl SharedEndpoint {
         self.hooked().inner.clone()
     }
 
-    /// Makes all connections of the endpoint act as on a new path: they use fresh connection IDs and send a PING at
-    /// once (RFC 9000 §9.5), which tells a QUIC server where its client is now.
+    /// Makes all connections of the endpoint act as on a new path: they use fresh connection IDs
+    /// and send a PING at once (RFC 9000 §9.5), which tells a QUIC server where its client is now.
     pub(crate) fn refresh(&self) -> io::Result<()> {
         self.endpoint.rebind_abstract(self.hooked())
     }
@@ -149,7 +149,8 @@ impl Binding {
         self.wire.hooked().inner.local()
     }
 
-    /// The binding's address is gone: its connections go on from whatever address the machine still has.
+    /// The binding's address is gone: its connections go on from whatever address the machine still
+    /// has.
     pub(crate) fn leave_home(&self, env: &TransportContext) -> Result<(), Error> {
         Ok(self.wire.exchange(env, env.bind(wildcard(self.local))?)?)
     }
@@ -171,8 +172,9 @@ impl Binding {
         self.wire.hooked().inner.retry_now();
     }
 
-    /// The socket in use was replaced. True if it goes by another name now, as nothing that was known of the old one holds
-    /// for it. Connections tell their servers where they are, in any case.
+    /// The socket in use was replaced. True if it goes by another name now, as nothing that was
+    /// known of the old one holds for it. Connections tell their servers where they are, in any
+    /// case.
     pub(crate) fn replaced(&mut self, env: &TransportContext, replacement: &Replacement) -> io::Result<bool> {
         let socket = self.wire.hooked().inner.clone();
         if Arc::ptr_eq(&socket, &self.home) {
@@ -187,7 +189,7 @@ impl Binding {
     }
 }
 
-/// What quinn receives through: shows the path layer what came in before quinn sees it.
+/// Socket of a quinn endpoint. The path layer sees each received datagram before quinn.
 #[derive(Debug)]
 struct InterceptingSocket {
     id: SocketId,
@@ -205,8 +207,8 @@ impl AsyncUdpSocket for InterceptingSocket {
             return Ok(());
         }
         match self.inner.try_send(transmit) {
-            // quinn ends the connection on an error. A datagram for which there is no way at present is a lost one:
-            // the way may come back, or another one be found.
+            // quinn ends the connection on an error. A datagram for which there is no way at
+            // present is a lost one: the way may come back, or another one be found.
             Err(error) if is_about_a_route(&error) => Ok(()),
             sent => sent,
         }
@@ -224,7 +226,8 @@ impl AsyncUdpSocket for InterceptingSocket {
                 return Poll::Ready(Ok(received));
             };
             let left = path.intercept(self.id, bufs, meta, received);
-            // quinn skips empty entries; only if all of them are empty is there nothing to wake it for.
+            // quinn skips empty entries; only if all of them are empty is there nothing to wake it
+            // for.
             if meta.iter().take(left).any(|entry| entry.len > 0) {
                 return Poll::Ready(Ok(left));
             }

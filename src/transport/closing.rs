@@ -1,7 +1,9 @@
-//! The end of a connection that we close: quinn must have sent CONNECTION_CLOSE (RFC 9000 §10.2) before the end is reported.
+//! The end of a connection that we close: quinn must have sent CONNECTION_CLOSE (RFC 9000 §10.2)
+//! before the end is reported.
 //!
-//! `quinn::Connection::close` only asks the connection's task to send it. A program that exits as soon as its connections
-//! are reported closed may end before that task has run, and its peers wait for their idle time-out.
+//! `quinn::Connection::close` only asks the connection's task to send it. A program that exits as
+//! soon as its connections are reported closed may end before that task has run, and its peers wait
+//! for their idle time-out.
 
 use std::{
     future::poll_fn,
@@ -14,16 +16,19 @@ use quinn::{ConnectionError, Runtime};
 
 use super::time::Delay;
 
-/// The time that quinn's task has to send. It sends as soon as it runs and the socket can be written to.
+/// The time that quinn's task has to send. It sends as soon as it runs and the socket can be
+/// written to.
 const MAX_WAIT: Duration = Duration::from_millis(250);
-/// The same where a datagram was sent around the time of the call, which may have been the one that is waited for.
+/// The same where a datagram was sent around the time of the call, which may have been the one that
+/// is waited for.
 const SHORT_WAIT: Duration = Duration::from_millis(50);
-/// How often other tasks get their turn before the clock is used.
+/// Turns that other tasks get before the clock is used.
 const MAX_YIELDS: usize = 16;
 /// From one look to the next after that.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Closes a connection, and waits until CONNECTION_CLOSE was sent. An error says that the connection was over already.
+/// Closes a connection, and waits until CONNECTION_CLOSE was sent. An error says that the
+/// connection was over already.
 pub(super) async fn close(
     connection: quinn::Connection,
     runtime: Arc<dyn Runtime>,
@@ -35,7 +40,8 @@ pub(super) async fn close(
         ConnectionError::LocallyClosed => {}
         error => return Err(error),
     }
-    // quinn counts a datagram in the same step that sends it. A closed connection sends nothing else.
+    // quinn counts a datagram in the same step that sends it. A closed connection sends nothing
+    // else.
     let after = sent();
     let wait = if after == before { MAX_WAIT } else { SHORT_WAIT };
     let deadline: Instant = runtime.now() + wait;

@@ -33,7 +33,8 @@ type Pair = Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionErro
 /// An authenticated QUIC connection.
 pub struct Connection {
     pub(super) live: Arc<ConnectionEntry>,
-    /// Of a traversal session: knows the real remote address, and tells the path layer when the connection is gone.
+    /// Of a traversal session: knows the real remote address, and tells the path layer when the
+    /// connection is gone.
     session: Option<FlowGuard>,
     /// The swarm dialed it: it knows the remote by an address that names the peer.
     is_dialed: bool,
@@ -47,11 +48,12 @@ pub struct Connection {
     growth: Box<Growth>,
 }
 
-/// What it is given once it is busy.
+/// Limits of a connection once it is busy.
 struct Growth {
     /// Counts the streams that the remote opened and we still hold: each has a clone.
     remote_streams: Arc<()>,
-    /// How many streams the remote may have once it is busy; `None` if it may already.
+    /// Number of streams that the remote may have once the connection is busy; `None` if it may
+    /// already.
     more_streams: Option<u32>,
     window: Arc<SendWindow>,
 }
@@ -137,17 +139,18 @@ impl Connection {
         }
     }
 
-    /// How the remote presented its identity.
+    /// Returns the way in which the remote presented its identity.
     pub fn handshake_mode(&self) -> HandshakeMode {
         self.live.handshake()
     }
 
-    /// What is known of it at this moment.
+    /// Returns the present statistics of the connection.
     pub fn stats(&self) -> ConnectionStats {
         self.live.stats()
     }
 
-    /// Everything that QUIC counts, down to the kinds of frames. The remote address of a session is not in it.
+    /// Everything that QUIC counts, down to the kinds of frames. The remote address of a session is
+    /// not in it.
     pub fn quic_stats(&self) -> quinn::ConnectionStats {
         self.live.connection.stats()
     }
@@ -201,7 +204,8 @@ impl StreamMuxer for Connection {
         let Some(offer) = this.offer.clone() else { return Poll::Pending };
         ready!(offer.poll_repeat(cx));
         let Some(remote) = this.live.remote() else { return Poll::Pending };
-        // A change replaces an address by another one where it was noted, so that the offered one comes first.
+        // A change replaces an address by another one where it was noted, so that the offered one
+        // comes first.
         this.owed = Some(this.session_address(remote));
         Poll::Ready(Ok(StreamMuxerEvent::AddressChange(offer.address())))
     }

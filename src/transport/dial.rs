@@ -57,7 +57,7 @@ impl Transport {
         match (opts.role, peer) {
             (Endpoint::Dialer, _) => Ok(self.dial_address(remote, peer, opts.port_use)?),
             (Endpoint::Listener, Some(peer)) => Ok(self.dial_as_listener(remote, peer)?),
-            // Whoever comes first from that address would do, and that is for nobody to want.
+            // Any connection from that address would match, which no application wants.
             (Endpoint::Listener, None) => Err(TransportError::MultiaddrNotSupported(address)),
         }
     }
@@ -87,7 +87,8 @@ impl Transport {
         let (Some(peer), Some(driver)) = (session_peer, driver) else { return Ok(plain.boxed()) };
         let (offers, network) = (self.offers.clone(), self.env.network.clone());
         Ok(async move {
-            // Asked when the dial is polled: the swarm may have been given the offer after this address.
+            // Asked when the dial is polled: the swarm may have been given the offer after this
+            // address.
             if !offers.has_any_of(peer) {
                 return plain.await;
             }
@@ -106,7 +107,8 @@ impl Transport {
     fn dial_as_listener(&mut self, remote: SocketAddr, peer: PeerId) -> Result<Dial, Error> {
         let listener = self.listener_towards(remote).ok_or(Error::NoActiveListenerForDialAsListener)?;
         let socket = listener.binding.wire.socket();
-        // Registered before the first poll, so that a remote which is faster is not taken for somebody else.
+        // Registered before the first poll, so that a remote which is faster is not taken for
+        // somebody else.
         let punch = self.punches.register(remote, peer)?;
         Ok(hole_punching::punch(self.env.clone(), socket, punch).boxed())
     }
@@ -132,7 +134,8 @@ impl Transport {
         .boxed())
     }
 
-    /// The socket to dial `remote` from: a listener that sends from the right address, or the family's client.
+    /// The socket to dial `remote` from: a listener that sends from the right address, or the
+    /// family's client.
     fn binding_towards(&mut self, remote: SocketAddr) -> Result<Arc<SharedEndpoint>, Error> {
         if let Some(listener) = self.listener_towards(remote) {
             return Ok(listener.binding.wire.clone());
@@ -149,7 +152,8 @@ impl Transport {
             return all.clone().find(here).or_else(|| all.find(anywhere));
         }
         let Ok(source) = self.env.network.source_for(remote.ip()) else {
-            // No route leads there at present. A wildcard listener sends from whatever address comes next.
+            // No route leads there at present. A wildcard listener sends from whatever address
+            // comes next.
             return self.listeners.iter().find(|listener| listener.is_wildcard_for(remote.ip()));
         };
         let fits = |listener: &&Listener| listener.sends_from(source);
@@ -185,7 +189,7 @@ struct PlainDial {
     env: Arc<TransportContext>,
     remote: SocketAddr,
     peer: Option<PeerId>,
-    /// What the dial leaves through. `None` for a socket of its own.
+    /// Listener through which the dial leaves. `None` for a socket of its own.
     reused: Option<Arc<SharedEndpoint>>,
     driver: Option<mpsc::Sender<Notice>>,
 }
@@ -209,7 +213,8 @@ async fn plain_dial(dial: PlainDial) -> Result<Output, Error> {
     dialed
 }
 
-/// Waits for a connection of the peer's session that no other dial takes. `None` if there will be none.
+/// Waits for a connection of the peer's session that no other dial takes. `None` if there will be
+/// none.
 async fn join(peer: PeerId, driver: mpsc::Sender<Notice>) -> Option<Output> {
     let (reply, answer) = oneshot::channel();
     notice::tell(Some(driver), Notice::Join { peer, reply }).await.ok()?;

@@ -1,4 +1,4 @@
-//! Why the transport or a connection of it failed.
+//! Reasons of failures of the transport and of its connections.
 
 use std::{io, net::SocketAddr};
 
@@ -8,8 +8,9 @@ use quinn::TransportErrorCode;
 use crate::config::ConfigError;
 use libp2p_punch_proto::event::FailureReason;
 
-/// The TLS alert `access_denied` (RFC 8446 §6.2), which rustls sends for a peer that the application refused.
-/// Our verifier raises it for one reason only: the key is valid, but it is somebody else's.
+/// The TLS alert `access_denied` (RFC 8446 §6.2), which rustls sends for a peer that the
+/// application refused. Our verifier raises it for one reason only: the key is valid, but it is
+/// somebody else's.
 const ACCESS_DENIED: u8 = 49;
 
 /// Errors of the [`Transport`](super::Transport) and of a [`Connection`](super::Connection).
@@ -31,11 +32,12 @@ pub enum Error {
     /// A socket, the interface watcher or the routing table failed.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// The handshake took longer than [`QuicConfig::handshake_timeout`](crate::config::QuicConfig::handshake_timeout).
+    /// The handshake took longer than
+    /// [`QuicConfig::handshake_timeout`](crate::config::QuicConfig::handshake_timeout).
     #[error("Handshake with the remote timed out.")]
     HandshakeTimedOut,
-    /// Another peer than the dialed one answered. It was refused during the handshake, before any byte
-    /// of the application.
+    /// Another peer than the dialed one answered. It was refused during the handshake, before any
+    /// byte of the application.
     #[error("Expected peer {expected}, found {}.", .got.as_ref().map_or_else(|| "another".to_owned(), |peer| peer.to_string()))]
     WrongPeerId {
         /// The peer that was dialed.
@@ -49,7 +51,8 @@ pub enum Error {
     /// A dial in the role of the listener needs a listener that sends from the right address.
     #[error("Tried to dial as listener without an active listener.")]
     NoActiveListenerForDialAsListener,
-    /// An incoming connection was beyond [`QuicConfig::max_connections`](crate::config::QuicConfig::max_connections) or
+    /// An incoming connection was beyond
+    /// [`QuicConfig::max_connections`](crate::config::QuicConfig::max_connections) or
     /// [`QuicConfig::max_connections_per_prefix`](crate::config::QuicConfig::max_connections_per_prefix).
     #[error(
         "There are as many connections as quic.max_connections or quic.max_connections_per_prefix allows."
@@ -70,7 +73,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// Whether a handshake waited in vain. Who refuses, or shows another key, was heard.
+    /// Returns true if a handshake waited in vain. A peer that refuses the handshake or presents
+    /// another key has answered.
     pub(crate) fn is_silence(&self) -> bool {
         matches!(self, Self::HandshakeTimedOut | Self::Connection(quinn::ConnectionError::TimedOut))
     }

@@ -25,7 +25,7 @@ use super::{
     tls::Expected,
 };
 
-/// What a successful dial or upgrade ends in.
+/// Result of a successful dial or upgrade.
 pub(crate) type Output = (PeerId, Connection);
 
 /// An incoming connection on its way to being authenticated.

@@ -1,8 +1,8 @@
 //! Dialing in the role of the listener, which is how `libp2p-dcutr` punches a hole.
 //!
-//! Both peers dial at once, and one of them, by agreement, with the role of the listener. It stays QUIC's server: it
-//! sends small packets so that its NAT lets the other's handshake in, and takes the connection that comes from there. So
-//! a punch ends in exactly one connection.
+//! Both peers dial at once, and one of them, by agreement, with the role of the listener. It stays
+//! QUIC's server: it sends small packets so that its NAT lets the other's handshake in, and takes
+//! the connection that comes from there. So a punch ends in exactly one connection.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -20,13 +20,14 @@ use quinn::{AsyncUdpSocket, Runtime, udp::Transmit};
 
 use super::{Error, Upgrade, binding::TransportContext, handshake::Output, time::Delay};
 
-/// First byte of a packet that opens a hole and says nothing. RFC 9443 §2 leaves 4..=15 to nobody else, QUIC
-/// drops it for its cleared fixed bit, and our probes begin with another byte of the range.
+/// First byte of a packet that opens a hole and says nothing. RFC 9443 §2 leaves 4..=15 to nobody
+/// else, QUIC drops it for its cleared fixed bit, and our probes begin with another byte of the
+/// range.
 const FIRST_BYTE: u8 = 15;
 /// Shorter than what any QUIC implementation answers with a stateless reset (RFC 9000 §10.3.3).
 const PACKET_LENGTH: usize = 16;
-/// The gap after the second packet; it doubles from packet to packet up to [`MAX_GAP`], so they leave
-/// at 0, 5, 10, 20, 40 … ms.
+/// The gap after the second packet; it doubles from packet to packet up to [`MAX_GAP`], so they
+/// leave at 0, 5, 10, 20, 40 … ms.
 const FIRST_GAP: Duration = Duration::from_millis(5);
 /// The largest gap between two packets: a NAT's mapping is long-lived, but any packet may be lost.
 const MAX_GAP: Duration = Duration::from_millis(160);
@@ -38,7 +39,7 @@ pub(crate) struct Punches(Arc<Mutex<HashMap<SocketAddr, Waiting>>>);
 /// A punch that waits for its connection.
 #[derive(Debug)]
 pub(crate) struct Waiting {
-    /// Whom the connection must come from.
+    /// Peer that the connection must come from.
     pub(crate) peer: PeerId,
     sender: oneshot::Sender<Upgrade>,
 }
@@ -81,8 +82,8 @@ impl Punches {
 
 impl Drop for Punch {
     fn drop(&mut self) {
-        // Only our own entry: once taken, another punch may have been registered under the address. Ours is the one
-        // whose sender says that nobody receives any more.
+        // Only our own entry: once taken, another punch may have been registered under the address.
+        // Ours is the one whose sender says that nobody receives any more.
         self.receiver.close();
         if let Entry::Occupied(entry) = self.punches.lock().entry(without_zone(self.remote))
             && entry.get().sender.is_canceled()
@@ -92,7 +93,8 @@ impl Drop for Punch {
     }
 }
 
-/// What a punch is known by: the zone of a link-local address is left out, which is not known of every address.
+/// Returns the key of a punch: the address without the zone of a link-local address, since not
+/// every address has a known zone.
 fn without_zone(remote: SocketAddr) -> SocketAddr {
     SocketAddr::new(remote.ip(), remote.port())
 }

@@ -1,15 +1,17 @@
-//! Following the machine's interface addresses: which sockets still have one, and which connections must move.
+//! Reactions to changes of the machine's interface addresses: sockets that lost their address, and
+//! connections that must move.
 //!
-//! | a plain connection | when our address changes |
-//! |---|---|
-//! | that we dialed | moves: QUIC's client may (RFC 9000 §9). It sends a PING at once; if the server does not follow, which stock `libp2p-quic` does not, it is closed soon after |
-//! | that the peer dialed | is closed: QUIC version 1 has no way for a server to move |
+//! Plain connections when our address changes:
 //!
-//! Traversal sessions are moved by the endpoint, from either side. Where it finds no path, because the peer's NAT does not let
-//! our new address in, the session is closed as well.
+//! - A connection that we dialed moves, as QUIC's client may (RFC 9000 §9). It sends a PING at
+//!   once. If the server does not follow, as stock `libp2p-quic` does not, it is closed soon after.
+//! - A connection that the peer dialed is closed: QUIC version 1 has no way for a server to move.
 //!
-//! A connection that is closed here could only have waited for its idle time-out. The behaviour, if there is one, dials the peer
-//! anew; without it that is left to the application.
+//! Traversal sessions are moved by the endpoint, from either side. Where it finds no path, because
+//! the peer's NAT does not let our new address in, the session is closed as well.
+//!
+//! A connection that is closed here could only have waited for its idle time-out. The behaviour, if
+//! there is one, dials the peer again; without it that is left to the application.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -31,15 +33,17 @@ use super::{
 };
 use crate::io::{Change, InterfaceWatch};
 
-/// How long a server may take to answer a client that has moved, at least. A PING and its first retransmissions fit in.
+/// Least time for a server to answer a client that has moved. A PING and its first retransmissions
+/// fit in.
 const MIGRATION_TIMEOUT: Duration = Duration::from_millis(900);
-/// The same for a session, whose endpoint must find a path first: its probes come at 0, 33, 67 … 1,067 ms.
+/// The same for a session, whose endpoint must find a path first: its probes come at 0, 33, 67 …
+/// 1,067 ms.
 const SESSION_MIGRATION_TIMEOUT: Duration = Duration::from_millis(2_000);
-/// How often a connection is looked at meanwhile.
+/// Interval of the checks of a connection meanwhile.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
 /// The same in round-trip times, for paths that are longer.
 const PATIENCE_RTTS: u32 = 4;
-/// What a peer is told, if it can be told at all, when a connection is given up.
+/// Reason that a peer gets, if it can be reached, when a connection is given up.
 pub(super) const ADDRESS_GONE: &[u8] = b"address gone";
 
 impl Transport {
@@ -122,7 +126,8 @@ impl Transport {
                 ConnectionOrigin::Listener | ConnectionOrigin::PunchAsListener => {
                     if is_gone {
                         tracing::debug!(peer = %live.peer(), "our address is gone, and the connection with it");
-                        // First, so that whoever hears of it can tell this end from others.
+                        // The notice comes first, so that its receiver can distinguish this end
+                        // from others.
                         self.notices.push(Notice::Lost { peer: live.peer(), dialed: None });
                         live.connection.close(0u32.into(), ADDRESS_GONE);
                     }
@@ -131,7 +136,8 @@ impl Transport {
         }
     }
 
-    /// Whether we now send from another address. Without any route there is nothing to move to yet.
+    /// Records the present source address, and returns true if it has changed. Without any route
+    /// there is no address to move to.
     fn has_moved(&self, live: &ConnectionEntry) -> bool {
         let source = live.remote().and_then(|remote| self.env.network.source_for(remote.ip()).ok());
         source.is_some_and(|source| live.sends_from(source))
@@ -144,8 +150,8 @@ impl Transport {
     }
 }
 
-/// Closes a connection whose peer does not answer what we send it from where we are now. One that has nothing to say
-/// has its idle time-out.
+/// Closes a connection whose peer does not answer what we send it from where we are now. One that
+/// has nothing to say has its idle time-out.
 async fn give_up_unless_heard(
     env: Arc<TransportContext>,
     connection: Weak<ConnectionEntry>,

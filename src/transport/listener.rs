@@ -25,7 +25,7 @@ use crate::{
     io::{Change, InterfaceWatch},
 };
 
-/// What a listener has to say.
+/// Event of a listener.
 pub(crate) enum Event {
     NewAddress(Multiaddr),
     AddressExpired(Multiaddr),
@@ -37,7 +37,7 @@ pub(crate) enum Event {
     Closed,
 }
 
-/// What to do with an incoming connection.
+/// Decision on an incoming connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Admission {
     Accept,
@@ -50,14 +50,14 @@ pub(crate) struct Listener {
     pub(crate) binding: Binding,
     /// The name of the zone of its address, if that is link-local.
     zone: Option<String>,
-    /// Whether link-local addresses of interfaces are announced.
+    /// Link-local addresses of interfaces are announced.
     link_local: bool,
     incoming: BoxStream<'static, quinn::Incoming>,
-    /// What was announced and has not expired.
+    /// Addresses that were announced and have not expired.
     addresses: BTreeSet<IpAddr>,
     /// Events that are yet to be reported.
     news: VecDeque<Event>,
-    /// Whether the one address of the socket is gone.
+    /// The one address of the socket is gone.
     away: bool,
     /// The handshakes under way.
     half_open: Arc<Shares>,
@@ -129,13 +129,14 @@ impl Listener {
         }
     }
 
-    /// Whether what this socket sends to some destination carries `source` as its address.
+    /// Returns true if datagrams of this socket to some destination carry `source` as their
+    /// address.
     pub(crate) fn sends_from(&self, source: IpAddr) -> bool {
         (self.binding.local.ip() == source && !self.away) || self.is_wildcard_for(source)
     }
 
-    /// The one address of the socket is gone: dials leave through others, and its connections go on from a socket that
-    /// has no fixed address. True if that is news.
+    /// The one address of the socket is gone: dials leave through others, and its connections go on
+    /// from a socket that has no fixed address. True if that is news.
     pub(crate) fn leave_home(&mut self, env: &TransportContext) -> Result<bool, Error> {
         if std::mem::replace(&mut self.away, true) {
             return Ok(false);
@@ -155,8 +156,8 @@ impl Listener {
         Ok(true)
     }
 
-    /// Announces the new port, if it is another one, and restarts what depends on the socket. True if the socket goes by
-    /// another name now.
+    /// Announces the new port, if it is another one, and restarts what depends on the socket. True
+    /// if the socket goes by another name now.
     pub(crate) fn replaced(&mut self, env: &TransportContext, replacement: &Replacement) -> io::Result<bool> {
         let announced = self.addresses.clone();
         let before = self.binding.local;
@@ -173,13 +174,13 @@ impl Listener {
         !self.away
     }
 
-    /// Whether the socket is bound to the wildcard of the family of `source`.
+    /// Returns true if the socket is bound to the wildcard of the family of `source`.
     pub(crate) fn is_wildcard_for(&self, source: IpAddr) -> bool {
         let local = self.binding.local.ip();
         local.is_unspecified() && local.is_ipv4() == source.is_ipv4()
     }
 
-    /// Whether the socket is bound to an address on the link that the link-local `remote` is on.
+    /// Returns true if the socket is bound to an address on the link of the link-local `remote`.
     pub(crate) fn is_in_zone_of(&self, remote: SocketAddr) -> bool {
         match (self.binding.local, remote) {
             (SocketAddr::V6(local), SocketAddr::V6(remote)) => {
@@ -200,7 +201,7 @@ impl Listener {
         }
     }
 
-    /// Whether the socket, which is bound to a wildcard, is told to be at `ip`.
+    /// Returns true if the socket, which is bound to a wildcard, announces `ip`.
     fn is_announced_at(&self, ip: IpAddr) -> bool {
         self.is_wildcard_for(ip) && (self.link_local || !addr::is_zoned(ip))
     }
@@ -261,7 +262,7 @@ impl fmt::Debug for Listener {
     }
 }
 
-/// What a listener has when a client comes.
+/// Load of a listener when a client connects.
 #[derive(Debug, Clone, Copy, Default)]
 struct Load {
     /// Connections of the transport.

@@ -24,14 +24,14 @@ use super::{
     tls::{self, Cipher, HandshakeMode},
 };
 
-/// What lies beneath a connection.
+/// Carrier of a connection.
 #[derive(Debug)]
 pub(crate) enum Carrier {
     /// The socket of a connection that we dialed. Its QUIC server stays where it is.
     Dialed(Arc<SharedEndpoint>),
     /// The socket of a connection that a peer made, and where that peer is.
     Accepted(Arc<SharedEndpoint>, Arc<Whereabouts>),
-    /// A flow of the path layer.
+    /// A virtual connection of the path layer.
     Flow(FlowView),
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct ConnectionEntry {
     _accepted: Option<shares::Place>,
 }
 
-/// Where the two ends are.
+/// Last known addresses of the two ends.
 #[derive(Debug, Default)]
 struct LastAddresses {
     /// The remote address that was last told.
@@ -93,7 +93,7 @@ impl ConnectionEntry {
         self.registry.runtime.clone()
     }
 
-    /// What carries a plain connection.
+    /// Returns the endpoint that carries a plain connection.
     pub(crate) fn wire(&self) -> Option<&Arc<SharedEndpoint>> {
         match &self.beneath {
             Carrier::Dialed(wire) | Carrier::Accepted(wire, _) => Some(wire),
@@ -122,7 +122,8 @@ impl ConnectionEntry {
         Some(remote)
     }
 
-    /// Where a client has moved to, if it has. Otherwise `waker` is called once there is something to look at.
+    /// Returns the new address of a client that has moved. Otherwise calls `waker` at the next
+    /// change.
     pub(super) fn poll_moved(&self, waker: &Waker) -> Option<SocketAddr> {
         let Carrier::Accepted(_, client) = &self.beneath else { return None };
         client.register(waker);
@@ -194,7 +195,8 @@ pub(crate) struct NewConnection {
     pub(crate) asked_by: AskedBy,
 }
 
-/// Limits of the configuration on connections, and on what each of them, which starts small, may grow to.
+/// Limits of the configuration on connections, and on what each of them, which starts small, may
+/// grow to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Connections from which on incoming ones are refused.
@@ -246,7 +248,8 @@ impl ConnectionTable {
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyConnections`] for an incoming one that is beyond a limit of the configuration.
+    /// [`Error::TooManyConnections`] for an incoming one that is beyond a limit of the
+    /// configuration.
     pub(crate) fn add(self: &Arc<Self>, new: NewConnection) -> Result<Arc<ConnectionEntry>, Error> {
         let NewConnection { connection, through, beneath, source, asked_by } = new;
         let (peer, handshake) = tls::peer_of(&connection)?;
@@ -257,7 +260,8 @@ impl ConnectionTable {
             // A session's address is news to the swarm, which knows it by its peer only.
             Carrier::Flow(_) => None,
         };
-        // The lock is held from the check to the insertion, so that two handshakes never take one place.
+        // The lock is held from the check to the insertion, so that two handshakes never take one
+        // place.
         let mut inner = self.lock();
         let address = address.map(|address| address.ip());
         if asked_by == AskedBy::Remote && !self.fits(inner.live.len(), address) {
@@ -286,13 +290,13 @@ impl ConnectionTable {
         Ok(live)
     }
 
-    /// How many connections there are.
+    /// Returns the number of connections.
     pub(crate) fn len(&self) -> usize {
         self.lock().live.len()
     }
 
-    /// Returns true if a connection that a peer asks for from `address` would be within the limits of the configuration,
-    /// with as many other handshakes `under_way`.
+    /// Returns true if a connection that a peer asks for from `address` would be within the limits
+    /// of the configuration, with as many other handshakes `under_way`.
     pub(crate) fn has_room(&self, address: Option<IpAddr>, under_way: usize) -> bool {
         self.fits(self.len() + under_way, address)
     }
@@ -310,7 +314,7 @@ impl ConnectionTable {
         &self.moves
     }
 
-    /// How many accepted connections there are of the network of `address`.
+    /// Returns the number of accepted connections from the network of `address`.
     pub(crate) fn accepted_from(&self, address: IpAddr) -> usize {
         self.accepted.taken_by(address)
     }

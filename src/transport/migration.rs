@@ -1,21 +1,25 @@
-//! Clients that move (RFC 9000 §9): where quinn may send before the client has answered from there, and when it has.
+//! Clients that move (RFC 9000 §9): where quinn may send before the client has answered from there,
+//! and when it has.
 //!
-//! quinn's server follows a client to whatever address its packets claim. It pads each PATH_CHALLENGE to 1,200 bytes,
-//! answers each PATH_CHALLENGE with as many, and tells nobody of a move or of the validation. So a client that forges the
-//! source of small packets would have a server send to everybody, and would be taken to be there.
+//! quinn's server follows a client to whatever address its packets claim. It pads each
+//! PATH_CHALLENGE to 1,200 bytes, answers each PATH_CHALLENGE with as many, and tells nobody of a
+//! move or of the validation. So a client that forges the source of small packets would have a
+//! server send to everybody, and would be taken to be there.
 //!
 //! # How it works
 //!
-//! quinn asks a connection's own [`UdpPoller`] immediately before each datagram that it sends for that connection, on the
-//! same thread. So a [`ClientPoller`] knows whose datagram comes next, and the socket asks the [`Whereabouts`] of
-//! that client if it may go. To the *proven* address everything may. To another one goes what the budgets allow;
-//! quinn takes a datagram that they do not allow for lost.
+//! quinn asks a connection's own [`UdpPoller`] immediately before each datagram that it sends for
+//! that connection, on the same thread. So a [`ClientPoller`] knows whose datagram comes next, and
+//! the socket asks the [`Whereabouts`] of that client if it may go. To the *proven* address
+//! everything may. To another one goes what the budgets allow; quinn takes a datagram that they do
+//! not allow for lost.
 //!
-//! An address is proven when quinn has sent something there without a PATH_CHALLENGE: as long as a path is not validated, quinn
-//! puts one into every packet on it. [`Whereabouts::look`] compares quinn's counters before and after.
+//! An address is proven when quinn has sent something there without a PATH_CHALLENGE: as long as a
+//! path is not validated, quinn puts one into every packet on it. [`Whereabouts::look`] compares
+//! quinn's counters before and after.
 //!
-//! Incoming packets cost nothing: their connection IDs do not tell the connection, as quinn's generators do not know for
-//! which connection they make one.
+//! Incoming packets cost nothing: their connection IDs do not tell the connection, as quinn's
+//! generators do not know for which connection they make one.
 
 use std::{
     cell::{Cell, RefCell},
@@ -40,21 +44,24 @@ use libp2p_punch_proto::rate_limit::{Rate, Recent, TokenBucket};
 
 /// Moves of one client to IP addresses that are not proven, each worth a PATH_CHALLENGE or two.
 pub(crate) const CLIENT_RATE: Rate = Rate { interval: Duration::from_secs(15), burst: 4 };
-/// Moves of one client to other ports of its proven IP address. NATs make a client do that with each packet after a pause.
+/// Moves of one client to other ports of its proven IP address. NATs make a client do that with
+/// each packet after a pause.
 const PORT_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 16 };
 /// Moves of all clients to one IP address, or IPv6 /64.
 pub(crate) const TARGET_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 16 };
 /// Moves of all clients.
 pub(crate) const NODE_RATE: Rate = Rate { interval: Duration::from_millis(20), burst: 256 };
-/// Addresses whose rate is remembered: as many as [`NODE_RATE`] lets through until a bucket is full again.
+/// Addresses whose rate is remembered: as many as [`NODE_RATE`] lets through until a bucket is full
+/// again.
 const MAX_TARGETS: usize = 2_048;
-/// How long datagrams may follow the first one to an address that is not proven. quinn goes back after three PTO (RFC 9000 §8.2.4),
-/// which is no less than this for another IP address, and would begin anew.
+/// Time in which datagrams may follow the first datagram to an unproven address. quinn goes back
+/// after three PTO (RFC 9000 §8.2.4), which is no less than this for another IP address, and would
+/// begin again.
 const TRIAL_DURATION: Duration = Duration::from_millis(900);
-/// How long a client may go back to the address that it left without any budget.
+/// Time in which a client may return without a budget to the address that it left.
 const RETURN_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// What the clients of one transport share.
+/// Budget that the clients of one transport share.
 #[derive(Debug)]
 pub(crate) struct MoveBudget {
     runtime: Arc<dyn Runtime>,
@@ -105,7 +112,7 @@ fn network_of(address: IpAddr) -> IpAddr {
     }
 }
 
-/// Where one client is, and where its packets claim that it is.
+/// Address of one client, and the address that its packets claim.
 #[derive(Debug)]
 pub(crate) struct Whereabouts {
     budget: Arc<MoveBudget>,
@@ -116,7 +123,7 @@ pub(crate) struct Whereabouts {
     connection: OnceLock<Weak<ConnectionEntry>>,
     /// The task that looks if a trial has succeeded.
     follower: AtomicWaker,
-    /// Whoever tells of moves.
+    /// Task that reports moves.
     watcher: AtomicWaker,
 }
 
@@ -126,7 +133,7 @@ struct State {
     proven: SocketAddr,
     /// The one before, and when it was left.
     left: Option<(SocketAddr, Instant)>,
-    /// Where the last datagram went.
+    /// Destination of the last datagram.
     last: SocketAddr,
     trial: Option<Trial>,
     trials: u64,
@@ -150,8 +157,9 @@ struct Trial {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Counts {
     all: u64,
-    /// Those that say nothing about the path: with a PATH_CHALLENGE, which only a path that is not validated has; with a
-    /// PATH_RESPONSE, which may go elsewhere; and MTU probes, which are made without regard to the path's validation.
+    /// Those that say nothing about the path: with a PATH_CHALLENGE, which only a path that is not
+    /// validated has; with a PATH_RESPONSE, which may go elsewhere; and MTU probes, which are made
+    /// without regard to the path's validation.
     inconclusive: u64,
 }
 
@@ -162,8 +170,8 @@ impl Counts {
         Self { all: stats.udp_tx.datagrams, inconclusive }
     }
 
-    /// Returns true if a datagram since `earlier` shows that the path is validated. A datagram may count twice among the
-    /// inconclusive ones, which delays the proof and never forges it.
+    /// Returns true if a datagram since `earlier` shows that the path is validated. A datagram may
+    /// count twice among the inconclusive ones, which delays the proof and never forges it.
     fn show_validation_since(&self, earlier: &Self) -> bool {
         self.all - earlier.all > self.inconclusive - earlier.inconclusive
     }
@@ -255,8 +263,8 @@ impl Whereabouts {
         allowed
     }
 
-    /// Looks if the address where quinn believes the client is proven by now. Takes the connection's lock if there is such an
-    /// address.
+    /// Looks if the address where quinn believes the client is proven by now. Takes the
+    /// connection's lock if there is such an address.
     pub(crate) fn look(&self, connection: &quinn::Connection) {
         let Some(trial) = lock(&self.state).trial.filter(|_| !self.is_blocked.load(Relaxed)) else { return };
         let before = connection.remote_address();
@@ -289,7 +297,8 @@ impl Drop for Whereabouts {
     }
 }
 
-/// Looks at a trial whenever quinn has sent something, until the trial has ended or the client is gone.
+/// Looks at a trial whenever quinn has sent something, until the trial has ended or the client is
+/// gone.
 async fn follow(client: Weak<Whereabouts>) {
     poll_fn(|cx| {
         let Some(client) = client.upgrade() else { return Poll::Ready(()) };
@@ -305,9 +314,9 @@ async fn follow(client: Weak<Whereabouts>) {
 }
 
 thread_local! {
-    /// Whose poller quinn makes next: of an accepted or of a dialed connection.
+    /// Owner of the next poller that quinn makes: an accepted or a dialed connection.
     static OPENING: RefCell<Option<Owner>> = const { RefCell::new(None) };
-    /// Whose datagram quinn sends next.
+    /// Client of the next datagram that quinn sends.
     static SENDING: Cell<Option<Arc<Whereabouts>>> = const { Cell::new(None) };
     /// The owner of a poller that quinn made without being asked to open a connection.
     static ORPHAN: Cell<Option<Arc<OnceLock<Owner>>>> = const { Cell::new(None) };
@@ -337,8 +346,8 @@ pub(super) fn may_send(to: SocketAddr) -> bool {
 
 /// Tells whose datagrams a connection sends.
 ///
-/// When an endpoint gets another socket, quinn makes a new poller for each connection and drops the old one at once. The old one
-/// then leaves its owner to the new one.
+/// When an endpoint gets another socket, quinn makes a new poller for each connection and drops the
+/// old one at once. The old one then leaves its owner to the new one.
 pub(super) struct ClientPoller {
     inner: Pin<Box<dyn UdpPoller>>,
     owner: Arc<OnceLock<Owner>>,

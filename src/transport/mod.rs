@@ -1,19 +1,21 @@
-//! QUIC as a libp2p transport, with traversal sessions beneath.
+//! QUIC as a libp2p transport, with traversal sessions underneath.
 //!
-//! [`Transport`] speaks `/quic-v1` with every libp2p implementation and is a drop-in for `libp2p-quic`: use it alone
-//! with [`Transport::new`], or beside the behaviour with `libp2p_punch::new`, which offers addresses that lead through traversals.
+//! [`Transport`] speaks `/quic-v1` with every libp2p implementation and is a drop-in for
+//! `libp2p-quic`: use it alone with [`Transport::new`], or together with the behaviour by
+//! `libp2p_punch::new`, which offers addresses that lead through traversals.
 //!
 //! # How it is cut
 //!
-//! Every listener, and every family that only dials, is a *binding*: one UDP socket with an ordinary quinn endpoint on
-//! it. A dial leaves through the listener from which the routing table would send, so that a NAT maps the port that
-//! others know. What a binding receives is shown to the path layer first, while sessions exist; see `path`.
+//! Every listener, and every family that only dials, is a *binding*: one UDP socket with an
+//! ordinary quinn endpoint on it. A dial leaves through the listener from which the routing table
+//! would send, so that a NAT maps the port that others know. What a binding receives is shown to
+//! the path layer first, while sessions exist; see `path`.
 //!
-//! **Invariant: a binding outlives its listener.** Removing a listener stops accepting; the endpoint and its socket
-//! stay until the last connection is gone.
+//! **Invariant: a binding outlives its listener.** Removing a listener stops accepting; the
+//! endpoint and its socket stay until the last connection is gone.
 //!
-//! **Invariant: nobody unauthenticated gets out of here.** A connection is handed on after TLS has proved its peer, and
-//! a peer that the address names is checked within the handshake; see `tls`.
+//! **Invariant: nobody unauthenticated gets out of here.** A connection is handed on after TLS has
+//! proved its peer, and a peer that the address names is checked within the handshake; see `tls`.
 
 pub(crate) mod addr;
 mod binding;
@@ -107,8 +109,8 @@ type Event = TransportEvent<Upgrade, Error>;
 
 /// A libp2p transport over QUIC v1 (RFC 9000).
 ///
-/// Its addresses are `/ip4|ip6/ADDRESS/udp/PORT/quic-v1`, with a `/p2p/PEER` at the end that is checked during the
-/// handshake.
+/// Its addresses are `/ip4|ip6/ADDRESS/udp/PORT/quic-v1`, with a `/p2p/PEER` at the end that is
+/// checked during the handshake.
 #[derive(Debug)]
 pub struct Transport {
     env: Arc<TransportContext>,
@@ -137,7 +139,8 @@ impl Transport {
     ///
     /// # Errors
     ///
-    /// [`Error::Config`] if a rule of [`Config`] is violated, [`Error::Identity`] if the key cannot sign.
+    /// [`Error::Config`] if a rule of [`Config`] is violated, [`Error::Identity`] if the key cannot
+    /// sign.
     pub fn new(keypair: &Keypair, config: Config) -> Result<Self, Error> {
         let network = OsNetwork { socket_buffer: config.quic.socket_buffer };
         Self::with_io(keypair, config, Arc::new(network), Arc::new(quinn::TokioRuntime))
@@ -159,7 +162,8 @@ impl Transport {
         Ok(Self::build(TransportContext::new(network, runtime, quic, None), Notices::new(None), None, None))
     }
 
-    /// A transport that tells a driver of its sockets and connections, and asks it for peers whose offered address is dialed.
+    /// A transport that tells a driver of its sockets and connections, and asks it for peers whose
+    /// offered address is dialed.
     pub(crate) fn bridged(
         quic: Quic,
         network: Arc<dyn Network>,
@@ -213,7 +217,8 @@ impl Transport {
         self.ready.clone()
     }
 
-    /// The socket address that a multiaddr of ours names, and the peer; `None` if it is none of ours.
+    /// The socket address that a multiaddr of ours names, and the peer; `None` if it is none of
+    /// ours.
     fn socket_of(&self, address: &Multiaddr) -> Result<Option<(SocketAddr, Option<PeerId>)>, Error> {
         let Some((zone, mut socket, peer)) = addr::to_zoned(address) else {
             return Ok(addr::to_socket(address));
@@ -308,7 +313,7 @@ impl Transport {
         let listener_id = listener.id;
         let remote = incoming.remote_address();
         let punch = self.punches.take(remote);
-        // Whoever we are punching for has been asked to come.
+        // The driver has asked this peer to connect.
         let admission = match &punch {
             Some(_) => Admission::Accept,
             None => listener.admission(&self.env, &incoming),
@@ -353,7 +358,8 @@ impl Transport {
         });
         let upgrade = match punch {
             None => upgrade,
-            // The dial may have been dropped in between; the connection is still one that a peer made.
+            // The dial may have been dropped in between; the connection is still one that a peer
+            // made.
             Some(punch) => punch.hand_over(upgrade).err()?,
         };
         let send_back_addr = addr::from_socket(remote);
@@ -375,8 +381,8 @@ impl Transport {
         Poll::Pending
     }
 
-    /// Reports a session's connection as incoming at a real listen address. Without any listener it is dropped, which
-    /// closes it: the application does not listen.
+    /// Reports a session's connection as incoming at a real listen address. Without any listener it
+    /// is dropped, which closes it: the application does not listen.
     fn on_session(&self, session: InboundSession) -> Option<Event> {
         let InboundSession { mut connection, peer, socket, remote } = session;
         connection.note_source(&*self.env.network);
@@ -410,7 +416,8 @@ impl libp2p_core::Transport for Transport {
             listener.start_following(interfaces);
         }
         self.listeners.push(listener);
-        // Later dials leave through the listener. What dials only has no use any more, except for its connections.
+        // Later dials leave through the listener. What dials only has no use any more, except for
+        // its connections.
         self.retire_client(socket);
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What passes between the transport and the driver of traversals.
+//! Messages between the transport and the driver of traversals.
 
 use std::{
     collections::VecDeque,
@@ -17,21 +17,21 @@ use super::{Connection, Error};
 use crate::offers::Offer;
 use libp2p_punch_proto::SocketId;
 
-/// What the transport tells the driver.
+/// Message from the transport to the driver.
 #[derive(Debug)]
 pub(crate) enum Notice {
     /// A socket can be used for sessions.
     SocketUp {
         /// Its name.
         socket: SocketId,
-        /// What it is bound to; perhaps a wildcard.
+        /// Address to which it is bound; perhaps a wildcard.
         local: SocketAddr,
-        /// Whether it also accepts plain connections.
+        /// The socket also accepts plain connections.
         accepts: bool,
     },
     /// A peer was dialed at an address of its own, and did not answer.
     Unanswered {
-        /// Whom the address belongs to.
+        /// Peer of the address.
         peer: PeerId,
     },
     /// A socket is no longer to be used for new sessions.
@@ -41,12 +41,12 @@ pub(crate) enum Notice {
     },
     /// A plain connection was authenticated. It has not been handed to the swarm yet.
     ///
-    /// The socket is not always one that is up: a dial with `PortUse::New` has one to itself, and one that went down
-    /// keeps its connections.
+    /// The socket is not always one that is up: a dial with `PortUse::New` has one to itself, and
+    /// one that went down keeps its connections.
     ConnectionUp {
         /// The remote.
         peer: PeerId,
-        /// Where it is.
+        /// Remote address.
         remote: SocketAddr,
         /// The socket that the connection uses.
         socket: SocketId,
@@ -55,7 +55,7 @@ pub(crate) enum Notice {
     Lost {
         /// The remote.
         peer: PeerId,
-        /// Where it was dialed, if it was, and not through a session.
+        /// Address that was dialed; `None` for an accepted connection and for a session.
         dialed: Option<SocketAddr>,
     },
     /// The swarm dials a peer through a traversal. It may poll other addresses first.
@@ -69,7 +69,7 @@ pub(crate) enum Notice {
     },
     /// A plain address of a peer is dialed while a dial of the peer has an offer.
     Join {
-        /// Whom the address belongs to.
+        /// Peer of the address.
         peer: PeerId,
         /// Takes the connection of the session, if no other dial of the peer waits for it.
         reply: Reply,
@@ -96,7 +96,8 @@ pub(crate) struct InboundSession {
 #[derive(Debug)]
 pub(crate) struct Notices {
     sender: Option<mpsc::Sender<Notice>>,
-    /// What did not fit yet. As long as what the application did since: it opened and closed these sockets.
+    /// Notices that did not fit into the channel yet. Its length follows the application's calls:
+    /// it opened and closed these sockets.
     waiting: VecDeque<Notice>,
 }
 
@@ -110,8 +111,8 @@ impl Notices {
         self.sender.clone()
     }
 
-    /// Sends at once if there is room. Otherwise the caller must see to it that [`poll_flush`](Self::poll_flush)
-    /// is called.
+    /// Sends at once if there is room. Otherwise the caller must see to it that
+    /// [`poll_flush`](Self::poll_flush) is called.
     pub(crate) fn push(&mut self, notice: Notice) {
         if self.sender.is_some() {
             self.waiting.push_back(notice);
@@ -145,7 +146,8 @@ impl Notices {
     }
 }
 
-/// Tells the driver, and waits for room. Nobody needs to be told if there is no driver, or none any more.
+/// Tells the driver, and waits for room. Nobody needs to be told if there is no driver, or none any
+/// more.
 pub(crate) async fn tell(sender: Option<mpsc::Sender<Notice>>, notice: Notice) -> Result<(), Error> {
     match sender {
         Some(mut sender) => sender.send(notice).await.map_err(|_| Error::DriverStopped),

@@ -24,19 +24,23 @@ use crate::config::{CongestionController, QuicConfig};
 
 /// QUIC version 1 (RFC 9000), the only one.
 const VERSIONS: [u32; 1] = [1];
-/// What a connection takes the round-trip time to be before it knows. RFC 9002 §6.2.2 recommends 333 ms, and a lost
-/// first flight then costs a second; too low a value costs no more than a spurious retransmission.
+/// Assumed round-trip time of a connection before the first sample. RFC 9002 §6.2.2 recommends 333
+/// ms, and a lost first flight then costs a second; too low a value costs no more than a spurious
+/// retransmission.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
-/// Bounds for what is known of a session's round-trip time: nothing below the timer granularity of RFC 9002 §6.1.2
-/// helps, and above the RFC's own default it must not go.
+/// Bounds for what is known of a session's round-trip time: nothing below the timer granularity of
+/// RFC 9002 §6.1.2 helps, and above the RFC's own default it must not go.
 const SESSION_RTT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(333));
-/// Largest UDP payload that a session searches for: what a 1,420-byte tunnel carries over IPv6. A session may move to
-/// another path at any time, and each byte above that path's MTU then costs a black-hole detection.
+/// Largest UDP payload that a session searches for: what a 1,420-byte tunnel carries over IPv6. A
+/// session may move to another path at any time, and each byte above that path's MTU then costs a
+/// black-hole detection.
 const SESSION_MTU: u16 = 1_372;
-/// What quinn makes room for in its receive buffer and tells its peers that it takes (RFC 9000 §18.2): Ethernet over IPv4.
+/// Payload for which quinn makes room in its receive buffer, and which it announces to its peers
+/// (RFC 9000 §18.2): Ethernet over IPv4.
 const USUAL_PAYLOAD: u16 = 1_472;
-/// Streams that a remote may open before it has shown that it needs more. QUIC's state for each is allocated ahead: 256 of
-/// them cost 21 KB a connection, and most connections of a peer are idle. See `Connection::raise_stream_limit`.
+/// Streams that a remote may open before it has shown that it needs more. QUIC's state for each is
+/// allocated ahead: 256 of them cost 21 KB a connection, and most connections of a peer are idle.
+/// See `Connection::raise_stream_limit`.
 pub(super) const FIRST_STREAMS: u32 = 16;
 
 /// Makes the configurations of every QUIC connection of one identity. Cheap to clone.
@@ -47,7 +51,7 @@ pub(crate) struct Quic {
     transport: Arc<TransportConfig>,
     server: Arc<quinn::ServerConfig>,
     config: QuicConfig,
-    /// If every connection is to write a trace.
+    /// Writer of the traces of all connections; `None` without traces.
     qlog: Option<Arc<Qlog>>,
 }
 
@@ -57,7 +61,8 @@ impl Quic {
         let transport = Arc::new(transport(config));
         let mut server = quinn::ServerConfig::with_crypto(tls.server_config(Expected::anyone()));
         server.transport_config(transport.clone());
-        // A client that changes its address, or whose NAT does, keeps its connection (RFC 9000 §9). The swarm is told.
+        // A client that changes its address, or whose NAT does, keeps its connection (RFC 9000 §9).
+        // The swarm gets an event.
         server.migration(true);
         Ok(Self {
             tls,
@@ -69,7 +74,7 @@ impl Quic {
         })
     }
 
-    /// What the user set.
+    /// Returns the settings of the user.
     pub(crate) fn config(&self) -> &QuicConfig {
         &self.config
     }
@@ -84,7 +89,7 @@ impl Quic {
         }
     }
 
-    /// How long a handshake may take.
+    /// Returns the time-out of a handshake.
     pub(crate) fn handshake_timeout(&self) -> Duration {
         self.config.handshake_timeout
     }
@@ -97,11 +102,13 @@ impl Quic {
         let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
         endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
         endpoint.supported_versions(VERSIONS.to_vec());
-        // Probes are told from QUIC by the fixed bit (RFC 9443 §2), so peers must not learn that they may clear it: this keeps
-        // the transport parameter of RFC 9287 §3 out of the handshake.
+        // The fixed bit distinguishes QUIC from probes (RFC 9443 §2), so peers must not learn that
+        // they may clear it. This keeps the transport parameter of RFC 9287 §3 out of the
+        // handshake.
         endpoint.grease_quic_bit(false);
         if self.config.max_mtu > USUAL_PAYLOAD {
-            // Else we would tell our peers to send no more than is usual. The configuration's bounds are QUIC's own.
+            // Else we would tell our peers to send no more than is usual. The configuration's
+            // bounds are QUIC's own.
             let _ = endpoint.max_udp_payload_size(self.config.max_mtu);
         }
         endpoint
@@ -123,8 +130,8 @@ impl Quic {
         self.server.clone()
     }
 
-    /// For a plain connection that needs something of its own: that it come from the expected peer, or that it be traced.
-    /// `None` if the configuration for all of them will do.
+    /// For a plain connection that needs something of its own: that it come from the expected peer,
+    /// or that it be traced. `None` if the configuration for all of them will do.
     pub(crate) fn own_server_config(&self, expected: Option<&Expected>) -> Option<Arc<quinn::ServerConfig>> {
         if expected.is_none() && self.qlog.is_none() {
             return None;
@@ -225,12 +232,12 @@ fn mtu_discovery(config: &QuicConfig, highest: u16) -> Option<MtuDiscoveryConfig
     })
 }
 
-/// Derives the keys of each endpoint. They are the same after a restart, so that the remotes of our old connections learn
-/// of it at once: we still recognise the connection IDs that we gave out, and can compute the token that goes with each
-/// (RFC 9000 §10.3).
+/// Derives the keys of each endpoint. They are the same after a restart, so that the remotes of our
+/// old connections learn of it at once: we still recognise the connection IDs that we gave out, and
+/// can compute the token that goes with each (RFC 9000 §10.3).
 ///
-/// No two sockets share a key. Otherwise a stranger could ask one socket for the reset of another one's connection
-/// (RFC 9000 §21.11).
+/// No two sockets share a key. Otherwise a stranger could ask one socket for the reset of another
+/// one's connection (RFC 9000 §21.11).
 #[derive(Clone)]
 struct EndpointSecret(Hkdf<Sha256>);
 
@@ -263,7 +270,8 @@ impl EndpointSecret {
     fn keys(&self, endpoint: &[u8]) -> EndpointKeys {
         let expand = |purpose: &[u8]| {
             let mut key = [0; 32];
-            // HKDF-SHA256 refuses nothing below 8,160 bytes; a refusal would leave a key that nobody can guess.
+            // HKDF-SHA256 refuses nothing below 8,160 bytes; a refusal would leave a key that
+            // nobody can guess.
             if self.0.expand_multi_info(&[purpose, endpoint], &mut key).is_err() {
                 key = rand::random();
             }

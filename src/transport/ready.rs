@@ -1,4 +1,5 @@
-//! Connections that sessions ended in and that no dial waits for. The behaviour dials their real addresses.
+//! Connections that sessions ended in and that no dial waits for. The behaviour dials their real
+//! addresses.
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +11,8 @@ use libp2p_identity::PeerId;
 
 use super::Connection;
 
-/// Connections to be collected, by peer and real remote address. There is at most one for each session.
+/// Connections to be collected, by peer and real remote address. There is at most one for each
+/// session.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ready(Arc<Mutex<BTreeMap<(PeerId, SocketAddr), Connection>>>);
 

@@ -1,4 +1,5 @@
-//! Places that networks share, so that one attacker does not take all of them. See [`NetworkPrefix`].
+//! Places that networks share, so that one attacker does not take all of them. See
+//! [`NetworkPrefix`].
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},

@@ -1,13 +1,17 @@
 //! A UDP socket that outlives those of the operating system.
 //!
-//! A system may take a socket away: iOS after a suspension, `SOCK_DESTROY` on Linux and Android, the reset of an interface. Then
-//! receiving or sending fails. [`Socket`] hides that from its users, closes the dead socket, and binds another one in its place:
+//! A system may take a socket away: iOS after a suspension, `SOCK_DESTROY` on Linux and Android,
+//! the reset of an interface. Then receiving or sending fails. [`Socket`] hides that from its
+//! users, closes the dead socket, and binds another one in its place:
 //!
-//! - at the same address and port first, so that addresses, NAT mappings and connections stay valid;
+//! - at the same address and port first, so that addresses, NAT mappings and connections stay
+//!   valid;
 //! - at any port if the port stays taken;
-//! - with back-off for as long as binding fails, as it does without file descriptors or while the address is gone.
+//! - with back-off for as long as binding fails, as it does without file descriptors or while the
+//!   address is gone.
 //!
-//! Meanwhile what is sent is lost. The owner learns of a failure once, and of each replacement, by [`Socket::poll_news`].
+//! Meanwhile what is sent is lost. The owner learns of a failure once, and of each replacement, by
+//! [`Socket::poll_news`].
 
 use std::{
     collections::VecDeque,
@@ -46,10 +50,11 @@ const MAX_REBIND_DELAY: Duration = Duration::from_secs(30);
 const STABLE_LIFETIME: Duration = Duration::from_secs(10);
 /// News that wait for the owner. An owner that does not ask needs none of them.
 const MAX_NEWS: usize = 8;
-/// The outage after which a NAT may have forgotten the socket, and a measurement of it means nothing.
+/// The outage after which a NAT may have forgotten the socket, and a measurement of it means
+/// nothing.
 const LONG_OUTAGE: Duration = Duration::from_secs(1);
 
-/// What became of a socket.
+/// State of a socket.
 #[derive(Debug)]
 pub(crate) enum SocketNews {
     /// It failed, or cannot be replaced yet.
@@ -157,7 +162,8 @@ impl Socket {
         Some((state.generation, state.current.clone()?))
     }
 
-    /// Closes the socket of this generation, unless that was done already, and begins to replace it.
+    /// Closes the socket of this generation, unless that was done already, and begins to replace
+    /// it.
     fn fail(&self, generation: u64, error: io::Error) {
         let now = self.runtime.now();
         let mut state = self.write();
@@ -318,7 +324,8 @@ impl AsyncUdpSocket for Socket {
                     self.errors.store(0, Relaxed);
                     return Poll::Pending;
                 }
-                // These only say that a datagram sent earlier met nobody, and anybody can make us hear that.
+                // These only say that a datagram sent earlier met nobody, and anybody can make us
+                // hear that.
                 Poll::Ready(Err(error))
                     if is_about_a_sent_datagram(&error) && self.errors.fetch_add(1, Relaxed) < MAX_ERRORS => {
                 }
@@ -349,7 +356,8 @@ impl AsyncUdpSocket for Socket {
     }
 }
 
-/// Waits for room to send. It holds the system's socket only while it waits, so that a dead one is closed soon.
+/// Waits for room to send. It holds the system's socket only while it waits, so that a dead one is
+/// closed soon.
 struct Poller {
     socket: Arc<Socket>,
     waiting: Option<Waiting>,

@@ -1,4 +1,5 @@
-//! The transport's part when sockets are replaced: names, the driver, and the connections that depend on them.
+//! The transport's part when sockets are replaced: names, the driver, and the connections that
+//! depend on them.
 
 use std::{
     sync::Arc,
@@ -60,7 +61,8 @@ impl Transport {
         }
     }
 
-    /// Closes the connections that peers made to a port that is gone: servers do not move in QUIC version 1.
+    /// Closes the connections that peers made to a port that is gone: servers do not move in QUIC
+    /// version 1.
     fn close_accepted(&mut self, wire: &Arc<SharedEndpoint>) {
         for live in self.env.connections.live() {
             let accepted =

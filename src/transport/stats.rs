@@ -1,7 +1,8 @@
-//! What can be told of connections: by call, and as events.
+//! Statistics of connections: by call, and as events.
 //!
-//! Nothing is collected while nobody asks. QUIC counts for its own purposes; a call reads its counters under the
-//! connection's lock, and events come with the opening, the moving and the closing of connections only.
+//! Nothing is collected while nobody asks. QUIC counts for its own purposes; a call reads its
+//! counters under the connection's lock, and events come with the opening, the moving and the
+//! closing of connections only.
 
 use std::{
     fmt,
@@ -25,17 +26,19 @@ use libp2p_punch_proto::event::PathKind;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionNumber(pub(super) u64);
 
-/// How a connection came about.
+/// Origin of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ConnectionOrigin {
     /// We dialed the address.
     Dial,
     /// The peer dialed one of our listen addresses.
     Listener,
-    /// The peer dialed while we opened our NAT for it, in the role of the listener, as `libp2p-dcutr` wants it.
+    /// The peer dialed while we opened our NAT for it, in the role of the listener, as
+    /// `libp2p-dcutr` wants it.
     PunchAsListener,
-    /// A traversal session, which either side began, and how it found the address of the peer at which it connected.
-    /// Where the session went and when is in [`Event`](libp2p_punch_proto::event::Event).
+    /// A traversal session, which either side began, and how it found the address of the peer at
+    /// which it connected. Where the session went and when is in
+    /// [`Event`](libp2p_punch_proto::event::Event).
     Session(PathKind),
 }
 
@@ -61,15 +64,15 @@ impl fmt::Display for ConnectionOrigin {
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ConnectionStats {
-    /// Which connection.
+    /// The connection.
     pub connection: ConnectionNumber,
     /// The remote.
     pub peer: PeerId,
-    /// How it came about.
+    /// Origin of the connection.
     pub through: ConnectionOrigin,
-    /// How the remote presented its identity.
+    /// Way in which the remote presented its identity.
     pub handshake: HandshakeMode,
-    /// What encrypts it.
+    /// Cipher of the connection.
     pub cipher: Cipher,
     /// The real remote address at present; `None` for a session between two paths.
     pub remote: Option<Multiaddr>,
@@ -79,7 +82,7 @@ pub struct ConnectionStats {
     pub min_rtt: Duration,
     /// Congestion window in bytes.
     pub congestion_window: u64,
-    /// How often it was reduced.
+    /// Number of reductions of the congestion window.
     pub congestion_events: u64,
     /// UDP payload in bytes that the path is known to carry.
     pub path_mtu: u16,
@@ -111,7 +114,7 @@ pub enum StatsEvent {
 }
 
 impl StatsEvent {
-    /// What was known when it happened.
+    /// Returns the statistics at the time of the event.
     pub fn stats(&self) -> &ConnectionStats {
         match self {
             Self::Opened(stats) | Self::Moved(stats) | Self::Closed(stats) => stats,
@@ -119,7 +122,8 @@ impl StatsEvent {
     }
 }
 
-/// Tells of the connections of a transport, from anywhere: clone it before the transport goes into a swarm.
+/// Tells of the connections of a transport, from anywhere: clone it before the transport goes into
+/// a swarm.
 #[derive(Debug, Clone)]
 pub struct Stats(Arc<ConnectionTable>);
 
@@ -128,8 +132,9 @@ impl Stats {
         Self(registry)
     }
 
-    /// How often clients moved, or claimed so, to an address to which nothing more was sent, because they had moved too often or
-    /// too many had moved there. See `docs/protocol.md` §8.
+    /// Returns the number of moves of clients, or claims of a move, that were refused. Nothing more
+    /// was sent to the new address, because the client had moved too often or too many clients had
+    /// moved there. See `docs/protocol.md` §8.
     pub fn moves_refused(&self) -> u64 {
         self.0.moves().refused()
     }
@@ -149,8 +154,8 @@ impl Stats {
         self.0.get(connection).map(|live| live.stats())
     }
 
-    /// News from now on. Whoever does not keep up misses some; see [`StatsEvents::missed`]. Up to
-    /// [`MAX_SUBSCRIBERS`](Self::MAX_SUBSCRIBERS) streams are served; `None` if there are as many already.
+    /// Returns a stream of the events from now on. A slow reader misses some; see
+    /// [`StatsEvents::missed`].
     pub fn events(&self) -> Option<StatsEvents> {
         let (sender, receiver) = mpsc::channel(Self::BACKLOG);
         let missed = self.0.subscribe(sender)?;

@@ -13,14 +13,14 @@ use super::window::SendWindow;
 
 /// One stream of a [`Connection`](super::Connection).
 ///
-/// Closing it ends our half and flushes nothing that it must wait for: QUIC delivers what was written. The other half
-/// can still be read.
+/// Closing it ends our half and flushes nothing that it must wait for: QUIC delivers what was
+/// written. The other half can still be read.
 pub struct Stream {
     send: quinn::SendStream,
     recv: quinn::RecvStream,
-    /// That of the connection.
+    /// Send window of the connection.
     window: Arc<SendWindow>,
-    /// How the first close ended; every later one ends the same.
+    /// Result of the first close; every later close has the same result.
     closed: Option<Result<(), io::ErrorKind>>,
     /// By which the connection counts the streams of the remote.
     _counted: Option<Arc<()>>,
@@ -73,9 +73,10 @@ impl AsyncWrite for Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        // Whoever reads a message of known length drops the stream without having read its end. quinn would then send
-        // STOP_SENDING, although nothing is left to stop, and some implementations drop their other half for it. If
-        // the end has arrived, one look is enough for quinn to know.
+        // A reader of a message of known length drops the stream without having read its end. quinn
+        // would then send STOP_SENDING, although nothing is left to stop, and some implementations
+        // drop their other half for it. If the end has arrived, one look is enough for quinn to
+        // know.
         let mut byte = [0];
         let _ = self.recv.poll_read(&mut Context::from_waker(Waker::noop()), &mut byte);
     }

@@ -312,7 +312,8 @@ async fn sessions_pin_the_peer_on_both_sides() {
         let connecting = client.connect_with(config, address, "libp2p").unwrap();
         let accepting = async { server.accept().await.unwrap().await };
         let (connected, accepted) = future::join(connecting, accepting).await;
-        // The client's half may be done before the server refuses it; nothing of the application was let in by then.
+        // The client's half may be done before the server refuses it; nothing of the application
+        // was let in by then.
         assert_eq!(accepted.is_ok(), connects);
         if client_expects != b_id {
             assert!(matches!(

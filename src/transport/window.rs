@@ -1,7 +1,8 @@
-//! How much a connection may have written that is not acknowledged: little at first, more where the path can use it.
+//! Limit of unacknowledged data of a connection: small at first, larger where the path can use it.
 //!
-//! A window far above what a path holds fills the receiver's socket buffer and the caches, and costs a quarter of the
-//! throughput between two processes of one machine; one below it costs throughput on every long path.
+//! A window far above what a path holds fills the receiver's socket buffer and the caches, and
+//! costs a quarter of the throughput between two processes of one machine; one below it costs
+//! throughput on every long path.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -10,10 +11,10 @@ use std::{
 
 /// Bytes at first. Enough for 200 Mb/s at a round-trip time of 100 ms.
 pub(super) const FIRST_SEND_WINDOW: u64 = 2_500_000;
-/// Bytes per second beyond which no window is made for a path: 10 Gb/s. Within one machine the round-trip time is mostly
-/// that of the scheduler, and says nothing of queues.
+/// Bytes per second beyond which no window is made for a path: 10 Gb/s. Within one machine the
+/// round-trip time is mostly that of the scheduler, and says nothing of queues.
 const MAX_RATE: f64 = 1.25e9;
-/// A writer that waits looks at the path every so many times, as that takes the connection's lock.
+/// Waits of a writer between two looks at the path, since a look takes the connection's lock.
 const WAITS_BETWEEN_LOOKS: u32 = 16;
 
 /// The send window of one connection, which grows when a writer has to wait.
@@ -35,8 +36,8 @@ impl SendWindow {
         }
     }
 
-    /// Makes room for what the path can hold; to be called when a writer waits. quinn wakes writers by acknowledgements,
-    /// which a connection that has filled a window is waiting for.
+    /// Makes room for what the path can hold; to be called when a writer waits. quinn wakes writers
+    /// by acknowledgements, which a connection that has filled a window is waiting for.
     pub(super) fn grow(&self) {
         let bytes = self.bytes.load(Relaxed);
         let look = self.waits.fetch_add(1, Relaxed).is_multiple_of(WAITS_BETWEEN_LOOKS);
@@ -52,8 +53,8 @@ impl SendWindow {
     }
 }
 
-/// Twice the bandwidth-delay product, if `in_flight` bytes are delivered in each round trip: the time that they spend in
-/// queues is no reason to have more of them.
+/// Twice the bandwidth-delay product, if `in_flight` bytes are delivered in each round trip: the
+/// time that they spend in queues is no reason to have more of them.
 fn wanted(in_flight: u64, rtt: Duration, min_rtt: Duration) -> u64 {
     let unqueued = (min_rtt.as_secs_f64() / rtt.as_secs_f64().max(f64::MIN_POSITIVE)).min(1.0);
     let at_most = MAX_RATE * min_rtt.as_secs_f64();

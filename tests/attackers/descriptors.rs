@@ -12,7 +12,7 @@ const ATTACKERS: u8 = 12;
 const ATTACK: Duration = Duration::from_secs(60);
 const SAMPLE: Duration = Duration::from_millis(100);
 
-/// A host whose process may have only so many file descriptors.
+/// A host whose process has a limited number of file descriptors.
 #[derive(Debug)]
 struct Limited {
     host: Arc<Host>,

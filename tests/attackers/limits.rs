@@ -7,8 +7,8 @@ use crate::support::*;
 const LIMIT: u32 = 3;
 const DIALERS: u8 = 7;
 
-/// The connections of a victim with this configuration after [`DIALERS`] have dialed it by sessions, and the number of
-/// sessions that were established.
+/// The connections of a victim with this configuration after [`DIALERS`] have dialed it by
+/// sessions, and the number of sessions that were established.
 async fn connections_by_sessions(quic: QuicConfig, address_of: impl Fn(u8) -> [u8; 4]) -> (usize, usize) {
     let world = World::new(1);
     let coordinator = coordinator(&world);

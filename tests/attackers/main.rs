@@ -1,6 +1,7 @@
 //! Attacks on whole nodes, each with its budget as the assertion. `docs/security.md` lists them.
 //!
-//! Every test prints the factor or the count that it measured: `cargo test --test attackers -- --nocapture`.
+//! Every test prints the factor or the count that it measured: `cargo test --test attackers --
+//! --nocapture`.
 
 #[cfg(test)]
 mod control_streams;

@@ -12,7 +12,7 @@ const HEADERS: usize = 28;
 const FORGED: u16 = 200;
 /// Addresses that are not proven, in the first minute of one client.
 const MOVES: usize = 4 + 4;
-/// What quinn sends to each at once: a PATH_CHALLENGE, and perhaps an MTU probe.
+/// Datagrams that quinn sends to each address at once: a PATH_CHALLENGE, and perhaps an MTU probe.
 const DATAGRAMS: usize = 2;
 
 /// Datagrams and their bytes on the wire.
@@ -29,7 +29,7 @@ impl Traffic {
     }
 }
 
-/// What claims to come from third parties, and what goes to them: addresses of 198.18.0.0/15.
+/// Datagrams from and to third parties: addresses of 198.18.0.0/15.
 #[derive(Debug, Clone, Copy, Default)]
 struct Reflection {
     forged: Traffic,

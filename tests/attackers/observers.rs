@@ -139,7 +139,8 @@ fn one_coordinator_of_three_that_lies_lowers_the_confidence_and_changes_no_mappi
     let mut scene = Scene::new();
     let coordinators = scene.coordinators();
     let liar = coordinators[1];
-    // Its first lie is that the mapping is gone. Nobody confirms it, and it is not believed a second time.
+    // Its first lie is that the mapping is gone. Nobody confirms it, and it is not believed a
+    // second time.
     let mut independent = 0;
     for second in 0..120 {
         scene.say(liar, if second % 2 == 0 { LIE } else { OWN });

@@ -112,7 +112,8 @@ async fn no_address_is_logged_above_debug() {
         matches!(event, SwarmEvent::ConnectionEstablished { peer_id, .. } if peer_id == peer).then_some(())
     })
     .await;
-    // What goes wrong is logged, too: the system takes the sockets away, and does not give new ones at once.
+    // What goes wrong is logged, too: the system takes the sockets away, and does not give new ones
+    // at once.
     host.refuse_binds(io::ErrorKind::OutOfMemory, 3, false);
     host.kill_sockets();
     run(dialer);

@@ -21,7 +21,7 @@ struct Coordinator {
     next_link: u64,
 }
 
-/// What became of a `REGISTER`.
+/// Outcome of a `REGISTER`.
 #[derive(Debug, PartialEq, Eq)]
 enum Answer {
     Registered,

@@ -43,7 +43,8 @@ impl Flood {
         self.scene.take(request);
     }
 
-    /// Lets newcomers ask during the flood, each once and from a network of its own; how many were heard.
+    /// Lets newcomers ask during the flood, each once and from a network of its own; how many were
+    /// heard.
     fn newcomers_heard(&mut self) -> usize {
         self.run_for(ms(9_000));
         let newcomers = 1_000_000..1_000_000 + NEWCOMERS;

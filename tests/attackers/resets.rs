@@ -5,7 +5,7 @@ use crate::support::*;
 const SERVER: [u8; 4] = [203, 0, 113, 2];
 const CID_LEN: usize = 8;
 
-/// What a packet with a short header shows to those on its way.
+/// Fields of a packet with a short header that its path can see.
 struct Seen {
     cid: [u8; CID_LEN],
     sender: SocketAddr,
@@ -45,7 +45,8 @@ async fn a_sibling_socket_tells_no_reset_token_of_a_live_connection() {
     let (_, mut connection) = dialer.dial(sockets[0].parse().unwrap(), FRESH).unwrap().await.unwrap();
     tokio::time::sleep(Duration::from_secs(2)).await;
 
-    // Whoever sees the connection's packets asks the other sockets, and passes on what they answer as from the right one.
+    // An observer of the connection's packets sends its ID to the other sockets, and forwards their
+    // answers as from the right socket.
     let Seen { cid, sender } = seen.lock().unwrap().take().unwrap();
     let siblings: [SocketAddr; 2] = [(SERVER, 4002).into(), "[2001:db8::2]:4001".parse().unwrap()];
     let mut resets = 0;

@@ -4,9 +4,10 @@ use tokio::time::Instant;
 
 use crate::support::*;
 
-/// More than the 8 flows that take packets from one address at one socket, within the time that a flow lingers.
+/// More than the 8 flows that take packets from one address at one socket, within the time that a
+/// flow lingers.
 const SESSIONS: usize = 11;
-/// What a dial takes here: one and a half round trips.
+/// Duration of a dial here: one and a half round trips.
 const DIAL: Duration = Duration::from_millis(65);
 
 #[tokio::test(start_paused = true)]

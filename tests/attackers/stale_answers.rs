@@ -72,7 +72,8 @@ impl Scene {
         Self { world, liar, initiator, responder, asked }
     }
 
-    /// Dials once and returns how long it took to connect, if it did within half a minute. Nothing is left of the session.
+    /// Dials once and returns how long it took to connect, if it did within half a minute. Nothing
+    /// is left of the session.
     fn dial(&mut self) -> Option<Duration> {
         let begin = self.world.elapsed();
         for node in [self.initiator, self.responder] {

@@ -124,12 +124,12 @@ pub(crate) async fn registered(swarm: &mut Swarm<Behaviour>) {
     until(swarm, |event| matches!(event, SwarmEvent::Behaviour(Event::Registered { .. })).then_some(())).await
 }
 
-/// What an attacker's sockets do from now on.
+/// Behaviour of an attacker's sockets from now on.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Behaving {
     /// Every datagram but those of handshakes claims to come from there.
     pub(crate) forges: Option<SocketAddr>,
-    /// What comes in is dropped, as far as this says.
+    /// Datagrams that these sockets receive; all others are dropped.
     pub(crate) hears: Hears,
 }
 
@@ -188,7 +188,8 @@ impl AsyncUdpSocket for AttackerSocket {
     }
 
     fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        // A handshake is no migration: whoever forges its source has three times its bytes sent there (RFC 9000 §8.1).
+        // A handshake is no migration: a forged source gets at most three times the bytes sent (RFC
+        // 9000 §8.1).
         let is_handshake = transmit.contents.first().is_some_and(|first| first & LONG_HEADER != 0);
         let Some(source) = self.behaving.lock().unwrap().forges.filter(|_| !is_handshake) else {
             return self.inner.try_send(transmit);

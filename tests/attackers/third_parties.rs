@@ -1,4 +1,5 @@
-//! Attackers who want a peer to send to somebody else: to a victim on the Internet, or into the peer's own network.
+//! Attackers who want a peer to send to somebody else: to a victim on the Internet, or into the
+//! peer's own network.
 
 use std::{
     collections::BTreeMap,
@@ -37,7 +38,8 @@ impl Attacker {
         Self { keypair: Keypair::ed25519_from_bytes(seed).unwrap(), secret: ProbeSecret::new([7; 32]) }
     }
 
-    /// A request that names these addresses, as the coordinator passes it on. Its first flight is as small as can be.
+    /// A request that names these addresses, as the coordinator passes it on. Its first flight is
+    /// as small as can be.
     pub(crate) fn request(
         &self,
         scene: &Scene,
@@ -124,7 +126,8 @@ fn a_request_leads_to_at_most_three_times_its_bytes_at_one_host() {
     assert!(probes > 0);
 }
 
-/// One request of every identity, a hundred of them in a second, as fast as one coordinator may pass them on.
+/// One request of every identity, a hundred of them in a second, as fast as one coordinator may
+/// pass them on.
 fn flood(scene: &mut Scene, identities: u32, addresses: impl Fn(u32) -> Vec<SocketAddr>) -> Duration {
     let begin = scene.world.elapsed();
     for number in 0..identities {

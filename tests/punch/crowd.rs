@@ -11,7 +11,8 @@ use tokio::time::{Instant, timeout};
 
 use crate::network::{Site, client, coordinator, on_paused_time, registered, run, swarm, until};
 
-/// Peers behind NATs that dial, and as many that are dialed; each of the one dials each of the other.
+/// Peers behind NATs that dial, and as many that are dialed; each of the one dials each of the
+/// other.
 const SIDE: u8 = 32;
 
 #[test]

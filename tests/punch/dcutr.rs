@@ -18,12 +18,13 @@ use crate::{
     relaying::{self, relayed_swarm},
 };
 
-/// Only a test that fails waits so long, on whatever machine: the dialer's own time-outs are over long before.
+/// Only a test that fails waits so long, on whatever machine: the dialer's own time-outs are over
+/// long before.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
-/// How long a second connection is watched for.
+/// Time in which a second connection would show.
 const AFTER: Duration = Duration::from_secs(1);
 
-/// What peers without a coordinator are made of.
+/// Behaviours of peers without a coordinator.
 #[derive(NetworkBehaviour)]
 struct Stock {
     punch: Behaviour,

@@ -1,4 +1,4 @@
-//! Direct connections that a swarm does not want, or does not keep, beside a relayed one.
+//! Direct connections that a swarm does not want, or does not keep, next to a relayed connection.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,7 +28,8 @@ use crate::{
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Denies every connection to a peer that is connected, as libp2p-connection-limits does with a limit of one per peer.
+/// Denies every connection to a peer that is connected, as libp2p-connection-limits does with a
+/// limit of one per peer.
 #[derive(Default)]
 struct OnePerPeer(BTreeMap<PeerId, BTreeSet<ConnectionId>>);
 
@@ -129,7 +130,8 @@ fn count(seen: &[Seen], wanted: impl Fn(&Seen) -> bool) -> usize {
     seen.iter().filter(|seen| wanted(seen)).count()
 }
 
-/// What a dialer sees in five minutes of a peer that it is connected to over a relay, and how many packets all of them send.
+/// Returns the events of a dialer about a peer with a relayed connection, in five minutes, and the
+/// number of packets of all peers.
 fn with_a_peer(limited: bool) -> (Vec<Seen>, u64) {
     on_paused_time(async {
         let world = World::new(1);
@@ -179,7 +181,7 @@ fn a_peer_that_denies_the_direct_connection_is_tried_ever_less_often() {
     assert_eq!(opened, closed, "the relayed connection stays: {seen:#?}");
 }
 
-/// Whose swarm denies the connection of a session, if any does.
+/// Swarm that denies the connection of a session, if any does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum DeniedBy {
     Dialer,
@@ -228,7 +230,8 @@ impl Side {
     }
 }
 
-/// A dial that connects within a second, after which the dialer disconnects if `is_short`, and five seconds more.
+/// A dial that connects within a second, after which the dialer disconnects if `is_short`, and five
+/// seconds more.
 fn dialed(by: DeniedBy, is_short: bool) -> [Side; 2] {
     on_paused_time(async {
         let world = World::new(1);

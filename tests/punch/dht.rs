@@ -118,7 +118,8 @@ fn run(mut swarm: Swarm<Node>, bootstrap: Option<(PeerId, Multiaddr)>) -> Runnin
     Running { peer, registered, orders }
 }
 
-/// A network of `public` nodes and one node behind a NAT for each of `sites`, once these have found coordinators.
+/// A network of `public` nodes and one node behind a NAT for each of `sites`, once these have found
+/// coordinators.
 async fn network(world: &World, public: u8, sites: &[Site]) -> Vec<Running> {
     let mut bootstrap = None;
     for number in 0..public {

@@ -1,4 +1,4 @@
-//! What is left of a swarm that was dropped: nothing.
+//! Nothing is left of a swarm that was dropped.
 
 use std::{net::UdpSocket, sync::Arc, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::network::{NEVER, PORT, Site, client, coordinator, on_paused_time, reg
 
 /// Flows keep their sockets for three seconds, to answer what their peers still send.
 const LINGER: Duration = Duration::from_secs(3);
-/// How often a port is looked at.
+/// Interval of the checks of a port.
 const LOOK: Duration = Duration::from_millis(50);
 
 async fn on_loopback(config: Config) -> (Swarm<Behaviour>, u16) {
@@ -48,7 +48,7 @@ async fn becomes_free(port: u16) {
     }
 }
 
-/// How long the port of a simulated host stays in use.
+/// Returns the time for which the port of a simulated host stays in use.
 async fn time_until_free(host: &Arc<Host>) -> Duration {
     let start = Instant::now();
     while host.socket(([0, 0, 0, 0], PORT).into()).is_err() {

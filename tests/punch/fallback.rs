@@ -1,4 +1,5 @@
-//! When relays are asked: soon enough for every pair, not for those that are direct at once, and never for ever.
+//! Times at which relays are asked: soon enough for every pair, not for pairs that are direct at
+//! once, and not without end.
 
 use std::{sync::Arc, time::Duration};
 
@@ -114,8 +115,8 @@ async fn dial_after(delay: Duration, swarm: &mut Swarm<Peer>, other: PeerId) -> 
     seen
 }
 
-/// How many of 40 runs make a relayed connection where both sides dial: registered, or right after their start, and from one run
-/// to the next further apart.
+/// Returns the number of 40 runs that make a relayed connection where both sides dial. The peers
+/// are registered, or dial right after their start; the offset grows from run to run.
 fn relayed_runs(registered: bool, offset: Duration) -> usize {
     let runs = 0..40;
     let is_relayed = |run: &u32| {

@@ -1,4 +1,4 @@
-//! Peers that share a network or a public address, and IPv6 beside IPv4.
+//! Peers that share a network or a public address, and IPv6 together with IPv4.
 
 use std::{net::Ipv6Addr, sync::Arc, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::{
 
 const V4: &str = "/ip4/0.0.0.0/udp/4001/quic-v1";
 const V6: &str = "/ip6/::/udp/4001/quic-v1";
-/// How long a relayed pair is watched for a direct connection.
+/// Time in which a relayed pair may become direct.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn v6(last: u16) -> Ipv6Addr {
@@ -52,7 +52,8 @@ fn coordinator(world: &World) -> (Arc<Host>, [Multiaddr; 2]) {
     (host, addresses.map(|address| address.parse().expect("valid")))
 }
 
-/// Two peers with these hosts and this coordinator: where the dialer reaches the listener, or why it does not.
+/// Two peers with these hosts and this coordinator: where the dialer reaches the listener, or why
+/// it does not.
 fn dial(
     world: impl FnOnce(&World) -> [Arc<Host>; 2],
     family: usize,
@@ -61,7 +62,8 @@ fn dial(
     timed_dial(world, Duration::ZERO, family, listen).map(|(remote, _)| remote)
 }
 
-/// As [`dial`], with this round-trip time between any two of the three hosts; also how long the dial took.
+/// As [`dial`], with this round-trip time between any two of the three hosts; also how long the
+/// dial took.
 fn timed_dial(
     world: impl FnOnce(&World) -> [Arc<Host>; 2],
     rtt: Duration,
@@ -189,11 +191,13 @@ fn a_dial_over_the_family_that_the_coordinator_does_not_see_takes_no_longer() {
     let (remote, took) =
         timed_dial(|world| [1, 2].map(|n| host(world, n)), rtt, 0, &[V4, V6]).expect("direct");
     assert_eq!(remote, format!("[{}]:4001", v6(2)));
-    // The coordinator vouches for IPv4 only. The server's flight also goes to the IPv6 address that the dialer signed.
+    // The coordinator vouches for IPv4 only. The server's flight also goes to the IPv6 address that
+    // the dialer signed.
     assert!(took <= 3 * rtt / 2 + Duration::from_millis(10), "{took:?}");
 }
 
-/// The address families that a peer has. Its IPv4 address is behind a NAT, its IPv6 address behind a firewall.
+/// The address families that a peer has. Its IPv4 address is behind a NAT, its IPv6 address behind
+/// a firewall.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Families {
     V4,

@@ -1,4 +1,4 @@
-//! How NATs filter, measured by coordinators with one address and with two.
+//! Filtering of NATs, measured by coordinators with one address and with two.
 
 use std::time::Duration;
 
@@ -12,10 +12,11 @@ use libp2p_punch_sim::{Link, World};
 
 use crate::network::{PORT, Site, client, keypair, on_paused_time, run, swarm};
 
-/// How long a client may take to know its NAT.
+/// Time in which a client must know its NAT.
 const ENOUGH: Duration = Duration::from_secs(6);
 
-/// A coordinator at 203.0.113.`last` that is configured with others, and runs until the runtime ends; its address.
+/// A coordinator at 203.0.113.`last` that is configured with others, and runs until the runtime
+/// ends; its address.
 fn coordinator(world: &World, last: u8, addresses: u8, others: Vec<Multiaddr>) -> Multiaddr {
     let host = world.public_host([203, 0, 113, last]);
     for next in 1..addresses {
@@ -31,7 +32,8 @@ fn at(last: u8, peer: PeerId) -> Multiaddr {
     format!("/ip4/203.0.113.{last}/udp/{PORT}/quic-v1/p2p/{peer}").parse().expect("valid")
 }
 
-/// What a client at `site` knows in the end, by one coordinator with as many addresses.
+/// Returns the final report of a client at `site`, with one coordinator of this number of
+/// addresses.
 fn measure(site: Site, addresses: u8, loss: f64, seed: u64) -> Report {
     on_paused_time(async move {
         let world = World::new(seed);
@@ -53,7 +55,7 @@ fn measure_by_two(site: Site, are_friends: bool, seed: u64) -> Report {
     })
 }
 
-/// What a client at `site` knows in the end.
+/// Returns the final report of a client at `site`.
 async fn report(world: &World, site: Site, coordinator: &Multiaddr, loss: f64) -> Report {
     let mut swarm = swarm(&site.host(world, 1, loss), 1, client(coordinator), |punch, _| punch);
     let end = tokio::time::sleep(ENOUGH);
@@ -76,7 +78,7 @@ fn filtering(report: &Report) -> Option<(Filtering, Confidence)> {
     report.filtering.as_ref().map(|finding| (finding.value, finding.confidence))
 }
 
-/// How sure one coordinator makes it: silence is its word.
+/// Returns the confidence that one coordinator gives: silence rests on its word.
 fn sure(filtering: Filtering) -> Confidence {
     match filtering {
         Filtering::EndpointIndependent | Filtering::PortIndependent => Confidence::Medium,
@@ -143,7 +145,8 @@ fn loss_makes_a_report_less_sure_or_silent_but_hardly_ever_wrong() {
             assert_eq!(confidence, Confidence::Low, "seed {seed}: {found:?}");
         }
     }
-    // All three datagrams of a source are lost once in 125 times, and five times of twenty once in millions.
+    // All three datagrams of a source are lost once in 125 times, and five times of twenty once in
+    // millions.
     assert!(known >= 10 && wrong <= 4, "{known} known, {wrong} wrong");
 }
 

@@ -13,13 +13,13 @@ use crate::{
     network::{client, coordinator, on_paused_time, registered, swarm, until},
 };
 
-/// How long one message may take beyond the usual 66 ms, once it is known how long mappings stand.
+/// Longest delay of a message beyond the usual 66 ms, once the lifetime of mappings is known.
 const PATIENCE: Duration = Duration::from_millis(40);
-/// A second or a little more until it is noticed that nobody answers, half a second between two looks, and the word to the
-/// peer.
+/// A second or a little more until it is noticed that nobody answers, half a second between two
+/// looks, and the word to the peer.
 const SILENCE: Duration = Duration::from_millis(2_200);
-/// An idle connection to a coordinator sends something every 5 s, which shows it our new address; it looks once a second. Until
-/// then not even the coordinator can reach us.
+/// An idle connection to a coordinator sends something every 5 s, which shows it our new address;
+/// it looks once a second. Until then not even the coordinator can reach us.
 const IDLE: Duration = Duration::from_millis(6_500);
 /// By then every side has seen one mapping go.
 const LEARNED: u64 = 100;
@@ -85,7 +85,8 @@ fn a_client_that_only_idles_learns_its_new_address_within_seconds() {
     });
 }
 
-/// A box that is switched off and on again in the middle of a transfer: by how much the slowest message exceeds the usual one.
+/// A box that is switched off and on again in the middle of a transfer: by how much the slowest
+/// message exceeds the usual one.
 fn reboot(which: usize) -> Duration {
     on_paused_time(async {
         let world = World::new(1);
@@ -114,8 +115,8 @@ fn a_session_outlives_a_reboot_of_either_nat_by_noticing_that_nobody_answers() {
     }
 }
 
-/// Short messages, each answered before the next is sent a while later: the listener has nothing to send by itself, and would
-/// not notice that nobody hears it.
+/// Short messages, each answered before the next is sent a while later: the listener has nothing to
+/// send by itself, and would not notice that nobody hears it.
 fn interrupted_talk(dialer: Nat, which: usize, pause: Duration) -> Duration {
     on_paused_time(async {
         let world = World::new(1);
@@ -152,8 +153,8 @@ fn a_session_whose_listener_only_answers_outlives_a_reboot_of_either_nat() {
     }
 }
 
-/// Times from the death of a path between two filters until the session is closed, and until the next session is connected over a
-/// path that works again.
+/// Times from the death of a path between two filters until the session is closed, and until the
+/// next session is connected over a path that works again.
 fn replaced(seed: u64) -> [Duration; 2] {
     on_paused_time(async {
         let world = World::new(seed);
@@ -208,7 +209,8 @@ fn a_session_whose_path_has_died_is_closed_within_three_seconds_and_dialed_again
     }
 }
 
-/// What the report of a client behind a NAT with this lifetime says after six minutes.
+/// Returns the idle lifetime in the report of a client behind a NAT with this lifetime, after six
+/// minutes.
 fn idle_lifetime(lifetime: u64) -> IdleLifetime {
     on_paused_time(async {
         let world = World::new(1);

@@ -35,7 +35,8 @@ fn a_birthday_search_gets_through_whichever_side_dials() {
         }
     }
     report("birthday search", &mut times);
-    // One search of 380 meets no open port: two of twelve do once in 2,000 runs, three once in 200,000.
+    // One search of 380 meets no open port: two of twelve do once in 2,000 runs, three once in
+    // 200,000.
     assert!(times.len() >= 10, "{} of 12", times.len());
 }
 
@@ -108,8 +109,9 @@ fn every_pair_of_the_lab_is_direct_or_hopeless_as_it_must_be() {
     }
 }
 
-/// What one side sends reaches the other one's NAT before that side has heard of it: the coordinator is far from whoever is
-/// late, and the peers are near each other.
+/// Returns a geometry in which packets of one side reach the other side's NAT before the other side
+/// has heard of the first side. The coordinator is far from the side `late`, and the peers are near
+/// each other.
 fn early_at(late: usize) -> Geometry {
     let ms = Duration::from_millis;
     match late {
@@ -125,8 +127,8 @@ fn where_an_early_packet_does_harm_the_one_that_it_harms_begins_afresh() {
         sites[late] = Site::Bare;
         let dial = Dial { hasty, ..Dial::new(sites[0], sites[1], early_at(late), 1) };
         let took = dial.run().expect("direct");
-        // Silence for 400 ms, once more if the first attempt came before the NAT was measured; then a sample, and the word
-        // to the other side.
+        // Silence for 400 ms, once more if the first attempt came before the NAT was measured; then
+        // a sample, and the word to the other side.
         let most = if hasty && late == 0 { 2_000 } else { 1_200 };
         println!("{sites:?}, hasty: {hasty}: {took:?}");
         assert!(took < Duration::from_millis(most), "{sites:?}: {took:?}");
@@ -157,7 +159,8 @@ fn a_box_without_a_firewall_finds_random_and_sequential_nats_in_one_search_which
         }
         println!("{hard:?}: {} of 10", times.len());
         report("a box without a firewall", &mut times);
-        // A search looks at 1,280 of 64,512 ports, of which 256 are open: one in 160 meets none. Two of ten do once in 600 runs.
+        // A search looks at 1,280 of 64,512 ports, of which 256 are open: one in 160 meets none.
+        // Two of ten do once in 600 runs.
         assert!(times.len() >= 9, "{hard:?}");
     }
 }

@@ -13,7 +13,7 @@ use crate::{
 const FLOOD: u64 = 5_000;
 /// Bytes a second of the victim's link.
 const RATE: u64 = 1_000_000;
-/// How many messages throughput is measured with.
+/// Messages of one measurement of throughput.
 const MESSAGES: usize = 20;
 
 /// Every first byte that may be a probe's, and every length around one.
@@ -23,7 +23,7 @@ fn forged(number: u64) -> Vec<u8> {
     forged
 }
 
-/// How long it takes to exchange some messages, one after the other.
+/// Returns the time for an exchange of some messages, one after the other.
 async fn exchanges(dialer: &mut Swarm<Application>, peer: PeerId, first: usize) -> Duration {
     let mut took = Duration::ZERO;
     for number in first..first + MESSAGES {

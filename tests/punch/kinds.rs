@@ -1,4 +1,4 @@
-//! How a session found its way, as it is told to applications and operators.
+//! Paths of sessions, as applications and operators see them.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +16,7 @@ use crate::{
     network::{Site, client, coordinator, on_paused_time, swarm_and_stats, until},
 };
 
-/// What one side says of its connection with `peer`: by its event, and by its statistics.
+/// Reports of one side about its connection with `peer`: by its event, and by its statistics.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 struct Told {
     event: Option<PathKind>,
@@ -41,8 +41,8 @@ impl Told {
     }
 }
 
-/// Both sides of a connection between two hosts, the dialer's first. `trips` are the round trips of both to the coordinator,
-/// and to each other.
+/// Both sides of a connection between two hosts, the dialer's first. `trips` are the round trips of
+/// both to the coordinator, and to each other.
 async fn between(world: &World, [a, b]: [Arc<Host>; 2], trips: [u64; 3], max_failed: u32) -> [PathKind; 2] {
     let (c, address) = coordinator(world);
     for (x, y, trip) in [(&a, &c, trips[0]), (&b, &c, trips[1]), (&a, &b, trips[2])] {
@@ -121,7 +121,8 @@ fn punched_holes_lead_to_where_observers_see_the_peer() {
 
 #[test]
 fn a_fresh_socket_is_found_where_the_coordinator_sees_it() {
-    // What the listener sends comes before the dialer, who is far from the coordinator, has asked its NAT for it.
+    // What the listener sends comes before the dialer, who is far from the coordinator, has asked
+    // its NAT for it.
     let kinds = at_distances([Site::Bare, Site::EIM_APDF], [200, 20, 40]);
     assert_eq!(kinds, [PathKind::ServerReflexive; 2]);
 }

@@ -1,4 +1,4 @@
-//! Which pairs of sites end in a direct connection, and how soon.
+//! Pairs of sites that end in a direct connection, and their times.
 
 use std::time::Duration;
 
@@ -43,7 +43,7 @@ pub(crate) struct Dial {
     pub(crate) seed: u64,
     /// The configurations of both sides, but for the coordinator.
     pub(crate) configs: [Config; 2],
-    /// How often other hosts behind the dialer's and the listener's NAT take a port.
+    /// Interval at which other hosts behind the dialer's and the listener's NAT take a port.
     pub(crate) others: Option<Duration>,
     /// The dial does not wait until the dialer's NAT is measured.
     pub(crate) hasty: bool,

@@ -63,7 +63,7 @@ pub(crate) async fn exchange(swarm: &mut Swarm<Application>, peer: PeerId, numbe
     exchange_of(MESSAGE, swarm, peer, number).await
 }
 
-/// As [`exchange`], of so many characters.
+/// As [`exchange`], with a message of this length.
 pub(crate) async fn exchange_of(
     length: usize,
     swarm: &mut Swarm<Application>,
@@ -92,7 +92,8 @@ pub(crate) async fn exchange_of(
     begin.elapsed()
 }
 
-/// Two peers at these sites, both registered; the second answers every message. Their hosts, and the coordinator's.
+/// Two peers at these sites, both registered; the second answers every message. Their hosts, and
+/// the coordinator's.
 pub(crate) async fn two(world: &World, sites: [Site; 2]) -> (Swarm<Application>, PeerId, [Arc<Host>; 3]) {
     two_on(world, [1, 2].map(|number| sites[usize::from(number) - 1].host(world, number, 0.0))).await
 }
@@ -115,7 +116,8 @@ pub(crate) async fn two_on(
     (dialer, peer, [a, b, c])
 }
 
-/// A transfer in the middle of which the addresses change: by how much the slowest message exceeds the usual one.
+/// A transfer in the middle of which the addresses change: by how much the slowest message exceeds
+/// the usual one.
 fn stall(sites: [Site; 2], change: impl FnOnce(&[Arc<Host>; 3])) -> Duration {
     on_paused_time(async {
         let (mut dialer, peer, hosts) = two(&World::new(1), sites).await;
@@ -139,7 +141,8 @@ fn stall(sites: [Site; 2], change: impl FnOnce(&[Arc<Host>; 3])) -> Duration {
 
 /// One and a half round trips until the other side has validated the new path.
 const PATIENCE: Duration = RTT.saturating_mul(2);
-/// As before, and more over the coordinator; what QUIC misses meanwhile waits for its probe time-out.
+/// As before, and more over the coordinator; what QUIC misses meanwhile waits for its probe
+/// time-out.
 const TOLD_PATIENCE: Duration = RTT.saturating_mul(8);
 /// NATs that let in whom their host has not written to yet, or a host that has none.
 const OPEN: [Site; 2] = [Site::Public, Site::EIM_EIF];

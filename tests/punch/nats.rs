@@ -29,14 +29,15 @@ pub(crate) const fn sequential(step: u16) -> Site {
     )
 }
 
-/// Whether a pair can be direct: all but two NATs that give every destination another port, one of them a random one.
+/// Returns true if a pair can be direct. Two NATs that give every destination another port cannot,
+/// if at least one of them is random.
 pub(crate) fn is_hopeful(a: Site, b: Site) -> bool {
     let hard = |site| matches!(site, Site::APDM_RANDOM | APDM_SEQUENTIAL);
     !(hard(a) && hard(b) && (a == Site::APDM_RANDOM || b == Site::APDM_RANDOM))
 }
 
-/// A host at a site; `number` tells sites of one world apart. Other hosts behind its NAT, if it has one, take a port of
-/// that every so often, until the runtime ends.
+/// A host at a site; `number` tells sites of one world apart. Other hosts behind its NAT, if it has
+/// one, take a port of that every so often, until the runtime ends.
 pub(crate) fn host(site: Site, world: &World, number: u8, loss: f64, others: Option<Duration>) -> Arc<Host> {
     let (Site::Nat(mapping, filtering, ports), Some(every)) = (site, others) else {
         return site.host(world, number, loss);
@@ -55,7 +56,8 @@ pub(crate) fn host(site: Site, world: &World, number: u8, loss: f64, others: Opt
     gateway.host([192, 168, number, 2])
 }
 
-/// Drives a swarm until its NAT has been observed at its coordinator's further ports, and the coordinator knows.
+/// Drives a swarm until its NAT has been observed at its coordinator's further ports, and the
+/// coordinator knows.
 pub(crate) async fn observed(swarm: &mut Swarm<Behaviour>) {
     registered(swarm).await;
     let settle = tokio::time::sleep(Duration::from_millis(500));

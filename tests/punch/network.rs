@@ -19,7 +19,7 @@ pub(crate) const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 /// The simulated time by which every test on paused time has ended.
 const LIMIT: Duration = Duration::from_secs(60 * 60);
 
-/// How a host is connected to the Internet.
+/// Access of a host to the Internet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Site {
     Public,
@@ -118,7 +118,7 @@ pub(crate) fn keypair(seed: u8) -> Keypair {
     Keypair::ed25519_from_bytes([seed; 32]).expect("32 bytes make a key")
 }
 
-/// What a swarm at `host` is made from.
+/// Returns the parts of a swarm at `host`.
 pub(crate) fn parts(host: &Arc<Host>, seed: u8, config: Config) -> (Keypair, Transport, Behaviour) {
     let keypair = keypair(seed);
     let runtime = Arc::new(quinn::TokioRuntime);
@@ -183,7 +183,8 @@ pub(crate) async fn registered(swarm: &mut Swarm<Behaviour>) {
     until(swarm, |event| matches!(event, SwarmEvent::Behaviour(Event::Registered { .. })).then_some(())).await
 }
 
-/// Runs `future` on a runtime of its own, whose clock jumps to the next timer whenever nothing else is to be done.
+/// Runs `future` on a runtime of its own, whose clock jumps to the next timer whenever nothing else
+/// is to be done.
 ///
 /// Panics if it has not ended after an hour of simulated time.
 pub(crate) fn on_paused_time<T>(future: impl Future<Output = T>) -> T {

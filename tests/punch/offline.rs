@@ -1,4 +1,5 @@
-//! The network is away for a while: what backs off meanwhile is due as soon as there is reason to think that it works.
+//! The network is away for a while: what backs off meanwhile is due as soon as there is reason to
+//! think that it works.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ async fn drive(swarm: &mut Swarm<Behaviour>, time: Duration) {
     let _ = timeout(time, until(swarm, |_| None::<()>)).await;
 }
 
-/// How long after `begin` the peer is connected.
+/// Returns the time from `begin` to the connection with the peer.
 async fn connected(swarm: &mut Swarm<Behaviour>, peer: PeerId, begin: Instant) -> Duration {
     loop {
         match swarm.select_next_some().await {

@@ -45,7 +45,8 @@ async fn registered(swarm: &mut Swarm<Application>) {
     .await;
 }
 
-/// Two applications behind NATs, both registered; the second runs on its own and answers every echo.
+/// Two applications behind NATs, both registered; the second runs on its own and answers every
+/// echo.
 async fn two(world: &World) -> (Swarm<Application>, PeerId) {
     let (_, address) = coordinator(world);
     let mut listener = application(world, 2, &address);

@@ -1,4 +1,4 @@
-//! Which confirmed addresses make a peer reachable.
+//! Confirmed addresses that make a peer reachable.
 
 use std::time::Duration;
 
@@ -44,7 +44,8 @@ fn an_address_that_the_internet_does_not_reach_ends_no_reservation() {
     });
 }
 
-/// Returns true if a peer at the public address 203.0.113.1 coordinates once this address is confirmed.
+/// Returns true if a peer at the public address 203.0.113.1 coordinates once this address is
+/// confirmed.
 fn coordinates_at(confirmed: &'static str) -> bool {
     on_paused_time(async move {
         let world = World::new(1);

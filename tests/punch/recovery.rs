@@ -1,4 +1,5 @@
-//! A NAT that loses its state under a session: how long an application waits for its answer, for every pair of kinds.
+//! A NAT that loses its state under a session: how long an application waits for its answer, for
+//! every pair of kinds.
 
 use std::{ops::RangeInclusive, sync::Arc, time::Duration};
 
@@ -41,7 +42,8 @@ struct Recovery {
     in_place: bool,
 }
 
-/// The NAT in front of `sites[lossy]` loses its state in the middle of a conversation that the first peer leads.
+/// The NAT in front of `sites[lossy]` loses its state in the middle of a conversation that the
+/// first peer leads.
 fn recovery(sites: [Site; 2], lossy: usize, seed: u64) -> Option<Recovery> {
     on_paused_time(async {
         let world = World::new(seed);
@@ -82,9 +84,9 @@ fn recovery(sites: [Site; 2], lossy: usize, seed: u64) -> Option<Recovery> {
 enum Kind {
     /// Probes find the peer again.
     Plain,
-    /// The ports of a NAT that gives them in sequence are predicted anew.
+    /// The ports of a sequential NAT are predicted again.
     Predicted,
-    /// The ports of a random NAT are searched anew.
+    /// The ports of a random NAT are searched again.
     Searched,
 }
 
@@ -104,7 +106,8 @@ impl Kind {
     }
 }
 
-/// Recovers all pairs of this kind, with either NAT losing its state, and returns the results sorted by stall.
+/// Recovers all pairs of this kind, with either NAT losing its state, and returns the results
+/// sorted by stall.
 fn recoveries(kind: Kind, seeds: RangeInclusive<u64>) -> Vec<Recovery> {
     let pairs = ALL.into_iter().flat_map(|a| ALL.map(|b| [a, b]));
     let mut recoveries = Vec::new();
@@ -145,8 +148,9 @@ fn a_pair_that_needs_a_birthday_search_recovers_beneath_the_same_connection() {
         recoveries.into_iter().partition(|recovery| recovery.in_place);
     // What is noticed within 1.5 s, and a search to its end.
     assert!(in_place.iter().all(|recovery| recovery.stall <= Duration::from_secs(7)));
-    // A search tries 1,500 of 64,512 ports, of which 256 are open: one in 380 meets none. Then the session is closed and the
-    // peer is dialed again. Two of 36 searches do so once in 250 runs, three once in 8,000.
+    // A search tries 1,500 of 64,512 ports, of which 256 are open: one in 380 meets none. Then the
+    // session is closed and the peer is dialed again. Two of 36 searches do so once in 250 runs,
+    // three once in 8,000.
     assert!(anew.len() <= 2, "{anew:?}");
     assert!(anew.iter().all(|recovery| recovery.stall <= Duration::from_secs(15)), "{anew:?}");
 }

@@ -1,4 +1,5 @@
-//! A connection that cannot move with our address ends, and another one takes its place, without anybody asking for it.
+//! A connection that cannot move with our address ends, and another one takes its place, without
+//! anybody asking for it.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +28,7 @@ async fn two(world: &World, sites: [Site; 2]) -> ([Swarm<Behaviour>; 2], [Arc<Ho
     (peers, hosts)
 }
 
-/// What a swarm sees of its connections with `peer`.
+/// Returns the opening or the end of a connection with `peer`, if the event is one.
 fn seen(peer: PeerId, event: SwarmEvent<Event>) -> Option<Result<ConnectedPoint, ()>> {
     match event {
         SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == peer => Some(Ok(endpoint)),
@@ -137,7 +138,7 @@ fn a_connection_that_the_application_ends_stays_ended() {
         let peer = run(listener);
         dialer.dial(peer).expect("not dialed yet");
         until(&mut dialer, |event| seen(peer, event)).await.expect("open");
-        // Until both ends know that it stands.
+        // Both ends must know of the connection.
         tokio::select! {
             () = tokio::time::sleep(Duration::from_secs(1)) => {}
             () = until(&mut dialer, |_| None) => {}

@@ -209,7 +209,8 @@ fn a_relayed_connection_is_upgraded_and_closed_once_its_streams_have_ended() {
 
 #[test]
 fn a_swarm_without_a_relay_client_hears_nothing_of_relays() {
-    // A server asks for no reservation, and so does not learn in that way that there is no relay client.
+    // A server asks for no reservation, and so does not learn in that way that there is no relay
+    // client.
     for role in [Role::Auto, Role::Server] {
         without_a_relay_client(role);
     }

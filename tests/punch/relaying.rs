@@ -31,7 +31,7 @@ pub(crate) struct Peer {
     pub(crate) echo: json::Behaviour<String, String>,
 }
 
-/// What a test looks for.
+/// Event that a test waits for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Seen {
     Connected { id: ConnectionId, relayed: bool },

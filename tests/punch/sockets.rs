@@ -11,7 +11,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::network::{Site, client, coordinator, on_paused_time, registered, run, swarm, until};
 
-/// How long a client may take to know its NAT.
+/// Time in which a client must know its NAT.
 const ENOUGH: Duration = Duration::from_secs(6);
 /// Longer than every idle time-out.
 const LONG: Duration = Duration::from_secs(60);
@@ -35,7 +35,7 @@ async fn ends_within(swarm: &mut Swarm<Behaviour>, time: Duration) -> Vec<String
     ends
 }
 
-/// How the NAT of a newcomer maps, as the further ports of the coordinator show it.
+/// Returns the mapping of a newcomer's NAT, as the further ports of the coordinator show it.
 async fn mapping(world: &World, number: u8, coordinator: &Multiaddr) -> Option<Mapping> {
     let host = Site::APDM_RANDOM.host(world, number, 0.0);
     let mut newcomer = swarm(&host, number, client(coordinator), |punch, _| punch);

@@ -1,4 +1,5 @@
-//! Dials while the coordinator does not know where a peer is: a NAT has lost its state, or the peer was started again.
+//! Dials while the coordinator does not know where a peer is: a NAT has lost its state, or the peer
+//! was started again.
 
 use std::{sync::Arc, time::Duration};
 
@@ -28,7 +29,8 @@ async fn connected(dialer: &mut libp2p::Swarm<Behaviour>) -> Duration {
     begin.elapsed()
 }
 
-/// How long a dial takes right after the NAT of the dialer, or of the listener, has lost its state, so long after a minute.
+/// Returns the duration of a dial right after the NAT of the dialer, or of the listener, has lost
+/// its state. The loss comes `later` than a minute after the start.
 fn after_a_reboot(which: usize, later: Duration) -> Duration {
     on_paused_time(async {
         let world = World::new(1);
@@ -60,8 +62,8 @@ fn a_listener_whose_nat_lost_its_state_is_direct_soon_after_the_coordinator_hear
     for later in [0, 1_000, 2_500, 4_000] {
         let took = after_a_reboot(1, Duration::from_millis(later));
         println!("listener, {later} ms: {took:?}");
-        // Nobody reaches it before it sends something: a keep-alive, every 5 s. The coordinator looks once a second, and is asked
-        // once a second.
+        // Nobody reaches it before it sends something: a keep-alive, every 5 s. The coordinator
+        // looks once a second, and is asked once a second.
         assert!(took <= Duration::from_millis(7_200), "{later} ms: {took:?}");
     }
 }

@@ -1,4 +1,5 @@
-//! Dials of peers of which many other addresses are known, which the swarm tries first, a few at a time.
+//! Dials of peers of which many other addresses are known, which the swarm tries first, a few at a
+//! time.
 
 use std::{
     pin::Pin,
@@ -55,7 +56,7 @@ struct Blocking {
     blocked: allow_block_list::Behaviour<allow_block_list::BlockedPeers>,
 }
 
-/// How long the TCP transport of [`Wrapped`] waits for an answer.
+/// Time-out of the TCP transport of [`Wrapped`] for an answer.
 const TCP_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Our transport in another one that knows TCP, where nobody answers.
@@ -65,7 +66,7 @@ struct Wrapped {
     is_lazy: bool,
 }
 
-/// What our transport makes of a dial.
+/// Returns the result of a dial by our transport.
 async fn dialed(
     dial: Result<<Wrapped as libp2p::core::Transport>::Dial, TransportError<libp2p_punch::Error>>,
 ) -> Result<<Wrapped as libp2p::core::Transport>::Output, libp2p_punch::Error> {
@@ -158,7 +159,7 @@ async fn two(world: &World) -> (PeerId, Arc<Host>, Multiaddr) {
     (run(listener), Site::EIM_APDF.host(world, 1, 0.0), address)
 }
 
-/// What became of a dial of a peer within a minute.
+/// Outcome of a dial of a peer within a minute.
 #[derive(Debug, Default)]
 struct Outcome {
     first_after: Option<Duration>,
@@ -223,7 +224,8 @@ fn silent_addresses_of_another_transport_do_not_delay_a_traversal() {
     let one_behind = dial(stale(7, TCP));
     assert_prompt(&one_behind, &baseline);
     assert_eq!((one_behind.connections, one_behind.errors.len()), (1, 0), "{one_behind:?}");
-    // The behaviour collects the connection. The dial itself goes on until the TCP addresses have failed, and connects too.
+    // The behaviour collects the connection. The dial itself goes on until the TCP addresses have
+    // failed, and connects too.
     for (count, connections) in [(8, 2), (40, 1)] {
         let starved = dial(stale(count, TCP));
         assert_prompt(&starved, &baseline);

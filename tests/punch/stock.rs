@@ -1,4 +1,4 @@
-//! Behaviours of rust-libp2p on our transport, without ours and beside it.
+//! Behaviours of rust-libp2p on our transport, without ours and together with ours.
 
 use std::{
     sync::{Arc, Mutex},
@@ -165,7 +165,8 @@ fn an_unmodified_dcutr_ends_in_exactly_one_direct_connection() {
             }
         };
         tokio::time::timeout(PATIENCE, both).await.expect("a direct connection");
-        // A second one would come of the other side's dial, within its handshake time-out of five seconds.
+        // A second one would come of the other side's dial, within its handshake time-out of five
+        // seconds.
         tokio::time::sleep(Duration::from_secs(6)).await;
         assert_eq!((count(&at_a), count(&at_b)), (1, 1), "one connection, and no second one");
 

@@ -1,4 +1,5 @@
-//! A coordinator that is known by name only, and peers whose transports are wrapped: names without, bandwidth metrics within.
+//! A coordinator that is known by name only, and peers whose transports are wrapped: names without,
+//! bandwidth metrics within.
 
 use std::{
     pin::Pin,
@@ -78,7 +79,7 @@ impl libp2p::core::Transport for Names {
     }
 }
 
-/// How the bytes of sessions are labelled.
+/// Label of the bytes of sessions.
 const SESSION_LABEL: &str = "/ip6/udp/quic-v1/p2p";
 
 /// The protocols by which bytes are counted.

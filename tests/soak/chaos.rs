@@ -1,9 +1,10 @@
 //! A network in which everything that can break does, for as long as it is asked to.
 //!
-//! Some hundred peers behind all kinds of NATs dial each other through two coordinators. Meanwhile swarms are killed and
-//! started again, coordinators too; pairs are cut off, interfaces go down, addresses change, NATs forget, tasks stall, links
-//! lose and duplicate, and a [`Forger`] sends what it likes. Then all is healed, and after a quiet time each peer must hold
-//! what it held before: its coordinators, and nothing of any dial.
+//! Some hundred peers behind all kinds of NATs dial each other through two coordinators. Meanwhile
+//! swarms are killed and started again, coordinators too; pairs are cut off, interfaces go down,
+//! addresses change, NATs forget, tasks stall, links lose and duplicate, and a [`Forger`] sends
+//! what it likes. Then all is healed, and after a quiet time each peer must hold what it held
+//! before: its coordinators, and nothing of any dial.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,24 +27,28 @@ use crate::{
 
 /// Coordinators, which are the first of all peers.
 const COORDINATORS: usize = 2;
-/// After this time without faults, everything that the chaos left has ended: registrations and reservations are renewed, lingering
-/// flows are gone, and the measurement of the NATs' idle lifetime, which keeps a socket of its own, is over.
+/// After this time without faults, everything that the chaos left has ended: registrations and
+/// reservations are renewed, lingering flows are gone, and the measurement of the NATs' idle
+/// lifetime, which keeps a socket of its own, is over.
 const QUIET: Duration = Duration::from_secs(420);
-/// After this time nothing of a dropped swarm is left: flows linger for three seconds, and connections drain.
+/// After this time nothing of a dropped swarm is left: flows linger for three seconds, and
+/// connections drain.
 const END: Duration = Duration::from_secs(60);
 /// The sockets of a peer that does nothing: its listener's.
 const PEER_SOCKETS: usize = 1;
-/// Those of a coordinator: its listener's, its observers', and those from which it tests how NATs filter.
+/// Those of a coordinator: its listener's, its observers', and those from which it tests how NATs
+/// filter.
 const COORDINATOR_SOCKETS: usize = 6;
 /// The time until a peer tries again to start on a port that its last swarm still holds.
 const PORT_RETRY_DELAY: Duration = Duration::from_millis(100);
-/// How often the progress is reported.
+/// Interval of the progress reports.
 const HOUR: Duration = Duration::from_secs(60 * 60);
 
-/// How much of it.
+/// Size of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
-    /// Decides the network and which faults happen when. What comes of them depends on random keys and hash maps, too.
+    /// Decides the network and which faults happen when. What comes of them depends on random keys
+    /// and hash maps, too.
     pub(crate) seed: u64,
     pub(crate) peers: u16,
     pub(crate) duration: Duration,
@@ -51,7 +56,7 @@ pub(crate) struct Plan {
     pub(crate) pace: Duration,
 }
 
-/// What may happen to the network.
+/// Fault of the network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 enum Fault {
     Partition,
@@ -66,7 +71,7 @@ enum Fault {
     Forge,
 }
 
-/// How often each happens, relative to each other.
+/// Frequencies of the faults, relative to each other.
 const FAULTS: [(Fault, u32); 10] = [
     (Fault::Partition, 20),
     (Fault::InterfaceDown, 30),
@@ -80,7 +85,7 @@ const FAULTS: [(Fault, u32); 10] = [
     (Fault::Forge, 20),
 ];
 
-/// What ends a fault.
+/// Repair that ends a fault.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Repair {
     Start(usize),
@@ -103,7 +108,7 @@ struct Peer {
 }
 
 impl Peer {
-    /// Where it is attached to the Internet.
+    /// Returns the node of its access to the Internet.
     fn node(&self) -> NodeId {
         self.gateway.as_ref().map_or(self.host.id(), |gateway| gateway.id())
     }
@@ -115,7 +120,7 @@ impl Peer {
     }
 }
 
-/// What has happened so far.
+/// Counts of the run so far.
 #[derive(Debug, Clone)]
 pub(crate) struct Progress {
     pub(crate) elapsed: Duration,
@@ -136,14 +141,14 @@ impl fmt::Display for Progress {
     }
 }
 
-/// What there is in the end.
+/// Result of a run.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     pub(crate) last: Progress,
     faults: BTreeMap<Fault, u64>,
     /// Forged datagrams.
     forged: u64,
-    /// What peers hold after the quiet that they should not.
+    /// Connections and state that peers should not hold after the quiet time.
     leftovers: Vec<String>,
     /// Tasks and sockets before the first swarm was made, and after the last one was dropped.
     tasks: [usize; 2],
@@ -382,7 +387,8 @@ impl Chaos {
         let due: Vec<(Instant, Repair)> = due;
         for (_, repair) in due {
             match repair {
-                // A swarm that was dropped keeps its sockets until its connections have drained (RFC 9000 §10.2).
+                // A swarm that was dropped keeps its sockets until its connections have drained
+                // (RFC 9000 §10.2).
                 Repair::Start(peer) if self.peers[peer].host.open_sockets() > 0 => {
                     self.repairs.push((now + PORT_RETRY_DELAY, repair));
                 }
@@ -407,7 +413,7 @@ impl Chaos {
         }
     }
 
-    /// What peers hold that belongs to no coordinator.
+    /// Returns the connections and state of peers that belong to no coordinator.
     async fn leftovers(&self) -> Vec<String> {
         let mut found = Vec::new();
         for (number, peer) in self.peers.iter().enumerate() {
@@ -452,7 +458,8 @@ impl Chaos {
         found
     }
 
-    /// Whom a peer is connected to when nothing happens: its coordinators, and those whose coordinator it is.
+    /// Returns the peers to which a peer is connected in quiet times: its coordinators, and the
+    /// peers that it coordinates for.
     fn expected(&self, number: usize) -> impl Iterator<Item = PeerId> {
         let own = &self.peers[number];
         let knows = |peer: &Peer, other: &Peer| {

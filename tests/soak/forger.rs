@@ -9,7 +9,7 @@ use std::{
 use libp2p_punch_sim::{Host, World};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
-/// How many datagrams it remembers.
+/// Number of datagrams that the forger remembers.
 const MEMORY: usize = 512;
 
 /// A datagram that crossed the network.
@@ -34,7 +34,8 @@ impl Forger {
         let memory = seen.clone();
         world.tap(move |packet| {
             let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-            // Between public addresses: what leaves a NAT, on its way to what another one shows to the world.
+            // Between public addresses: what leaves a NAT, on its way to what another one shows to
+            // the world.
             let (source, destination) = (packet.record.seen_from, packet.record.to);
             memory.push_back(Seen { source, destination, payload: packet.payload.to_vec() });
             if memory.len() > MEMORY {

@@ -1,4 +1,5 @@
-//! A simulated peer: a swarm that dials, uses each connection for a while, and accounts for every dial.
+//! A simulated peer: a swarm that dials, uses each connection for a while, and accounts for every
+//! dial.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,14 +29,14 @@ use tokio::{task::JoinHandle, time::Instant};
 
 /// The port of every listener.
 pub(crate) const PORT: u16 = 4001;
-/// How long a peer uses a connection before it closes it.
+/// Time for which a peer uses a connection before it closes the connection.
 const USE: std::ops::Range<u64> = 100..30_000;
-/// How many dials that have ended a peer remembers, to notice a second outcome.
+/// Number of ended dials that a peer remembers, to notice a second outcome.
 const REMEMBERED: usize = 1_000;
 /// For the time-outs of the swarm, which the soak is not about.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// What became of all dials.
+/// Outcomes of all dials.
 #[derive(Debug, Default, Clone)]
 pub(crate) struct Tally {
     pub(crate) dials: u64,
@@ -67,7 +68,7 @@ impl Ledger {
     }
 }
 
-/// What a peer is asked to do.
+/// Order to a peer.
 pub(crate) enum Order {
     Dial(PeerId),
     /// Not to drive its swarm for this time.
@@ -76,7 +77,7 @@ pub(crate) enum Order {
     Report(oneshot::Sender<Report>),
 }
 
-/// What a peer holds.
+/// Connections and state of a peer.
 #[derive(Debug)]
 pub(crate) struct Report {
     /// Dials without an outcome, and how long they have been under way.
@@ -88,7 +89,7 @@ pub(crate) struct Report {
     pub(crate) connected: Vec<PeerId>,
 }
 
-/// What a swarm is made of.
+/// Parts of a swarm.
 pub(crate) struct Start<'a> {
     pub(crate) host: &'a Arc<Host>,
     pub(crate) keypair: Keypair,
@@ -248,7 +249,7 @@ impl Driver {
                     transport_connections: self.stats.connections().len(),
                     connected: self.swarm.connected_peers().copied().collect(),
                 };
-                // Whoever asked may have given up.
+                // The requester may have given up.
                 let _ = reply.send(report);
             }
         }

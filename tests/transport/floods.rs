@@ -1,8 +1,9 @@
-//! What a flood leaves to a connection that stands: at least half of its throughput, in both directions, and all of it when
-//! the flood is over.
+//! Throughput of an open connection in a flood: at least half, in both directions, and all of it
+//! after the flood.
 //!
-//! In simulated time, over a link that has an end: the attacker may use a quarter of what the server can receive, so that more
-//! than that can be lost only by what the server does about it. CPU is not simulated. The figures are in `docs/performance.md`.
+//! In simulated time, over a link that has an end: the attacker may use a quarter of what the
+//! server can receive, so that more than that can be lost only by what the server does about it.
+//! CPU is not simulated. The figures are in `docs/performance.md`.
 
 use std::sync::{
     Arc,
@@ -19,7 +20,7 @@ use super::{hostile::first_flights, support::*};
 const RATE: u64 = 1_000_000;
 /// And of an attacker's.
 const ATTACK: u64 = RATE / 4;
-/// How long throughput is measured.
+/// Time in which throughput is measured.
 const WINDOW: Duration = Duration::from_secs(4);
 /// Until everything has passed that a flood left behind: handshakes time out after five seconds.
 const CALM: Duration = Duration::from_secs(8);
@@ -115,7 +116,8 @@ impl Measured {
     }
 }
 
-/// Accepts all connections, hands on those that are authenticated, and counts how many handshakes there were at once.
+/// Accepts all connections, hands on those that are authenticated, and counts how many handshakes
+/// there were at once.
 fn serve(mut transport: Transport) -> (mpsc::UnboundedReceiver<Connection>, Arc<AtomicU64>) {
     let (sender, accepted) = mpsc::unbounded();
     let half_open = Arc::new(AtomicU64::new(0));

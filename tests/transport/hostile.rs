@@ -1,4 +1,5 @@
-//! Peers that mean harm: what they can make grow is bounded, who is connected stays so, and it passes.
+//! Peers that mean harm: what they can make grow is bounded, who is connected stays so, and it
+//! passes.
 
 use std::sync::Arc;
 
@@ -22,7 +23,8 @@ fn guarded() -> QuicConfig {
     QuicConfig { retry_threshold: RETRY_THRESHOLD, max_half_open: MAX_HALF_OPEN, ..QuicConfig::default() }
 }
 
-/// As many first flights of clients that will never be heard of again, each with connection IDs of its own.
+/// As many first flights of clients that will never be heard of again, each with connection IDs of
+/// its own.
 pub(crate) async fn first_flights(attacker: &Arc<Host>, count: usize) -> Vec<Arc<[u8]>> {
     let trap = attacker.socket(([0, 0, 0, 0], 9).into()).unwrap();
     let mut dialer = transport(attacker, QuicConfig::default());
@@ -87,7 +89,7 @@ async fn a_flood_of_initials_is_bounded_and_honest_clients_get_through_it() {
     tokio::time::sleep(Duration::from_millis(500)).await;
     assert_eq!(drain(&mut accepted), RETRY_THRESHOLD as usize, "the others must first prove their address");
 
-    // In the midst of it: a new client gets in by Retry, and the connection that stands works.
+    // During the flood a new client gets in by Retry, and the open connection works.
     let (_, during) = dialer.dial(address.clone(), FRESH).unwrap().await.unwrap();
     assert_eq!(drain(&mut accepted), 1);
     // The server is done half a round trip later.
@@ -95,7 +97,8 @@ async fn a_flood_of_initials_is_bounded_and_honest_clients_get_through_it() {
     assert_eq!(stats.connections().len(), 2);
     poll_fn(|cx| before.poll_outbound_unpin(cx)).await.unwrap().write_all(b"alive").await.unwrap();
 
-    // When the handshakes have timed out there is room again: for those that were turned away, of whom nothing is kept.
+    // When the handshakes have timed out there is room again: for those that were turned away, of
+    // whom nothing is kept.
     tokio::time::sleep(Duration::from_secs(6)).await;
     for (socket, flight) in sockets.iter().zip(&flights).rev().take(4) {
         socket.send_to((SERVER, 4001).into(), flight);
@@ -150,7 +153,7 @@ async fn connections_beyond_the_limit_are_refused_until_others_end() {
     assert_eq!(listener.stats().connections().len(), 2);
 }
 
-/// What a remote may open before it has shown that it needs more.
+/// Streams that a remote may open before it has shown that it needs more.
 const FIRST_STREAMS: usize = 16;
 
 #[tokio::test(start_paused = true)]

@@ -30,7 +30,8 @@ enum Watcher {
     Ends,
     /// It returns nothing but errors after it has reported the addresses that are there.
     Errs,
-    /// It loses all changes, as after an overrun. The network lists its addresses, as an operating system does.
+    /// It loses all changes, as after an overrun. The network lists its addresses, as an operating
+    /// system does.
     Overruns,
 }
 

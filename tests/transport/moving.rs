@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use super::support::*;
 
 const RTT: Duration = Duration::from_millis(40);
-/// Until a server has validated a client's new address and says something without a PATH_CHALLENGE: a round trip and a half, and
-/// QUIC's delay of acknowledgements.
+/// Until a server has validated a client's new address and says something without a PATH_CHALLENGE:
+/// a round trip and a half, and QUIC's delay of acknowledgements.
 const VALIDATION: Duration = Duration::from_millis(3 * 40 / 2 + 25 + 5);
 /// Bytes of a transfer, and of one message of it.
 const TRANSFER: usize = 2_000_000;
@@ -60,7 +60,8 @@ async fn open(from: &mut Connection, to: &mut Connection) -> (Stream, Stream) {
     (outbound, inbound)
 }
 
-/// Sends a transfer, calls `change` when half of it has arrived, and returns the longest gap between two reads after that.
+/// Sends a transfer, calls `change` when half of it has arrived, and returns the longest gap
+/// between two reads after that.
 async fn transfer(mut from: Stream, mut to: Stream, change: impl FnOnce()) -> Duration {
     let data: Vec<u8> = (0..TRANSFER).map(|i| (i / 7) as u8).collect();
     let expected = data.clone();
@@ -93,7 +94,8 @@ async fn transfer(mut from: Stream, mut to: Stream, change: impl FnOnce()) -> Du
     longest
 }
 
-/// Up to two round trips: one packet on its way in vain, and the path's validation. The congestion window begins anew.
+/// Up to two round trips: one packet on its way in vain, and the path's validation. The congestion
+/// window starts again.
 const STALL: Duration = Duration::from_millis(2 * 40 + 10);
 
 #[tokio::test(start_paused = true)]
@@ -108,7 +110,7 @@ async fn a_dialed_connection_moves_with_our_address_and_loses_nothing_it_sends()
     let stall = transfer(from, to, || hosts.0.renumber([203, 0, 113, 1], [203, 0, 113, 9])).await;
     assert!(stall <= STALL, "{stall:?}");
 
-    // The swarm and whoever listens to the events hear where the peer is now.
+    // The swarm and the listeners to the events get the peer's new address.
     let mut at_listener = connected.at_listener.1;
     match poll_fn(|cx| at_listener.poll_unpin(cx)).await.unwrap() {
         StreamMuxerEvent::AddressChange(address) => {
@@ -134,7 +136,8 @@ async fn a_dialed_connection_moves_with_our_address_and_loses_nothing_it_receive
         hosts.0.renumber([203, 0, 113, 1], [203, 0, 113, 9]);
     })
     .await;
-    // What the server had sent is lost; the PING tells it where to go on. The path's queue is full, and its RTT as much longer.
+    // What the server had sent is lost; the PING tells it where to go on. The path's queue is full,
+    // and its RTT as much longer.
     assert!(stall <= 2 * rtt, "{stall:?} at an RTT of {rtt:?}");
 }
 

@@ -1,4 +1,5 @@
-//! Twins of the tests of `libp2p-quic` 0.14: ours with ours, and with the real one in both directions.
+//! Twins of the tests of `libp2p-quic` 0.14: ours with ours, and with the real one in both
+//! directions.
 
 use std::sync::{Arc, Mutex};
 
@@ -10,7 +11,7 @@ use super::support::*;
 
 type Make = fn(&Keypair) -> Muxers;
 
-/// Who listens and who dials.
+/// Transports of the listener and of the dialer.
 const PAIRS: [(Make, Make); 3] = [(boxed, boxed), (boxed, stock), (stock, boxed)];
 
 fn make(make: Make) -> (PeerId, Muxers) {
@@ -127,7 +128,8 @@ async fn wrapped_with_delay() {
             let (upgrade, _) = a.select_next_some().await.into_incoming().unwrap();
             upgrade.await.unwrap().0
         });
-        // On another task than the transport, which has gone to sleep by the time when the inner dial begins.
+        // On another task than the transport, which has gone to sleep by the time when the inner
+        // dial begins.
         let dial = tokio::spawn(b.dial(address, PLAIN).unwrap());
         tokio::spawn(async move { b.next().await });
         let (at_listener, at_dialer) = future::join(listener, dial).await;

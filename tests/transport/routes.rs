@@ -1,4 +1,4 @@
-//! Which socket a dial leaves from, on a host with several networks.
+//! Sockets from which dials leave, on a host with several networks.
 
 use std::{net::IpAddr, sync::Arc};
 

@@ -1,4 +1,4 @@
-//! What a QUIC user tunes does what it says.
+//! Effects of the QUIC settings.
 
 use std::sync::Arc;
 
@@ -31,7 +31,7 @@ async fn pair(quic: &QuicConfig, link: Link) -> (World, [Arc<Host>; 2], Connecte
     (world, hosts, connected)
 }
 
-/// How long so many bytes take from the dialer to the listener.
+/// Returns the time for this number of bytes from the dialer to the listener.
 async fn transfer(connected: &mut Connected<Connection>, bytes: usize) -> Duration {
     let begin = Instant::now();
     let mut outbound = poll_fn(|cx| connected.at_dialer.1.poll_outbound_unpin(cx)).await.unwrap();
@@ -103,7 +103,7 @@ async fn a_silent_connection_is_kept_alive_and_one_whose_peer_is_gone_ends_with_
     let error = poll_fn(|cx| connected.at_dialer.1.poll_inbound_unpin(cx)).await.unwrap_err();
     assert_eq!(error.to_string(), "timed out");
     let took = begin.elapsed();
-    // The time-out begins anew with the first PING that is not answered (RFC 9000 §10.1).
+    // The time-out starts again with the first PING that is not answered (RFC 9000 §10.1).
     assert!(
         took + Duration::from_millis(100) >= idle
             && took <= idle + quic.keep_alive_interval + Duration::from_millis(100),

@@ -1,4 +1,4 @@
-//! What can be told of connections.
+//! Statistics of connections.
 
 use std::sync::Arc;
 
@@ -84,7 +84,8 @@ async fn a_post_quantum_dial_needs_two_datagrams_and_connects_with_whoever_does_
         let trap = "/ip4/203.0.113.3/udp/4001/quic-v1".parse().unwrap();
         let dial = tokio::spawn(b.dial(trap, FRESH).unwrap());
         let mut flight = 0;
-        // Well below the first retransmission, which the initial round-trip time of 100 ms sets to 300 ms.
+        // Well below the first retransmission, which the initial round-trip time of 100 ms sets to
+        // 300 ms.
         while tokio::time::timeout(Duration::from_millis(150), socket.receive()).await.is_ok() {
             flight += 1;
         }

@@ -51,7 +51,8 @@ pub(crate) fn new() -> (PeerId, Transport) {
     (keypair.public().to_peer_id(), ours(&keypair))
 }
 
-/// One key of each kind that libp2p knows. The RSA keys were made for these tests: there is no code to make one.
+/// One key of each kind that libp2p knows. The RSA keys were made for these tests: there is no code
+/// to make one.
 pub(crate) fn kinds(which: usize) -> [Keypair; 4] {
     let rsa: [&[u8]; 2] = [include_bytes!("keys/rsa-1.pk8"), include_bytes!("keys/rsa-2.pk8")];
     [

@@ -8,7 +8,8 @@ use libp2p::{
 
 use super::support::*;
 
-/// Without any name server: `localhost` is answered by the resolver itself (RFC 6761 §6.3), and nothing else is asked for.
+/// Without any name server: `localhost` is answered by the resolver itself (RFC 6761 §6.3), and
+/// nothing else is asked for.
 fn named(keypair: &Keypair) -> Muxers {
     dns::tokio::Transport::custom(ours(keypair), dns::ResolverConfig::default(), dns::ResolverOpts::default())
         .map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection)))
@@ -122,7 +123,7 @@ async fn a_swarm_with_names_and_bandwidth_metrics_counts_what_it_says() {
     }
 }
 
-/// What the bandwidth metrics say, over all protocols.
+/// Returns the sum of the bandwidth metrics over all protocols.
 fn bytes(registry: &metrics::Registry, direction: &str) -> u64 {
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, registry).unwrap();

@@ -25,7 +25,7 @@ fn transport(host: &Arc<Host>, link_local: bool) -> Transport {
     Transport::with_io(&keypair, config, host.clone(), Arc::new(quinn::TokioRuntime)).unwrap()
 }
 
-/// What a wildcard listener announces until it has no more to say.
+/// Returns the addresses that a wildcard listener announces, until it is idle.
 fn announced(transport: &mut Transport) -> Vec<String> {
     let events = std::iter::from_fn(|| next(transport).now_or_never());
     events.map(|event| event.into_new_address().unwrap().to_string()).collect()
@@ -71,7 +71,7 @@ async fn an_ipv4_address_of_its_link_needs_no_zone_and_is_announced() {
 #[tokio::test(start_paused = true)]
 async fn peers_on_one_link_meet_at_addresses_with_zones() {
     let world = World::new(1);
-    // Whoever listens there asks for it: no switch is needed.
+    // An explicit listener on that address needs no switch.
     let mut listener = transport(&host(&world, &["fe80::2", "2001:db8::2"]), false);
     let address = listen(&mut listener, THERE).await;
     assert_eq!(address.to_string(), THERE);
@@ -136,7 +136,8 @@ async fn a_hole_can_be_opened_on_the_link() {
         (transport(&host(&world, &["fe80::1"]), false), transport(&host(&world, &["fe80::2"]), false));
     let [a_address, b_address] = [listen(&mut a, HERE).await, listen(&mut b, THERE).await];
     let a_id = PeerId::random();
-    // Whom the other side expects is refused; that it is the punch that takes the connection is what this is about.
+    // Whom the other side expects is refused; that it is the punch that takes the connection is
+    // what this is about.
     let punch = a.dial(b_address.with(Protocol::P2p(a_id)), AS_LISTENER).unwrap();
     let dial = b.dial(a_address, PLAIN).unwrap();
     drive(a);

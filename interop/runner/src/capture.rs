@@ -50,8 +50,8 @@ impl Scratch {
         Ok(Self(directory))
     }
 
-    /// Returns the file to which listeners write the secrets of their handshakes, if they can. Other
-    /// programs that know this variable do so, too.
+    /// Returns the file to which listeners write the secrets of their handshakes, if they can.
+    /// Other programs that know this variable do so, too.
     pub(crate) fn secrets(&self) -> PathBuf {
         self.0.join("secrets")
     }

@@ -157,7 +157,8 @@ impl ConnectionHandler for Handler {
     }
 
     fn on_connection_event(&mut self, event: ConnectionEvent<'_, Protocols, Protocols, (), Reply>) {
-        // Whoever asked for a stream, or serves them, may have gone; then the stream goes too.
+        // The task that asked for a stream, or that serves streams, may have ended; the stream then
+        // ends too.
         match event {
             ConnectionEvent::FullyNegotiatedOutbound(FullyNegotiatedOutbound {
                 protocol: (stream, _),

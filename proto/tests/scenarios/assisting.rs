@@ -1,5 +1,5 @@
-//! Filtering tests by two coordinators with one address each: every kind, and what coordinators and strangers can make
-//! others believe or send by lying.
+//! Filtering tests by two coordinators with one address each: every kind, and what coordinators and
+//! strangers can make others believe or send by lying.
 
 use std::{cell::Cell, rc::Rc, time::Duration};
 
@@ -167,7 +167,8 @@ fn a_coordinator_that_is_translated_itself_tells_what_arrives_and_whether_nothin
     }
 }
 
-/// How long after it came a client knows how it is filtered: a second after its coordinator has said what it sent.
+/// Returns the time from the arrival of a client to the report of its filtering: a second after
+/// FILTER_TESTED.
 fn known_after(world: &mut World, b: usize, c: usize) -> Duration {
     let start = world.elapsed();
     world.coordinate_at(b, c);

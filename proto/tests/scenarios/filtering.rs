@@ -1,4 +1,5 @@
-//! Filtering tests: every kind, loss, and what clients and coordinators can make others believe or send by lying.
+//! Filtering tests: every kind, loss, and what clients and coordinators can make others believe or
+//! send by lying.
 
 use std::{
     cell::Cell,
@@ -52,7 +53,8 @@ impl World {
     }
 }
 
-/// A coordinator, which has two addresses or one, and a client behind such a NAT, not yet connected.
+/// A coordinator, which has two addresses or one, and a client behind such a NAT, not yet
+/// connected.
 fn pair(filtering: Filtering, two: bool) -> (World, usize, usize) {
     let mut world = World::new();
     let c = world.coordinator("203.0.113.1", two.then_some("203.0.113.2"));
@@ -61,7 +63,7 @@ fn pair(filtering: Filtering, two: bool) -> (World, usize, usize) {
     (world, c, b)
 }
 
-/// How sure this many coordinators make it: silence is their word.
+/// Returns the confidence that this number of coordinators gives: silence rests on their word.
 pub(crate) fn sure(filtering: Filtering, coordinators: usize) -> Confidence {
     let arrived = matches!(filtering, Filtering::EndpointIndependent | Filtering::PortIndependent);
     match coordinators + usize::from(arrived) {
@@ -187,7 +189,8 @@ fn a_coordinator_that_says_what_it_has_not_sent_needs_datagrams_to_be_believed()
 
 #[test]
 fn what_comes_from_where_the_client_has_sent_proves_nothing() {
-    // The other address of this coordinator is that of another one, with which the client is connected.
+    // The other address of this coordinator is that of another one, with which the client is
+    // connected.
     let (mut world, c, b) = pair(Filtering::AddressDependent, true);
     let other = world.add(&server(), "203.0.113.2", None);
     world.coordinate(b, other);

@@ -1,6 +1,7 @@
-//! A world of agents: a virtual clock, control streams with latency, and for each peer an optional NAT that maps
-//! independently of the endpoint and, unless a test says otherwise, filters by address and port. QUIC is four packets: the first flight inside
-//! `PUNCH_ME_NOW`, the server's flight, and the client's finish.
+//! A world of agents: a virtual clock, control streams with latency, and for each peer an optional
+//! NAT that maps independently of the endpoint and, unless a test says otherwise, filters by
+//! address and port. QUIC is four packets: the first flight inside `PUNCH_ME_NOW`, the server's
+//! flight, and the client's finish.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -25,7 +26,7 @@ const PORT: u16 = 4001;
 /// Registrations have generations above this.
 pub(crate) const GENERATION: u64 = 1_700_000_000_000_000;
 
-/// What crosses the network in a datagram.
+/// Content of a datagram.
 #[derive(Debug, Clone)]
 pub(crate) enum Packet {
     Probe(Bytes),
@@ -57,7 +58,7 @@ pub(crate) struct Node {
     /// The outer address, and whom its mapping has contacted.
     pub(crate) nat: Option<(IpAddr, BTreeSet<SocketAddr>)>,
     pub(crate) filtering: FilteringBehaviour,
-    /// Whether sockets for filtering tests can be opened, and those that are.
+    /// Sockets for filtering tests can be opened.
     pub(crate) opens: bool,
     pub(crate) pool: BTreeMap<SocketId, SocketAddr>,
     pub(crate) opened: Vec<(Pool, SocketId, u16)>,
@@ -68,11 +69,11 @@ pub(crate) struct Node {
     pub(crate) probes: Vec<(Duration, Path)>,
     /// The last of them.
     pub(crate) probe: Bytes,
-    /// Whether `Command::Connect` and `Command::Accept` lead to packets.
+    /// `Command::Connect` and `Command::Accept` lead to packets.
     pub(crate) quic_works: bool,
 }
 
-/// What becomes of a frame on its way: frames to deliver, each later than usual by so much.
+/// Changes a frame on its way: frames to deliver, each with an additional delay.
 pub(crate) type Tamper = Box<dyn FnMut(usize, usize, Frame) -> Vec<(Duration, Frame)>>;
 
 pub(crate) struct World {
@@ -84,11 +85,11 @@ pub(crate) struct World {
     sequence: u64,
     next_link: u64,
     pub(crate) tamper: Option<Tamper>,
-    /// Whether datagrams between peers that are not coordinators are lost.
+    /// Datagrams between peers that are not coordinators are lost.
     pub(crate) blackhole: bool,
     /// Datagrams of this peer arrive as from another address.
     pub(crate) divert: Option<(usize, SocketAddr)>,
-    /// Whether a datagram from an address to a peer is lost.
+    /// Returns true if a datagram from an address to a peer is lost.
     pub(crate) lose: Option<Lose>,
 }
 
@@ -174,7 +175,7 @@ impl World {
         self.latency.get(&(a.min(b), a.max(b))).copied().unwrap_or(ms(10))
     }
 
-    /// Where others see a peer.
+    /// Returns the address at which others see a peer.
     pub(crate) fn outer(&self, node: usize) -> SocketAddr {
         let node = &self.nodes[node];
         SocketAddr::new(node.nat.as_ref().map_or(node.local.ip(), |(outer, _)| *outer), PORT)
@@ -429,7 +430,7 @@ impl World {
                 self.open(node, pool, local);
                 return None;
             }
-            // Nobody here has other sockets beside the one.
+            // Peers of these tests have one socket only.
             Command::OpenSockets { .. } | Command::CloseSockets { .. } | Command::ExpectProbes { .. } => {
                 return None;
             }

@@ -1,4 +1,5 @@
-//! Inputs in any order never panic, never lose count, and never leave a deadline that brings nothing.
+//! Inputs in any order never panic, never lose count, and never leave a deadline that brings
+//! nothing.
 
 use std::{fs, path::Path};
 

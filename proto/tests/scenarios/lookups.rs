@@ -223,7 +223,8 @@ fn silence_has_the_coordinator_asked_once_a_second_for_the_attempt_under_way() {
 #[test]
 fn a_dialer_that_is_seen_elsewhere_by_the_time_it_asks_again_is_connected_by_the_same_attempt() {
     let (mut world, a, b, c) = triangle();
-    // The NAT in front of A has lost its mapping, and the coordinator sees the new one half a second later.
+    // The NAT in front of A has lost its mapping, and the coordinator sees the new one half a
+    // second later.
     world.move_behind(a, "203.0.113.77");
     let coordinator = world.outer(c);
     if let Some((_, contacted)) = &mut world.nodes[a].nat {
@@ -258,7 +259,8 @@ fn an_attempt_whose_peer_has_left_meanwhile_looks_for_it_again() {
     assert_eq!(world.connected(a).len(), 1);
 }
 
-/// A has no coordinator, B is registered at C, and A has a control stream to C. A-C 60 ms, B-C 40 ms, A-B 50 ms.
+/// A has no coordinator, B is registered at C, and A has a control stream to C. A-C 60 ms, B-C 40
+/// ms, A-B 50 ms.
 fn triangle_with_c_unknown_to_a() -> (World, usize, usize, usize) {
     let mut world = World::new();
     let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));

@@ -1,4 +1,5 @@
-//! Connected sessions one of whose peers gets another address, with a NAT that filters by address and port before each.
+//! Connected sessions one of whose peers gets another address, with a NAT that filters by address
+//! and port before each.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -84,7 +85,7 @@ fn nobody_is_told_of_a_new_address_as_long_as_the_path_works() {
     assert_eq!(world.nodes[c].endpoint.counters().requests_forwarded, before);
 }
 
-/// What B said of its move, as A would get it.
+/// Returns the PUNCH_MOVED of B, as A would get it.
 fn said(world: &mut World, b: usize, c: usize) -> PunchMoved {
     let (sender, receiver) = std::sync::mpsc::channel();
     world.tamper = Some(Box::new(move |_, _, frame| match frame {

@@ -16,7 +16,8 @@ use crate::{
 const OBSERVER: &str = "198.51.100.1:7001";
 const VICTIM: &str = "192.0.2.66:6";
 
-/// A and B are connected, over a control stream of theirs, too; C knows both and observes B. The links of B to C and to A.
+/// A and B are connected, over a control stream of theirs, too; C knows both and observes B. The
+/// links of B to C and to A.
 fn connected() -> (World, usize, [ControlStreamId; 2]) {
     let (mut world, a, b, c) = triangle();
     world.connect(a, b).unwrap();
@@ -110,7 +111,8 @@ fn peers_that_see_us_elsewhere_every_second_make_nothing_move() {
         see(&mut world, b, &links, number);
         world.run_for(ms(1_000));
     }
-    // No mapping stood for ten seconds, and the last one stands longer than they make believe.
+    // No mapping lasted for ten seconds, and the last mapping lasts longer than the earlier ones
+    // suggest.
     world.run_for(ms(600_000));
     assert_eq!(pools(&world, b), []);
 }

@@ -1,4 +1,4 @@
-//! What a world's peers reported.
+//! Reports of a world's peers.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use libp2p_punch_proto::event::{Event, FailureReason, Phase, SessionRole};
 use crate::harness::World;
 
 impl World {
-    /// When a peer's session first came to `phase` as `role`.
+    /// Returns the time at which a peer's session first came to `phase` as `role`.
     pub(crate) fn reached(&self, node: usize, role: SessionRole, phase: Phase) -> Option<Duration> {
         self.nodes[node].events.iter().find_map(|(at, event)| match event {
             Event::Phase { role: r, to, .. } if *r == role && *to == phase => Some(*at),

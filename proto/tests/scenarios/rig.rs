@@ -1,5 +1,5 @@
-//! An endpoint under inputs in any order: the state machine of the protocol, as `proto/tests/scenarios/inputs.rs` and the fuzz target
-//! `endpoint` drive it.
+//! An endpoint under inputs in any order: the state machine of the protocol, as
+//! `proto/tests/scenarios/inputs.rs` and the fuzz target `endpoint` drive it.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -321,7 +321,8 @@ impl Rig {
         self.endpoint.handle_datagram(path, &probe.encode(keys), self.now);
     }
 
-    /// Lets time pass as the shell does, with a bound on how often the endpoint may want to be woken.
+    /// Lets time pass as the shell does, with a bound on how often the endpoint may want to be
+    /// woken.
     fn wait(&mut self, time: Duration) {
         let end = self.now + time;
         let mut wakes = 0;
@@ -383,7 +384,8 @@ fn port(n: u32) -> u16 {
     40_000 + u16::try_from(n % 10_000).expect("below 10,000")
 }
 
-/// Gives an endpoint all inputs and takes everything away again: nothing may be left, and no count may be wrong.
+/// Gives an endpoint all inputs and takes everything away again: nothing may be left, and no count
+/// may be wrong.
 pub(crate) fn run(role: Role, inputs: impl IntoIterator<Item = Input>) {
     let mut rig = Rig::new(role);
     for socket in 0..2 {
@@ -411,8 +413,8 @@ pub(crate) fn run(role: Role, inputs: impl IntoIterator<Item = Input>) {
     assert_eq!(rig.endpoint.poll_timeout(), None);
 }
 
-/// Inputs that follow from bytes. Every byte string is some sequence of them, and small changes of the bytes are small changes of
-/// the inputs.
+/// Inputs that follow from bytes. Every byte string is some sequence of them, and small changes of
+/// the bytes are small changes of the inputs.
 pub(crate) fn inputs_of(bytes: &[u8]) -> (Role, Vec<Input>) {
     let mut script = Script(bytes);
     let role = match script.byte() % 3 {

@@ -46,7 +46,8 @@ fn responder(config: &Config) -> (World, usize, ControlStreamId) {
     (world, b, link)
 }
 
-/// A peer of this number asks for a session, says this of its NAT, and the coordinator says that it is at the victim.
+/// A peer of this number asks for a session, says this of its NAT, and the coordinator says that it
+/// is at the victim.
 fn ask(world: &mut World, b: usize, link: ControlStreamId, seed: u8, nat: NatProfile) {
     let keypair = keypair(seed);
     let request = PunchRequest {
@@ -189,7 +190,8 @@ fn two_sprays_run_at_once_and_the_next_in_turn_if_their_initiators_still_wait() 
     world.run_for(ms(500));
     let elsewhere = Frame::ObservedAddress { sequence: 9, address: at("198.51.100.2:5001") };
     world.input(b, |endpoint, now| endpoint.handle_frame(observer, elsewhere, now));
-    // The coordinator, which does not say so, has had time to see it, if all destinations saw the same.
+    // The coordinator, which does not say so, has had time to see it, if all destinations saw the
+    // same.
     world.run_for(ms(11_000));
     let sprays = |world: &World| {
         let commands = world.nodes[b].commands.iter();

@@ -402,7 +402,8 @@ fn connections(world: &World, node: usize) -> usize {
     events.filter(|(_, event)| matches!(event, Event::Connected { .. })).count()
 }
 
-/// The initiator's QUIC handshake ends before the coordinator answers, as where the coordinator is far away.
+/// The initiator's QUIC handshake ends before the coordinator answers, as where the coordinator is
+/// far away.
 fn connected_before_the_answer() -> (World, [usize; 3], VirtualConnectionId, Path) {
     let (mut world, a, b, c) = triangle();
     world.set_latency(a, c, ms(2_000));

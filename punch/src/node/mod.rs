@@ -385,7 +385,8 @@ impl Node {
         let path = self.selected_paths.get(&peer).filter(|_| !is_relayed).copied().map(udp_address);
         let stats = self.stats.of_peer(&peer).pop().filter(|_| !is_relayed);
         let origin = stats.as_ref().map(|stats| stats.through);
-        // The address of the endpoint may be the one that the library offered for the dial. The transport knows the real one.
+        // The address of the endpoint may be the one that the library offered for the dial. The
+        // transport knows the real one.
         let address = match endpoint {
             ConnectedPoint::Listener { local_addr, .. } if is_relayed => Some(local_addr.clone()),
             _ if is_relayed => Some(endpoint.get_remote_address().clone()),

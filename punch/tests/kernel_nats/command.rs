@@ -20,7 +20,8 @@ const PUNCH: &str = env!("CARGO_BIN_EXE_punch");
 /// Only what hangs is waited for so long.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// One lab command at a time: each removes at its start what killed ones have left, which others look at here.
+/// One lab command at a time: each removes at its start what killed ones have left, which others
+/// look at here.
 fn alone() -> MutexGuard<'static, ()> {
     static ALONE: Mutex<()> = Mutex::new(());
     ALONE.lock().unwrap_or_else(PoisonError::into_inner)

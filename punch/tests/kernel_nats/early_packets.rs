@@ -22,7 +22,8 @@ const OWN: u16 = 5000;
 enum Step {
     /// The client sends to this observer, which notes the port from which that came.
     Send(usize),
-    /// This observer sends to a port of the box: the client's own one (0), or the first, second … other one that was noted.
+    /// This observer sends to a port of the box: the client's own one (0), or the first, second …
+    /// other one that was noted.
     Early(usize, usize),
 }
 use Step::{Early, Send};

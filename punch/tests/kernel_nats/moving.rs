@@ -19,7 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(60);
 const WATCH: &str = "4";
 /// The echo in which the address changes.
 const MIDDLE: usize = 10;
-/// Much more than the processes and the kernel take; without the move the connection would be given up after two seconds.
+/// Much more than the processes and the kernel take; without the move the connection would be given
+/// up after two seconds.
 const STALL: Duration = Duration::from_millis(1_500);
 
 fn start(lab: &Lab, at: Option<usize>, arguments: &[&str]) -> Program {
@@ -28,7 +29,7 @@ fn start(lab: &Lab, at: Option<usize>, arguments: &[&str]) -> Program {
     Program::start(namespace, Path::new(PUNCH), &arguments, PATIENCE).expect("punch can be run")
 }
 
-/// What an event of this kind has under `key`.
+/// Waits for an event of this kind and returns its value of `key`.
 fn wait_for(program: &mut Program, event: &str, key: &str) -> String {
     let text = program.wait_for(&AtomicBool::new(false), |line| {
         (line["event"] == event).then(|| line[key].as_str().map(str::to_owned)).flatten()
@@ -36,7 +37,8 @@ fn wait_for(program: &mut Program, event: &str, key: &str) -> String {
     text.expect("lines of JSON").unwrap_or_else(|| panic!("no {event}"))
 }
 
-/// The longest time between two echoes, after the host of this site got another address in the middle of them.
+/// The longest time between two echoes, after the host of this site got another address in the
+/// middle of them.
 fn move_host(kinds: [Kind; 2], site: usize) -> Duration {
     let lab = Lab::new(kinds).expect("a lab");
     let listen = format!("/ip4/{}/udp/4001/quic-v1", COORDINATOR[0]);

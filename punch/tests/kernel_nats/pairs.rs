@@ -1,4 +1,4 @@
-//! Which NATs behave as their names say, and which pairs of peers connect directly.
+//! Tests of the NAT kinds against their names, and of the pairs of peers that connect directly.
 
 use std::{path::PathBuf, sync::atomic::AtomicBool, time::Duration};
 
@@ -100,7 +100,7 @@ fn a_peer_behind_a_nat_without_a_firewall_connects_directly_whoever_comes_too_ea
     all_connect_directly([pairs.clone(), pairs].concat());
 }
 
-/// What even a peer with endpoint-dependent mapping can reach without prediction or search.
+/// Kinds that a peer with endpoint-dependent mapping reaches without prediction or search.
 const OPEN: [Kind; 3] = [Kind::Public, Kind::EimEif, Kind::EimAdf];
 
 #[test]

@@ -1,10 +1,10 @@
-//! What a NAT or a firewall lets in (RFC 4787 §5, RFC 6092 §3.1).
+//! Filtering of NATs and firewalls (RFC 4787 §5, RFC 6092 §3.1).
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
 use tokio::time::Instant;
 
-/// Whom a NAT or a firewall lets in to an internal endpoint that has sent something out (RFC 4787 §5).
+/// Remotes that may send to an internal endpoint that has sent something out (RFC 4787 §5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Filtering {
     /// Everybody (EIF).
@@ -15,7 +15,7 @@ pub enum Filtering {
     AddressAndPortDependent,
 }
 
-/// Where an internal endpoint has sent to, and when last.
+/// Destinations of an internal endpoint, with the time of the last datagram to each.
 #[derive(Debug, Default)]
 pub(crate) struct Contacts {
     last: BTreeMap<SocketAddr, Instant>,

@@ -1,8 +1,8 @@
-//! How a NAT maps (RFC 4787 §4.1).
+//! Mapping behaviour of a NAT (RFC 4787 §4.1).
 
 use std::net::{IpAddr, SocketAddr};
 
-/// When a NAT uses an existing mapping of an internal endpoint again (RFC 4787 §4.1).
+/// Condition for the reuse of an existing mapping of an internal endpoint (RFC 4787 §4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Mapping {
     /// For every destination (EIM).

@@ -24,7 +24,7 @@ use self::{
 pub use self::{filtering::Filtering, mapping::Mapping, ports::Ports};
 use crate::trace::Verdict;
 
-/// What a NAT does with what an inside host sends to an external endpoint of the same NAT (RFC 4787 §6).
+/// Handling of datagrams from an inside host to an external endpoint of the same NAT (RFC 4787 §6).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Hairpin {
     /// Drops it.
@@ -38,29 +38,33 @@ pub enum Hairpin {
 /// The behaviour of a NAT, or of a firewall: see [`World::nat`](crate::World::nat).
 #[derive(Debug, Clone, PartialEq)]
 pub struct Nat {
-    /// When a mapping is used again.
+    /// Condition for the reuse of a mapping.
     pub mapping: Mapping,
-    /// Who may use a mapping from outside.
+    /// Remotes that may use a mapping from outside.
     pub filtering: Filtering,
-    /// How external ports are chosen.
+    /// Choice of external ports.
     pub ports: Ports,
     /// The external ports to choose from. A preserved port may lie elsewhere.
     pub port_range: RangeInclusive<u16>,
-    /// Whether inside hosts reach each other by their external endpoints.
+    /// Reachability of inside hosts by their external endpoints.
     pub hairpin: Hairpin,
-    /// How long a mapping, or the permission of one remote, lives after the last datagram outwards (RFC 4787 REQ-5).
+    /// Lifetime of a mapping, or of the permission of one remote, after the last outbound datagram
+    /// (RFC 4787 REQ-5).
     pub lifetime: Duration,
-    /// Whether datagrams inwards refresh as well (RFC 4787 REQ-6).
+    /// Inbound datagrams refresh as well (RFC 4787 REQ-6).
     pub refresh_inbound: bool,
-    /// How long a mapping lives at most, however busy. `None`: for ever.
+    /// Longest lifetime of a mapping, however busy; `None` for no limit.
     pub absolute_lifetime: Option<Duration>,
-    /// The box has no firewall and tracks a packet that comes unasked as a flow of its own, as bare Linux masquerade does.
-    /// A flow from inside that would use the same endpoints then gets another port, and so do all later flows of its socket. This
-    /// lasts until half a minute after the last such packet. Only with endpoint-independent mapping.
+    /// The box has no firewall and tracks a packet that comes unasked as a flow of its own, as bare
+    /// Linux masquerade does. A flow from inside that would use the same endpoints then gets
+    /// another port, and so do all later flows of its socket. This lasts until half a minute after
+    /// the last such packet. Only with endpoint-independent mapping.
     pub early_packets_harm: bool,
-    /// How many mappings there may be at once; beyond, new flows are dropped. `None`: as many as there are ports.
+    /// Largest number of mappings at once; further flows are dropped. `None` for as many as there
+    /// are ports.
     pub capacity: Option<usize>,
-    /// One-way time between two hosts of the network behind the NAT, and of turning a datagram around.
+    /// One-way time between two hosts of the network behind the NAT, and of turning a datagram
+    /// around.
     pub lan_latency: Duration,
 }
 
@@ -331,7 +335,8 @@ impl Table {
         Ok(external)
     }
 
-    /// Forgets what is dead. A table that is not full can wait for it: dead mappings do no harm there.
+    /// Forgets what is dead. A table that is not full can wait for it: dead mappings do no harm
+    /// there.
     fn sweep(&mut self, now: Instant) {
         let full = self.nat.capacity.is_some_and(|capacity| self.entries.len() >= capacity);
         if full || now - *self.swept.get_or_insert(now) >= self.nat.lifetime {

@@ -1,4 +1,4 @@
-//! How a NAT chooses the external port of a new mapping (RFC 4787 §4.2).
+//! Choice of the external port of a new mapping (RFC 4787 §4.2).
 
 use std::{net::SocketAddr, ops::RangeInclusive};
 
@@ -6,21 +6,23 @@ use rand::{Rng, rngs::StdRng};
 
 use super::mapping::Scope;
 
-/// How a NAT chooses the external port of a new mapping (RFC 4787 §4.2). No port is ever
-/// overloaded: a port that is taken is passed over.
+/// Choice of the external port of a new mapping (RFC 4787 §4.2). Ports are never overloaded: a port
+/// in use is skipped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Ports {
     /// The internal port; a random one where that is taken.
     Preserving,
-    /// The last one plus `step`, within [`Nat::port_range`](super::Nat::port_range), around at its end.
+    /// The last one plus `step`, within [`Nat::port_range`](super::Nat::port_range), around at its
+    /// end.
     Sequential {
         /// From one mapping to the next; 0 counts as 1.
         step: u16,
     },
     /// A random one of [`Nat::port_range`](super::Nat::port_range).
     Random,
-    /// A fixed function of the endpoints that the mapping is for, into [`Nat::port_range`](super::Nat::port_range),
-    /// so that the port is not kept but comes back when the mapping does; the next free one where that is taken.
+    /// A fixed function of the endpoints that the mapping is for, into
+    /// [`Nat::port_range`](super::Nat::port_range), so that the port is not kept but comes back
+    /// when the mapping does; the next free one where that is taken.
     Hashed,
 }
 

@@ -1,9 +1,11 @@
-//! The port of each flow through a box that masquerades and has no firewall, as Linux connection tracking gives it.
+//! The port of each flow through a box that masquerades and has no firewall, as Linux connection
+//! tracking gives it.
 //!
-//! Such a box tracks what comes unasked, too: as a flow of its own, whose endpoints no flow from inside may use. A flow
-//! from inside gets, of these, the first port that is free towards its destination: that of the newest live flow of the
-//! same socket, the socket's own port, a random one. It keeps that port. So one early packet costs a socket its port
-//! towards every destination to which it sends for the first time after that.
+//! Such a box tracks what comes unasked, too: as a flow of its own, whose endpoints no flow from
+//! inside may use. A flow from inside gets, of these, the first port that is free towards its
+//! destination: that of the newest live flow of the same socket, the socket's own port, a random
+//! one. It keeps that port. So one early packet costs a socket its port towards every destination
+//! to which it sends for the first time after that.
 
 use std::{collections::BTreeMap, net::SocketAddr, time::Duration};
 
@@ -25,7 +27,8 @@ pub(crate) struct Flow {
 pub(crate) struct Tuples {
     /// Times of the last packets that came unasked, by the external endpoint and the remote.
     unasked: BTreeMap<(SocketAddr, SocketAddr), Instant>,
-    /// Flows from inside by the internal endpoint and the remote: their number, and the external endpoint.
+    /// Flows from inside by the internal endpoint and the remote: their number, and the external
+    /// endpoint.
     flows: BTreeMap<(SocketAddr, SocketAddr), (u64, SocketAddr)>,
     /// The remotes of these flows, by the internal endpoint and the number of the flow.
     order: BTreeMap<(SocketAddr, u64), SocketAddr>,

@@ -1,8 +1,9 @@
 //! Dials over relays for dials that wait for a direct connection.
 //!
-//! A dial has a head start of [`HEAD_START`] for traversal; then the peer is dialed over relays in parallel. One dial names
-//! several relays, which the swarm asks one after the other. A relay that does not answer within [`RELAY_TIMEOUT`] is passed
-//! over: a further dial asks the others. The swarm cannot cancel a dial, so the first one may still end in a connection.
+//! A dial has a head start of [`HEAD_START`] for traversal; then the peer is dialed over relays in
+//! parallel. One dial names several relays, which the swarm asks one after the other. A relay that
+//! does not answer within [`RELAY_TIMEOUT`] is passed over: a further dial asks the others. The
+//! swarm cannot cancel a dial, so the first one may still end in a connection.
 
 use std::{
     collections::BTreeMap,
@@ -13,15 +14,15 @@ use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
 use libp2p_swarm::ConnectionId;
 
-/// How long a dial waits for a direct connection before relays are asked as well.
+/// Time that a dial waits for a direct connection before relays are asked as well.
 pub(super) const HEAD_START: Duration = Duration::from_secs(1);
-/// How long a relay may take to connect us before the next one is asked.
+/// Time that a relay may take to connect us before the next relay is asked.
 pub(super) const RELAY_TIMEOUT: Duration = Duration::from_secs(3);
 
 #[derive(Debug)]
 struct Waiting {
     peer: PeerId,
-    /// When relays are asked; `None` once they have been.
+    /// Time at which relays are asked; `None` once they have been.
     relay_at: Option<Instant>,
     /// No coordinator knows the peer.
     is_unknown: bool,
@@ -33,7 +34,7 @@ pub(super) struct Circuit {
     pub(super) peer: PeerId,
     pub(super) since: Instant,
     addresses: Vec<Multiaddr>,
-    /// When the first relay is passed over; `None` once it has been.
+    /// Time at which the first relay is skipped; `None` once it has been.
     deadline: Option<Instant>,
 }
 
@@ -92,7 +93,8 @@ impl Fallback {
         waiting.for_each(|waiting| waiting.relay_at = None);
     }
 
-    /// A relay is connected that was not: dials that wait without any have a head start again, since it is their coordinator, too.
+    /// A relay is connected that was not: dials that wait without any have a head start again,
+    /// since it is their coordinator, too.
     pub(super) fn relay_arrived(&mut self, now: Instant) {
         for waiting in self.waiting.values_mut() {
             let is_asking = self.circuits.values().any(|circuit| circuit.is_asking(&waiting.peer));
@@ -140,7 +142,8 @@ impl Fallback {
         Some(TimedOut { peer: circuit.peer, silent, remaining: addresses.collect() })
     }
 
-    /// When [`due`](Self::due) or [`timed_out`](Self::timed_out) has something next.
+    /// Returns the next time at which [`due`](Self::due) or [`timed_out`](Self::timed_out) returns
+    /// something.
     pub(super) fn next_time(&self) -> Option<Instant> {
         let waiting = self.waiting.values().filter_map(|waiting| waiting.relay_at);
         waiting.chain(self.circuits.values().filter_map(|circuit| circuit.deadline)).min()

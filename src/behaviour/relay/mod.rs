@@ -1,13 +1,15 @@
 //! Relays as the last resort, through the libp2p relay client of the same swarm.
 //!
-//! - *Fallback*: once the first dial of a peer has waited for traversal for a second, or an attempt has failed, the peer is
-//!   dialed over a relay as well. If that works, the first dial goes on waiting: it ends with the direct connection, if one can be had.
-//!   If it does not, and traversal has failed for good, the first dial fails.
+//! - *Fallback*: once the first dial of a peer has waited for traversal for a second, or an attempt
+//!   has failed, the peer is dialed over a relay as well. If that works, the first dial goes on
+//!   waiting: it ends with the direct connection, if one can be had. If it does not, and traversal
+//!   has failed for good, the first dial fails.
 //! - *Reservations*: a peer that nobody can reach directly keeps up to two of them.
-//! - *Upgrade*: a peer that is connected over relays only is tried again until a direct connection stands.
+//! - *Upgrade*: a peer that is connected over relays only is tried again until a direct connection
+//!   is open.
 //!
-//! The relay client itself is not known here: it is asked through the swarm, by dialing and listening on circuit
-//! addresses. A swarm without one says that it does not support these, once.
+//! The relay client itself is not known here: it is asked through the swarm, by dialing and
+//! listening on circuit addresses. A swarm without one says that it does not support these, once.
 
 mod fallback;
 mod observed;
@@ -52,11 +54,11 @@ use libp2p_punch_proto::{
 
 /// Relays are tried one after the other, so that the peer sees one connection and not a race.
 const ONE_AT_A_TIME: NonZeroU8 = NonZeroU8::MIN;
-/// No coordinator knows the peer. Peers that need a relay reserve with the coordinators that they register with, so that these would
-/// refuse as relays, too.
+/// No coordinator knows the peer. Peers that need a relay reserve with the coordinators that they
+/// register with, so that these would refuse as relays, too.
 const UNKNOWN_PEER: FailureReason = FailureReason::Rejected(RejectReason::NotConnected);
 
-/// What the behaviour has to pass on.
+/// Request of the relay logic to the behaviour.
 pub(super) enum Output {
     /// To the swarm.
     Swarm(ToSwarm<Event, FromBehaviour>),
@@ -71,7 +73,8 @@ pub(super) struct Relaying {
     reserves: bool,
     /// The swarm turned a circuit address down: it has no relay client.
     has_no_client: bool,
-    /// Listens on a circuit without a relay, which every relay client refuses, and without one no transport supports.
+    /// Listens on a circuit without a relay, which every relay client refuses, and without one no
+    /// transport supports.
     client_test: Option<ListenerId>,
     is_reachable: bool,
     relays: Relays,
@@ -112,12 +115,13 @@ impl Relaying {
         }
     }
 
-    /// Whether a dial is one of ours, which needs no more addresses.
+    /// Returns true if a dial is one of ours, which needs no more addresses.
     pub(super) fn is_own_dial(&self, id: ConnectionId) -> bool {
         self.dials.is_circuit(id) || self.collecting.contains_key(&id)
     }
 
-    /// Returns the relays that `peer` is known to use, each with its address: they likely coordinate for it.
+    /// Returns the relays that `peer` is known to use, each with its address: they likely
+    /// coordinate for it.
     pub(super) fn relays_of(&self, peer: &PeerId) -> Vec<(PeerId, Multiaddr)> {
         self.relays.used_by(peer)
     }
@@ -168,7 +172,7 @@ impl Relaying {
         }
     }
 
-    /// A connection stands that no dial waits for. The peer is at `remote`.
+    /// A connection exists without a dial that waits for it. The peer is at `remote`.
     pub(super) fn collect(&mut self, peer: PeerId, remote: SocketAddr) {
         let opts =
             DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(vec![quic_v1(remote)]).build();
@@ -298,8 +302,8 @@ impl Relaying {
         }
     }
 
-    /// Direct connections are kept alive while relayed ones drain: a stream that keeps the relayed one would otherwise see the
-    /// direct one idle out, and be made again.
+    /// Direct connections are kept alive while relayed ones drain: a stream that keeps the relayed
+    /// one would otherwise see the direct one idle out, and be made again.
     fn keep_alive(&mut self, peer: PeerId) {
         let (direct, keep) = self.upgrades.draining(&peer);
         for id in direct {
@@ -351,7 +355,7 @@ impl Relaying {
         }
     }
 
-    /// Whether others reach us without a relay.
+    /// Sets the reachability of this peer without a relay.
     pub(super) fn set_reachable(&mut self, reachable: bool) {
         self.is_reachable = reachable;
         if reachable {
@@ -427,13 +431,13 @@ impl Relaying {
         if is_needed { self.relays.ranked() } else { Vec::new() }
     }
 
-    /// When [`poll`](Self::poll) has to be called next.
+    /// Returns the next time at which [`poll`](Self::poll) must be called.
     pub(super) fn next_time(&self) -> Option<Instant> {
         let reservations = self.reservations.next_time(&self.ranked());
         [self.dials.next_time(), self.upgrades.next_time(), reservations].into_iter().flatten().min()
     }
 
-    /// What is to be done now.
+    /// Returns the next request that is due.
     pub(super) fn poll(&mut self, now: Instant) -> Option<Output> {
         while let Some(peer) = self.dials.due(now) {
             self.dial_over_relay(peer, now);
@@ -460,8 +464,9 @@ impl Relaying {
     }
 }
 
-/// Returns true if the attempt failed in a way that shows the direct path to be hard, or the peer to be silent. After the other
-/// failures the next attempt begins within moments, and may take the rest of the head start.
+/// Returns true if the attempt failed in a way that shows the direct path to be hard, or the peer
+/// to be silent. After the other failures the next attempt begins within moments, and may take the
+/// rest of the head start.
 fn met_silence(reason: FailureReason) -> bool {
     !matches!(
         reason,

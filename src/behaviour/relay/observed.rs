@@ -4,8 +4,8 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use libp2p_identity::PeerId;
 
-/// The last IPv4 and the last IPv6 address at which each coordinator saw us. Ports do not count: a NAT may give each coordinator,
-/// and each connection to it, another one.
+/// The last IPv4 and the last IPv6 address at which each coordinator saw us. Ports do not count: a
+/// NAT may give each coordinator, and each connection to it, another one.
 #[derive(Debug, Default)]
 pub(super) struct ObservedAddresses(BTreeMap<(PeerId, bool), IpAddr>);
 

@@ -1,18 +1,21 @@
 //! The relays that we know, best first.
 //!
-//! Every coordinator may be a relay too; whether one is shows when it is asked. The order is by failures since the last
-//! success, then by how long it took to answer, which grows with its distance and its load alike.
+//! Every coordinator may be a relay too; whether one is shows when it is asked. The order is by
+//! failures since the last success, then by how long it took to answer, which grows with its
+//! distance and its load alike.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
-/// Assumed of a relay that has not answered yet: it is asked before a slow one and after a quick one.
+/// Assumed of a relay that has not answered yet: it is asked before a slow one and after a quick
+/// one.
 const ASSUMED_RTT: Duration = Duration::from_millis(250);
 /// Failures beyond these make no difference.
 const MAX_FAILURES: u32 = 8;
-/// Peers, and relays of one peer, whose circuit addresses are remembered; with more, some are forgotten.
+/// Peers, and relays of one peer, whose circuit addresses are remembered; with more, some are
+/// forgotten.
 const MAX_PEERS: usize = 256;
 const MAX_PER_PEER: usize = 4;
 /// Relays that one dial tries, one after the other.
@@ -35,7 +38,7 @@ pub(super) struct Relays {
 }
 
 impl Relays {
-    /// A direct connection to a coordinator stands. True if there was none to it.
+    /// A direct connection to a coordinator was opened. Returns true if it is the only one.
     pub(super) fn connected(&mut self, relay: PeerId, address: &Multiaddr) -> bool {
         let base: Multiaddr = address.iter().take_while(|part| !matches!(part, Protocol::P2p(_))).collect();
         !base.is_empty() && self.ours.entry(relay).or_default().address.replace(base).is_none()
@@ -109,7 +112,8 @@ impl Relays {
         circuits.filter_map(|circuit| Some((relay_of(circuit)?, address_of_relay(circuit)))).collect()
     }
 
-    /// Where to try to reach `peer` over a relay, in this order: relays that it is known to use, then ours.
+    /// Returns the circuit addresses at which to try `peer`, in this order: over relays that it is
+    /// known to use, then over ours.
     pub(super) fn circuits_to(&self, peer: PeerId) -> Vec<Multiaddr> {
         let ranked = self.ranked();
         let rank = |address: &Multiaddr| {
@@ -129,7 +133,7 @@ impl Relays {
     }
 }
 
-/// Where to listen for circuits through a relay.
+/// Returns the address to listen on for circuits through a relay.
 pub(super) fn circuit(address: &Multiaddr, relay: PeerId) -> Multiaddr {
     address.clone().with(Protocol::P2p(relay)).with(Protocol::P2pCircuit)
 }

@@ -1,7 +1,8 @@
 //! Reservations with relays, so that peers which cannot get through to us directly still reach us.
 //!
-//! A reservation is a libp2p listener at `…/p2p/RELAY/p2p-circuit`; the relay client renews it as long as the listener
-//! stands. We keep up to [`MAX_RESERVATIONS`] of them, with the best relays, as long as nobody can reach us without.
+//! A reservation is a libp2p listener at `…/p2p/RELAY/p2p-circuit`; the relay client renews it as
+//! long as the listener exists. We keep up to [`MAX_RESERVATIONS`] of them, with the best relays,
+//! as long as nobody can reach us without.
 
 use std::{
     collections::BTreeMap,
@@ -34,7 +35,7 @@ struct Rest {
     refusals: u32,
 }
 
-/// What became of a listener.
+/// Outcome of a listener.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
     /// The relay accepted us after so long.
@@ -61,7 +62,7 @@ impl Reservations {
         ranked.iter().find(|(relay, _)| self.is_free(relay) && self.rest(relay) <= Some(now)).cloned()
     }
 
-    /// When [`next`](Self::next) may find one.
+    /// Returns the earliest time at which [`next`](Self::next) may find a relay.
     pub(super) fn next_time(&self, ranked: &[(PeerId, Multiaddr)]) -> Option<Instant> {
         if self.current.len() >= MAX_RESERVATIONS {
             return None;
@@ -121,8 +122,8 @@ impl Reservations {
         Some(self.current.swap_remove(index).listener)
     }
 
-    /// A coordinator is connected that was not: it may be asked at once. An earlier refusal may have been the end of its
-    /// connection.
+    /// A coordinator is connected that was not: it may be asked at once. An earlier refusal may
+    /// have been the end of its connection.
     pub(super) fn arrived(&mut self, relay: PeerId, now: Instant) {
         let rest = self.rests.entry(relay).or_insert(Rest { until: now, refusals: 0 });
         rest.until = rest.until.min(now);

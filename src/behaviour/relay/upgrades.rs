@@ -1,8 +1,9 @@
 //! Relayed connections on their way to being direct ones.
 //!
-//! As long as a peer is connected over relays only, traversal is tried again, with one back-off for whatever fails: a session, a
-//! connection that a swarm denies, or a direct connection that ends soon. Once a direct connection has proved to last, the
-//! relayed ones are left to the streams on them for a while, and then closed. Until then the direct one is kept alive.
+//! As long as a peer is connected over relays only, traversal is tried again, with one back-off for
+//! whatever fails: a session, a connection that a swarm denies, or a direct connection that ends
+//! soon. Once a direct connection has proved to last, the relayed ones are left to the streams on
+//! them for a while, and then closed. Until then the direct one is kept alive.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,19 +29,19 @@ const MIN_INTERVAL: Duration = Duration::from_secs(5);
 #[derive(Debug, Default)]
 struct Peer {
     relayed: BTreeSet<ConnectionId>,
-    /// With the time since when each stands.
+    /// Direct connections, each with the time of its opening.
     direct: BTreeMap<ConnectionId, Instant>,
     /// The other side dialed the first relayed connection, and goes first.
     leaves_it_to_the_other: bool,
     /// Attempts in a row that led to no direct connection, or to one that soon ended.
     failures: u32,
-    /// When to try; `None` if there is nothing to upgrade.
+    /// Time of the next attempt; `None` if there is nothing to upgrade.
     next: Option<Instant>,
     last: Option<Instant>,
-    /// When the direct connection has proved to last, if that is not known yet.
+    /// Time at which the direct connection has proved to last, if it has not yet.
     proved_at: Option<Instant>,
-    /// When to close the relayed connections, if a direct one stands then that has proved to last. Set once, and not reset by a
-    /// direct connection that comes and goes.
+    /// Time at which to close the relayed connections, if a direct connection has proved to last by
+    /// then. Set once, and not reset by a direct connection that comes and goes.
     close_at: Option<Instant>,
 }
 
@@ -52,25 +53,26 @@ impl Peer {
         self.next = Some(now + delay + other_first);
     }
 
-    /// When the relayed connections have had their time.
+    /// Returns the time at which the relayed connections have had their time.
     fn drained_at(&self) -> Option<Instant> {
         let is_proved = !self.direct.is_empty() && self.proved_at.is_none();
         self.close_at.filter(|_| is_proved && !self.relayed.is_empty())
     }
 }
 
-/// How a relayed connection came about, and so when its upgrade is tried first.
+/// Origin of a relayed connection, which sets the time of its first upgrade.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
     /// We dialed it: at once.
     Dialed,
-    /// We dialed it because traversal has just failed for good: no sooner than after any other failure.
+    /// We dialed it because traversal has just failed for good: no sooner than after any other
+    /// failure.
     LastResort,
     /// The other side dialed it, and goes first.
     Accepted,
 }
 
-/// What follows from a new connection.
+/// Consequence of a new connection.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum News {
     Nothing,
@@ -90,7 +92,8 @@ impl Upgrades {
         Self { peers: BTreeMap::new(), drain }
     }
 
-    /// A relayed connection stands. A session that is under way is joined by the first attempt to upgrade it.
+    /// A relayed connection was opened. A session that is under way is joined by the first attempt
+    /// to upgrade it.
     pub(super) fn relayed(&mut self, peer: PeerId, id: ConnectionId, origin: Origin, now: Instant) -> News {
         let drain = self.drain;
         let entry = self.peers.entry(peer).or_default();
@@ -123,7 +126,8 @@ impl Upgrades {
         entry.next = None;
     }
 
-    /// The next peer whose direct connection has proved to last while a relayed one stands.
+    /// Returns the next peer whose direct connection has proved to last while a relayed connection
+    /// is open.
     pub(super) fn proved(&mut self, now: Instant) -> Option<PeerId> {
         let drain = self.drain;
         let is_fresh = |(_, entry): &(&PeerId, &mut Peer)| entry.proved_at.is_some_and(|at| at <= now);
@@ -157,7 +161,8 @@ impl Upgrades {
         is_last
     }
 
-    /// Direct connections of a peer that is connected over a relay as well, and whether they have to be kept alive for that.
+    /// Direct connections of a peer that is connected over a relay as well, and whether they have
+    /// to be kept alive for that.
     pub(super) fn draining(&self, peer: &PeerId) -> (Vec<ConnectionId>, bool) {
         let entry = self.peers.get(peer);
         let direct = entry.map(|entry| entry.direct.keys().copied().collect()).unwrap_or_default();

@@ -1,7 +1,8 @@
 //! The connection IDs that the session endpoint issues.
 //!
-//! They carry a keyed tag, so that the path layer can tell a session's packet from a plain connection's by its
-//! destination connection ID alone, without asking quinn and without a table of IDs.
+//! They carry a keyed tag, so that the path layer can tell a session's packet from a plain
+//! connection's by its destination connection ID alone, without asking quinn and without a table of
+//! IDs.
 
 use std::cell::Cell;
 
@@ -14,8 +15,8 @@ use libp2p_punch_proto::VirtualConnectionId;
 
 /// Length of every connection ID that the session endpoint issues, in bytes.
 pub(super) const CID_LEN: usize = 8;
-/// Leading random bytes; the rest is the tag. 32 bits of each: room for 10,000 sessions with several IDs each, and
-/// one in four billion foreign IDs is mistaken for ours.
+/// Leading random bytes; the rest is the tag. 32 bits of each: room for 10,000 sessions with
+/// several IDs each, and one in four billion foreign IDs is mistaken for ours.
 const NONCE_LEN: usize = 4;
 
 /// A connection ID of the session endpoint.
@@ -28,7 +29,8 @@ pub(super) struct CidKey(Hmac<Sha256>);
 impl CidKey {
     /// The same secret recognises the same IDs, also after a restart.
     pub(super) fn new(secret: &[u8; 32]) -> Option<Self> {
-        // HMAC takes keys of any length, so this is always `Some`; the constructor's type does not say so.
+        // HMAC takes keys of any length, so this is always `Some`; the constructor's type does not
+        // say so.
         Hmac::new_from_slice(secret).ok().map(Self)
     }
 
@@ -42,7 +44,7 @@ impl CidKey {
         cid
     }
 
-    /// Whether `cid` bears our tag.
+    /// Returns true if `cid` bears our tag.
     pub(super) fn issued(&self, cid: &[u8]) -> bool {
         cid.len() == CID_LEN
             && cid.split_at_checked(NONCE_LEN).is_some_and(|(nonce, tag)| tag == self.tag(nonce).as_slice())
@@ -56,7 +58,7 @@ impl CidKey {
     }
 }
 
-/// What the session endpoint draws its connection IDs from.
+/// Generator of the session endpoint's connection IDs.
 pub(super) struct SessionCids(pub(super) CidKey);
 
 impl ConnectionIdGenerator for SessionCids {
@@ -83,7 +85,7 @@ impl ConnectionIdGenerator for SessionCids {
     }
 }
 
-/// The flow whose connection quinn is creating on this thread right now.
+/// The virtual connection whose connection quinn is creating on this thread right now.
 #[derive(Clone, Copy)]
 struct Opening {
     flow: VirtualConnectionId,
@@ -91,12 +93,14 @@ struct Opening {
 }
 
 thread_local! {
-    // quinn creates a connection's ID and its poller inside `connect_with` and `accept_with`, on the caller's
-    // thread, and tells neither which connection they are for. The call's own thread does.
+    // quinn creates a connection's ID and its poller inside `connect_with` and `accept_with`, on
+    // the caller's thread, and tells neither which connection they are for. The call's own thread
+    // does.
     static OPENING: Cell<Option<Opening>> = const { Cell::new(None) };
 }
 
-/// Runs `open`, which creates the quinn connection of `flow`, and also returns the connection ID that it was given.
+/// Runs `open`, which creates the quinn connection of `flow`, and also returns the connection ID
+/// that it was given.
 pub(super) fn while_opening<T>(flow: VirtualConnectionId, open: impl FnOnce() -> T) -> (T, Option<Cid>) {
     /// Ends the scope also when `open` unwinds.
     struct Scope;
@@ -112,7 +116,7 @@ pub(super) fn while_opening<T>(flow: VirtualConnectionId, open: impl FnOnce() ->
     (output, OPENING.with(Cell::get).and_then(|opening| opening.cid))
 }
 
-/// The flow that [`while_opening`] was called for on this thread, while it runs.
+/// The virtual connection that [`while_opening`] was called for on this thread, while it runs.
 pub(super) fn opening() -> Option<VirtualConnectionId> {
     OPENING.with(Cell::get).map(|opening| opening.flow)
 }

@@ -1,4 +1,4 @@
-//! Which of the datagrams that a socket received belong to sessions, and taking them out in place.
+//! Demultiplexer: takes the datagrams of sessions out of a received buffer, in place.
 
 use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 
@@ -7,31 +7,33 @@ use quinn::udp::RecvMeta;
 /// RFC 9000 §17.2: the longest connection ID of QUIC version 1, in bytes.
 const MAX_CID_LEN: usize = 20;
 
-/// What a datagram is, `F` naming the flow that a QUIC packet belongs to.
+/// Kind of a datagram; `F` names the virtual connection of a QUIC packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind<F> {
     /// Not ours: it stays where it is.
     Other,
     /// One of our probes.
     Probe,
-    /// A QUIC packet of a flow.
+    /// A QUIC packet of a virtual connection.
     Session(F),
-    /// A first flight of a flow, but on a path that is not the flow's: dropped.
+    /// A first flight of a virtual connection, but on a path that is not the virtual connection's:
+    /// dropped.
     UnroutedInitial,
 }
 
-/// Whether the first byte of a datagram says that it is a probe.
+/// Returns true if the first byte of a datagram says that it is a probe.
 ///
-/// RFC 9443 §2 leaves 4 to 15 to nobody: STUN is 0 to 3, ZRTP 16 to 19, DTLS 20 to 63, TURN channels 64 to 79, and QUIC
-/// that comes in has its fixed bit (0x40) set, as no endpoint of ours announces grease_quic_bit (RFC 9287 §3).
+/// RFC 9443 §2 leaves 4 to 15 to nobody: STUN is 0 to 3, ZRTP 16 to 19, DTLS 20 to 63, TURN
+/// channels 64 to 79, and QUIC that comes in has its fixed bit (0x40) set, as no endpoint of ours
+/// announces grease_quic_bit (RFC 9287 §3).
 pub(super) fn is_probe(datagram: &[u8]) -> bool {
     matches!(datagram.first(), Some(4..=15))
 }
 
 /// The destination connection ID of a QUIC packet, and whether its header is long.
 ///
-/// RFC 8999 §5: these fields are in the same place in every version. A short header does not say how long its ID is;
-/// the `short` bytes are those of the IDs that we issue.
+/// RFC 8999 §5: these fields are in the same place in every version. A short header does not say
+/// how long its ID is; the `short` bytes are those of the IDs that we issue.
 pub(super) fn destination_cid(datagram: &[u8], short: usize) -> Option<(&[u8], bool)> {
     let first = *datagram.first()?;
     if first & 0x40 == 0 {
@@ -49,9 +51,10 @@ pub(super) fn destination_cid(datagram: &[u8], short: usize) -> Option<(&[u8], b
 
 /// Takes the datagrams that `classify` does not call [`Kind::Other`] out of one received buffer.
 ///
-/// A buffer holds one datagram or, after GRO, several: all `meta.stride` bytes long but the last. What stays is moved to
-/// the front in its order, and `meta` says what is left; `meta.len` 0 means nothing. What goes is handed to `take` in its
-/// order: probes one by one, consecutive packets of one flow as one run with the same stride.
+/// A buffer holds one datagram or, after GRO, several: all `meta.stride` bytes long but the last.
+/// What stays is moved to the front in its order, and `meta` says what is left; `meta.len` 0 means
+/// nothing. What goes is handed to `take` in its order: probes one by one, consecutive packets of
+/// one virtual connection as one run with the same stride.
 pub(super) fn sort<F: Copy + PartialEq>(
     buffer: &mut [u8],
     meta: &mut RecvMeta,
@@ -61,7 +64,8 @@ pub(super) fn sort<F: Copy + PartialEq>(
     let len = meta.len.min(buffer.len());
     let Some(data) = buffer.get_mut(..len) else { return };
     if meta.stride == 0 {
-        // Of a buffer with something in it that can only mean one datagram; quinn would cut it for ever.
+        // Of a buffer with something in it that can only mean one datagram; quinn would cut it for
+        // ever.
         meta.stride = len;
     }
     let stride = meta.stride.max(1);
@@ -77,7 +81,8 @@ pub(super) fn sort<F: Copy + PartialEq>(
             run = None;
         }
         if kind == Kind::Other {
-            // `kept <= at`, and the runs before `at` have been handed over: nothing needed is overwritten.
+            // `kept <= at`, and the runs before `at` have been handed over: nothing needed is
+            // overwritten.
             if kept < at {
                 data.copy_within(at..end, kept);
             }
@@ -108,8 +113,8 @@ fn hand_over<F>(
     }
 }
 
-/// The one form of an address by which paths are compared: IPv4-mapped is IPv4, the flow label is left out, and a
-/// zone is kept only where it belongs to the address (RFC 4007 §6).
+/// The one form of an address by which paths are compared: IPv4-mapped is IPv4, the flow label is
+/// left out, and a zone is kept only where it belongs to the address (RFC 4007 §6).
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     let SocketAddr::V6(v6) = address else { return address };
     match v6.ip().to_canonical() {
@@ -127,7 +132,8 @@ mod tests {
 
     use super::*;
 
-    /// The first byte of a test datagram is its kind: 4 is a probe, 64 + n a packet of flow n, anything else stays.
+    /// The first byte of a test datagram is its kind: 4 is a probe, 64 + n a packet of virtual
+    /// connection n, anything else stays.
     fn classify(datagram: &[u8]) -> Kind<u8> {
         match datagram.first() {
             Some(4) => Kind::Probe,

@@ -32,17 +32,19 @@ use super::{
 use crate::transport::time::Delay;
 use libp2p_punch_proto::{Path, wire::keys::FlightBinding};
 
-/// How long a flow keeps its paths when its connection is over, so that the `CONNECTION_CLOSE` and the answers to what the
-/// peer still sends go out. RFC 9000 §10.2 wants three PTO; this is that for an RTT of some 300 ms.
+/// Time for which a virtual connection keeps its paths after the end of its connection. In this
+/// time the `CONNECTION_CLOSE` and the answers to late packets of the peer go out. RFC 9000 §10.2
+/// wants three PTO; this is that for an RTT of some 300 ms.
 pub(super) const LINGER: Duration = Duration::from_secs(3);
-/// When a client sends the end of its handshake again, each after the one before. The first is beyond most round trips.
+/// Delays after which a client repeats the end of its handshake, each after the one before. The
+/// first is beyond most round trips.
 const REPEATS: [Duration; 4] = [
     Duration::from_millis(250),
     Duration::from_millis(500),
     Duration::from_millis(1_000),
     Duration::from_millis(2_000),
 ];
-/// What a connection is closed with that has lost its peer.
+/// Reason with which a connection is closed that has lost its peer.
 const NO_PATH: &[u8] = b"no path to the peer works any more";
 /// quinn wants a name; the sessions' TLS pins the key instead.
 const SERVER_NAME: &str = "l";
@@ -61,7 +63,8 @@ pub(super) fn session_endpoint(
     Endpoint::new_with_abstract_socket(config, None, socket, shared.runtime.clone())
 }
 
-/// Hands the connections that first flights make to the tasks that wait for them, until the endpoint is closed.
+/// Hands the connections that first flights make to the tasks that wait for them, until the
+/// endpoint is closed.
 pub(super) async fn route_incoming(endpoint: Endpoint, shared: Arc<Shared>) {
     while let Some(incoming) = endpoint.accept().await {
         let flow = flow_at(incoming.remote_address()).and_then(|id| shared.flow(id));
@@ -75,13 +78,13 @@ pub(super) async fn route_incoming(endpoint: Endpoint, shared: Arc<Shared>) {
     }
 }
 
-/// What a flow is opened for.
+/// Role of a new virtual connection.
 pub(super) enum Attempt {
     Connect { peer: PeerId, rtt: Option<Duration>, binding: FlightBinding },
     Accept { peer: PeerId, first_flight: Vec<Bytes>, rtt: Option<Duration> },
 }
 
-/// Looks after a flow from its opening to the end of its lingering.
+/// Looks after a virtual connection from its opening to the end of its lingering.
 pub(super) struct Supervisor {
     pub(super) shared: Arc<Shared>,
     pub(super) layer: Weak<PathLayer>,
@@ -145,11 +148,12 @@ impl Supervisor {
         Ok(self.unless_closed(connecting).await??)
     }
 
-    /// The whole first flight, once its first datagram was sent.
+    /// Returns the whole first flight, once its first datagram was sent.
     ///
-    /// quinn's connection driver makes the whole ClientHello in one poll, and sends it datagram by datagram or in one go;
-    /// nothing says which was the last. But it holds the connection's lock throughout that poll. So whoever has had that
-    /// lock after the first datagram comes after the last one.
+    /// quinn's connection driver makes the whole ClientHello in one poll, and sends it datagram by
+    /// datagram or in one go; nothing says which was the last. But it holds the connection's lock
+    /// throughout that poll. So a task that gets the lock after the first datagram comes after the
+    /// last datagram.
     fn first_flight(&self, connecting: &Connecting) -> Vec<Bytes> {
         let _locked_once = connecting.remote_address();
         self.flow.capture()
@@ -163,7 +167,8 @@ impl Supervisor {
         rtt: Option<Duration>,
     ) -> Result<Connection, PathError> {
         let config = self.shared.configs.server(peer, rtt);
-        // quinn looks at first flights only if it has a configuration. Any will do: each flow is accepted with its own.
+        // quinn looks at first flights only if it has a configuration. Any will do: each virtual
+        // connection is accepted with its own.
         self.shared.serves.get_or_init(|| endpoint.set_server_config(Some((*config).clone())));
         let (sender, incoming) = oneshot::channel();
         self.flow.expect(sender);
@@ -171,7 +176,8 @@ impl Supervisor {
             self.shared.queue.inject(virtual_address(self.flow.id), datagram);
         }
         self.shared.queue.wake();
-        // A flight that is none makes no connection. Then only the driver can end the wait, as long as there is one.
+        // A flight that is none makes no connection. Then only the driver can end the wait, as long
+        // as there is one.
         let alone = pin!(self.shared.notices.closed());
         let Either::Left((Ok(incoming), _)) = self.unless_closed(select(incoming, alone)).await? else {
             return Err(PathError::Closed);
@@ -181,7 +187,8 @@ impl Supervisor {
         Ok(self.unless_closed(connecting?).await??)
     }
 
-    /// Hands the connection over and waits until its guard is dropped. Returns true if the swarm of either side denied it.
+    /// Hands the connection over and waits until its guard is dropped. Returns true if the swarm of
+    /// either side denied it.
     async fn serve(&self, connection: Connection) -> bool {
         let Some(layer) = self.layer.upgrade() else { return true };
         let guard = FlowGuard { flow: self.flow.clone(), reported: None, _layer: layer };
@@ -203,9 +210,9 @@ impl Supervisor {
         !self.flow.is_taken() || is_denied_by_remote(&connection)
     }
 
-    /// Sees to it that the server has the end of the client's handshake. quinn takes the time since the first flight for
-    /// the round-trip time, and that one was on its way until the path was found: a lost datagram would be missed for
-    /// twice as long again, and more.
+    /// Sees to it that the server has the end of the client's handshake. quinn takes the time since
+    /// the first flight for the round-trip time, and that one was on its way until the path was
+    /// found: a lost datagram would be missed for twice as long again, and more.
     async fn repeat(&self) {
         for after in REPEATS {
             Delay::new(&*self.shared.runtime, after).await;
@@ -216,8 +223,9 @@ impl Supervisor {
         self.flow.settle();
     }
 
-    /// Tells when the connection sends and hears nothing, and when a peer that was talking pauses. quinn would wait for its idle time-out; meanwhile another path may be
-    /// found, or the same one again behind another mapping of a NAT.
+    /// Tells when the connection sends and hears nothing, and when a peer that was talking pauses.
+    /// quinn would wait for its idle time-out; meanwhile another path may be found, or the same one
+    /// again behind another mapping of a NAT.
     async fn listen(&self, connection: &Connection) -> Infallible {
         let runtime = &self.shared.runtime;
         let mut pulse = Pulse::new(runtime.now());
@@ -242,22 +250,23 @@ impl Supervisor {
     }
 
     async fn notify(&self, notice: PathNotice) {
-        // Nobody listens once the driver is gone; then what the notice carries is dropped, and ends.
+        // Nobody listens once the driver is gone; then what the notice carries is dropped, and
+        // ends.
         let _ = self.shared.notices.send(notice).await;
     }
 }
 
-/// Returns true if the remote closed the connection and never sent a byte on a stream. A swarm that takes a connection opens
-/// streams, and answers those that we open.
+/// Returns true if the remote closed the connection and never sent a byte on a stream. A swarm that
+/// takes a connection opens streams, and answers those that we open.
 fn is_denied_by_remote(connection: &Connection) -> bool {
     matches!(connection.close_reason(), Some(ConnectionError::ApplicationClosed(_)))
         && connection.stats().frame_rx.stream == 0
 }
 
-/// The claim of a connection on its flow.
+/// Claim of a connection on its virtual connection.
 ///
-/// Whoever holds the [`quinn::Connection`] of [`PathNotice::Established`] holds this as long; the flow ends when it is
-/// dropped.
+/// The holder of the [`quinn::Connection`] of [`PathNotice::Established`] holds this claim too; the
+/// virtual connection ends when the claim is dropped.
 #[derive(Debug)]
 pub(crate) struct FlowGuard {
     flow: Arc<Flow>,
@@ -272,7 +281,8 @@ impl FlowGuard {
         FlowView(self.flow.clone())
     }
 
-    /// The path that carries the connection: the selected one, else the most recently permitted one.
+    /// The path that carries the connection: the selected one, else the most recently permitted
+    /// one.
     pub(crate) fn path(&self) -> Option<Path> {
         self.flow.best()
     }
@@ -305,7 +315,7 @@ impl FlowGuard {
     }
 }
 
-/// Knows where a flow goes, and does not keep it open.
+/// Knows where a virtual connection goes, and does not keep it open.
 #[derive(Debug, Clone)]
 pub(crate) struct FlowView(Arc<Flow>);
 

@@ -1,4 +1,4 @@
-//! One flow: a QUIC connection attempt at one virtual address.
+//! One virtual connection: a QUIC connection attempt at one virtual address.
 
 use std::{
     fmt,
@@ -24,9 +24,10 @@ use super::{
 };
 use libp2p_punch_proto::{Path, SocketId, VirtualConnectionId};
 
-/// The prefix of virtual addresses, a ULA (RFC 4193); the flow's number is the rest.
+/// The prefix of virtual addresses, a ULA (RFC 4193); the virtual connection's number is the rest.
 const PREFIX: [u16; 4] = [0xfd9c, 0x1d5e, 0x7701, 1];
-/// RFC 9000 §8.1: how many times as much may be sent to an address that is not validated as was received from it.
+/// RFC 9000 §8.1: how many times as much may be sent to an address that is not validated as was
+/// received from it.
 const AMPLIFICATION_LIMIT: usize = 3;
 /// quinn refuses port 0.
 const PORT: u16 = 1;
@@ -38,7 +39,7 @@ pub(super) fn virtual_address(flow: VirtualConnectionId) -> SocketAddr {
     SocketAddr::new(ip.into(), PORT)
 }
 
-/// The flow at a virtual address.
+/// The virtual connection at a virtual address.
 pub(super) fn flow_at(address: SocketAddr) -> Option<VirtualConnectionId> {
     let IpAddr::V6(ip) = address.ip() else { return None };
     let flow = VirtualConnectionId(u64::try_from(ip.to_bits() & u128::from(u64::MAX)).ok()?);
@@ -74,19 +75,20 @@ struct State {
     paths: Paths<Arc<BoundSocket>>,
     /// The socket that would have blocked.
     blocked: Option<Arc<BoundSocket>>,
-    /// What was sent of a transmit when the socket blocked: its length and the bytes sent.
-    /// quinn hands in the same transmit next.
+    /// Progress of a transmit when the socket blocked: its length and the bytes sent. quinn passes
+    /// the same transmit next.
     partial: Option<(usize, usize)>,
-    /// Where to deliver the connection that the peer's first flight makes.
+    /// Receiver of the connection that the peer's first flight makes.
     incoming: Option<oneshot::Sender<quinn::Incoming>>,
 }
 
-/// A flow, shared by the table, the session endpoint's socket, the connection's poller and guard, and the task that
-/// looks after it.
+/// A virtual connection, shared by the table, the session endpoint's socket, the connection's
+/// poller and guard, and the task that looks after it.
 #[derive(Debug)]
 pub(super) struct Flow {
     pub(super) id: VirtualConnectionId,
-    /// The destination connection ID of the peer's first flight (RFC 9000 §7.2), on the server's side.
+    /// The destination connection ID of the peer's first flight (RFC 9000 §7.2), on the server's
+    /// side.
     original_dcid: Option<Bytes>,
     /// The connection ID that our endpoint gave the connection when it was made.
     cid: OnceLock<Cid>,
@@ -106,14 +108,15 @@ pub(super) struct Flow {
     pub(super) moved: AtomicWaker,
     /// quinn sent the first datagram.
     pub(super) sent: Notify,
-    /// The flow is to be closed.
+    /// The virtual connection is to be closed.
     pub(super) close: Notify,
     /// The guard is gone.
     pub(super) released: Notify,
 }
 
 impl Flow {
-    /// A flow that answers `first_flight`, or that makes the first flight if that is empty.
+    /// A virtual connection that answers `first_flight`, or that makes the first flight if that is
+    /// empty.
     pub(super) fn new(id: VirtualConnectionId, first_flight: &[Bytes]) -> Self {
         let original = first_flight.first().and_then(|datagram| destination_cid(datagram, CID_LEN));
         Self {
@@ -152,7 +155,7 @@ impl Flow {
     /// Notes the connection ID that the endpoint gave the connection.
     pub(super) fn named(&self, cid: Option<Cid>) {
         if let Some(cid) = cid {
-            // A flow has one connection, so this is the only call.
+            // A virtual connection has one connection, so this is the only call.
             let _ = self.cid.set(cid);
         }
     }
@@ -162,7 +165,7 @@ impl Flow {
         self.cid.get()
     }
 
-    /// Whether a packet with this destination is certainly this flow's.
+    /// Returns true if a packet with this destination certainly belongs to this virtual connection.
     pub(super) fn owns(&self, destination: &[u8], long: bool) -> bool {
         if self.cid.get().is_some_and(|cid| cid.as_slice() == destination) {
             self.hear();
@@ -173,8 +176,8 @@ impl Flow {
 
     /// Notes that a packet came with an ID that we issued.
     ///
-    /// One with the ID that the peer chose for its first flight would not do: it may be that flight once more, sent
-    /// because ours was lost.
+    /// One with the ID that the peer chose for its first flight would not do: it may be that flight
+    /// once more, sent because ours was lost.
     pub(super) fn hear(&self) {
         if self.heard.load(Relaxed) || self.heard.swap(true, Relaxed) {
             return;
@@ -185,17 +188,17 @@ impl Flow {
         }
     }
 
-    /// What quinn sent so far, to travel with the coordinator.
+    /// Returns the datagrams that quinn sent so far, to travel with the coordinator.
     pub(super) fn capture(&self) -> Vec<Bytes> {
         lock(&self.state).paths.capture()
     }
 
-    /// Where the connection of the peer's first flight is to be delivered.
+    /// Sets the receiver of the connection of the peer's first flight.
     pub(super) fn expect(&self, incoming: oneshot::Sender<quinn::Incoming>) {
         lock(&self.state).incoming = Some(incoming);
     }
 
-    /// Where it is waited for, the first time.
+    /// Takes that receiver.
     pub(super) fn expected(&self) -> Option<oneshot::Sender<quinn::Incoming>> {
         lock(&self.state).incoming.take()
     }
@@ -235,7 +238,8 @@ impl Flow {
         result
     }
 
-    /// QUIC packets came on `path`: until a path is selected, three times as many bytes may go back.
+    /// QUIC packets came on `path`: until a path is selected, three times as many bytes may go
+    /// back.
     pub(super) fn received(&self, path: &Path, packets: &[u8], counters: &Counters) {
         if self.has_path.load(Relaxed) {
             if !self.is_settled.load(Relaxed) {
@@ -249,7 +253,8 @@ impl Flow {
         }
     }
 
-    /// As [`received`](Self::received), on a path of which nobody has said anything. Returns false if the flow has no room for it.
+    /// As [`received`](Self::received), on a path of which nobody has said anything. Returns false
+    /// if the virtual connection has no room for it.
     pub(super) fn met(&self, target: FlowTarget, packets: &[u8], counters: &Counters) -> bool {
         let budget = AMPLIFICATION_LIMIT.saturating_mul(packets.len());
         let met = lock(&self.state).paths.meet(target, budget, within_budget(counters)).is_ok();
@@ -329,8 +334,8 @@ impl Flow {
 
     /// Sends on the selected path, or keeps and sends within the budgets of the permitted ones.
     ///
-    /// The only error is `WouldBlock`: any other would make quinn give up the connection, when it is only a path that
-    /// failed.
+    /// The only error is `WouldBlock`: any other would make quinn give up the connection, when it
+    /// is only a path that failed.
     pub(super) fn send(&self, transmit: &Transmit<'_>, counters: &Counters) -> io::Result<()> {
         let contents = transmit.contents;
         let size = transmit.segment_size.unwrap_or(contents.len()).max(1);

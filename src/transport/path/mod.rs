@@ -1,33 +1,41 @@
 //! The path layer: one QUIC connection over paths that come and go.
 //!
-//! All traversal sessions run on one quinn endpoint that has no UDP socket of its own. A *flow* is one connection attempt on
-//! it; quinn knows the peer by the flow's *virtual address* and never learns of paths. Beneath it:
+//! All traversal sessions run on one quinn endpoint that has no UDP socket of its own. A *virtual
+//! connection* is one connection attempt on it; quinn knows the peer by the virtual connection's
+//! *virtual address* and never learns of paths. Beneath it:
 //!
-//! - what quinn sends to the virtual address goes out on the flow's selected path, through that path's socket; while there
-//!   is none, it is kept, and goes out on permitted paths within their budgets;
-//! - every binding hands what its socket received to [`PathLayer::intercept`], which takes out probes and the QUIC packets
-//!   of flows, and leaves the rest to the binding's own endpoint.
+//! - what quinn sends to the virtual address goes out on the virtual connection's selected path,
+//!   through that path's socket; while there is none, it is kept, and goes out on permitted paths
+//!   within their budgets;
+//! - every binding hands what its socket received to [`PathLayer::intercept`], which takes out
+//!   probes and the QUIC packets of virtual connections, and leaves the rest to the binding's own
+//!   endpoint.
 //!
 //! # Invariants
 //!
-//! - *A datagram is a flow's only by its destination connection ID*, and only if it came on a path that was admitted for the
-//!   flow. So a plain connection with the same peer at the same address is never disturbed. A client without a selected path
-//!   hears its server on every path: the coordinator may say later where that is.
-//! - *Each flow ends in one notice*, [`PathNotice::Failed`] or [`PathNotice::Closed`]; none but probes are ever dropped.
-//! - *A path's failure is not the connection's.* quinn hears `Ok`, or that a socket would block, and nothing else.
-//! - *Virtual addresses stay here.* Sockets send to the addresses of [`Path`]s only; [`FlowGuard`] tells the real one.
-//! - *Locks*: quinn's, then the table's, then a flow's. No call into quinn is made under the latter two.
+//! - *A datagram is a virtual connection's only by its destination connection ID*, and only if it
+//!   came on a path that was admitted for the virtual connection. So a plain connection with the
+//!   same peer at the same address is never disturbed. A client without a selected path hears its
+//!   server on every path: the coordinator may say later where that is.
+//! - *Each virtual connection ends in one notice*, [`PathNotice::Failed`] or
+//!   [`PathNotice::Closed`]; none but probes are ever dropped.
+//! - *A path's failure is not the connection's.* quinn hears `Ok`, or that a socket would block,
+//!   and nothing else.
+//! - *Virtual addresses stay here.* Sockets send to the addresses of [`Path`]s only; [`FlowGuard`]
+//!   tells the real one.
+//! - *Locks*: quinn's, then the table's, then a virtual connection's. No call into quinn is made
+//!   under the latter two.
 //!
 //! | file | what it is |
 //! |---|---|
-//! | `paths` | a flow's paths, budgets and kept datagrams; pure state |
-//! | `flow` | a flow as shared between tasks: sending, blocking, virtual addresses |
-//! | `table` | flows, the paths they take packets from, sockets |
+//! | `paths` | a virtual connection's paths, budgets and kept datagrams; pure state |
+//! | `flow` | a virtual connection as shared between tasks: sending, blocking, virtual addresses |
+//! | `table` | virtual connections, the paths they take packets from, sockets |
 //! | `demux` | taking ours out of received buffers |
 //! | `shared` | what the parts share: commands and received buffers against the table |
 //! | `queue`, `socket` | what the session endpoint takes for its socket |
-//! | `endpoint` | the session endpoint and the task of each flow |
-//! | `pool` | sockets of a flow's own, or of a coordinator's observers |
+//! | `endpoint` | the session endpoint and the task of each virtual connection |
+//! | `pool` | sockets of a virtual connection's own, or of a coordinator's observers |
 //! | `cid` | connection IDs that tell whose they are |
 
 mod cid;
@@ -80,8 +88,8 @@ use libp2p_punch_proto::{
 
 /// Makes the QUIC and TLS configuration of a session.
 ///
-/// The peer's key is pinned in TLS: there is no check after the handshake. Both come with migration off, as the
-/// connection's address never changes. `rtt` is for QUIC's initial RTT.
+/// The peer's key is pinned in TLS: there is no check after the handshake. Both come with migration
+/// off, as the connection's address never changes. `rtt` is for QUIC's initial RTT.
 pub(crate) trait SessionConfigs: Send + Sync + 'static {
     /// The configuration of the QUIC client.
     fn client(&self, peer: PeerId, rtt: Option<Duration>) -> quinn::ClientConfig;
@@ -90,7 +98,7 @@ pub(crate) trait SessionConfigs: Send + Sync + 'static {
     fn server(&self, peer: PeerId, rtt: Option<Duration>) -> Arc<quinn::ServerConfig>;
 }
 
-/// What keeps the names that the session endpoint gives out valid over a restart.
+/// Keys that keep the connection IDs of the session endpoint valid over a restart.
 pub(crate) struct SessionKeys {
     /// Makes stateless-reset tokens (RFC 9000 §10.3.2).
     pub(crate) reset: Arc<dyn HmacKey>,
@@ -98,7 +106,7 @@ pub(crate) struct SessionKeys {
     pub(crate) cid: [u8; 32],
 }
 
-/// What the path layer tells the driver.
+/// Message from the path layer to the driver.
 #[derive(Debug)]
 pub(crate) enum PathNotice {
     /// A probe came in. Dropped when the channel is full, as on a full socket.
@@ -110,14 +118,14 @@ pub(crate) enum PathNotice {
     },
     /// quinn made the first flight of a `Connect`.
     FirstFlight {
-        /// The flow.
+        /// The virtual connection.
         flow: VirtualConnectionId,
         /// One or two datagrams, in order.
         datagrams: Vec<Bytes>,
     },
     /// The handshake is done, and TLS has proved the peer's key.
     Established {
-        /// The flow.
+        /// The virtual connection.
         flow: VirtualConnectionId,
         /// The connection. Its `remote_address` is virtual.
         connection: quinn::Connection,
@@ -126,41 +134,42 @@ pub(crate) enum PathNotice {
     },
     /// The attempt is over, also when a `Close` ended it.
     Failed {
-        /// The flow.
+        /// The virtual connection.
         flow: VirtualConnectionId,
-        /// Why.
+        /// Reason.
         error: PathError,
     },
     /// The connection sends, and hears nothing: its path is likely dead.
     Silent {
-        /// The flow.
+        /// The virtual connection.
         flow: VirtualConnectionId,
     },
     /// A peer that was talking pauses: its path may be dead.
     Quiet {
-        /// The flow.
+        /// The virtual connection.
         flow: VirtualConnectionId,
     },
-    /// What `OpenSockets` led to.
+    /// Result of `OpenSockets`.
     Sockets {
-        /// Whose they are.
+        /// Owner of the sockets.
         pool: Pool,
         /// Each with its port; as many as could be opened.
         sockets: Vec<(SocketId, u16)>,
     },
     /// The guard of an established connection was dropped.
     Closed {
-        /// The flow.
+        /// The virtual connection.
         flow: VirtualConnectionId,
-        /// Our swarm did not take the connection, or the remote closed it without a byte on any stream, as a swarm does that denies it.
+        /// Our swarm did not take the connection, or the remote closed it without a byte on any
+        /// stream, as a swarm does that denies it.
         denied: bool,
     },
 }
 
-/// Why an attempt failed.
+/// Reason for the failure of an attempt.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum PathError {
-    /// There are as many flows as there may be.
+    /// There are as many virtual connections as there may be.
     #[error("too many sessions at once")]
     TooManyFlows,
     /// The first flight bears the connection ID of another request.
@@ -179,8 +188,9 @@ pub(crate) enum PathError {
 
 /// The path layer's handle.
 ///
-/// Sockets that were added are held until they are removed, and with them the endpoints that read them: whoever adds one
-/// removes it when its owner goes. The last handle to go, guards of connections included, closes the session endpoint.
+/// Sockets that were added are held until they are removed, and with them the endpoints that read
+/// them: the caller that adds a socket removes it when its owner goes. The last handle to go,
+/// guards of connections included, closes the session endpoint.
 pub(crate) struct PathLayer {
     shared: Arc<Shared>,
     network: Arc<dyn Network>,
@@ -214,15 +224,18 @@ impl PathLayer {
         self.shared.budget.clone()
     }
 
-    /// Whether there is any flow, or probes are expected without one. Otherwise [`intercept`](Self::intercept) does nothing.
+    /// Returns true if there is a virtual connection, or if probes are expected without one.
+    /// Otherwise [`intercept`](Self::intercept) does nothing.
     pub(crate) fn is_active(&self) -> bool {
         self.shared.active.load(Relaxed) > 0 || self.shared.expects.load(Relaxed)
     }
 
-    /// Takes probes and packets of flows out of what a binding's socket received: the first `n` of `bufs` and `meta`, as
-    /// `AsyncUdpSocket::poll_recv` filled them. The rest is moved to the front; returns how many are left.
+    /// Takes probes and packets of virtual connections out of what a binding's socket received: the
+    /// first `n` of `bufs` and `meta`, as `AsyncUdpSocket::poll_recv` filled them. The rest is
+    /// moved to the front; returns how many are left.
     ///
-    /// The order of `bufs` changes when buffers become empty. If none is left, the binding reads its socket again.
+    /// The order of `bufs` changes when buffers become empty. If none is left, the binding reads
+    /// its socket again.
     pub(crate) fn intercept(
         &self,
         socket: SocketId,
@@ -239,7 +252,8 @@ impl PathLayer {
         drop(replaced);
     }
 
-    /// Gives a socket up. Paths that use it keep it and its endpoint alive until they are forgotten or their flow is over.
+    /// Gives a socket up. Paths that use it keep it and its endpoint alive until they are forgotten
+    /// or their virtual connection is over.
     pub(crate) fn remove_socket(&self, id: SocketId) {
         let socket = self.shared.write().retire_socket(id);
         drop(socket);
@@ -306,7 +320,8 @@ impl PathLayer {
         self.shared.counters.snapshot()
     }
 
-    /// Starts the task that opens sockets in a pool; `None` if a pool that is no session's is open already, or a session's has no flow.
+    /// Starts the task that opens sockets in a pool; `None` if a pool that is no session's is open
+    /// already, or a session's has no virtual connection.
     fn open_sockets(&self, pool: Pool, local: IpAddr, count: usize) -> Option<()> {
         let sockets = self.shared.pool_to_open(pool)?;
         let opening = Opening {
@@ -321,7 +336,7 @@ impl PathLayer {
         Some(())
     }
 
-    /// Opens a flow and starts its task; `None` if its number is taken.
+    /// Opens a virtual connection and starts its task; `None` if its number is taken.
     fn start(&self, id: VirtualConnectionId, attempt: Attempt) -> Option<()> {
         let first_flight = match &attempt {
             Attempt::Connect { .. } => [].as_slice(),
@@ -342,7 +357,7 @@ impl PathLayer {
         }
     }
 
-    /// Ends a flow that was not opened.
+    /// Ends a virtual connection that was not opened.
     fn refuse(&self, flow: VirtualConnectionId, error: PathError) -> Option<()> {
         count(&self.shared.counters.flows_refused, 1);
         let shared = self.shared.clone();

@@ -1,18 +1,20 @@
-//! The paths of one flow and what waits for one: pure state, `S` being a handle to a socket.
+//! The paths of one virtual connection and what waits for one: pure state, `S` being a handle to a
+//! socket.
 
 use bytes::Bytes;
 
 use libp2p_punch_proto::{MAX_PAIRS, Path};
 
-/// Paths that one flow may have: as many as its session has pairs.
+/// Paths that one virtual connection may have: as many as its session has pairs.
 pub(super) const MAX_PATHS: usize = MAX_PAIRS;
-/// Datagrams kept until the peer is heard on a selected path. A ClientHello takes up to two, a server flight up to three,
-/// and what QUIC sends after that is better sent afresh.
+/// Datagrams kept until the peer is heard on a selected path. A ClientHello takes up to two, a
+/// server flight up to three, and what QUIC sends after that is better sent afresh.
 pub(super) const MAX_STASH: usize = 4;
-/// Paths of which nobody has said anything, and on which a packet of the peer came. Its source may be forged, so that each may
-/// cost three times its bytes.
+/// Paths of which nobody has said anything, and on which a packet of the peer came. Its source may
+/// be forged, so that each may cost three times its bytes.
 pub(super) const MAX_UNNAMED: usize = 4;
-/// Packets with a short header after which a server counts as done with its handshake: it sends one or two before.
+/// Packets with a short header after which a server counts as done with its handshake: it sends one
+/// or two before.
 const DONE: u8 = 3;
 
 /// A path, and the socket at our end of it.
@@ -22,7 +24,7 @@ pub(super) struct SocketPath<S> {
     pub(super) socket: S,
 }
 
-/// The flow has [`MAX_PATHS`].
+/// The virtual connection has [`MAX_PATHS`].
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Full;
 
@@ -34,19 +36,20 @@ struct Entry<S> {
     named: bool,
     /// Bytes of UDP payload that may still be sent before a path is selected (RFC 9000 §8.1).
     budget: usize,
-    /// When it was last permitted, counted in permits; 0 is never.
+    /// Time of the last permit, counted in permits; 0 is never.
     permitted: u64,
     /// Bit i: datagram i of the stash went out here.
     sent: u8,
 }
 
-/// Where a flow's datagrams go.
+/// Paths of a virtual connection's datagrams.
 #[derive(Debug)]
 pub(super) struct Paths<S> {
     entries: Vec<Entry<S>>,
     selected: Option<SocketPath<S>>,
     permits: u64,
-    /// The first datagrams that quinn sent. Ciphertext may be sent again as it is; the peer drops what it has.
+    /// The first datagrams that quinn sent. Ciphertext may be sent again as it is; the peer drops
+    /// what it has.
     stash: Vec<Bytes>,
     /// Bit i: datagram i of the stash went out somewhere, or travelled with the coordinator.
     sent: u8,
@@ -54,7 +57,8 @@ pub(super) struct Paths<S> {
     last: Vec<u8>,
     /// A packet of the peer came on some path.
     received: bool,
-    /// The server answered the first flight; what is kept since then is the rest of the client's handshake.
+    /// The server answered the first flight; what is kept since then is the rest of the client's
+    /// handshake.
     answered: bool,
     short_headers: u8,
     /// The stash is of no more use.
@@ -84,7 +88,8 @@ impl<S: Clone> Paths<S> {
         self.selected.as_ref()
     }
 
-    /// The path by which the peer is most likely reached: the selected, else the most recently permitted one.
+    /// The path by which the peer is most likely reached: the selected, else the most recently
+    /// permitted one.
     pub(super) fn best(&self) -> Option<&SocketPath<S>> {
         let permitted = self.entries.iter().filter(|entry| entry.permitted > 0);
         self.selected.as_ref().or(permitted.max_by_key(|entry| entry.permitted).map(|entry| &entry.target))
@@ -102,7 +107,8 @@ impl<S: Clone> Paths<S> {
         Ok(())
     }
 
-    /// Takes packets from a path that [`meet`](Self::meet) took in. It stays one of the [`MAX_UNNAMED`] until it is named.
+    /// Takes packets from a path that [`meet`](Self::meet) took in. It stays one of the
+    /// [`MAX_UNNAMED`] until it is named.
     pub(super) fn admit_met(&mut self, path: &Path) {
         for entry in self.entries.iter_mut().filter(|entry| entry.target.path == *path) {
             entry.admitted = true;
@@ -123,8 +129,9 @@ impl<S: Clone> Paths<S> {
         self.stash.clone()
     }
 
-    /// The peer has answered the client's first flight: that, and what quinn repeated of it meanwhile, is of no more use,
-    /// and must neither take the place nor the budget of the handshake that follows.
+    /// The peer has answered the client's first flight: that, and what quinn repeated of it
+    /// meanwhile, is of no more use, and must neither take the place nor the budget of the
+    /// handshake that follows.
     pub(super) fn answered(&mut self) {
         self.stash.clear();
         self.sent = 0;
@@ -140,15 +147,17 @@ impl<S: Clone> Paths<S> {
         }
     }
 
-    /// What a client sends again as long as nothing says that the server has had the end of the handshake.
+    /// Returns the datagrams that a client repeats until the server confirms the end of the
+    /// handshake.
     pub(super) fn unconfirmed(&self) -> Option<Vec<Bytes>> {
         (self.answered && !self.settled).then(|| self.stash.clone())
     }
 
-    /// Keeps the last datagram of what quinn sends: the one that is sent again when a path is selected.
+    /// Keeps the last datagram of what quinn sends: the one that is sent again when a path is
+    /// selected.
     ///
-    /// One is enough. Its acknowledgement tells quinn that whatever it sent before on a dead path is lost, without waiting
-    /// for a timer that has backed off.
+    /// One is enough. Its acknowledgement tells quinn that whatever it sent before on a dead path
+    /// is lost, without waiting for a timer that has backed off.
     pub(super) fn remember(&mut self, contents: &[u8], size: usize) {
         self.last.clear();
         self.last.extend_from_slice(contents.chunks(size.max(1)).next_back().unwrap_or_default());
@@ -164,14 +173,14 @@ impl<S: Clone> Paths<S> {
         }
     }
 
-    /// Whether [`sent_on_selected`](Self::sent_on_selected) has anything to do.
+    /// Returns true if [`sent_on_selected`](Self::sent_on_selected) has nothing to do.
     pub(super) fn is_settled(&self) -> bool {
         self.settled
     }
 
-    /// Keeps what quinn sends while no path is selected, and sends it within the budgets of the permitted paths: on each of them
-    /// until a packet of the peer came, and then once, the most recently permitted path first. Returns how many datagrams were
-    /// neither sent nor kept.
+    /// Keeps what quinn sends while no path is selected, and sends it within the budgets of the
+    /// permitted paths: on each of them until a packet of the peer came, and then once, the most
+    /// recently permitted path first. Returns how many datagrams were neither sent nor kept.
     pub(super) fn hold(
         &mut self,
         contents: &[u8],
@@ -195,8 +204,8 @@ impl<S: Clone> Paths<S> {
         lost
     }
 
-    /// Adds to the budget of a path, and sends on it what is kept and was not sent on it, within the budget; `again` also what was
-    /// sent on it.
+    /// Adds to the budget of a path, and sends on it what is kept and was not sent on it, within
+    /// the budget; `again` also what was sent on it.
     pub(super) fn permit(
         &mut self,
         target: SocketPath<S>,
@@ -215,8 +224,8 @@ impl<S: Clone> Paths<S> {
         Ok(())
     }
 
-    /// As [`permit`](Self::permit), for a path on which a packet of the peer came though it was not admitted. The flow has room
-    /// for [`MAX_UNNAMED`] of these.
+    /// As [`permit`](Self::permit), for a path on which a packet of the peer came though it was not
+    /// admitted. The virtual connection has room for [`MAX_UNNAMED`] of these.
     pub(super) fn meet(
         &mut self,
         target: SocketPath<S>,
@@ -232,8 +241,8 @@ impl<S: Clone> Paths<S> {
         self.permit(target, budget, false, send)
     }
 
-    /// As [`permit`](Self::permit), for a path that the flow has already, as a packet of the peer came on it; whether it has and
-    /// needs it.
+    /// As [`permit`](Self::permit), for a path that the virtual connection has already, as a packet
+    /// of the peer came on it; whether it has and needs it.
     pub(super) fn credit(
         &mut self,
         path: &Path,
@@ -264,9 +273,9 @@ impl<S: Clone> Paths<S> {
         true
     }
 
-    /// Makes a path the selected one, and returns what is to be sent on it now: everything that is kept if nothing was
-    /// `heard`, else what was kept and never sent, and the last datagram. For one that was selected already, and works again,
-    /// that is the last datagram.
+    /// Makes a path the selected one, and returns what is to be sent on it now: everything that is
+    /// kept if nothing was `heard`, else what was kept and never sent, and the last datagram. For
+    /// one that was selected already, and works again, that is the last datagram.
     pub(super) fn select(&mut self, target: SocketPath<S>, heard: bool) -> Vec<Bytes> {
         if self.selected.as_ref().is_some_and(|selected| selected.path == target.path) {
             return self.last().filter(|_| self.settled).into_iter().collect();
@@ -304,7 +313,8 @@ impl<S: Clone> Paths<S> {
         admitted
     }
 
-    /// From now on, nothing is kept: the connection is closing, and what it still sends is worth nothing later.
+    /// From now on, nothing is kept: the connection is closing, and what it still sends is worth
+    /// nothing later.
     pub(super) fn settle(&mut self) {
         self.settled = true;
         self.stash = Vec::new();

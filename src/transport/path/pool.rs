@@ -1,7 +1,9 @@
-//! Sockets beside those of the bindings: a few hundred at once, for one flow or for a coordinator's observers.
+//! Sockets in addition to those of the bindings: a few hundred at once, for one virtual connection
+//! or for a coordinator's observers.
 //!
-//! One task reads all sockets of a pool. Each has a waker of its own that sets its bit, and only sockets whose bit is set
-//! are asked. What they receive is sorted as what bindings receive is; there is no endpoint for the rest, which is dropped.
+//! One task reads all sockets of a pool. Each has a waker of its own that sets its bit, and only
+//! sockets whose bit is set are asked. What they receive is sorted as what bindings receive is;
+//! there is no endpoint for the rest, which is dropped.
 
 use std::{
     collections::BTreeMap,
@@ -36,7 +38,7 @@ const BUDGET: usize = 64;
 /// The largest UDP payload, and so the largest batch that receive offload may put together.
 const BUFFER: usize = 65_535;
 
-/// Which sockets have something to read.
+/// Sockets with received datagrams.
 #[derive(Debug, Default)]
 struct Ready {
     words: [AtomicU64; WORDS],
@@ -50,8 +52,8 @@ impl Ready {
         }
     }
 
-    /// The sockets whose bits were set, which are cleared. A socket that is asked after that and has nothing sets its bit
-    /// by its waker again.
+    /// The sockets whose bits were set, which are cleared. A socket that is asked after that and
+    /// has nothing sets its bit by its waker again.
     fn take(&self) -> Vec<usize> {
         let bits = |word: u64| (0..64).filter(move |bit| word & 1 << bit != 0);
         let words = self.words.iter().map(|word| word.swap(0, AcqRel)).enumerate();
@@ -91,7 +93,7 @@ struct State {
     has_reader: bool,
 }
 
-/// The sockets of one pool, shared by the task that reads them and whoever closes them.
+/// The sockets of one pool, shared by the task that reads them and the task that closes them.
 #[derive(Debug, Default)]
 pub(super) struct Sockets {
     ready: Arc<Ready>,
@@ -99,7 +101,8 @@ pub(super) struct Sockets {
 }
 
 impl Sockets {
-    /// Closes all but `keep`, and returns which; without any to keep, also those that are yet to be opened.
+    /// Closes all but `keep`, and returns which; without any to keep, also those that are yet to be
+    /// opened.
     pub(super) fn close(&self, keep: &[SocketId]) -> Vec<SocketId> {
         let mut state = lock(&self.state);
         state.closed |= keep.is_empty();
@@ -140,7 +143,7 @@ impl Sockets {
         !std::mem::replace(&mut lock(&self.state).has_reader, true)
     }
 
-    /// Returns true if no socket is open. Whoever opens another one reads it then.
+    /// Returns true if no socket is open. The task that opens another socket then reads it.
     fn is_over(&self) -> bool {
         let mut state = lock(&self.state);
         let is_empty = state.members.iter().all(Option::is_none);
@@ -160,7 +163,8 @@ pub(super) struct Opening {
     pub(super) places: Vec<SocketPlace>,
 }
 
-/// Opens sockets of a pool, says which, and reads all of them until they are closed, unless another task does.
+/// Opens sockets of a pool, says which, and reads all of them until they are closed, unless another
+/// task does.
 pub(super) async fn run(shared: Arc<Shared>, network: Arc<dyn Network>, opening: Opening) {
     let Opening { pool: name, sockets, local, asked, places } = opening;
     let mut opened = Vec::new();
@@ -168,7 +172,8 @@ pub(super) async fn run(shared: Arc<Shared>, network: Arc<dyn Network>, opening:
     for place in places {
         let io = match Socket::bind(&network, &shared.runtime, SocketAddr::new(local, 0), place) {
             Ok(io) => io,
-            // The system may run out of descriptors or ports. Whoever asked decides if fewer are enough.
+            // The system may run out of descriptors or ports. The requester decides if fewer
+            // sockets are enough.
             Err(error) => {
                 failure = Some(error);
                 break;
@@ -227,8 +232,8 @@ struct Reader {
     buffer: Vec<u8>,
 }
 
-/// Waits until the runtime knows that a new socket can be written to: until then it says of every datagram that it would
-/// block, and probes are sent at once or not at all.
+/// Waits until the runtime knows that a new socket can be written to: until then it says of every
+/// datagram that it would block, and probes are sent at once or not at all.
 async fn writable(io: Arc<dyn AsyncUdpSocket>) {
     let mut poller = io.create_io_poller();
     // A socket that has failed says so when it is written to.
@@ -277,7 +282,8 @@ impl Reader {
         }
     }
 
-    /// Tells the driver of a coordinator's sockets at other ports: clients must hear of those. True if nothing is left to tell.
+    /// Tells the driver of a coordinator's sockets at other ports: clients must hear of those. True
+    /// if nothing is left to tell.
     fn tell(&mut self, shared: &Shared) -> bool {
         let is_known = matches!(self.pool, Pool::Observers(_) | Pool::Filtering(_));
         if is_known && !self.moved.is_empty() {

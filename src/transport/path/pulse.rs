@@ -1,26 +1,27 @@
-//! Whether a connection still hears its peer.
+//! Detection of a peer that no longer answers.
 
 use std::time::{Duration, Instant};
 
-/// How long a peer to which something was sent may be silent, at least. What a single lost packet costs is less.
+/// Least silence, after a datagram to the peer, that counts as silence. A single lost packet costs
+/// less.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// The same in round-trip times, for paths that are longer.
 const SILENCE_RTTS: u32 = 3;
 /// Datagrams that must have gone unanswered: more than an idle connection sends to be kept alive.
 const UNANSWERED: u64 = 3;
-/// How long a peer that was talking may pause, at least, before it is asked whether it is there. Someone who only answers would
-/// never notice otherwise that the NAT in front has lost its state.
+/// Least pause of a peer that was talking, before it is probed. Without that probe, a side that
+/// only answers would not notice that its NAT has lost its state.
 const PAUSE_TIMEOUT: Duration = Duration::from_millis(750);
 /// Datagrams that make a conversation: more than an idle connection hears to be kept alive.
 const CONVERSATION: u64 = 4;
-/// What is heard after as long a silence belongs to another conversation.
+/// Silence after which datagrams belong to another conversation.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How often a connection is looked at that is in use.
+/// Interval of the checks of a connection in use.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// The same for one that idles.
 const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What is to be done about a peer.
+/// Concern about a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Concern {
     /// It does not answer.
@@ -29,7 +30,7 @@ pub(super) enum Concern {
     Quiet,
 }
 
-/// What was counted when the peer was heard last.
+/// Counts at the time when the peer was heard last.
 #[derive(Debug)]
 pub(super) struct Pulse {
     sent: u64,
@@ -39,9 +40,9 @@ pub(super) struct Pulse {
     /// It was said that the peer is silent.
     said: bool,
     heard_at: Instant,
-    /// What had been heard when the conversation began.
+    /// Datagrams heard before the conversation began.
     began: u64,
-    /// When it was said last that the peer pauses.
+    /// Time of the last report that the peer pauses.
     paused_at: Option<Instant>,
 }
 
@@ -50,15 +51,15 @@ impl Pulse {
         Self { sent: 0, heard: 0, at: now, said: false, heard_at: now, began: 0, paused_at: None }
     }
 
-    /// When to look next.
+    /// Returns the time until the next check.
     pub(super) fn next_look(&self, now: Instant) -> Duration {
         let is_used = now.saturating_duration_since(self.heard_at.max(self.at)) < IDLE_TIMEOUT;
         if is_used { POLL_INTERVAL } else { IDLE_POLL_INTERVAL }
     }
 
-    /// Takes the datagrams that were sent and received so far. Says once that the peer is silent, and not again before it was heard.
-    /// Says again and again that it pauses, until the pause is no part of a conversation any more: the NAT may lose its state at any
-    /// time of a pause.
+    /// Takes the datagrams that were sent and received so far. Says once that the peer is silent,
+    /// and not again before it was heard. Says again and again that it pauses, until the pause is
+    /// no part of a conversation any more: the NAT may lose its state at any time of a pause.
     pub(super) fn look(&mut self, (sent, heard): (u64, u64), rtt: Duration, now: Instant) -> Option<Concern> {
         if heard != self.heard {
             if now.saturating_duration_since(self.heard_at) >= IDLE_TIMEOUT {
@@ -95,7 +96,7 @@ mod tests {
 
     const RTT: Duration = Duration::from_millis(50);
 
-    /// What a pulse says of these counts, half a second apart.
+    /// Returns the concerns of a pulse for these counts, half a second apart.
     fn said(rtt: Duration, counts: &[(u64, u64)]) -> Vec<bool> {
         let start = Instant::now();
         let mut pulse = Pulse::new(start);

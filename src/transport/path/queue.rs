@@ -1,4 +1,4 @@
-//! What the bindings' sockets received for the session endpoint and the session endpoint has not read yet.
+//! Queue of the datagrams that the bindings' sockets received for the session endpoint.
 
 use std::{
     collections::VecDeque,
@@ -13,9 +13,10 @@ use quinn::udp::{EcnCodepoint, RecvMeta};
 
 use super::lock;
 
-/// Bytes that may wait. As much as the socket buffer that is asked of the kernel: it has the same work to do.
+/// Bytes that may wait. As much as the socket buffer that is asked of the kernel: it has the same
+/// work to do.
 const LIMIT: usize = 4 << 20;
-/// Charged for each batch beside its bytes, so that many small ones count too.
+/// Charged for each batch in addition to its bytes, so that many small batches count too.
 const OVERHEAD: usize = 128;
 /// Buffers kept for the next batches.
 const SPARE: usize = 32;
@@ -45,7 +46,8 @@ pub(super) struct ReceiveQueue {
 }
 
 impl ReceiveQueue {
-    /// Appends a copy of a run of datagrams; `false` if there was no room. [`wake`](Self::wake) the reader afterwards.
+    /// Appends a copy of a run of datagrams; `false` if there was no room. [`wake`](Self::wake) the
+    /// reader afterwards.
     pub(super) fn push(
         &self,
         from: SocketAddr,
@@ -61,7 +63,8 @@ impl ReceiveQueue {
         true
     }
 
-    /// As [`push`](Self::push), beyond the limit: for what cannot come a second time. The caller bounds it.
+    /// As [`push`](Self::push), beyond the limit: for what cannot come a second time. The caller
+    /// bounds it.
     pub(super) fn inject(&self, from: SocketAddr, datagram: &[u8]) {
         lock(&self.inner).append(from, datagram, datagram.len(), None);
     }
@@ -71,7 +74,8 @@ impl ReceiveQueue {
         self.reader.wake();
     }
 
-    /// Fills `bufs` and `meta` as `AsyncUdpSocket::poll_recv` does, and returns how many were filled.
+    /// Fills `bufs` and `meta` as `AsyncUdpSocket::poll_recv` does, and returns how many were
+    /// filled.
     pub(super) fn poll(
         &self,
         cx: &mut Context<'_>,

@@ -1,4 +1,4 @@
-//! What the parts of the path layer share: commands and received buffers against the table.
+//! State that the parts of the path layer share: commands and received buffers against the table.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -33,16 +33,16 @@ const MAX_PROBE: usize = 256;
 /// Sockets of pools are numbered from here, those of bindings from 0.
 const FIRST_SOCKET: u32 = 1 << 31;
 
-/// What the endpoint's socket, the tasks of flows and the layer's handle share. It must not hold the session endpoint:
-/// that one holds this.
+/// State shared by the endpoint's socket, the tasks of virtual connections and the layer's handle.
+/// It must not hold the session endpoint: that one holds this.
 pub(super) struct Shared {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) configs: Box<dyn SessionConfigs>,
     pub(super) notices: mpsc::Sender<PathNotice>,
     pub(super) table: RwLock<Table>,
-    /// How many flows the table has.
+    /// Number of virtual connections in the table.
     pub(super) active: AtomicUsize,
-    /// Probes may come though there is no flow.
+    /// Probes may come though there is no virtual connection.
     pub(super) expects: AtomicBool,
     pools: Mutex<HashMap<Pool, Arc<Sockets>>>,
     next_socket: AtomicU32,
@@ -118,13 +118,14 @@ impl Shared {
         SocketId(self.next_socket.fetch_add(1, Relaxed).max(FIRST_SOCKET))
     }
 
-    /// A client's flow has its connection ID, and the server may answer from anywhere.
+    /// A client's virtual connection has its connection ID, and the server may answer from
+    /// anywhere.
     pub(super) fn expect_server(&self, client: VirtualConnectionId) {
         self.write().expect_server(client);
     }
 
-    /// The pool to open sockets in: that of a session, or a new one. `None` if the flow of the session is gone, or the pool of another
-    /// kind is there already.
+    /// The pool to open sockets in: that of a session, or a new one. `None` if the virtual
+    /// connection of the session is gone, or the pool of another kind is there already.
     pub(super) fn pool_to_open(&self, pool: Pool) -> Option<Arc<Sockets>> {
         let is_session = matches!(pool, Pool::Session(_));
         if let Pool::Session(flow) = pool {
@@ -162,7 +163,8 @@ impl Shared {
         drop(retired);
     }
 
-    /// Calls `act` with the flow and the path, if the flow and the path's socket are there.
+    /// Calls `act` with the virtual connection and the path, if the virtual connection and the
+    /// path's socket are there.
     pub(super) fn with_target(
         &self,
         flow: VirtualConnectionId,
@@ -177,7 +179,8 @@ impl Shared {
         Some(())
     }
 
-    /// Takes packets of a flow from a path, in the place of a flow with a lesser claim if there is no other.
+    /// Takes packets of a virtual connection from a path, in the place of a virtual connection with
+    /// a lesser claim if there is no other.
     pub(super) fn admit(&self, id: VirtualConnectionId, path: Path, claim: RoutePriority) -> Option<()> {
         let mut table = self.write();
         let (flow, target) = (table.flow(id)?, target(&table, path)?);
@@ -193,8 +196,9 @@ impl Shared {
         Some(())
     }
 
-    /// Takes packets of a client from a path on which it met its server. quinn's server goes on with another connection ID as soon
-    /// as it has one, and that ID does not name the flow.
+    /// Takes packets of a client from a path on which it met its server. quinn's server goes on
+    /// with another connection ID as soon as it has one, and that ID does not name the virtual
+    /// connection.
     fn admit_met(&self, id: VirtualConnectionId, path: Path) {
         let mut table = self.write();
         let Some(flow) = table.flow(id) else { return };

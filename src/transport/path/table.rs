@@ -1,4 +1,4 @@
-//! Which flows and sockets there are, and which received datagrams are whose.
+//! Table of virtual connections and sockets, which finds the owner of a received datagram.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -14,19 +14,22 @@ use super::{
 };
 use libp2p_punch_proto::{Path, SocketId, VirtualConnectionId};
 
-/// Flows at once, those that linger included. Above the 10,000 sessions that one process is made for.
+/// Virtual connections at once, those that linger included. Above the 10,000 sessions that one
+/// process is made for.
 pub(super) const MAX_FLOWS: usize = 16_384;
-/// Flows that take packets from one path: the attempts of a session that are not over, and some room. A packet that could
-/// be anyone's is copied to each, so this bounds the work that it makes. Whoever signs a candidate can have a flow at any
-/// address, so that the places go to those with the better claim.
+/// Virtual connections that take packets from one path: the attempts of a session that are not
+/// over, and some room. A packet without a certain owner is copied to each of them, so this bounds
+/// the work for a packet. A peer that signs a candidate can have a virtual connection at any
+/// address, so the places go to those with the better claim.
 pub(super) const MAX_FLOWS_PER_PATH: usize = 8;
 
-/// What entitles a flow to take packets from a path.
+/// Claim of a virtual connection to packets from a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum RoutePriority {
-    /// The flow is over and lingers; any other flow takes its place.
+    /// The virtual connection is over and lingers; any other virtual connection takes its place.
     Over,
-    /// A packet of the server came from there, whose source may have been forged, and nobody has said anything of it.
+    /// A packet of the server came from there, whose source may have been forged, and nobody has
+    /// said anything of it.
     Met,
     /// Somebody said that the peer is there.
     Announced,
@@ -36,41 +39,41 @@ pub(super) enum RoutePriority {
     Selected,
 }
 
-/// The flows of one path, and the claim of each.
+/// The virtual connections of one path, and the claim of each.
 #[derive(Debug, Default)]
 struct RouteEntry {
     flows: Vec<Arc<Flow>>,
     claims: Vec<RoutePriority>,
 }
 
-/// Why a flow could not be opened.
+/// Reason why a virtual connection could not be opened.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum OpenError {
     TooMany,
     Exists,
 }
 
-/// Which flow of a path a packet belongs to.
+/// Owner of a packet among the virtual connections of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PacketOwner {
     /// The one at this place.
     One(usize),
     /// This client's, on a path of which nobody has said anything yet.
     Client(VirtualConnectionId),
-    /// The session endpoint issued its ID in the course of some connection; quinn knows which, and drops what comes from
-    /// another's address.
+    /// The session endpoint issued its ID in the course of some connection; quinn knows which, and
+    /// drops what comes from another's address.
     Any,
 }
 
-/// The flows, their paths and the sockets.
+/// The virtual connections, their paths and the sockets.
 #[derive(Debug, Default)]
 pub(super) struct Table {
     flows: HashMap<VirtualConnectionId, Arc<Flow>>,
     routes: HashMap<Path, RouteEntry>,
     /// By the destination connection ID of the peer's first flight.
     originals: HashMap<Bytes, VirtualConnectionId>,
-    /// Clients by the connection ID that they chose for themselves. The server may answer before the coordinator says where it
-    /// is.
+    /// Clients by the connection ID that they chose for themselves. The server may answer before
+    /// the coordinator says where it is.
     clients: HashMap<Cid, VirtualConnectionId>,
     sockets: HashMap<SocketId, Arc<BoundSocket>>,
     /// Sockets that the transport gave up; they live as long as paths use them.
@@ -78,7 +81,7 @@ pub(super) struct Table {
 }
 
 impl Table {
-    /// Takes a flow in.
+    /// Takes a virtual connection in.
     pub(super) fn open(&mut self, flow: Arc<Flow>) -> Result<(), OpenError> {
         let full = self.flows.len() >= MAX_FLOWS;
         match self.flows.entry(flow.id) {
@@ -102,14 +105,15 @@ impl Table {
         self.flows.len()
     }
 
-    /// Takes packets with the connection ID of a client's flow from any path, until it has a selected one.
+    /// Takes packets with the connection ID of a client's virtual connection from any path, until
+    /// it has a selected one.
     pub(super) fn expect_server(&mut self, client: VirtualConnectionId) {
         if let Some(cid) = self.flows.get(&client).and_then(|flow| flow.cid()) {
             self.clients.insert(*cid, client);
         }
     }
 
-    /// Takes a flow out, and its paths with it.
+    /// Takes a virtual connection out, and its paths with it.
     pub(super) fn remove(&mut self, id: VirtualConnectionId) -> Option<Arc<Flow>> {
         let flow = self.flows.remove(&id)?;
         for path in flow.admitted() {
@@ -126,8 +130,9 @@ impl Table {
         Some(flow)
     }
 
-    /// Takes packets of `flow` from `path`. Returns the flow that has no place there then: this one, or one with a lesser claim.
-    /// A flow that is over gives its place up without a word.
+    /// Takes packets of `flow` from `path`. Returns the virtual connection that has no place there
+    /// then: this one, or one with a lesser claim. A virtual connection that is over gives its
+    /// place up without a word.
     pub(super) fn route(&mut self, path: Path, flow: Arc<Flow>, claim: RoutePriority) -> Option<Arc<Flow>> {
         let RouteEntry { flows, claims } = self.routes.entry(path).or_default();
         let own = flows.iter().position(|other| other.id == flow.id);
@@ -151,7 +156,8 @@ impl Table {
         }
     }
 
-    /// Leaves the places of a flow that is over to others. Until one of them comes, the flow goes on taking packets.
+    /// Leaves the places of a virtual connection that is over to others. Until one of them comes,
+    /// the virtual connection goes on taking packets.
     pub(super) fn release(&mut self, flow: &Flow) {
         for path in flow.admitted() {
             let Some(RouteEntry { flows, claims }) = self.routes.get_mut(&path) else { continue };
@@ -162,7 +168,7 @@ impl Table {
         }
     }
 
-    /// No longer takes packets of a flow from `path`.
+    /// No longer takes packets of a virtual connection from `path`.
     pub(super) fn unroute(&mut self, path: &Path, id: VirtualConnectionId) {
         if let Some(RouteEntry { flows, claims }) = self.routes.get_mut(path) {
             if let Some(at) = flows.iter().position(|flow| flow.id == id) {
@@ -175,7 +181,7 @@ impl Table {
         }
     }
 
-    /// The flows that take packets from `path`.
+    /// The virtual connections that take packets from `path`.
     pub(super) fn flows_on(&self, path: &Path) -> &[Arc<Flow>] {
         self.routes.get(path).map(|places| places.flows.as_slice()).unwrap_or_default()
     }
@@ -190,8 +196,8 @@ impl Table {
         self.sockets.insert(socket.id, Arc::new(socket))
     }
 
-    /// Leaves a socket to the paths that use it. What is returned is to be dropped without the table's lock: it may be
-    /// the last holder.
+    /// Leaves a socket to the paths that use it. What is returned is to be dropped without the
+    /// table's lock: it may be the last holder.
     pub(super) fn retire_socket(&mut self, id: SocketId) -> Option<Arc<BoundSocket>> {
         self.retired.retain(|_, socket| socket.strong_count() > 0);
         let socket = self.sockets.remove(&id)?;
@@ -214,7 +220,8 @@ impl Table {
             flow.hear();
             return Kind::Session(PacketOwner::Client(*id));
         }
-        // The binding's endpoint would take it for a plain connection, and the session would be two.
+        // The binding's endpoint would take it for a plain connection, and the session would be
+        // two.
         if long && self.originals.contains_key(destination) {
             return Kind::UnroutedInitial;
         }

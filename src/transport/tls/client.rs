@@ -26,7 +26,7 @@ use super::{
     verify::{ANY_SCHEME, Accept, Expected, Verifier},
 };
 
-/// What all client handshakes of one identity have in common.
+/// State that all client handshakes of one identity share.
 pub(super) struct Shared {
     identity: Arc<Identity>,
     algorithms: WebPkiSupportedAlgorithms,
@@ -85,7 +85,8 @@ impl crypto::ClientConfig for Client {
         server_name: &str,
         params: &TransportParameters,
     ) -> Result<Box<dyn crypto::Session>, ConnectError> {
-        // Fails only without AES-128-GCM, which QUIC v1 needs for its Initial packets (RFC 9001 §5).
+        // Fails only without AES-128-GCM, which QUIC v1 needs for its Initial packets (RFC 9001
+        // §5).
         let config = QuicClientConfig::try_from(self.shared.rustls(&self.expected))
             .map_err(|_| ConnectError::UnsupportedVersion)?;
         Arc::new(config).start_session(version, server_name, params).map(Watched::boxed)

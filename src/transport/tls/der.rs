@@ -1,9 +1,9 @@
 //! The little DER that is needed to look into an X.509 certificate again.
 //!
 //! `libp2p_tls::certificate::parse` checks a certificate once, at the price of two signatures, and
-//! keeps its key to itself. What is needed later, the key that signs the handshake and the host key,
-//! is found here without any cryptography. Nothing here may be believed of a certificate that was not
-//! checked in full before.
+//! keeps its key to itself. What is needed later, the key that signs the handshake and the host
+//! key, is found here without any cryptography. Nothing here may be believed of a certificate that
+//! was not checked in full before.
 
 use libp2p_identity::PublicKey;
 
@@ -19,7 +19,7 @@ const EXTENSIONS: u8 = 0xa3;
 /// 1.3.6.1.4.1.53594.1.1, the libp2p public key extension (libp2p TLS specification).
 const LIBP2P_EXTENSION: [u8; 10] = [0x2b, 0x06, 0x01, 0x04, 0x01, 0x83, 0xa2, 0x5a, 0x01, 0x01];
 
-/// What a libp2p certificate says.
+/// Content of a libp2p certificate.
 #[derive(Debug)]
 pub(super) struct Certificate<'a> {
     /// SubjectPublicKeyInfo of the key that signs the handshake, with tag and length.
@@ -28,13 +28,14 @@ pub(super) struct Certificate<'a> {
     pub(super) host_key: PublicKey,
 }
 
-/// Reads a certificate (RFC 5280 §4.1) that was checked before. `None` if it cannot be read, or something follows it, which
-/// the check does not mind.
+/// Reads a certificate (RFC 5280 §4.1) that was checked before. `None` if it cannot be read, or
+/// something follows it, which the check does not mind.
 pub(super) fn certificate(der: &[u8]) -> Option<Certificate<'_>> {
     let (certificate, _) = expect(der, SEQUENCE).filter(|(_, rest)| rest.is_empty())?;
     let (mut tbs, _) = expect(certificate.content, SEQUENCE)?;
     let mut spki: &[u8] = &[];
-    // Serial number, signature algorithm, issuer, validity, subject, key; the version before them is optional.
+    // Serial number, signature algorithm, issuer, validity, subject, key; the version before them
+    // is optional.
     if let Some((_, rest)) = expect(tbs.content, VERSION) {
         tbs.content = rest;
     }
@@ -54,7 +55,8 @@ pub(super) fn certificate(der: &[u8]) -> Option<Certificate<'_>> {
     None
 }
 
-/// The host key in the libp2p extension: `SignedKey ::= SEQUENCE { publicKey OCTET STRING, signature OCTET STRING }`.
+/// The host key in the libp2p extension: `SignedKey ::= SEQUENCE { publicKey OCTET STRING,
+/// signature OCTET STRING }`.
 fn host_key(mut extensions: &[u8]) -> Option<PublicKey> {
     while let Some((extension, rest)) = expect(extensions, SEQUENCE) {
         let (oid, mut fields) = expect(extension.content, OBJECT_IDENTIFIER)?;

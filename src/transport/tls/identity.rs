@@ -9,13 +9,13 @@ use rustls::{
     sign::{CertifiedKey, Signer, SigningKey},
 };
 
-/// `SEQUENCE { SEQUENCE { OID 1.3.101.112 } BIT STRING (0 unused bits) }`: the one DER form of an Ed25519
-/// SubjectPublicKeyInfo (RFC 8410 §4), up to the 32 bytes of the key.
+/// `SEQUENCE { SEQUENCE { OID 1.3.101.112 } BIT STRING (0 unused bits) }`: the one DER form of an
+/// Ed25519 SubjectPublicKeyInfo (RFC 8410 §4), up to the 32 bytes of the key.
 const SPKI_PREFIX: [u8; 12] = [0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00];
 /// Length of an Ed25519 SubjectPublicKeyInfo.
 const SPKI_LENGTH: usize = SPKI_PREFIX.len() + 32;
 
-/// What we present in handshakes.
+/// Identity that we present in handshakes.
 #[derive(Debug)]
 pub(super) struct Identity {
     /// The identity key itself; `None` unless it is Ed25519.
@@ -38,7 +38,8 @@ impl Identity {
     }
 }
 
-/// Whether the peer's identity is an Ed25519 key. One that is not cannot answer with a raw key.
+/// Returns true if the peer's identity is an Ed25519 key. Other identities cannot answer with a raw
+/// key.
 pub(super) fn may_be_raw(peer: &PeerId) -> bool {
     // A PeerId of up to 42 bytes of key is the key itself under the identity multihash, code 0
     // (libp2p peer-ids specification).

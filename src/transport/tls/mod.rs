@@ -1,15 +1,17 @@
 //! TLS 1.3 with libp2p identities: three kinds of peers on one port.
 //!
-//! - **Ours, both Ed25519**: the identity keys themselves are exchanged as raw SubjectPublicKeyInfo, at about half the
-//!   CPU of certificates. rustls 0.23 cannot offer both encodings by RFC 7250 in one handshake, so the client offers two
-//!   ALPNs, `[libp2p-raw, libp2p]`. A server that picks the first sends its raw key, and marks its CertificateRequest so
+//! - **Ours, both Ed25519**: the identity keys themselves are exchanged as raw
+//!   SubjectPublicKeyInfo, at about half the CPU of certificates. rustls 0.23 cannot offer both
+//!   encodings by RFC 7250 in one handshake, so the client offers two ALPNs, `[libp2p-raw,
+//!   libp2p]`. A server that picks the first sends its raw key, and marks its CertificateRequest so
 //!   that the client answers with one. The handshake transcript protects the choice.
-//! - **Stock libp2p, and keys that are not Ed25519**: ALPN `libp2p` and libp2p certificates (libp2p TLS specification).
+//! - **Stock libp2p, and keys that are not Ed25519**: ALPN `libp2p` and libp2p certificates (libp2p
+//!   TLS specification).
 //! - **RFC 7250 clients** that offer raw public keys in both directions, with ALPN `libp2p`.
 //!
-//! The peer that is expected is pinned *inside* the handshake, on either side, so a wrong one never sees a byte of the
-//! application. Resumption would skip that check: there are no tickets, no stored sessions and no 0-RTT. Keys are
-//! never logged and no server name is sent.
+//! The peer that is expected is pinned *inside* the handshake, on either side, so a wrong one never
+//! sees a byte of the application. Resumption would skip that check: there are no tickets, no
+//! stored sessions and no 0-RTT. Keys are never logged and no server name is sent.
 
 mod client;
 mod der;
@@ -41,14 +43,15 @@ use crate::config::{CipherPreference, QuicConfig};
 const ALPN_LIBP2P: &[u8] = b"libp2p";
 /// ALPN of a handshake in which both sides present raw Ed25519 keys.
 const ALPN_RAW: &[u8] = b"libp2p-raw";
-/// The DER Name `CN=libp2p-raw`. A server that picked [`ALPN_RAW`] names it as the certificate authority in its
-/// CertificateRequest: the one message through which rustls lets a client know before it presents its own key.
+/// The DER Name `CN=libp2p-raw`. A server that picked [`ALPN_RAW`] names it as the certificate
+/// authority in its CertificateRequest: the one message through which rustls lets a client know
+/// before it presents its own key.
 const RAW_MARKER: &[u8] = &[
     0x30, 0x15, 0x31, 0x13, 0x30, 0x11, 0x06, 0x03, 0x55, 0x04, 0x03, 0x0c, 0x0a, b'l', b'i', b'b', b'p',
     b'2', b'p', b'-', b'r', b'a', b'w',
 ];
 
-/// How the remote presented its identity.
+/// Way in which the remote presented its identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HandshakeMode {
     /// As an Ed25519 key (RFC 7250 and RFC 8410).
@@ -92,7 +95,7 @@ impl fmt::Debug for Tls {
     }
 }
 
-/// Whose connection this is. The handshake must have ended: it has checked what is read here.
+/// Returns the peer of a connection. The handshake must have ended, since it checks this identity.
 pub(crate) fn peer_of(connection: &quinn::Connection) -> Result<(PeerId, HandshakeMode), Error> {
     let chain =
         connection.peer_identity().and_then(|any| any.downcast::<Vec<CertificateDer<'static>>>().ok());
@@ -100,7 +103,7 @@ pub(crate) fn peer_of(connection: &quinn::Connection) -> Result<(PeerId, Handsha
     verify::peer_of_checked(end_entity).ok_or(Error::NoPeerIdentity)
 }
 
-/// What encrypts it. The handshake must have ended.
+/// Returns the cipher of a connection. The handshake must have ended.
 pub(crate) fn cipher_of(connection: &quinn::Connection) -> Result<Cipher, Error> {
     let cipher = connection.handshake_data().and_then(|any| any.downcast::<Cipher>().ok());
     cipher.map(|cipher| *cipher).ok_or(Error::NoPeerIdentity)
@@ -130,7 +133,8 @@ fn provider(side: Side, config: &QuicConfig) -> CryptoProvider {
         CipherPreference::ChaCha20Poly1305 => false,
     };
     let ciphers = if aes {
-        // AES-256 is last in either order: it buys nothing here and its SHA-384 costs 86 us a handshake.
+        // AES-256 is last in either order: it buys nothing here and its SHA-384 costs 86 us a
+        // handshake.
         [
             CipherSuite::TLS13_AES_128_GCM_SHA256,
             CipherSuite::TLS13_CHACHA20_POLY1305_SHA256,
@@ -149,8 +153,9 @@ fn provider(side: Side, config: &QuicConfig) -> CryptoProvider {
             aws_lc_rs::ALL_CIPHER_SUITES.iter().find(|suite| suite.suite() == *wanted).copied()
         })
         .collect();
-    // A post-quantum share makes the ClientHello span two datagrams. A client does not even list the group, or a
-    // server that prefers it would ask for it at the price of a round trip; a server takes it from those who insist.
+    // A post-quantum share makes the ClientHello span two datagrams. A client does not even list
+    // the group, or a server that prefers it would ask for it at the price of a round trip; a
+    // server takes it from those who insist.
     let mut groups = vec![NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1];
     match side {
         _ if config.post_quantum => groups.insert(0, NamedGroup::X25519MLKEM768),
@@ -164,7 +169,7 @@ fn provider(side: Side, config: &QuicConfig) -> CryptoProvider {
     provider
 }
 
-/// Whether the CPU has instructions for AES.
+/// Returns true if the CPU has instructions for AES.
 fn has_aes() -> bool {
     #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
     return std::arch::is_x86_feature_detected!("aes");

@@ -1,10 +1,10 @@
 //! The server's side: one port for raw keys, certificates and RFC 7250.
 //!
-//! Which of them a client speaks is known only from its ClientHello, and rustls 0.23 fixes it in the configuration. So
-//! every connection gets a small configuration of its own, whose hooks share the mode. rustls calls
-//! `ResolvesServerCert::resolve`, which sees the ClientHello, before it asks `only_raw_public_keys`,
-//! `requires_raw_public_keys` and `root_hint_subjects`. No document promises that order: a test pins it, and
-//! a mode that was not set refuses everything.
+//! Which of them a client speaks is known only from its ClientHello, and rustls 0.23 fixes it in
+//! the configuration. So every connection gets a small configuration of its own, whose hooks share
+//! the mode. rustls calls `ResolvesServerCert::resolve`, which sees the ClientHello, before it asks
+//! `only_raw_public_keys`, `requires_raw_public_keys` and `root_hint_subjects`. No document
+//! promises that order: a test pins it, and a mode that was not set refuses everything.
 
 #[cfg(test)]
 mod tests;
@@ -41,7 +41,7 @@ use super::{
     verify::{ANY_SCHEME, Accept, Expected, Verifier},
 };
 
-/// What one connection speaks.
+/// Identity format of one connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Mode {
@@ -55,7 +55,7 @@ pub(super) enum Mode {
     RawAlpn = 3,
 }
 
-/// What all server handshakes of one identity have in common.
+/// State that all server handshakes of one identity share.
 pub(super) struct Shared {
     identity: Arc<Identity>,
     provider: Arc<CryptoProvider>,
@@ -105,7 +105,8 @@ where
     Ok(config)
 }
 
-/// quinn's hook: every handshake gets a configuration of its own, and a session of quinn's own kind.
+/// quinn's hook: every handshake gets a configuration of its own, and a session of quinn's own
+/// kind.
 pub(super) struct Server {
     shared: Arc<Shared>,
     expected: Expected,
@@ -140,7 +141,8 @@ impl crypto::ServerConfig for Server {
             .rustls(&self.expected)
             .ok()
             .and_then(|config| QuicServerConfig::try_from(config).ok());
-        // The same steps succeeded in `Shared::new`; should they ever fail here, the handshake is refused.
+        // The same steps succeeded in `Shared::new`; should they ever fail here, the handshake is
+        // refused.
         let config = config.map_or_else(|| self.shared.refusing.clone(), Arc::new);
         Watched::boxed(config.start_session(version, params))
     }
@@ -184,7 +186,8 @@ impl fmt::Debug for Handshake {
     }
 }
 
-/// What a client speaks. Raw keys need Ed25519 signatures and, by RFC 7250, must be offered in both directions.
+/// Returns the identity format that a client supports. Raw keys need Ed25519 signatures and, by RFC
+/// 7250, must be offered in both directions.
 fn mode_of(hello: &ClientHello<'_>) -> Mode {
     let raw = |types: Option<&[CertificateType]>| {
         types.is_some_and(|types| types.contains(&CertificateType::RawPublicKey))

@@ -8,7 +8,7 @@ use quinn_proto::{
     transport_parameters::TransportParameters,
 };
 
-/// What encrypts a connection.
+/// Cipher of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Cipher {
     /// AES in Galois/Counter Mode, with 128 or 256 bits.
@@ -18,8 +18,8 @@ pub enum Cipher {
 }
 
 impl Cipher {
-    /// RFC 9001 §6.6: AES-GCM keys may protect 2^23 packets, and for ChaCha20-Poly1305 the limit is beyond what QUIC can
-    /// count. So the limit tells them apart.
+    /// RFC 9001 §6.6: AES-GCM keys may protect 2^23 packets, and for ChaCha20-Poly1305 the limit is
+    /// beyond what QUIC can count. So the limit tells them apart.
     fn of(key: &dyn PacketKey) -> Self {
         if key.confidentiality_limit() <= 1 << 32 { Self::AesGcm } else { Self::ChaCha20Poly1305 }
     }
@@ -28,7 +28,8 @@ impl Cipher {
 /// Passes everything on, and takes a look at the keys.
 pub(super) struct Watched {
     inner: Box<dyn Session>,
-    /// That of the last keys: of the handshake first, then of the connection. TLS uses one cipher for both.
+    /// Cipher of the last keys: of the handshake first, then of the connection. TLS uses one cipher
+    /// for both.
     cipher: Option<Cipher>,
 }
 
@@ -44,7 +45,8 @@ impl Session for Watched {
     }
 
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        // Nobody but us asks, and the rest of it is known: the ALPN follows from the identity's form, names are not sent.
+        // Nobody but us asks, and the rest of it is known: the ALPN follows from the identity's
+        // form, names are not sent.
         self.cipher.map(|cipher| Box::new(cipher) as Box<dyn Any>)
     }
 

@@ -10,7 +10,7 @@ use rustls::{
 
 use super::*;
 
-/// What a side knows of the other after the handshake: certificate and ALPN.
+/// Knowledge of one side about the other after the handshake: certificate and ALPN.
 #[derive(Debug)]
 struct Seen {
     peer: PeerId,
@@ -18,7 +18,7 @@ struct Seen {
     alpn: Vec<u8>,
 }
 
-/// Which side refused, and why.
+/// Side that refused, and its reason.
 #[derive(Debug, PartialEq)]
 pub(super) enum Failed {
     Client(TlsError),

@@ -12,8 +12,8 @@ use rustls::{
 
 use super::{HandshakeMode, der, identity};
 
-/// Schemes for handshakes that may carry a certificate, as libp2p-tls lists them. PKCS #1 is for signatures inside
-/// certificates only (RFC 8446 §4.2.3).
+/// Schemes for handshakes that may carry a certificate, as libp2p-tls lists them. PKCS #1 is for
+/// signatures inside certificates only (RFC 8446 §4.2.3).
 pub(super) const ANY_SCHEME: [SignatureScheme; 9] = [
     SignatureScheme::ECDSA_NISTP384_SHA384,
     SignatureScheme::ECDSA_NISTP256_SHA256,
@@ -63,7 +63,7 @@ impl Expected {
     }
 }
 
-/// Which encodings of an identity one handshake may carry.
+/// Encodings of an identity that one handshake may carry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Accept {
     pub(super) raw: bool,
@@ -97,7 +97,8 @@ impl Verifier {
         Self { expected, algorithms, checked: Mutex::new(None) }
     }
 
-    /// Checks what the remote presents: exactly one key or libp2p certificate, of the peer that is expected.
+    /// Checks what the remote presents: exactly one key or libp2p certificate, of the peer that is
+    /// expected.
     pub(super) fn certificate(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -114,7 +115,8 @@ impl Verifier {
         Ok(())
     }
 
-    /// Checks the signature of a CertificateVerify message (RFC 8446 §4.4.3) by the key that was checked before.
+    /// Checks the signature of a CertificateVerify message (RFC 8446 §4.4.3) by the key that was
+    /// checked before.
     pub(super) fn signature(
         &self,
         message: &[u8],
@@ -137,8 +139,8 @@ impl Verifier {
     }
 }
 
-/// The peer that a checked certificate or key names, and how it was encoded. The encoding is read from the content,
-/// never from what was negotiated.
+/// The peer that a checked certificate or key names, and how it was encoded. The encoding is read
+/// from the content, never from what was negotiated.
 pub(super) fn peer_of_checked(certificate: &[u8]) -> Option<(PeerId, HandshakeMode)> {
     if let Some(peer) = identity::peer_of_spki(certificate) {
         return Some((peer, HandshakeMode::RawPublicKey));
@@ -146,7 +148,8 @@ pub(super) fn peer_of_checked(certificate: &[u8]) -> Option<(PeerId, HandshakeMo
     Some((der::certificate(certificate)?.host_key.to_peer_id(), HandshakeMode::X509))
 }
 
-/// Checks a key or certificate in full: its peer, and the SubjectPublicKeyInfo that must sign the handshake.
+/// Checks a key or certificate in full: its peer, and the SubjectPublicKeyInfo that must sign the
+/// handshake.
 fn check(certificate: &CertificateDer<'_>, accept: Accept) -> Result<(PeerId, Vec<u8>), Error> {
     if let Some(peer) = identity::peer_of_spki(certificate).filter(|_| accept.raw) {
         return Ok((peer, certificate.to_vec()));

@@ -8,7 +8,7 @@ fn target(n: u32) -> SocketPath<u32> {
     SocketPath { path: Path { socket: SocketId(n), remote }, socket: n }
 }
 
-/// What was sent: the socket and the datagram's first byte.
+/// Sent datagrams: the socket and the datagram's first byte.
 #[derive(Default)]
 struct SharedEndpoint(Vec<(u32, u8)>);
 

@@ -39,7 +39,7 @@ fn connect(flow: VirtualConnectionId) -> Command {
     Command::Connect { flow, peer: PeerId::random(), rtt: None, binding: flight_binding() }
 }
 
-/// How many datagrams the first flights of 100 connections have, made at once.
+/// Returns the numbers of datagrams in the first flights of 100 connections, made at once.
 async fn flights(configs: impl SessionConfigs) -> Vec<usize> {
     let (layer, mut notices) = layer(configs, 8);
     for n in 0..100 {
@@ -86,7 +86,8 @@ async fn the_client_answers_the_server_flight_at_once_with_at_most_three_times_i
     b.permit(FLOW, b.path(0, &a, 0), 3 * 2400);
     let (_connection, _guard) = a.established().await;
     assert!(start.elapsed() < DELAY + Duration::from_millis(2), "{:?}", start.elapsed());
-    // The client has no path yet: it answers where the flight came from, within the budget of RFC 9000 §8.1.
+    // The client has no path yet: it answers where the flight came from, within the budget of RFC
+    // 9000 §8.1.
     b.established().await;
     let bytes = |to| net.sent().iter().filter(|d| d.to == to).map(|d| d.data.len()).sum::<usize>();
     let (answered, received) = (bytes(b.bindings[0].1.address), bytes(a.bindings[0].1.address));
@@ -124,7 +125,8 @@ async fn a_client_goes_on_hearing_a_server_of_which_nobody_says_where_it_is() {
     tokio::spawn(echo(server));
     let start = Instant::now();
     let data = vec![7; 100];
-    // By now the server uses another connection ID of the client's, as quinn's servers do as soon as they have one.
+    // By now the server uses another connection ID of the client's, as quinn's servers do as soon
+    // as they have one.
     assert_eq!(send_and_receive(client, data.clone()).await, data);
     assert!(start.elapsed() < 3 * DELAY, "{:?}", start.elapsed());
 }
@@ -188,8 +190,8 @@ async fn a_first_flight_that_the_coordinator_lost_is_sent_on_selection() {
 
 #[tokio::test(start_paused = true)]
 async fn a_server_that_the_client_has_not_heard_sends_its_flight_again() {
-    // The client's own retransmission reaches the server before the server has selected: it bears the ID that the client
-    // chose, and so does not prove that the server's flight arrived.
+    // The client's own retransmission reaches the server before the server has selected: it bears
+    // the ID that the client chose, and so does not prove that the server's flight arrived.
     let net = Net::new();
     let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
     let (ours, theirs) = (a.bindings[0].1.address, b.bindings[0].1.address);
@@ -292,7 +294,8 @@ async fn a_first_flight_in_the_request_of_another_does_not_keep_the_honest_copy_
     let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
     a.layer.execute(Command::Connect { flow: FLOW, peer: b.peer, rtt: None, binding: flight_binding() });
     let first_flight = a.first_flight().await;
-    // A coordinator shows the flight to somebody whose request is faster than the one that it belongs to; in either datagram.
+    // A coordinator shows the flight to somebody whose request is faster than the one that it
+    // belongs to; in either datagram.
     let thief = Keypair::generate_ed25519().public().to_peer_id();
     let theirs = FlightBinding::new(&thief, &[7; 32]);
     let cid = theirs.connection_id([1; 8]);

@@ -1,4 +1,5 @@
-//! A session over sockets of the operating system, with its segmentation offload, on several threads.
+//! A session over sockets of the operating system, with its segmentation offload, on several
+//! threads.
 
 use std::{net::SocketAddr, sync::Arc};
 

@@ -85,7 +85,7 @@ impl Net {
         lock(&self.cut).remove(&(from, to));
     }
 
-    /// What was sent, also what was then lost.
+    /// Returns the sent datagrams, including lost ones.
     pub(super) fn sent(&self) -> Vec<Datagram> {
         lock(&self.sent).clone()
     }
@@ -100,7 +100,7 @@ pub(super) struct TestSocket {
     room: Mutex<Room>,
 }
 
-/// How much a socket still takes.
+/// Room that is left in a socket.
 #[derive(Default)]
 struct Room {
     /// Sends until it is full, if it ever is.
@@ -215,7 +215,7 @@ impl AsyncUdpSocket for TestSocket {
     }
 }
 
-/// What a binding of the transport gives its own endpoint for its socket.
+/// Socket as a binding of the transport passes it to its own endpoint.
 #[derive(Debug)]
 pub(super) struct Binding {
     pub(super) id: SocketId,

@@ -65,7 +65,7 @@ impl HmacKey for ResetKey {
     }
 }
 
-/// What ties the first flights of these tests to their requests.
+/// Returns the binding of the first flights of these tests to their requests.
 pub(super) fn flight_binding() -> FlightBinding {
     let initiator = Keypair::ed25519_from_bytes([1; 32]).unwrap().public().to_peer_id();
     FlightBinding::new(&initiator, &[2; 32])
@@ -216,7 +216,8 @@ pub(super) struct Session {
 pub(super) const FLOW: VirtualConnectionId = VirtualConnectionId(1);
 
 impl Session {
-    /// As a punch goes: the server's flight leaves for the observed address, and both select when probes were answered.
+    /// As a punch goes: the server's flight leaves for the observed address, and both select when
+    /// probes were answered.
     pub(super) async fn start(net: &Arc<Net>) -> Self {
         let mut a = Node::new(net, &["192.0.2.1:10", "192.0.2.1:11"]);
         let mut b = Node::new(net, &["192.0.2.2:20", "192.0.2.2:21"]);

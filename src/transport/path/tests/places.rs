@@ -1,4 +1,4 @@
-//! The places of a path, when more flows name it than it has.
+//! The places of a path, when more virtual connections name it than it has.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use super::{
 use crate::transport::path::{PathNotice, table::MAX_FLOWS_PER_PATH};
 use libp2p_punch_proto::{Path, VirtualConnectionId, command::Command};
 
-/// Flows of `b` that name an address at which none of their peers is.
+/// Virtual connections of `b` that name an address at which none of their peers is.
 async fn crowd(b: &mut Node, path: Path) {
     for n in 0..MAX_FLOWS_PER_PATH as u64 {
         let (flow, peer) = (VirtualConnectionId(100 + n), libp2p_identity::PeerId::random());

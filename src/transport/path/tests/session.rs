@@ -80,8 +80,8 @@ async fn a_dead_path_is_left_without_waiting_for_backed_off_timers() {
     };
     let ((), switched) = tokio::join!(assert_echoes(&session, 10_000), dying);
     assert_eq!(switched - start, OUTAGE);
-    // What was sent last goes again at once, and its acknowledgement tells that the rest was lost: some round trips of 20 ms.
-    // The timer that has backed off would take more than a second.
+    // What was sent last goes again at once, and its acknowledgement tells that the rest was lost:
+    // some round trips of 20 ms. The timer that has backed off would take more than a second.
     assert!(switched.elapsed() < Duration::from_millis(400), "{:?}", switched.elapsed());
 }
 
