@@ -70,8 +70,10 @@ struct Fault {
 
 /// Returns the phrase of `BANNED_PHRASES` that the text contains as whole words.
 fn banned_phrase(text: &str) -> Option<&'static str> {
-    let words: Vec<_> =
-        text.split(|char: char| !char.is_alphanumeric()).filter(|word| !word.is_empty()).collect();
+    let words: Vec<_> = text
+        .split(|char: char| !char.is_alphanumeric() && char != '_')
+        .filter(|word| !word.is_empty())
+        .collect();
     BANNED_PHRASES.iter().copied().find(|phrase| {
         let phrase: Vec<_> = phrase.split(' ').collect();
         words
