@@ -5,11 +5,11 @@ use std::net::{IpAddr, SocketAddr, SocketAddrV6};
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
-/// Reads `/ip4|ip6/…/udp/…/quic-v1`, with an optional `/p2p/PEER` at the end. `None` for anything
-/// else, which includes `/quic` (draft-29).
+/// Reads `/ip4|ip6/…/udp/…/quic-v1`, with an optional `/p2p/PEER` at the end. Returns `None` for
+/// anything else, including `/quic` (draft-29).
 ///
-/// Of several `/p2p` the last one counts, as in libp2p-quic: applications append the peer to
-/// addresses that name it.
+/// Of several `/p2p` the last counts, as in libp2p-quic: applications append the peer to addresses
+/// that name it.
 pub(crate) fn to_socket(address: &Multiaddr) -> Option<(SocketAddr, Option<PeerId>)> {
     let mut parts = address.iter();
     let ip = match parts.next()? {

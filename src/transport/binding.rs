@@ -1,4 +1,4 @@
-//! One UDP socket, its name, and the ordinary quinn endpoint on it.
+//! A UDP socket of the transport, its name, and the ordinary quinn endpoint on it.
 
 use std::{
     io::{self, IoSliceMut},
@@ -72,8 +72,8 @@ impl TransportContext {
     }
 }
 
-/// One quinn endpoint and the UDP socket beneath it, which can be exchanged. Connections hold it,
-/// so that the endpoint lives on while it has any.
+/// A quinn endpoint and its UDP socket, which can be exchanged. Connections hold the endpoint, so
+/// it lives while it has any.
 #[derive(Debug)]
 pub(crate) struct SharedEndpoint {
     endpoint: quinn::Endpoint,
@@ -96,7 +96,8 @@ impl SharedEndpoint {
     }
 
     /// Makes all connections of the endpoint act as on a new path: they use fresh connection IDs
-    /// and send a PING at once (RFC 9000 §9.5), which tells a QUIC server where its client is now.
+    /// and send a PING at once (RFC 9000 §9.5), by which a QUIC server learns the new address of
+    /// its client.
     pub(crate) fn refresh(&self) -> io::Result<()> {
         self.endpoint.rebind_abstract(self.hooked())
     }
@@ -121,7 +122,7 @@ pub(crate) struct Binding {
     /// The address that the socket is bound to; perhaps a wildcard, but the port is known.
     pub(crate) local: SocketAddr,
     pub(crate) wire: Arc<SharedEndpoint>,
-    /// The socket at `local`. The wire may use another one while that address is gone.
+    /// The socket at `local`. The endpoint may use another socket while that address is gone.
     home: Arc<Socket>,
 }
 
@@ -149,8 +150,8 @@ impl Binding {
         self.wire.hooked().inner.local()
     }
 
-    /// The binding's address is gone: its connections go on from whatever address the machine still
-    /// has.
+    /// Handles the loss of the binding's address: its connections continue from any address that
+    /// the machine still has.
     pub(crate) fn leave_home(&self, env: &TransportContext) -> Result<(), Error> {
         Ok(self.wire.exchange(env, env.bind(wildcard(self.local))?)?)
     }
@@ -161,7 +162,7 @@ impl Binding {
         Ok(self.wire.exchange(env, self.home.clone())?)
     }
 
-    /// Waits for what becomes of the socket in use.
+    /// Waits for the next event of the socket in use.
     pub(crate) fn poll_news(&self, cx: &mut Context<'_>) -> Poll<SocketNews> {
         self.wire.hooked().inner.poll_news(cx)
     }
@@ -172,9 +173,9 @@ impl Binding {
         self.wire.hooked().inner.retry_now();
     }
 
-    /// The socket in use was replaced. True if it goes by another name now, as nothing that was
-    /// known of the old one holds for it. Connections tell their servers where they are, in any
-    /// case.
+    /// Handles the replacement of the socket in use. Returns true if the socket has another name
+    /// now: nothing that was known of the old socket holds for the new one. Connections report
+    /// their new address to their servers in either case.
     pub(crate) fn replaced(&mut self, env: &TransportContext, replacement: &Replacement) -> io::Result<bool> {
         let socket = self.wire.hooked().inner.clone();
         if Arc::ptr_eq(&socket, &self.home) {
@@ -207,8 +208,8 @@ impl AsyncUdpSocket for InterceptingSocket {
             return Ok(());
         }
         match self.inner.try_send(transmit) {
-            // quinn ends the connection on an error. A datagram for which there is no way at
-            // present is a lost one: the way may come back, or another one be found.
+            // quinn ends the connection on an error. A datagram without a route counts as lost: the
+            // route may come back, or another route be found.
             Err(error) if is_about_a_route(&error) => Ok(()),
             sent => sent,
         }

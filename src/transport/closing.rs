@@ -16,18 +16,17 @@ use quinn::{ConnectionError, Runtime};
 
 use super::time::Delay;
 
-/// The time that quinn's task has to send. It sends as soon as it runs and the socket can be
-/// written to.
+/// Time for quinn's task to send. The task sends as soon as it runs and the socket is writable.
 const MAX_WAIT: Duration = Duration::from_millis(250);
-/// The same where a datagram was sent around the time of the call, which may have been the one that
-/// is waited for.
+/// Time for quinn's task if it sent a datagram around the time of the call, which may have been
+/// CONNECTION_CLOSE.
 const SHORT_WAIT: Duration = Duration::from_millis(50);
 /// Turns that other tasks get before the clock is used.
 const MAX_YIELDS: usize = 16;
-/// From one look to the next after that.
+/// Interval of the checks after that.
 const POLL_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Closes a connection, and waits until CONNECTION_CLOSE was sent. An error says that the
+/// Closes a connection, and waits until CONNECTION_CLOSE was sent. Returns an error if the
 /// connection was over already.
 pub(super) async fn close(
     connection: quinn::Connection,

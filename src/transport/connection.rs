@@ -33,14 +33,14 @@ type Pair = Result<(quinn::SendStream, quinn::RecvStream), quinn::ConnectionErro
 /// An authenticated QUIC connection.
 pub struct Connection {
     pub(super) live: Arc<ConnectionEntry>,
-    /// Of a traversal session: knows the real remote address, and tells the path layer when the
-    /// connection is gone.
+    /// Guard of a traversal session: knows the real remote address, and releases the path layer's
+    /// state on drop.
     session: Option<FlowGuard>,
     /// The swarm dialed it: it knows the remote by an address that names the peer.
     is_dialed: bool,
     /// The offer whose address the swarm dialed.
     offer: Option<Arc<Offer>>,
-    /// A remote address that the swarm is to be told next.
+    /// Remote address to report to the swarm next.
     owed: Option<Multiaddr>,
     inbound: Option<BoxFuture<'static, Pair>>,
     outbound: Option<BoxFuture<'static, Pair>>,
@@ -59,7 +59,7 @@ struct Growth {
 }
 
 impl Connection {
-    /// `session` is given for connections whose remote address is virtual.
+    /// Creates the connection; `session` is present if its remote address is virtual.
     pub(crate) fn new(live: Arc<ConnectionEntry>, session: Option<FlowGuard>) -> Self {
         let Limits { streams, send_window, .. } = live.limits();
         let growth = Box::new(Growth {
@@ -94,7 +94,7 @@ impl Connection {
         Ok(Self::new(live, Some(guard)))
     }
 
-    /// Takes note of the address that we send from, so that a change of it can be told.
+    /// Records the local address, so that a change can be reported.
     pub(super) fn note_source(&self, network: &dyn Network) {
         let source = self.live.remote().and_then(|remote| network.source_for(remote.ip()).ok());
         if let Some(source) = source {
@@ -102,7 +102,7 @@ impl Connection {
         }
     }
 
-    /// The swarm dialed the address of this offer, and has to be told the real one.
+    /// Records that the swarm dialed the address of this offer, and needs the real address.
     pub(super) fn dialed_at(self, offer: Arc<Offer>) -> Self {
         Self { offer: Some(offer), ..self }
     }
@@ -130,9 +130,9 @@ impl Connection {
         }
     }
 
-    /// Lets the remote have all of its streams once it uses half of what it was given first.
+    /// Allows the remote all of its streams once it uses half of its first allowance.
     fn raise_stream_limit(&mut self) {
-        // One is ours.
+        // One reference is our own.
         let open = Arc::strong_count(&self.growth.remote_streams) - 1;
         if let Some(max) = self.growth.more_streams.take_if(|_| open > FIRST_STREAMS as usize / 2) {
             self.live.connection.set_max_concurrent_bi_streams(max.into());
@@ -196,7 +196,7 @@ impl StreamMuxer for Connection {
             return Poll::Ready(Ok(StreamMuxerEvent::AddressChange(address)));
         }
         if let Poll::Ready(remote) = session.poll_remote(cx) {
-            // The swarm hears of it in any case; this is for the events.
+            // The swarm gets the address in any case; this call is for the statistics events.
             this.live.moved();
             let address = this.session_address(remote);
             return Poll::Ready(Ok(StreamMuxerEvent::AddressChange(address)));
@@ -204,8 +204,7 @@ impl StreamMuxer for Connection {
         let Some(offer) = this.offer.clone() else { return Poll::Pending };
         ready!(offer.poll_repeat(cx));
         let Some(remote) = this.live.remote() else { return Poll::Pending };
-        // A change replaces an address by another one where it was noted, so that the offered one
-        // comes first.
+        // A change replaces an address in place, so that the offered one comes first.
         this.owed = Some(this.session_address(remote));
         Poll::Ready(Ok(StreamMuxerEvent::AddressChange(offer.address())))
     }

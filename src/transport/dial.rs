@@ -107,13 +107,13 @@ impl Transport {
     fn dial_as_listener(&mut self, remote: SocketAddr, peer: PeerId) -> Result<Dial, Error> {
         let listener = self.listener_towards(remote).ok_or(Error::NoActiveListenerForDialAsListener)?;
         let socket = listener.binding.wire.socket();
-        // Registered before the first poll, so that a remote which is faster is not taken for
-        // somebody else.
+        // Registered before the first poll, so that a faster remote is not mistaken for another
+        // peer.
         let punch = self.punches.register(remote, peer)?;
         Ok(hole_punching::punch(self.env.clone(), socket, punch).boxed())
     }
 
-    /// Begins a session at once, however many addresses the swarm polls before this one.
+    /// Begins a session at once; the swarm may poll other addresses first.
     fn dial_offer(&mut self, offer: Arc<Offer>, driver: mpsc::Sender<Notice>) -> Result<Dial, Error> {
         if self.listeners.is_empty() && self.clients.is_empty() {
             // A host may be without IPv4, but then it has IPv6.
@@ -152,8 +152,8 @@ impl Transport {
             return all.clone().find(here).or_else(|| all.find(anywhere));
         }
         let Ok(source) = self.env.network.source_for(remote.ip()) else {
-            // No route leads there at present. A wildcard listener sends from whatever address
-            // comes next.
+            // There is no route at present. A wildcard listener sends from the next address that
+            // appears.
             return self.listeners.iter().find(|listener| listener.is_wildcard_for(remote.ip()));
         };
         let fits = |listener: &&Listener| listener.sends_from(source);

@@ -9,8 +9,7 @@ use crate::config::ConfigError;
 use libp2p_punch_proto::event::FailureReason;
 
 /// The TLS alert `access_denied` (RFC 8446 §6.2), which rustls sends for a peer that the
-/// application refused. Our verifier raises it for one reason only: the key is valid, but it is
-/// somebody else's.
+/// application refused. Our verifier raises it for one reason only: a valid key of another peer.
 const ACCESS_DENIED: u8 = 49;
 
 /// Errors of the [`Transport`](super::Transport) and of a [`Connection`](super::Connection).
@@ -36,8 +35,8 @@ pub enum Error {
     /// [`QuicConfig::handshake_timeout`](crate::config::QuicConfig::handshake_timeout).
     #[error("Handshake with the remote timed out.")]
     HandshakeTimedOut,
-    /// Another peer than the dialed one answered. It was refused during the handshake, before any
-    /// byte of the application.
+    /// Another peer than the dialed peer answered. That peer was refused during the handshake,
+    /// before any byte of the application.
     #[error("Expected peer {expected}, found {}.", .got.as_ref().map_or_else(|| "another".to_owned(), |peer| peer.to_string()))]
     WrongPeerId {
         /// The peer that was dialed.

@@ -51,7 +51,7 @@ impl fmt::Debug for Upgrade {
     }
 }
 
-/// Waits for the handshake, within its time limit, and tells the driver of the connection.
+/// Waits for the handshake, within its time limit, and reports the connection to the driver.
 pub(crate) async fn finish(
     env: Arc<TransportContext>,
     connecting: quinn::Connecting,

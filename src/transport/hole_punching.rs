@@ -1,8 +1,8 @@
 //! Dialing in the role of the listener, which is how `libp2p-dcutr` punches a hole.
 //!
-//! Both peers dial at once, and one of them, by agreement, with the role of the listener. It stays
-//! QUIC's server: it sends small packets so that its NAT lets the other's handshake in, and takes
-//! the connection that comes from there. So a punch ends in exactly one connection.
+//! Both peers dial at once; by agreement one of them has the role of the listener. That peer stays
+//! the QUIC server: it sends small packets so that its NAT admits the other's handshake, and
+//! accepts the connection from that address. So a punch ends in exactly one connection.
 
 use std::{
     collections::{HashMap, hash_map::Entry},
@@ -20,11 +20,11 @@ use quinn::{AsyncUdpSocket, Runtime, udp::Transmit};
 
 use super::{Error, Upgrade, binding::TransportContext, handshake::Output, time::Delay};
 
-/// First byte of a packet that opens a hole and says nothing. RFC 9443 §2 leaves 4..=15 to nobody
-/// else, QUIC drops it for its cleared fixed bit, and our probes begin with another byte of the
-/// range.
+/// First byte of a packet that opens a hole and has no other meaning. RFC 9443 §2 assigns 4..=15 to
+/// no protocol, QUIC drops it for its cleared fixed bit, and our probes begin with another byte of
+/// the range.
 const FIRST_BYTE: u8 = 15;
-/// Shorter than what any QUIC implementation answers with a stateless reset (RFC 9000 §10.3.3).
+/// Length below which no QUIC implementation answers with a stateless reset (RFC 9000 §10.3.3).
 const PACKET_LENGTH: usize = 16;
 /// The gap after the second packet; it doubles from packet to packet up to [`MAX_GAP`], so they
 /// leave at 0, 5, 10, 20, 40 … ms.
@@ -60,7 +60,7 @@ pub(crate) struct Punch {
 }
 
 impl Punches {
-    /// Registers a punch. There can be one to each address.
+    /// Registers a punch. Each address can have one punch.
     pub(crate) fn register(&self, remote: SocketAddr, peer: PeerId) -> Result<Punch, Error> {
         let (sender, receiver) = oneshot::channel();
         match self.lock().entry(without_zone(remote)) {
@@ -82,8 +82,8 @@ impl Punches {
 
 impl Drop for Punch {
     fn drop(&mut self) {
-        // Only our own entry: once taken, another punch may have been registered under the address.
-        // Ours is the one whose sender says that nobody receives any more.
+        // Removes only its own entry: once taken, another punch may have been registered under the
+        // address. The sender of its own entry is the one without a receiver.
         self.receiver.close();
         if let Entry::Occupied(entry) = self.punches.lock().entry(without_zone(self.remote))
             && entry.get().sender.is_canceled()
@@ -110,7 +110,7 @@ pub(crate) async fn punch(
     let arrived = future::select(&mut punch.receiver, future::select(timeout, open)).await;
     match arrived {
         Either::Left((Ok(upgrade), _)) => upgrade.await,
-        // The transport was dropped, or nobody came.
+        // The transport was dropped, or no connection came.
         Either::Left((Err(_), _)) | Either::Right(_) => Err(Error::HandshakeTimedOut),
     }
 }
@@ -125,7 +125,7 @@ async fn open(runtime: &dyn Runtime, socket: &dyn AsyncUdpSocket, remote: Socket
         let transmit =
             Transmit { destination: remote, ecn: None, contents: &packet, segment_size: None, src_ip: None };
         tracing::trace!(%remote, "opening a hole");
-        // A packet that could not be sent is as good as lost, and the next one follows soon.
+        // A packet that could not be sent counts as lost, and the next packet follows soon.
         let _ = socket.try_send(&transmit);
         Delay::new(runtime, gap).await;
         if !first {
@@ -183,7 +183,7 @@ mod tests {
         assert!(waiting.hand_over(Upgrade::new(async { Err(Error::HandshakeTimedOut) })).is_err());
     }
 
-    /// Writes down what is sent and when.
+    /// Records the sent packets and their times.
     #[derive(Debug, Default)]
     struct Recorder(Mutex<Vec<(Instant, SocketAddr, Vec<u8>)>>);
 

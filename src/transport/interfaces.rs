@@ -7,11 +7,11 @@
 //!   once. If the server does not follow, as stock `libp2p-quic` does not, it is closed soon after.
 //! - A connection that the peer dialed is closed: QUIC version 1 has no way for a server to move.
 //!
-//! Traversal sessions are moved by the endpoint, from either side. Where it finds no path, because
-//! the peer's NAT does not let our new address in, the session is closed as well.
+//! Traversal sessions are moved by the endpoint, from either side. If the endpoint finds no path,
+//! because the peer's NAT blocks our new address, the session is closed as well.
 //!
-//! A connection that is closed here could only have waited for its idle time-out. The behaviour, if
-//! there is one, dials the peer again; without it that is left to the application.
+//! A connection that is closed here could only have waited for its idle time-out. The behaviour
+//! dials the peer again; without a behaviour, the application must.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -81,7 +81,7 @@ impl Transport {
         }
     }
 
-    /// Listeners of one address that went away, or came back.
+    /// Updates the listeners of one address that disappeared or came back.
     fn follow_sockets(&mut self, changed: &BTreeMap<IpAddr, bool>) {
         let env = self.env.clone();
         for index in 0..self.listeners.len() {
@@ -150,8 +150,8 @@ impl Transport {
     }
 }
 
-/// Closes a connection whose peer does not answer what we send it from where we are now. One that
-/// has nothing to say has its idle time-out.
+/// Closes a connection whose peer does not answer our datagrams from the new address. A connection
+/// without data has its idle time-out.
 async fn give_up_unless_heard(
     env: Arc<TransportContext>,
     connection: Weak<ConnectionEntry>,
@@ -181,7 +181,7 @@ async fn give_up_unless_heard(
             && let Some(live) = connection.upgrade()
         {
             tracing::debug!(peer = %live.peer(), "the peer is not heard from since our address changed");
-            // Without a driver there is nobody who would dial.
+            // Without a driver no component would dial.
             let dialed = live.remote().filter(|_| live.through() == ConnectionOrigin::Dial);
             let _ = notice::tell(notices, Notice::Lost { peer: live.peer(), dialed }).await;
             return live.connection.close(0u32.into(), ADDRESS_GONE);

@@ -1,4 +1,4 @@
-//! A listening socket: its addresses, and what comes in.
+//! A listening socket: its addresses and its incoming connections.
 
 use std::{
     collections::{BTreeSet, VecDeque},
@@ -31,7 +31,7 @@ pub(crate) enum Event {
     AddressExpired(Multiaddr),
     Incoming(Box<quinn::Incoming>),
     Error(io::Error),
-    /// The socket failed, and another one has taken its place.
+    /// The socket failed, and another socket has taken its place.
     Replaced(Replacement),
     /// The endpoint has ended, which it does with its runtime only.
     Closed,
@@ -135,8 +135,9 @@ impl Listener {
         (self.binding.local.ip() == source && !self.away) || self.is_wildcard_for(source)
     }
 
-    /// The one address of the socket is gone: dials leave through others, and its connections go on
-    /// from a socket that has no fixed address. True if that is news.
+    /// Handles the loss of the one address of the socket. Dials leave through other listeners, and
+    /// its connections continue from a socket without a fixed address. Returns true if that is a
+    /// change.
     pub(crate) fn leave_home(&mut self, env: &TransportContext) -> Result<bool, Error> {
         if std::mem::replace(&mut self.away, true) {
             return Ok(false);
@@ -146,7 +147,7 @@ impl Listener {
         Ok(true)
     }
 
-    /// The one address of the socket is back. True if that is news.
+    /// Handles the return of the one address of the socket. Returns true if that is a change.
     pub(crate) fn return_home(&mut self, env: &TransportContext) -> Result<bool, Error> {
         if !std::mem::replace(&mut self.away, false) {
             return Ok(false);
@@ -156,8 +157,8 @@ impl Listener {
         Ok(true)
     }
 
-    /// Announces the new port, if it is another one, and restarts what depends on the socket. True
-    /// if the socket goes by another name now.
+    /// Announces the new port after a replacement of the socket, and restarts everything that
+    /// depends on the socket. Returns true if the socket has another name now.
     pub(crate) fn replaced(&mut self, env: &TransportContext, replacement: &Replacement) -> io::Result<bool> {
         let announced = self.addresses.clone();
         let before = self.binding.local;
@@ -169,7 +170,7 @@ impl Listener {
         renamed
     }
 
-    /// Returns true while the one address of the socket is there, or if it needs none.
+    /// Returns true while the one address of the socket is up, or if the socket needs none.
     pub(crate) fn is_home(&self) -> bool {
         !self.away
     }
@@ -190,7 +191,7 @@ impl Listener {
         }
     }
 
-    /// The listen address at `ip`, which is one of this machine's.
+    /// Returns the listen address at `ip`, an address of this machine.
     pub(crate) fn address_at(&self, ip: IpAddr) -> Multiaddr {
         let address = addr::from_socket(SocketAddr::new(ip, self.binding.local.port()));
         match &self.zone {
@@ -206,14 +207,14 @@ impl Listener {
         self.is_wildcard_for(ip) && (self.link_local || !addr::is_zoned(ip))
     }
 
-    /// An announced listen address, `preferred` if it is one.
+    /// Returns an announced listen address; `preferred` if it is announced.
     pub(crate) fn listen_address(&self, preferred: Option<IpAddr>) -> Multiaddr {
         let preferred = preferred.filter(|ip| self.addresses.contains(ip));
         let ip = preferred.or_else(|| self.addresses.first().copied());
         self.address_at(ip.unwrap_or_else(|| self.binding.local.ip()))
     }
 
-    /// Says if there is room for one more handshake.
+    /// Decides whether there is room for one more handshake.
     pub(crate) fn admission(&self, env: &TransportContext, incoming: &quinn::Incoming) -> Admission {
         let remote = incoming.remote_address().ip();
         let load = Load {
@@ -225,7 +226,7 @@ impl Listener {
         load.admits(env.quic.config(), incoming.may_retry())
     }
 
-    /// To be held for as long as a handshake with `remote` is under way.
+    /// Takes a place for a handshake with `remote`, to hold until the handshake ends.
     pub(crate) fn handshake_place(&self, remote: IpAddr) -> Place {
         self.half_open.take(remote)
     }
@@ -276,7 +277,7 @@ struct Load {
 }
 
 impl Load {
-    /// The answer to a client whose address is proven unless it `may_retry`.
+    /// Returns the decision for a client; its address is proven unless it `may_retry`.
     fn admits(&self, config: &QuicConfig, may_retry: bool) -> Admission {
         let reached = |bound: u32, count: usize| u64::from(bound) <= count as u64;
         let limited = |bound: Option<u32>, count: usize| bound.is_some_and(|bound| reached(bound, count));

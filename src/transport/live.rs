@@ -46,7 +46,7 @@ impl Carrier {
     }
 }
 
-/// One authenticated connection, from its handshake to the moment when the swarm drops it.
+/// An authenticated connection, from its handshake to the moment when the swarm drops it.
 #[derive(Debug)]
 pub(crate) struct ConnectionEntry {
     number: ConnectionNumber,
@@ -65,7 +65,7 @@ pub(crate) struct ConnectionEntry {
 /// Last known addresses of the two ends.
 #[derive(Debug, Default)]
 struct LastAddresses {
-    /// The remote address that was last told.
+    /// Remote address that was reported last.
     remote: Option<SocketAddr>,
     /// The address that the routing table sent from when it was last asked.
     source: Option<IpAddr>,
@@ -109,7 +109,7 @@ impl ConnectionEntry {
         self.beneath.remote(&self.connection)
     }
 
-    /// The remote address of a connection that has one which changed since this was last asked.
+    /// Returns the remote address of a connection if it changed since the last call.
     pub(crate) fn moved(&self) -> Option<SocketAddr> {
         let remote = self.remote()?;
         let before = self.place().remote.replace(remote);
@@ -135,7 +135,7 @@ impl ConnectionEntry {
         self.place().source
     }
 
-    /// Takes note of the address that we send from; whether it is another one than before.
+    /// Records the local address; returns true if it differs from the address before.
     pub(crate) fn sends_from(&self, source: IpAddr) -> bool {
         self.place().source.replace(source).is_some_and(|before| before != source)
     }
@@ -179,13 +179,13 @@ impl Drop for ConnectionEntry {
 /// The side that wanted a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AskedBy {
-    /// This one, by a dial. The limits on connections do not refuse it.
+    /// This side, by a dial. The limits on connections do not refuse it.
     Us,
     /// The remote, as a client of a listener or as the initiator of a session.
     Remote,
 }
 
-/// A connection whose handshake has ended.
+/// A connection after its handshake.
 pub(crate) struct NewConnection {
     pub(crate) connection: quinn::Connection,
     pub(crate) through: ConnectionOrigin,
@@ -195,13 +195,13 @@ pub(crate) struct NewConnection {
     pub(crate) asked_by: AskedBy,
 }
 
-/// Limits of the configuration on connections, and on what each of them, which starts small, may
-/// grow to.
+/// Limits of the configuration on connections, and on the growth of each connection, which starts
+/// small.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Limits {
     /// Connections from which on incoming ones are refused.
     pub(crate) connections: Option<u32>,
-    /// Incoming connections of one network.
+    /// Largest number of incoming connections of one network.
     pub(crate) connections_per_prefix: Option<u32>,
     /// Streams that the remote may have open at once.
     pub(crate) streams: u32,
@@ -209,7 +209,7 @@ pub(crate) struct Limits {
     pub(crate) send_window: u64,
 }
 
-/// All connections of one transport. Holds none of them.
+/// All connections of one transport, held weakly.
 #[derive(Debug)]
 pub(crate) struct ConnectionTable {
     runtime: Arc<dyn Runtime>,
@@ -244,11 +244,11 @@ impl ConnectionTable {
         }
     }
 
-    /// Takes a connection in whose handshake has ended.
+    /// Adds a connection whose handshake has ended.
     ///
     /// # Errors
     ///
-    /// [`Error::TooManyConnections`] for an incoming one that is beyond a limit of the
+    /// [`Error::TooManyConnections`] for an incoming connection beyond a limit of the
     /// configuration.
     pub(crate) fn add(self: &Arc<Self>, new: NewConnection) -> Result<Arc<ConnectionEntry>, Error> {
         let NewConnection { connection, through, beneath, source, asked_by } = new;
@@ -309,7 +309,7 @@ impl ConnectionTable {
             && has_room(self.limits.connections_per_prefix, of_prefix)
     }
 
-    /// Bounds what goes to addresses that clients claim.
+    /// Returns the budget for datagrams to the addresses that clients claim.
     pub(super) fn moves(&self) -> &Arc<MoveBudget> {
         &self.moves
     }
@@ -328,7 +328,7 @@ impl ConnectionTable {
         self.lock().live.get(&number)?.upgrade()
     }
 
-    /// Serves one more stream of events; what it counts is the events that this one missed.
+    /// Adds a stream of events, and returns the counter of the events that it misses.
     pub(crate) fn subscribe(&self, events: mpsc::Sender<StatsEvent>) -> Option<Arc<AtomicU64>> {
         let mut inner = self.lock();
         inner.subscribers.retain(|subscriber| !subscriber.events.is_closed());
@@ -340,7 +340,7 @@ impl ConnectionTable {
         Some(missed)
     }
 
-    /// Tells all subscribers, if there are any.
+    /// Sends an event to all subscribers, if there are any.
     fn tell(&self, event: impl FnOnce() -> StatsEvent) {
         if self.lock().subscribers.is_empty() {
             return;

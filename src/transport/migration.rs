@@ -1,25 +1,25 @@
-//! Clients that move (RFC 9000 §9): where quinn may send before the client has answered from there,
-//! and when it has.
+//! Clients that move (RFC 9000 §9): the addresses to which quinn may send before their validation,
+//! and the detection of the validation.
 //!
-//! quinn's server follows a client to whatever address its packets claim. It pads each
-//! PATH_CHALLENGE to 1,200 bytes, answers each PATH_CHALLENGE with as many, and tells nobody of a
-//! move or of the validation. So a client that forges the source of small packets would have a
-//! server send to everybody, and would be taken to be there.
+//! quinn's server follows a client to any address that its packets claim. It pads each
+//! PATH_CHALLENGE and each answer to 1,200 bytes, and reports neither a move nor its validation. So
+//! a client that forges the source of small packets could make a server send to any address, and
+//! would be believed there.
 //!
 //! # How it works
 //!
 //! quinn asks a connection's own [`UdpPoller`] immediately before each datagram that it sends for
-//! that connection, on the same thread. So a [`ClientPoller`] knows whose datagram comes next, and
-//! the socket asks the [`Whereabouts`] of that client if it may go. To the *proven* address
-//! everything may. To another one goes what the budgets allow; quinn takes a datagram that they do
-//! not allow for lost.
+//! that connection, on the same thread. So a [`ClientPoller`] knows the client of the next
+//! datagram, and the socket asks the [`Whereabouts`] of that client for permission. Every datagram
+//! may go to the *proven* address. Datagrams to another address need a budget; quinn takes a
+//! refused datagram for lost.
 //!
-//! An address is proven when quinn has sent something there without a PATH_CHALLENGE: as long as a
-//! path is not validated, quinn puts one into every packet on it. [`Whereabouts::look`] compares
+//! An address is proven when quinn has sent a packet there without a PATH_CHALLENGE: quinn puts a
+//! PATH_CHALLENGE into every packet on a path that is not validated. [`Whereabouts::look`] compares
 //! quinn's counters before and after.
 //!
-//! Incoming packets cost nothing: their connection IDs do not tell the connection, as quinn's
-//! generators do not know for which connection they make one.
+//! Incoming packets are not checked: their connection IDs do not identify the connection, as
+//! quinn's generators do not know the connection for which they make an ID.
 
 use std::{
     cell::{Cell, RefCell},
@@ -44,7 +44,7 @@ use libp2p_punch_proto::rate_limit::{Rate, Recent, TokenBucket};
 
 /// Moves of one client to IP addresses that are not proven, each worth a PATH_CHALLENGE or two.
 pub(crate) const CLIENT_RATE: Rate = Rate { interval: Duration::from_secs(15), burst: 4 };
-/// Moves of one client to other ports of its proven IP address. NATs make a client do that with
+/// Moves of one client to other ports of its proven IP address. A NAT may cause such a move with
 /// each packet after a pause.
 const PORT_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 16 };
 /// Moves of all clients to one IP address, or IPv6 /64.
@@ -90,7 +90,8 @@ impl MoveBudget {
         self.refused.load(Relaxed)
     }
 
-    /// Takes one move towards `target`; false if too many went there, or anywhere.
+    /// Takes one move towards `target`; returns false if too many went there, or to all addresses
+    /// together.
     fn take(&self, target: IpAddr, now: Instant) -> bool {
         let target = network_of(target);
         let mut node = lock(&self.node);
@@ -104,7 +105,7 @@ impl MoveBudget {
     }
 }
 
-/// An IPv4 address, or the /64 of an IPv6 address, all of which one host may use.
+/// Returns an IPv4 address, or the /64 of an IPv6 address, since one host may use the whole prefix.
 fn network_of(address: IpAddr) -> IpAddr {
     match address.to_canonical() {
         IpAddr::V6(ip) => Ipv6Addr::from_bits(ip.to_bits() & (u128::MAX << 64)).into(),
@@ -131,7 +132,7 @@ pub(crate) struct Whereabouts {
 struct State {
     /// The last address that was validated.
     proven: SocketAddr,
-    /// The one before, and when it was left.
+    /// The proven address before, and the time of the move.
     left: Option<(SocketAddr, Instant)>,
     /// Destination of the last datagram.
     last: SocketAddr,
@@ -157,9 +158,9 @@ struct Trial {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Counts {
     all: u64,
-    /// Those that say nothing about the path: with a PATH_CHALLENGE, which only a path that is not
-    /// validated has; with a PATH_RESPONSE, which may go elsewhere; and MTU probes, which are made
-    /// without regard to the path's validation.
+    /// Datagrams that prove nothing about the path: with a PATH_CHALLENGE, which only an
+    /// unvalidated path has; with a PATH_RESPONSE, which may go elsewhere; and MTU probes, which do
+    /// not depend on the path's validation.
     inconclusive: u64,
 }
 
@@ -178,7 +179,7 @@ impl Counts {
 }
 
 impl Whereabouts {
-    /// Of a client whose handshake proves `address`.
+    /// Creates the state of a client whose handshake proves `address`.
     pub(crate) fn new(address: SocketAddr, budget: Arc<MoveBudget>) -> Self {
         let state = State {
             proven: address,
@@ -207,7 +208,7 @@ impl Whereabouts {
 
     /// Names the connection, whose handshake is done.
     pub(crate) fn connected(&self, connection: &Arc<ConnectionEntry>) {
-        // There is one connection for each client, so this is the only call.
+        // Each client has one connection, so this is the only call.
         let _ = self.connection.set(Arc::downgrade(connection));
     }
 
@@ -222,7 +223,7 @@ impl Whereabouts {
         if to == state.proven {
             if state.last != to {
                 state.last = to;
-                // What quinn sends from now on says nothing about the trial.
+                // Later datagrams of quinn prove nothing about the trial.
                 state.trial.iter_mut().for_each(|trial| trial.counts = None);
             }
             return true;
@@ -344,7 +345,7 @@ pub(super) fn may_send(to: SocketAddr) -> bool {
     SENDING.take().is_none_or(|client| client.may_send(to))
 }
 
-/// Tells whose datagrams a connection sends.
+/// Poller that identifies the client of a connection's datagrams.
 ///
 /// When an endpoint gets another socket, quinn makes a new poller for each connection and drops the
 /// old one at once. The old one then leaves its owner to the new one.
@@ -386,7 +387,7 @@ impl Drop for ClientPoller {
         // The thread may be ending, and its variables with it.
         let heir = ORPHAN.try_with(Cell::take).ok().flatten();
         if let (Some(heir), Some(owner)) = (heir, self.owner.get()) {
-            // It has none yet: it was made a moment ago.
+            // The heir has no owner yet: it was made a moment ago.
             let _ = heir.set(owner.clone());
         }
     }

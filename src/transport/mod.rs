@@ -4,18 +4,19 @@
 //! `libp2p-quic`: use it alone with [`Transport::new`], or together with the behaviour by
 //! `libp2p_punch::new`, which offers addresses that lead through traversals.
 //!
-//! # How it is cut
+//! # Structure
 //!
 //! Every listener, and every family that only dials, is a *binding*: one UDP socket with an
 //! ordinary quinn endpoint on it. A dial leaves through the listener from which the routing table
-//! would send, so that a NAT maps the port that others know. What a binding receives is shown to
-//! the path layer first, while sessions exist; see `path`.
+//! would send, so that a NAT maps the port that others know. While sessions exist, the path layer
+//! sees each received datagram first; see `path`.
 //!
 //! **Invariant: a binding outlives its listener.** Removing a listener stops accepting; the
 //! endpoint and its socket stay until the last connection is gone.
 //!
-//! **Invariant: nobody unauthenticated gets out of here.** A connection is handed on after TLS has
-//! proved its peer, and a peer that the address names is checked within the handshake; see `tls`.
+//! **Invariant: no unauthenticated connection leaves the transport.** The swarm gets a connection
+//! after TLS has proved its peer, and a peer that the address names is checked within the
+//! handshake; see `tls`.
 
 pub(crate) mod addr;
 mod binding;
@@ -115,7 +116,7 @@ type Event = TransportEvent<Upgrade, Error>;
 pub struct Transport {
     env: Arc<TransportContext>,
     listeners: Vec<Listener>,
-    /// At most one a family: for dials that no listener fits.
+    /// Bindings for dials that no listener fits, at most one a family.
     clients: Vec<Binding>,
     punches: Punches,
     notices: Notices,
@@ -129,13 +130,14 @@ pub struct Transport {
     interfaces: Option<InterfaceWatch>,
     /// Events of calls into the transport, for the next poll.
     events: VecDeque<Event>,
-    /// The listener that is asked first, so that a busy one does not starve the others.
+    /// Listener that is polled first, so that a busy listener does not starve the others.
     turn: usize,
     waker: Option<Waker>,
 }
 
 impl Transport {
-    /// A transport over the operating system's sockets. It must be used within a tokio runtime.
+    /// Creates a transport over the operating system's sockets. It must be used within a tokio
+    /// runtime.
     ///
     /// # Errors
     ///
@@ -162,8 +164,8 @@ impl Transport {
         Ok(Self::build(TransportContext::new(network, runtime, quic, None), Notices::new(None), None, None))
     }
 
-    /// A transport that tells a driver of its sockets and connections, and asks it for peers whose
-    /// offered address is dialed.
+    /// Creates a transport that reports its sockets and connections to a driver. A dial of an
+    /// offered address asks the driver for the peer.
     pub(crate) fn bridged(
         quic: Quic,
         network: Arc<dyn Network>,
@@ -199,7 +201,7 @@ impl Transport {
         }
     }
 
-    /// Tells of the connections, wherever the transport goes.
+    /// Returns a handle to the statistics, which outlives a move of the transport into a swarm.
     pub fn stats(&self) -> Stats {
         Stats::new(self.env.connections.clone())
     }
@@ -227,7 +229,7 @@ impl Transport {
         Ok(Some((socket.into(), peer)))
     }
 
-    /// Offers the socket to sessions, unless it reaches nobody beyond its link.
+    /// Offers the socket to sessions, unless it reaches no address beyond its link.
     fn announce(&mut self, binding: &Binding, accepts: bool) {
         self.watch_interfaces();
         if addr::is_zoned(binding.bound().ip()) {
@@ -241,7 +243,7 @@ impl Transport {
         self.wake();
     }
 
-    /// Takes the socket away from new sessions. What uses it keeps it.
+    /// Takes the socket away from new sessions. Present users keep it.
     fn retire(&mut self, socket: SocketId) {
         if let Some(path) = &self.env.path {
             path.remove_socket(socket);
@@ -358,8 +360,8 @@ impl Transport {
         });
         let upgrade = match punch {
             None => upgrade,
-            // The dial may have been dropped in between; the connection is still one that a peer
-            // made.
+            // The dial may have been dropped in between; the connection is still an incoming
+            // connection of that peer.
             Some(punch) => punch.hand_over(upgrade).err()?,
         };
         let send_back_addr = addr::from_socket(remote);
@@ -416,8 +418,8 @@ impl libp2p_core::Transport for Transport {
             listener.start_following(interfaces);
         }
         self.listeners.push(listener);
-        // Later dials leave through the listener. What dials only has no use any more, except for
-        // its connections.
+        // Later dials leave through the listener. A binding for dials only is no longer needed,
+        // except for its connections.
         self.retire_client(socket);
         Ok(())
     }

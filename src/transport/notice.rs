@@ -41,8 +41,8 @@ pub(crate) enum Notice {
     },
     /// A plain connection was authenticated. It has not been handed to the swarm yet.
     ///
-    /// The socket is not always one that is up: a dial with `PortUse::New` has one to itself, and
-    /// one that went down keeps its connections.
+    /// The socket may be unknown to the driver: a dial with `PortUse::New` has a socket of its own,
+    /// and a socket that went down keeps its connections.
     ConnectionUp {
         /// The remote.
         peer: PeerId,
@@ -76,7 +76,7 @@ pub(crate) enum Notice {
     },
 }
 
-/// Takes what a dial ends in.
+/// Receives the result of a dial.
 pub(crate) type Reply = oneshot::Sender<Result<(PeerId, Connection), Error>>;
 
 /// A connection that a peer opened through a traversal session.
@@ -121,7 +121,7 @@ impl Notices {
         }
     }
 
-    /// Sends what is waiting. Ready once nothing is.
+    /// Sends the waiting notices. Ready once none waits.
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(sender) = &mut self.sender else { return Poll::Ready(()) };
         while let Some(notice) = self.waiting.pop_front() {
@@ -137,7 +137,7 @@ impl Notices {
                     return Poll::Pending;
                 }
             }
-            // The driver has ended: nobody is left to tell.
+            // The driver has ended: nothing receives notices.
             self.sender = None;
             self.waiting.clear();
             break;
@@ -146,8 +146,7 @@ impl Notices {
     }
 }
 
-/// Tells the driver, and waits for room. Nobody needs to be told if there is no driver, or none any
-/// more.
+/// Sends a notice to the driver, and waits for room. Without a driver the notice is dropped.
 pub(crate) async fn tell(sender: Option<mpsc::Sender<Notice>>, notice: Notice) -> Result<(), Error> {
     match sender {
         Some(mut sender) => sender.send(notice).await.map_err(|_| Error::DriverStopped),

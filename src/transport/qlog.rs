@@ -1,8 +1,8 @@
-//! Traces of connections in files (draft-ietf-quic-qlog-main-schema), for qvis and the like.
+//! Traces of connections in files (draft-ietf-quic-qlog-main-schema), for tools such as qvis.
 //!
-//! quinn takes the writer of a trace with the configuration of a connection. So with a folder to
-//! write to every connection has a configuration of its own, and without one they share theirs, as
-//! if all this were not there.
+//! quinn takes the writer of a trace with the configuration of a connection. So with a folder for
+//! traces every connection has a configuration of its own; without a folder all connections share
+//! one.
 
 use std::fmt;
 
@@ -37,10 +37,10 @@ mod folder {
     use super::Side;
     use crate::config::ConfigError;
 
-    /// Traces that one transport writes; later connections have none. A remote makes us write one
-    /// with every handshake that we accept, and a disk has an end.
+    /// Traces that one transport writes; later connections have none. A remote causes a trace with
+    /// every accepted handshake, and a disk is finite.
     const MAX_TRACES: u64 = 10_000;
-    /// Names that others may have taken before we give up.
+    /// File names that may be taken before a trace is given up.
     const MAX_TAKEN: usize = 100;
 
     /// A folder for traces. Files are named by the time when the transport was made, a number, and
@@ -68,8 +68,8 @@ mod folder {
             }
         }
 
-        /// Lets the connection of this configuration write a trace. What cannot be written is
-        /// missing, and no reason to be without the connection.
+        /// Lets the connection of this configuration write a trace. A write error loses a part of
+        /// the trace, and does not affect the connection.
         pub(in crate::transport) fn attach(&self, transport: &mut TransportConfig, side: Side) {
             let number = self.next.load(Relaxed);
             if number >= MAX_TRACES {

@@ -22,16 +22,16 @@ use super::{
 };
 use crate::config::{CongestionController, QuicConfig};
 
-/// QUIC version 1 (RFC 9000), the only one.
+/// QUIC version 1 (RFC 9000), the only supported version.
 const VERSIONS: [u32; 1] = [1];
 /// Assumed round-trip time of a connection before the first sample. RFC 9002 §6.2.2 recommends 333
 /// ms, and a lost first flight then costs a second; too low a value costs no more than a spurious
 /// retransmission.
 const INITIAL_RTT: Duration = Duration::from_millis(100);
-/// Bounds for what is known of a session's round-trip time: nothing below the timer granularity of
-/// RFC 9002 §6.1.2 helps, and above the RFC's own default it must not go.
+/// Bounds of a session's known round-trip time: a value below the timer granularity of RFC 9002
+/// §6.1.2 has no effect, and the RFC's own default is the upper bound.
 const SESSION_RTT: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(333));
-/// Largest UDP payload that a session searches for: what a 1,420-byte tunnel carries over IPv6. A
+/// Largest UDP payload that a session searches for: the payload of a 1,420-byte tunnel over IPv6. A
 /// session may move to another path at any time, and each byte above that path's MTU then costs a
 /// black-hole detection.
 const SESSION_MTU: u16 = 1_372;
@@ -61,8 +61,8 @@ impl Quic {
         let transport = Arc::new(transport(config));
         let mut server = quinn::ServerConfig::with_crypto(tls.server_config(Expected::anyone()));
         server.transport_config(transport.clone());
-        // A client that changes its address, or whose NAT does, keeps its connection (RFC 9000 §9).
-        // The swarm gets an event.
+        // A client keeps its connection when its own address, or that of its NAT, changes (RFC 9000
+        // §9). The swarm gets an event.
         server.migration(true);
         Ok(Self {
             tls,
@@ -94,7 +94,7 @@ impl Quic {
         self.config.handshake_timeout
     }
 
-    /// For the endpoint of the binding whose socket is bound to `local`.
+    /// Returns the configuration of the endpoint of the binding whose socket is bound to `local`.
     pub(crate) fn endpoint_config(&self, local: SocketAddr) -> EndpointConfig {
         let keys = self.keys.of_socket(local);
         let mut endpoint = EndpointConfig::new(Arc::new(ResetKey(keys.reset)));
@@ -107,7 +107,7 @@ impl Quic {
         // handshake.
         endpoint.grease_quic_bit(false);
         if self.config.max_mtu > USUAL_PAYLOAD {
-            // Else we would tell our peers to send no more than is usual. The configuration's
+            // Otherwise quinn would announce its default limit to our peers. The configuration's
             // bounds are QUIC's own.
             let _ = endpoint.max_udp_payload_size(self.config.max_mtu);
         }
@@ -144,7 +144,7 @@ impl Quic {
         Some(Arc::new(server))
     }
 
-    /// For one plain connection.
+    /// Returns the transport configuration of one plain connection.
     fn transport(&self, side: Side) -> Arc<TransportConfig> {
         match &self.qlog {
             None => self.transport.clone(),
@@ -178,7 +178,7 @@ impl SessionConfigs for Quic {
         let mut server = (*self.server).clone();
         server.crypto = self.tls.server_config(Expected::new(Some(peer)));
         server.transport_config(Arc::new(self.session_transport(rtt, Side::Server)));
-        // A session's address is virtual, and the path layer is what moves.
+        // A session's address is virtual, and only the path layer moves.
         server.migration(false);
         Arc::new(server)
     }
@@ -223,7 +223,7 @@ fn transport(config: &QuicConfig) -> TransportConfig {
     transport
 }
 
-/// Up to `highest`, and never beyond what the user allows.
+/// Returns the configuration of MTU discovery up to `highest`, and never beyond the user's limit.
 fn mtu_discovery(config: &QuicConfig, highest: u16) -> Option<MtuDiscoveryConfig> {
     config.path_mtu_discovery.then(|| {
         let mut discovery = MtuDiscoveryConfig::default();
@@ -232,16 +232,16 @@ fn mtu_discovery(config: &QuicConfig, highest: u16) -> Option<MtuDiscoveryConfig
     })
 }
 
-/// Derives the keys of each endpoint. They are the same after a restart, so that the remotes of our
-/// old connections learn of it at once: we still recognise the connection IDs that we gave out, and
-/// can compute the token that goes with each (RFC 9000 §10.3).
+/// Derives the keys of each endpoint. The keys are the same after a restart, so that remotes of old
+/// connections learn of the restart at once: the endpoint still recognises its connection IDs, and
+/// can compute the token of each (RFC 9000 §10.3).
 ///
-/// No two sockets share a key. Otherwise a stranger could ask one socket for the reset of another
-/// one's connection (RFC 9000 §21.11).
+/// No two sockets share a key. Otherwise a stranger could make one socket reset a connection of
+/// another socket (RFC 9000 §21.11).
 #[derive(Clone)]
 struct EndpointSecret(Hkdf<Sha256>);
 
-/// The keys of one endpoint.
+/// Keys of one endpoint.
 #[derive(Debug, PartialEq, Eq)]
 struct EndpointKeys {
     /// Makes stateless-reset tokens.
@@ -257,7 +257,7 @@ impl EndpointSecret {
         Self(Hkdf::new(None, &secret))
     }
 
-    /// The keys of the endpoint whose socket is bound to `local`.
+    /// Derives the keys of the endpoint whose socket is bound to `local`.
     fn of_socket(&self, local: SocketAddr) -> EndpointKeys {
         self.keys(local.to_string().as_bytes())
     }
@@ -270,8 +270,7 @@ impl EndpointSecret {
     fn keys(&self, endpoint: &[u8]) -> EndpointKeys {
         let expand = |purpose: &[u8]| {
             let mut key = [0; 32];
-            // HKDF-SHA256 refuses nothing below 8,160 bytes; a refusal would leave a key that
-            // nobody can guess.
+            // HKDF-SHA256 refuses nothing below 8,160 bytes; a refusal would leave a random key.
             if self.0.expand_multi_info(&[purpose, endpoint], &mut key).is_err() {
                 key = rand::random();
             }

@@ -11,8 +11,7 @@ use libp2p_identity::PeerId;
 
 use super::Connection;
 
-/// Connections to be collected, by peer and real remote address. There is at most one for each
-/// session.
+/// Connections to be collected, by peer and real remote address. Each session has at most one.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Ready(Arc<Mutex<BTreeMap<(PeerId, SocketAddr), Connection>>>);
 
@@ -26,7 +25,7 @@ impl Ready {
         self.lock().remove(&(peer, remote))
     }
 
-    /// Closes what no dial has collected.
+    /// Closes a connection that no dial has collected.
     pub(crate) fn discard(&self, peer: &PeerId, remote: SocketAddr) {
         self.lock().remove(&(*peer, remote));
     }

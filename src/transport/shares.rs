@@ -1,5 +1,4 @@
-//! Places that networks share, so that one attacker does not take all of them. See
-//! [`NetworkPrefix`].
+//! Places that networks share, so that one attacker cannot take all of them. See [`NetworkPrefix`].
 
 use std::{
     collections::{BTreeMap, btree_map::Entry},
@@ -37,7 +36,7 @@ impl Shares {
         NetworkPrefix::of(address).and_then(|prefix| self.lock().by_prefix.get(&prefix).copied()).unwrap_or(0)
     }
 
-    /// Takes a place for `address`. Whether there is one is the caller's to say.
+    /// Takes a place for `address`. The caller checks that there is one.
     pub(crate) fn take(self: &Arc<Self>, address: IpAddr) -> Place {
         let prefix = NetworkPrefix::of(address);
         let mut counts = self.lock();

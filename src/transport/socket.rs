@@ -7,11 +7,10 @@
 //! - at the same address and port first, so that addresses, NAT mappings and connections stay
 //!   valid;
 //! - at any port if the port stays taken;
-//! - with back-off for as long as binding fails, as it does without file descriptors or while the
-//!   address is gone.
+//! - with back-off while binding fails, as without file descriptors or while the address is gone.
 //!
-//! Meanwhile what is sent is lost. The owner learns of a failure once, and of each replacement, by
-//! [`Socket::poll_news`].
+//! Datagrams sent meanwhile are lost. The owner learns of a failure once, and of each replacement,
+//! by [`Socket::poll_news`].
 
 use std::{
     collections::VecDeque,
@@ -46,7 +45,7 @@ const SAME_PORT_ATTEMPTS: u32 = 4;
 /// The delay before the second attempt to bind. It doubles up to [`MAX_REBIND_DELAY`].
 const MIN_REBIND_DELAY: Duration = Duration::from_millis(50);
 const MAX_REBIND_DELAY: Duration = Duration::from_secs(30);
-/// The life of a socket after which its failure is taken for a new one.
+/// Lifetime of a socket after which its failure counts as a first failure.
 const STABLE_LIFETIME: Duration = Duration::from_secs(10);
 /// News that wait for the owner. An owner that does not ask needs none of them.
 const MAX_NEWS: usize = 8;
@@ -57,9 +56,9 @@ const LONG_OUTAGE: Duration = Duration::from_secs(1);
 /// State of a socket.
 #[derive(Debug)]
 pub(crate) enum SocketNews {
-    /// It failed, or cannot be replaced yet.
+    /// The socket failed, or cannot be replaced yet.
     Failed(io::Error),
-    /// Another one has taken its place.
+    /// Another socket has taken its place.
     Replaced(Replacement),
 }
 
@@ -68,7 +67,7 @@ pub(crate) enum SocketNews {
 pub(crate) struct Replacement {
     /// The address of the socket that failed.
     pub(crate) before: SocketAddr,
-    /// The address of the new one.
+    /// Address of the new socket.
     pub(crate) after: SocketAddr,
     /// The time between the two.
     pub(crate) outage: Duration,
@@ -87,7 +86,8 @@ struct State {
 }
 
 impl Replacement {
-    /// Returns true if mappings of NATs, and what peers know of the socket, are likely still valid.
+    /// Returns true if NAT mappings, and the knowledge of peers about the socket, are likely still
+    /// valid.
     pub(crate) fn keeps_mappings(&self) -> bool {
         self.before == self.after && self.outage < LONG_OUTAGE
     }
@@ -102,7 +102,7 @@ pub(crate) struct Socket {
     errors: AtomicU32,
     /// The task that receives.
     reader: AtomicWaker,
-    /// Those who wait for room to send.
+    /// Wakes the tasks that wait for room to send.
     changed: Arc<Notify>,
     /// Ends the back-off.
     retry: Arc<Notify>,
@@ -193,7 +193,7 @@ impl Socket {
         self.tell(SocketNews::Failed(io::Error::new(error.kind(), context)));
     }
 
-    /// Binds another socket in the place of the one that failed.
+    /// Binds another socket in the place of the failed socket.
     fn rebind(&self, any_port: bool) -> io::Result<()> {
         let before = self.local();
         let mut address = before;
@@ -241,7 +241,7 @@ impl Socket {
     }
 }
 
-/// Replaces a socket that has failed, however often it must try, as long as anybody has it.
+/// Replaces a failed socket; retries until success, or until the socket has no holder.
 async fn replace(socket: Weak<Socket>, runtime: Arc<dyn Runtime>, retry: Arc<Notify>, streak: u32) {
     let mut delay = MIN_REBIND_DELAY.saturating_mul(1 << streak.min(16)).min(MAX_REBIND_DELAY);
     let (mut is_first, mut taken, mut reported) = (streak == 0, 0, false);
@@ -324,8 +324,8 @@ impl AsyncUdpSocket for Socket {
                     self.errors.store(0, Relaxed);
                     return Poll::Pending;
                 }
-                // These only say that a datagram sent earlier met nobody, and anybody can make us
-                // hear that.
+                // These errors only report that an earlier datagram had no receiver, and any remote
+                // can cause them.
                 Poll::Ready(Err(error))
                     if is_about_a_sent_datagram(&error) && self.errors.fetch_add(1, Relaxed) < MAX_ERRORS => {
                 }
@@ -356,8 +356,8 @@ impl AsyncUdpSocket for Socket {
     }
 }
 
-/// Waits for room to send. It holds the system's socket only while it waits, so that a dead one is
-/// closed soon.
+/// Waits for room to send. It holds the system's socket only while it waits, so that a dead socket
+/// is closed soon.
 struct Poller {
     socket: Arc<Socket>,
     waiting: Option<Waiting>,
@@ -380,7 +380,7 @@ impl UdpPoller for Poller {
         let this = &mut *self;
         loop {
             let Some((generation, io)) = this.socket.current() else {
-                // What is sent now is lost.
+                // Datagrams sent now are lost.
                 this.waiting = None;
                 return Poll::Ready(Ok(()));
             };
@@ -419,7 +419,7 @@ pub(super) fn is_about_a_sent_datagram(error: &io::Error) -> bool {
     )
 }
 
-/// Returns true if an error of sending says that the socket can never send again.
+/// Returns true if an error of sending means that the socket can never send again.
 fn is_dead(error: &io::Error) -> bool {
     matches!(
         error.kind(),

@@ -5,10 +5,10 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// Divisor of the descriptors of the process: a node's sockets take one part.
+/// Divisor of the descriptors of the process: a node's sockets get one part.
 const SHARE: usize = 4;
 
-/// Counts the sockets of one node, from when they are asked for until they are closed.
+/// Counts the sockets of one node, from the request to open them until they are closed.
 ///
 /// Sockets that the application asks for, by listeners and dials, are counted and never refused.
 /// Sockets that remotes cause are opened only within the limit.
@@ -23,8 +23,7 @@ pub(crate) struct SocketBudget {
 pub(crate) struct SocketPlace(Arc<SocketBudget>);
 
 impl SocketBudget {
-    /// A quarter of the `descriptors` that the process may have open; no limit if it is not known
-    /// that there is one.
+    /// A quarter of the `descriptors` that the process may have open; no limit if none is known.
     pub(crate) fn new(descriptors: Option<usize>) -> Self {
         let limit = descriptors.map_or(usize::MAX, |descriptors| descriptors / SHARE);
         Self { limit, taken: AtomicUsize::new(0) }

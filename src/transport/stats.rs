@@ -1,8 +1,7 @@
 //! Statistics of connections: by call, and as events.
 //!
-//! Nothing is collected while nobody asks. QUIC counts for its own purposes; a call reads its
-//! counters under the connection's lock, and events come with the opening, the moving and the
-//! closing of connections only.
+//! Without calls and subscribers nothing is collected. A call reads QUIC's own counters under the
+//! connection's lock. Events report only the opening, the moving and the closing of connections.
 
 use std::{
     fmt,
@@ -22,7 +21,7 @@ use super::{
 };
 use libp2p_punch_proto::event::PathKind;
 
-/// Names one connection of a transport. Never used twice.
+/// Number of one connection of a transport. Never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionNumber(pub(super) u64);
 
@@ -60,7 +59,7 @@ impl fmt::Display for ConnectionOrigin {
     }
 }
 
-/// A connection at one moment.
+/// Statistics of a connection at one moment.
 #[derive(Debug, Clone, PartialEq)]
 #[non_exhaustive]
 pub struct ConnectionStats {
@@ -102,7 +101,7 @@ pub struct ConnectionStats {
     pub bytes_received: u64,
 }
 
-/// News of a connection, with what was known then.
+/// Event of a connection, with its statistics at that time.
 #[derive(Debug, Clone, PartialEq)]
 pub enum StatsEvent {
     /// A connection was authenticated.
@@ -122,8 +121,8 @@ impl StatsEvent {
     }
 }
 
-/// Tells of the connections of a transport, from anywhere: clone it before the transport goes into
-/// a swarm.
+/// Handle to the statistics of a transport, usable from anywhere: clone it before the transport
+/// goes into a swarm.
 #[derive(Debug, Clone)]
 pub struct Stats(Arc<ConnectionTable>);
 
@@ -149,7 +148,7 @@ impl Stats {
         self.0.live().iter().filter(|live| live.peer() == *peer).map(|live| live.stats()).collect()
     }
 
-    /// One connection; `None` once it is gone.
+    /// Returns the statistics of one connection; `None` once it is gone.
     pub fn connection(&self, connection: ConnectionNumber) -> Option<ConnectionStats> {
         self.0.get(connection).map(|live| live.stats())
     }

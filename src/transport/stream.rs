@@ -11,10 +11,10 @@ use futures::{AsyncRead, AsyncWrite};
 
 use super::window::SendWindow;
 
-/// One stream of a [`Connection`](super::Connection).
+/// A stream of a [`Connection`](super::Connection).
 ///
-/// Closing it ends our half and flushes nothing that it must wait for: QUIC delivers what was
-/// written. The other half can still be read.
+/// Closing ends our half and does not wait for a flush: QUIC delivers the written data. The other
+/// half can still be read.
 pub struct Stream {
     send: quinn::SendStream,
     recv: quinn::RecvStream,
@@ -27,7 +27,7 @@ pub struct Stream {
 }
 
 impl Stream {
-    /// One that the remote opened holds `counted`.
+    /// Creates a stream; a stream that the remote opened holds `counted`.
     pub(super) fn new(
         (send, recv): (quinn::SendStream, quinn::RecvStream),
         window: Arc<SendWindow>,
@@ -57,7 +57,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // What quinn took it sends; there is no buffer of ours.
+        // quinn sends all accepted data; this crate has no buffer of its own.
         Poll::Ready(Ok(()))
     }
 
@@ -75,8 +75,8 @@ impl Drop for Stream {
     fn drop(&mut self) {
         // A reader of a message of known length drops the stream without having read its end. quinn
         // would then send STOP_SENDING, although nothing is left to stop, and some implementations
-        // drop their other half for it. If the end has arrived, one look is enough for quinn to
-        // know.
+        // drop their other half for it. If the end has arrived, one read suffices for quinn to
+        // notice.
         let mut byte = [0];
         let _ = self.recv.poll_read(&mut Context::from_waker(Waker::noop()), &mut byte);
     }

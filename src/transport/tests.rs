@@ -1,4 +1,4 @@
-//! The transport with a driver at the other end of its channels, and what only shows from inside.
+//! The transport with a driver at the other end of its channels, and internal properties.
 
 use std::time::Duration;
 
@@ -31,7 +31,7 @@ fn bridged() -> (Transport, Driver) {
     let keys = quic.session_keys();
     let runtime = Arc::new(quinn::TokioRuntime);
     let network = Arc::new(OsNetwork::default());
-    // No session is opened in these tests, so nothing is said of any.
+    // No session is opened in these tests, so there are no notices.
     let (path_notices, _) = tokio::sync::mpsc::channel(1);
     let path =
         PathLayer::new(network.clone(), runtime.clone(), Box::new(quic.clone()), keys, path_notices).unwrap();
@@ -190,7 +190,7 @@ async fn the_driver_hears_of_a_connection_before_the_swarm_gets_it() {
 async fn a_full_channel_holds_a_connection_back() {
     let ((mut a, _driver_a), mut b) = (bridged(), alone());
     let (_, address) = listen(&mut a).await;
-    // Nobody receives: the listener's notice and each sender's own slot fill the channel.
+    // Nothing receives: the listener's notice and each sender's own slot fill the channel.
     let mut held = 0;
     for _ in 0..3 {
         let dial = tokio::spawn(b.dial(address.clone(), PLAIN).unwrap());
@@ -258,7 +258,7 @@ async fn a_stream_that_finished_cleanly_is_not_stopped() {
     assert_eq!(answer, b"pong");
     assert_eq!(listener.quic_stats().frame_tx.stop_sending, 0);
 
-    // One whose end has not come is stopped.
+    // A stream whose end has not come is stopped.
     let mut outbound = poll_fn(|cx| dialer.poll_outbound_unpin(cx)).await.unwrap();
     outbound.write_all(b"ping").await.unwrap();
     drop(poll_fn(|cx| listener.poll_inbound_unpin(cx)).await.unwrap());

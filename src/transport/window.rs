@@ -1,8 +1,8 @@
 //! Limit of unacknowledged data of a connection: small at first, larger where the path can use it.
 //!
-//! A window far above what a path holds fills the receiver's socket buffer and the caches, and
-//! costs a quarter of the throughput between two processes of one machine; one below it costs
-//! throughput on every long path.
+//! A window far above the capacity of a path fills the receiver's socket buffer and the caches, and
+//! costs a quarter of the throughput between two processes of one machine. A window below the
+//! capacity costs throughput on every long path.
 
 use std::{
     sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed},
@@ -12,12 +12,12 @@ use std::{
 /// Bytes at first. Enough for 200 Mb/s at a round-trip time of 100 ms.
 pub(super) const FIRST_SEND_WINDOW: u64 = 2_500_000;
 /// Bytes per second beyond which no window is made for a path: 10 Gb/s. Within one machine the
-/// round-trip time is mostly that of the scheduler, and says nothing of queues.
+/// round-trip time is mostly that of the scheduler, and does not measure queues.
 const MAX_RATE: f64 = 1.25e9;
 /// Waits of a writer between two looks at the path, since a look takes the connection's lock.
 const WAITS_BETWEEN_LOOKS: u32 = 16;
 
-/// The send window of one connection, which grows when a writer has to wait.
+/// Send window of one connection, which grows when a writer has to wait.
 pub(super) struct SendWindow {
     connection: quinn::Connection,
     most: u64,
@@ -26,7 +26,7 @@ pub(super) struct SendWindow {
 }
 
 impl SendWindow {
-    /// It grows up to `most` bytes.
+    /// Creates a window that grows up to `most` bytes.
     pub(super) fn new(connection: quinn::Connection, most: u64) -> Self {
         Self {
             connection,
@@ -36,8 +36,8 @@ impl SendWindow {
         }
     }
 
-    /// Makes room for what the path can hold; to be called when a writer waits. quinn wakes writers
-    /// by acknowledgements, which a connection that has filled a window is waiting for.
+    /// Grows the window to the capacity of the path; call it when a writer waits. quinn wakes
+    /// writers by acknowledgements, for which a connection with a full window waits.
     pub(super) fn grow(&self) {
         let bytes = self.bytes.load(Relaxed);
         let look = self.waits.fetch_add(1, Relaxed).is_multiple_of(WAITS_BETWEEN_LOOKS);

@@ -1,8 +1,8 @@
 //! The connection IDs that the session endpoint issues.
 //!
-//! They carry a keyed tag, so that the path layer can tell a session's packet from a plain
-//! connection's by its destination connection ID alone, without asking quinn and without a table of
-//! IDs.
+//! They carry a keyed tag. The tag lets the path layer distinguish packets of sessions from packets
+//! of plain connections by the destination connection ID alone, without asking quinn and without a
+//! table of IDs.
 
 use std::cell::Cell;
 
@@ -16,7 +16,7 @@ use libp2p_punch_proto::VirtualConnectionId;
 /// Length of every connection ID that the session endpoint issues, in bytes.
 pub(super) const CID_LEN: usize = 8;
 /// Leading random bytes; the rest is the tag. 32 bits of each: room for 10,000 sessions with
-/// several IDs each, and one in four billion foreign IDs is mistaken for ours.
+/// several IDs each, and one in four billion foreign IDs matches by chance.
 const NONCE_LEN: usize = 4;
 
 /// A connection ID of the session endpoint.
@@ -29,8 +29,8 @@ pub(super) struct CidKey(Hmac<Sha256>);
 impl CidKey {
     /// The same secret recognises the same IDs, also after a restart.
     pub(super) fn new(secret: &[u8; 32]) -> Option<Self> {
-        // HMAC takes keys of any length, so this is always `Some`; the constructor's type does not
-        // say so.
+        // HMAC takes keys of any length, so this is always `Some`; the type of the constructor does
+        // not show that.
         Hmac::new_from_slice(secret).ok().map(Self)
     }
 
@@ -94,8 +94,8 @@ struct Opening {
 
 thread_local! {
     // quinn creates a connection's ID and its poller inside `connect_with` and `accept_with`, on
-    // the caller's thread, and tells neither which connection they are for. The call's own thread
-    // does.
+    // the caller's thread, and gives neither the connection. The thread of the call identifies the
+    // connection.
     static OPENING: Cell<Option<Opening>> = const { Cell::new(None) };
 }
 

@@ -21,19 +21,19 @@ pub(super) enum Kind<F> {
     UnroutedInitial,
 }
 
-/// Returns true if the first byte of a datagram says that it is a probe.
+/// Returns true if the first byte of a datagram is that of a probe.
 ///
-/// RFC 9443 §2 leaves 4 to 15 to nobody: STUN is 0 to 3, ZRTP 16 to 19, DTLS 20 to 63, TURN
-/// channels 64 to 79, and QUIC that comes in has its fixed bit (0x40) set, as no endpoint of ours
-/// announces grease_quic_bit (RFC 9287 §3).
+/// RFC 9443 §2 assigns 4 to 15 to no protocol: STUN is 0 to 3, ZRTP 16 to 19, DTLS 20 to 63, TURN
+/// channels 64 to 79. Incoming QUIC has its fixed bit (0x40) set, as no endpoint of ours announces
+/// grease_quic_bit (RFC 9287 §3).
 pub(super) fn is_probe(datagram: &[u8]) -> bool {
     matches!(datagram.first(), Some(4..=15))
 }
 
-/// The destination connection ID of a QUIC packet, and whether its header is long.
+/// Returns the destination connection ID of a QUIC packet, and true if its header is long.
 ///
-/// RFC 8999 §5: these fields are in the same place in every version. A short header does not say
-/// how long its ID is; the `short` bytes are those of the IDs that we issue.
+/// RFC 8999 §5: these fields are in the same place in every version. A short header does not
+/// contain the length of its ID; `short` is the length of the IDs that we issue.
 pub(super) fn destination_cid(datagram: &[u8], short: usize) -> Option<(&[u8], bool)> {
     let first = *datagram.first()?;
     if first & 0x40 == 0 {
@@ -52,9 +52,9 @@ pub(super) fn destination_cid(datagram: &[u8], short: usize) -> Option<(&[u8], b
 /// Takes the datagrams that `classify` does not call [`Kind::Other`] out of one received buffer.
 ///
 /// A buffer holds one datagram or, after GRO, several: all `meta.stride` bytes long but the last.
-/// What stays is moved to the front in its order, and `meta` says what is left; `meta.len` 0 means
-/// nothing. What goes is handed to `take` in its order: probes one by one, consecutive packets of
-/// one virtual connection as one run with the same stride.
+/// The remaining datagrams move to the front in their order, and `meta` describes them; `meta.len`
+/// 0 means that none is left. The others go to `take` in their order: probes individually,
+/// consecutive packets of one virtual connection as one run with the same stride.
 pub(super) fn sort<F: Copy + PartialEq>(
     buffer: &mut [u8],
     meta: &mut RecvMeta,
@@ -64,8 +64,8 @@ pub(super) fn sort<F: Copy + PartialEq>(
     let len = meta.len.min(buffer.len());
     let Some(data) = buffer.get_mut(..len) else { return };
     if meta.stride == 0 {
-        // Of a buffer with something in it that can only mean one datagram; quinn would cut it for
-        // ever.
+        // A stride of 0 in a buffer with content can only mean one datagram; quinn would split the
+        // buffer without end.
         meta.stride = len;
     }
     let stride = meta.stride.max(1);
@@ -113,8 +113,8 @@ fn hand_over<F>(
     }
 }
 
-/// The one form of an address by which paths are compared: IPv4-mapped is IPv4, the flow label is
-/// left out, and a zone is kept only where it belongs to the address (RFC 4007 §6).
+/// Returns the canonical form of an address, for comparisons of paths: IPv4-mapped is IPv4, the
+/// flow label is left out, and a zone is kept only where it belongs to the address (RFC 4007 §6).
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     let SocketAddr::V6(v6) = address else { return address };
     match v6.ip().to_canonical() {

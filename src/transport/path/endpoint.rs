@@ -1,4 +1,4 @@
-//! The session endpoint, and the task that looks after each of its connections.
+//! The session endpoint, and the task that supervises each of its connections.
 
 use std::{
     convert::Infallible,
@@ -36,8 +36,8 @@ use libp2p_punch_proto::{Path, wire::keys::FlightBinding};
 /// time the `CONNECTION_CLOSE` and the answers to late packets of the peer go out. RFC 9000 §10.2
 /// wants three PTO; this is that for an RTT of some 300 ms.
 pub(super) const LINGER: Duration = Duration::from_secs(3);
-/// Delays after which a client repeats the end of its handshake, each after the one before. The
-/// first is beyond most round trips.
+/// Delays after which a client repeats the end of its handshake, counted from the repetition
+/// before. The first delay is longer than most round trips.
 const REPEATS: [Duration; 4] = [
     Duration::from_millis(250),
     Duration::from_millis(500),
@@ -56,7 +56,7 @@ pub(super) fn session_endpoint(
     key: CidKey,
 ) -> io::Result<Endpoint> {
     let mut config = EndpointConfig::new(reset_key);
-    // The fixed bit tells QUIC from probes (RFC 9443 §2).
+    // The fixed bit distinguishes QUIC from probes (RFC 9443 §2).
     config.grease_quic_bit(false);
     config.cid_generator(move || Box::new(SessionCids(key.clone())));
     let socket = Arc::new(SessionSocket(shared.clone()));
@@ -84,7 +84,7 @@ pub(super) enum Attempt {
     Accept { peer: PeerId, first_flight: Vec<Bytes>, rtt: Option<Duration> },
 }
 
-/// Looks after a virtual connection from its opening to the end of its lingering.
+/// Supervises a virtual connection from its opening to the end of its lingering.
 pub(super) struct Supervisor {
     pub(super) shared: Arc<Shared>,
     pub(super) layer: Weak<PathLayer>,
@@ -92,7 +92,7 @@ pub(super) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Makes the attempt, and reports its one end: `Failed`, or `Closed` after `Established`.
+    /// Makes the attempt, and reports its single end: `Failed`, or `Closed` after `Established`.
     pub(super) async fn run(self, endpoint: Endpoint, attempt: Attempt) {
         let result = match attempt {
             Attempt::Connect { peer, rtt, binding } => self.connect(&endpoint, peer, rtt, binding).await,
@@ -151,9 +151,9 @@ impl Supervisor {
     /// Returns the whole first flight, once its first datagram was sent.
     ///
     /// quinn's connection driver makes the whole ClientHello in one poll, and sends it datagram by
-    /// datagram or in one go; nothing says which was the last. But it holds the connection's lock
-    /// throughout that poll. So a task that gets the lock after the first datagram comes after the
-    /// last datagram.
+    /// datagram or in one go; nothing marks the last datagram. But the driver holds the
+    /// connection's lock throughout that poll. So a task that gets the lock after the first
+    /// datagram comes after the last datagram.
     fn first_flight(&self, connecting: &Connecting) -> Vec<Bytes> {
         let _locked_once = connecting.remote_address();
         self.flow.capture()
@@ -176,8 +176,7 @@ impl Supervisor {
             self.shared.queue.inject(virtual_address(self.flow.id), datagram);
         }
         self.shared.queue.wake();
-        // A flight that is none makes no connection. Then only the driver can end the wait, as long
-        // as there is one.
+        // An invalid flight makes no connection. Then only the end of the driver ends the wait.
         let alone = pin!(self.shared.notices.closed());
         let Either::Left((Ok(incoming), _)) = self.unless_closed(select(incoming, alone)).await? else {
             return Err(PathError::Closed);
@@ -210,9 +209,10 @@ impl Supervisor {
         !self.flow.is_taken() || is_denied_by_remote(&connection)
     }
 
-    /// Sees to it that the server has the end of the client's handshake. quinn takes the time since
-    /// the first flight for the round-trip time, and that one was on its way until the path was
-    /// found: a lost datagram would be missed for twice as long again, and more.
+    /// Repeats the end of the client's handshake until the server confirms it. quinn takes the time
+    /// since the first flight for the round-trip time. The flight waited until a path was found, so
+    /// that time is too long, and quinn would notice a lost datagram only after twice that time or
+    /// more.
     async fn repeat(&self) {
         for after in REPEATS {
             Delay::new(&*self.shared.runtime, after).await;
@@ -223,9 +223,9 @@ impl Supervisor {
         self.flow.settle();
     }
 
-    /// Tells when the connection sends and hears nothing, and when a peer that was talking pauses.
-    /// quinn would wait for its idle time-out; meanwhile another path may be found, or the same one
-    /// again behind another mapping of a NAT.
+    /// Reports when the connection sends and hears nothing, and when a peer that was talking
+    /// pauses. quinn would wait for its idle time-out. Meanwhile another path may be found, or the
+    /// same path behind another mapping of a NAT.
     async fn listen(&self, connection: &Connection) -> Infallible {
         let runtime = &self.shared.runtime;
         let mut pulse = Pulse::new(runtime.now());
@@ -250,7 +250,7 @@ impl Supervisor {
     }
 
     async fn notify(&self, notice: PathNotice) {
-        // Nobody listens once the driver is gone; then what the notice carries is dropped, and
+        // The notice has no receiver once the driver is gone; its content is then dropped, and
         // ends.
         let _ = self.shared.notices.send(notice).await;
     }
@@ -281,8 +281,8 @@ impl FlowGuard {
         FlowView(self.flow.clone())
     }
 
-    /// The path that carries the connection: the selected one, else the most recently permitted
-    /// one.
+    /// Returns the path that carries the connection: the selected path, or else the most recently
+    /// permitted path.
     pub(crate) fn path(&self) -> Option<Path> {
         self.flow.best()
     }
@@ -297,7 +297,7 @@ impl FlowGuard {
         self.flow.take();
     }
 
-    /// It is known that the peer is there.
+    /// Records that the swarm knows this address of the peer.
     pub(crate) fn told(&mut self, remote: SocketAddr) {
         self.reported = Some(remote);
     }

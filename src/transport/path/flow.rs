@@ -1,4 +1,4 @@
-//! One virtual connection: a QUIC connection attempt at one virtual address.
+//! A virtual connection: a QUIC connection attempt at one virtual address.
 
 use std::{
     fmt,
@@ -47,11 +47,11 @@ pub(super) fn flow_at(address: SocketAddr) -> Option<VirtualConnectionId> {
     (found.ip() == address.ip() && found.port() == address.port()).then_some(flow)
 }
 
-/// A socket of the transport, alive as long as somebody holds it.
+/// A socket of the transport, alive while it has a holder.
 pub(super) struct BoundSocket {
     pub(super) id: SocketId,
     pub(super) io: Arc<dyn AsyncUdpSocket>,
-    /// The endpoint whose driver reads the socket; none for those of a pool.
+    /// The endpoint whose driver reads the socket; `None` for a socket of a pool.
     pub(super) _keep_alive: Option<quinn::Endpoint>,
 }
 
@@ -63,7 +63,7 @@ impl fmt::Debug for BoundSocket {
 
 pub(super) type FlowTarget = SocketPath<Arc<BoundSocket>>;
 
-/// Sends one datagram without waiting; whether the socket took it.
+/// Sends one datagram without waiting. Returns true if the socket took it.
 pub(super) fn send_one(socket: &BoundSocket, remote: SocketAddr, datagram: &[u8]) -> io::Result<()> {
     let transmit =
         Transmit { destination: remote, ecn: None, contents: datagram, segment_size: None, src_ip: None };
@@ -83,7 +83,7 @@ struct State {
 }
 
 /// A virtual connection, shared by the table, the session endpoint's socket, the connection's
-/// poller and guard, and the task that looks after it.
+/// poller and guard, and its supervisor task.
 #[derive(Debug)]
 pub(super) struct Flow {
     pub(super) id: VirtualConnectionId,
@@ -92,7 +92,7 @@ pub(super) struct Flow {
     original_dcid: Option<Bytes>,
     /// The connection ID that our endpoint gave the connection when it was made.
     cid: OnceLock<Cid>,
-    /// A packet came with an ID that we issued, so the peer has had what we sent first.
+    /// A packet came with an ID that we issued, so the peer has received our first flight.
     heard: AtomicBool,
     is_blocked: AtomicBool,
     /// A path is selected.
@@ -108,7 +108,7 @@ pub(super) struct Flow {
     pub(super) moved: AtomicWaker,
     /// quinn sent the first datagram.
     pub(super) sent: Notify,
-    /// The virtual connection is to be closed.
+    /// Requests the close of the virtual connection.
     pub(super) close: Notify,
     /// The guard is gone.
     pub(super) released: Notify,
@@ -155,7 +155,7 @@ impl Flow {
     /// Notes the connection ID that the endpoint gave the connection.
     pub(super) fn named(&self, cid: Option<Cid>) {
         if let Some(cid) = cid {
-            // A virtual connection has one connection, so this is the only call.
+            // A virtual connection has one QUIC connection, so this is the only call.
             let _ = self.cid.set(cid);
         }
     }
@@ -176,8 +176,8 @@ impl Flow {
 
     /// Notes that a packet came with an ID that we issued.
     ///
-    /// One with the ID that the peer chose for its first flight would not do: it may be that flight
-    /// once more, sent because ours was lost.
+    /// A packet with the ID that the peer chose for its first flight proves nothing: it may be a
+    /// repetition of that flight, sent because ours was lost.
     pub(super) fn hear(&self) {
         if self.heard.load(Relaxed) || self.heard.swap(true, Relaxed) {
             return;
@@ -217,7 +217,7 @@ impl Flow {
         lock(&self.state).paths.admit_met(path);
     }
 
-    /// No longer takes packets from a path; what may be sent there stays.
+    /// Stops taking packets from a path. The send budget of the path stays.
     pub(super) fn dismiss(&self, path: &Path) {
         lock(&self.state).paths.dismiss(path);
     }
@@ -253,8 +253,8 @@ impl Flow {
         }
     }
 
-    /// As [`received`](Self::received), on a path of which nobody has said anything. Returns false
-    /// if the virtual connection has no room for it.
+    /// As [`received`](Self::received), on an unnamed path. Returns false if the virtual connection
+    /// has no room for it.
     pub(super) fn met(&self, target: FlowTarget, packets: &[u8], counters: &Counters) -> bool {
         let budget = AMPLIFICATION_LIMIT.saturating_mul(packets.len());
         let met = lock(&self.state).paths.meet(target, budget, within_budget(counters)).is_ok();
@@ -332,10 +332,11 @@ impl Flow {
         lock(&self.state).paths.best().map(|target| target.path)
     }
 
-    /// Sends on the selected path, or keeps and sends within the budgets of the permitted ones.
+    /// Sends on the selected path. Without a selected path, keeps the datagrams and sends them
+    /// within the budgets of the permitted paths.
     ///
-    /// The only error is `WouldBlock`: any other would make quinn give up the connection, when it
-    /// is only a path that failed.
+    /// The only error is `WouldBlock`: any other error would make quinn end the connection,
+    /// although only a path failed.
     pub(super) fn send(&self, transmit: &Transmit<'_>, counters: &Counters) -> io::Result<()> {
         let contents = transmit.contents;
         let size = transmit.segment_size.unwrap_or(contents.len()).max(1);
@@ -419,7 +420,7 @@ impl Flow {
         lock(&self.state).blocked.clone()
     }
 
-    /// The socket that blocked is writable, or has failed and will say so when written to.
+    /// The socket that blocked is writable, or has failed, which the next write reports.
     pub(super) fn writable(&self) {
         self.unblock(&mut lock(&self.state));
     }

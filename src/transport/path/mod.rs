@@ -4,39 +4,39 @@
 //! connection* is one connection attempt on it; quinn knows the peer by the virtual connection's
 //! *virtual address* and never learns of paths. Beneath it:
 //!
-//! - what quinn sends to the virtual address goes out on the virtual connection's selected path,
-//!   through that path's socket; while there is none, it is kept, and goes out on permitted paths
-//!   within their budgets;
-//! - every binding hands what its socket received to [`PathLayer::intercept`], which takes out
-//!   probes and the QUIC packets of virtual connections, and leaves the rest to the binding's own
+//! - datagrams of quinn to the virtual address leave on the virtual connection's selected path,
+//!   through that path's socket; without a selected path they are kept, and leave on permitted
+//!   paths within their budgets;
+//! - every binding passes received datagrams to [`PathLayer::intercept`], which takes out probes
+//!   and the QUIC packets of virtual connections, and leaves the rest to the binding's own
 //!   endpoint.
 //!
 //! # Invariants
 //!
-//! - *A datagram is a virtual connection's only by its destination connection ID*, and only if it
-//!   came on a path that was admitted for the virtual connection. So a plain connection with the
-//!   same peer at the same address is never disturbed. A client without a selected path hears its
-//!   server on every path: the coordinator may say later where that is.
+//! - *A datagram belongs to a virtual connection only by its destination connection ID*, and only
+//!   if it came on a path that was admitted for the virtual connection. So a plain connection with
+//!   the same peer at the same address is never disturbed. A client without a selected path takes
+//!   packets of its server on every path: the coordinator may report the address later.
 //! - *Each virtual connection ends in one notice*, [`PathNotice::Failed`] or
-//!   [`PathNotice::Closed`]; none but probes are ever dropped.
-//! - *A path's failure is not the connection's.* quinn hears `Ok`, or that a socket would block,
-//!   and nothing else.
+//!   [`PathNotice::Closed`]; only probes are ever dropped.
+//! - *The failure of a path does not fail the connection.* quinn gets `Ok` or `WouldBlock`, and
+//!   nothing else.
 //! - *Virtual addresses stay here.* Sockets send to the addresses of [`Path`]s only; [`FlowGuard`]
-//!   tells the real one.
+//!   gives the real address.
 //! - *Locks*: quinn's, then the table's, then a virtual connection's. No call into quinn is made
 //!   under the latter two.
 //!
-//! | file | what it is |
+//! | file | content |
 //! |---|---|
 //! | `paths` | a virtual connection's paths, budgets and kept datagrams; pure state |
 //! | `flow` | a virtual connection as shared between tasks: sending, blocking, virtual addresses |
 //! | `table` | virtual connections, the paths they take packets from, sockets |
-//! | `demux` | taking ours out of received buffers |
-//! | `shared` | what the parts share: commands and received buffers against the table |
-//! | `queue`, `socket` | what the session endpoint takes for its socket |
+//! | `demux` | takes datagrams of sessions out of received buffers |
+//! | `shared` | state of all parts: commands and received buffers against the table |
+//! | `queue`, `socket` | the socket that the session endpoint sees |
 //! | `endpoint` | the session endpoint and the task of each virtual connection |
-//! | `pool` | sockets of a virtual connection's own, or of a coordinator's observers |
-//! | `cid` | connection IDs that tell whose they are |
+//! | `pool` | additional sockets of a virtual connection, or of a coordinator's observers |
+//! | `cid` | connection IDs that identify the session endpoint |
 
 mod cid;
 mod demux;
@@ -111,7 +111,7 @@ pub(crate) struct SessionKeys {
 pub(crate) enum PathNotice {
     /// A probe came in. Dropped when the channel is full, as on a full socket.
     Probe {
-        /// Whence.
+        /// Path of the probe.
         path: Path,
         /// The whole datagram.
         payload: Bytes,
@@ -120,7 +120,7 @@ pub(crate) enum PathNotice {
     FirstFlight {
         /// The virtual connection.
         flow: VirtualConnectionId,
-        /// One or two datagrams, in order.
+        /// Datagrams of the first flight, one or two, in order.
         datagrams: Vec<Bytes>,
     },
     /// The handshake is done, and TLS has proved the peer's key.
@@ -129,7 +129,7 @@ pub(crate) enum PathNotice {
         flow: VirtualConnectionId,
         /// The connection. Its `remote_address` is virtual.
         connection: quinn::Connection,
-        /// To be held as long as the connection.
+        /// Guard to hold as long as the connection.
         guard: FlowGuard,
     },
     /// The attempt is over, also when a `Close` ended it.
@@ -139,7 +139,7 @@ pub(crate) enum PathNotice {
         /// Reason.
         error: PathError,
     },
-    /// The connection sends, and hears nothing: its path is likely dead.
+    /// The connection sends and receives nothing: its path is likely dead.
     Silent {
         /// The virtual connection.
         flow: VirtualConnectionId,
@@ -224,15 +224,15 @@ impl PathLayer {
         self.shared.budget.clone()
     }
 
-    /// Returns true if there is a virtual connection, or if probes are expected without one.
-    /// Otherwise [`intercept`](Self::intercept) does nothing.
+    /// Returns true if there is a virtual connection, or if probes are expected without a virtual
+    /// connection. Otherwise [`intercept`](Self::intercept) does nothing.
     pub(crate) fn is_active(&self) -> bool {
         self.shared.active.load(Relaxed) > 0 || self.shared.expects.load(Relaxed)
     }
 
-    /// Takes probes and packets of virtual connections out of what a binding's socket received: the
-    /// first `n` of `bufs` and `meta`, as `AsyncUdpSocket::poll_recv` filled them. The rest is
-    /// moved to the front; returns how many are left.
+    /// Takes probes and packets of virtual connections out of the datagrams that a binding's socket
+    /// received: the first `n` of `bufs` and `meta`, as `AsyncUdpSocket::poll_recv` filled them.
+    /// The rest is moved to the front; returns how many are left.
     ///
     /// The order of `bufs` changes when buffers become empty. If none is left, the binding reads
     /// its socket again.
@@ -362,7 +362,7 @@ impl PathLayer {
         count(&self.shared.counters.flows_refused, 1);
         let shared = self.shared.clone();
         self.shared.runtime.spawn(Box::pin(async move {
-            // Nobody listens once the driver is gone.
+            // The notice has no receiver once the driver is gone.
             let _ = shared.notices.send(PathNotice::Failed { flow, error }).await;
         }));
         Some(())

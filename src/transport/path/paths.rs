@@ -1,5 +1,5 @@
-//! The paths of one virtual connection and what waits for one: pure state, `S` being a handle to a
-//! socket.
+//! Paths of one virtual connection, and the datagrams that wait for a path: pure state. `S` is a
+//! handle to a socket.
 
 use bytes::Bytes;
 
@@ -8,13 +8,13 @@ use libp2p_punch_proto::{MAX_PAIRS, Path};
 /// Paths that one virtual connection may have: as many as its session has pairs.
 pub(super) const MAX_PATHS: usize = MAX_PAIRS;
 /// Datagrams kept until the peer is heard on a selected path. A ClientHello takes up to two, a
-/// server flight up to three, and what QUIC sends after that is better sent afresh.
+/// server flight up to three, and later packets are better left to QUIC's retransmission.
 pub(super) const MAX_STASH: usize = 4;
-/// Paths of which nobody has said anything, and on which a packet of the peer came. Its source may
-/// be forged, so that each may cost three times its bytes.
+/// Unnamed paths: no candidate or probe names the path, but a packet of the peer came on it. The
+/// source may be forged, so each may cost three times its bytes.
 pub(super) const MAX_UNNAMED: usize = 4;
 /// Packets with a short header after which a server counts as done with its handshake: it sends one
-/// or two before.
+/// or two such packets before.
 const DONE: u8 = 3;
 
 /// A path, and the socket at our end of it.
@@ -32,7 +32,7 @@ pub(super) struct Full;
 struct Entry<S> {
     target: SocketPath<S>,
     admitted: bool,
-    /// Somebody said that the peer is there, or an authentic probe came from there.
+    /// A candidate, an observed address or an authentic probe names this path.
     named: bool,
     /// Bytes of UDP payload that may still be sent before a path is selected (RFC 9000 §8.1).
     budget: usize,
@@ -48,8 +48,8 @@ pub(super) struct Paths<S> {
     entries: Vec<Entry<S>>,
     selected: Option<SocketPath<S>>,
     permits: u64,
-    /// The first datagrams that quinn sent. Ciphertext may be sent again as it is; the peer drops
-    /// what it has.
+    /// The first datagrams that quinn sent. Ciphertext may be repeated unchanged; the peer drops
+    /// duplicates.
     stash: Vec<Bytes>,
     /// Bit i: datagram i of the stash went out somewhere, or travelled with the coordinator.
     sent: u8,
@@ -57,11 +57,11 @@ pub(super) struct Paths<S> {
     last: Vec<u8>,
     /// A packet of the peer came on some path.
     received: bool,
-    /// The server answered the first flight; what is kept since then is the rest of the client's
+    /// The server answered the first flight; the stash since then is the rest of the client's
     /// handshake.
     answered: bool,
     short_headers: u8,
-    /// The stash is of no more use.
+    /// The stash is no longer needed.
     settled: bool,
 }
 
@@ -88,8 +88,8 @@ impl<S: Clone> Paths<S> {
         self.selected.as_ref()
     }
 
-    /// The path by which the peer is most likely reached: the selected, else the most recently
-    /// permitted one.
+    /// Returns the path that most likely reaches the peer: the selected path, or else the most
+    /// recently permitted path.
     pub(super) fn best(&self) -> Option<&SocketPath<S>> {
         let permitted = self.entries.iter().filter(|entry| entry.permitted > 0);
         self.selected.as_ref().or(permitted.max_by_key(|entry| entry.permitted).map(|entry| &entry.target))
@@ -107,7 +107,7 @@ impl<S: Clone> Paths<S> {
         Ok(())
     }
 
-    /// Takes packets from a path that [`meet`](Self::meet) took in. It stays one of the
+    /// Takes packets from a path that [`meet`](Self::meet) took in. The path counts against
     /// [`MAX_UNNAMED`] until it is named.
     pub(super) fn admit_met(&mut self, path: &Path) {
         for entry in self.entries.iter_mut().filter(|entry| entry.target.path == *path) {
@@ -129,9 +129,8 @@ impl<S: Clone> Paths<S> {
         self.stash.clone()
     }
 
-    /// The peer has answered the client's first flight: that, and what quinn repeated of it
-    /// meanwhile, is of no more use, and must neither take the place nor the budget of the
-    /// handshake that follows.
+    /// Drops the client's first flight and its repetitions, since the peer has answered the flight.
+    /// They must not use the room and the budget of the handshake that follows.
     pub(super) fn answered(&mut self) {
         self.stash.clear();
         self.sent = 0;
@@ -153,17 +152,16 @@ impl<S: Clone> Paths<S> {
         (self.answered && !self.settled).then(|| self.stash.clone())
     }
 
-    /// Keeps the last datagram of what quinn sends: the one that is sent again when a path is
-    /// selected.
+    /// Keeps the last datagram that quinn sent, to repeat it when a path is selected.
     ///
-    /// One is enough. Its acknowledgement tells quinn that whatever it sent before on a dead path
-    /// is lost, without waiting for a timer that has backed off.
+    /// One datagram is enough. From its acknowledgement quinn learns that all earlier datagrams on
+    /// a dead path are lost, without waiting for a timer that has backed off.
     pub(super) fn remember(&mut self, contents: &[u8], size: usize) {
         self.last.clear();
         self.last.extend_from_slice(contents.chunks(size.max(1)).next_back().unwrap_or_default());
     }
 
-    /// Keeps what went out on the selected path while nothing was `heard`.
+    /// Keeps the datagrams that left on the selected path while nothing was `heard`.
     pub(super) fn sent_on_selected(&mut self, contents: &[u8], size: usize, heard: bool) {
         if heard && !self.answered {
             self.settle();
@@ -178,9 +176,10 @@ impl<S: Clone> Paths<S> {
         self.settled
     }
 
-    /// Keeps what quinn sends while no path is selected, and sends it within the budgets of the
-    /// permitted paths: on each of them until a packet of the peer came, and then once, the most
-    /// recently permitted path first. Returns how many datagrams were neither sent nor kept.
+    /// Keeps the datagrams of quinn while no path is selected, and sends them within the budgets of
+    /// the permitted paths. Until a packet of the peer came they leave on each path, and then once,
+    /// on the most recently permitted path first. Returns the number of datagrams that were neither
+    /// sent nor kept.
     pub(super) fn hold(
         &mut self,
         contents: &[u8],
@@ -204,8 +203,8 @@ impl<S: Clone> Paths<S> {
         lost
     }
 
-    /// Adds to the budget of a path, and sends on it what is kept and was not sent on it, within
-    /// the budget; `again` also what was sent on it.
+    /// Adds to the budget of a path. Within the budget, sends the kept datagrams that were not sent
+    /// on this path; with `again` also the others.
     pub(super) fn permit(
         &mut self,
         target: SocketPath<S>,
@@ -273,9 +272,9 @@ impl<S: Clone> Paths<S> {
         true
     }
 
-    /// Makes a path the selected one, and returns what is to be sent on it now: everything that is
-    /// kept if nothing was `heard`, else what was kept and never sent, and the last datagram. For
-    /// one that was selected already, and works again, that is the last datagram.
+    /// Selects a path, and returns the datagrams to send on it now. If nothing was `heard` these
+    /// are all kept datagrams; otherwise the kept datagrams that were never sent, and the last
+    /// datagram. For a path that was selected already and works again, it is the last datagram.
     pub(super) fn select(&mut self, target: SocketPath<S>, heard: bool) -> Vec<Bytes> {
         if self.selected.as_ref().is_some_and(|selected| selected.path == target.path) {
             return self.last().filter(|_| self.settled).into_iter().collect();
@@ -313,8 +312,7 @@ impl<S: Clone> Paths<S> {
         admitted
     }
 
-    /// From now on, nothing is kept: the connection is closing, and what it still sends is worth
-    /// nothing later.
+    /// Stops keeping datagrams: the connection is closing, and its datagrams have no later use.
     pub(super) fn settle(&mut self) {
         self.settled = true;
         self.stash = Vec::new();

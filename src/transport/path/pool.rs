@@ -2,8 +2,8 @@
 //! or for a coordinator's observers.
 //!
 //! One task reads all sockets of a pool. Each has a waker of its own that sets its bit, and only
-//! sockets whose bit is set are asked. What they receive is sorted as what bindings receive is;
-//! there is no endpoint for the rest, which is dropped.
+//! sockets with a set bit are read. Received datagrams are sorted as those of bindings; the rest
+//! has no endpoint, and is dropped.
 
 use std::{
     collections::BTreeMap,
@@ -30,7 +30,7 @@ use crate::{
 };
 use libp2p_punch_proto::{SocketId, command::Pool};
 
-/// Sockets of one pool.
+/// Largest number of sockets of one pool.
 pub(super) const MAX_SOCKETS: usize = WORDS * 64;
 const WORDS: usize = 4;
 /// Receive calls in a row before other tasks get their turn.
@@ -52,8 +52,8 @@ impl Ready {
         }
     }
 
-    /// The sockets whose bits were set, which are cleared. A socket that is asked after that and
-    /// has nothing sets its bit by its waker again.
+    /// Returns the sockets with set bits, and clears the bits. A socket that is read after that
+    /// without a datagram sets its bit again by its waker.
     fn take(&self) -> Vec<usize> {
         let bits = |word: u64| (0..64).filter(move |bit| word & 1 << bit != 0);
         let words = self.words.iter().map(|word| word.swap(0, AcqRel)).enumerate();
@@ -61,7 +61,7 @@ impl Ready {
     }
 }
 
-/// Sets the bit of one socket.
+/// Waker that sets the bit of one socket.
 struct Slot {
     ready: Arc<Ready>,
     index: usize,
@@ -138,7 +138,7 @@ impl Sockets {
         Some((member.id, member.io.clone(), member.waker.clone()))
     }
 
-    /// Returns true if the caller is to read the sockets: nobody does yet.
+    /// Returns true if the caller must read the sockets, since no other task does.
     fn take_reader(&self) -> bool {
         !std::mem::replace(&mut lock(&self.state).has_reader, true)
     }
@@ -152,7 +152,7 @@ impl Sockets {
     }
 }
 
-/// A pool that is to be opened.
+/// A pool to open.
 pub(super) struct Opening {
     pub(super) pool: Pool,
     pub(super) sockets: Arc<Sockets>,
@@ -188,13 +188,13 @@ pub(super) async fn run(shared: Arc<Shared>, network: Arc<dyn Network>, opening:
         writable(io).await;
     }
     if lock(&sockets.state).closed {
-        // Closed while they were being opened: nobody needs them any more.
+        // Closed while they were being opened: nothing uses these sockets.
         shared.retire(sockets.close(&[]).into_iter().chain(opened.iter().map(|(id, _)| *id)));
     } else {
         let missing = asked.min(MAX_SOCKETS).saturating_sub(opened.len());
         report_missing(&shared, missing, failure.as_ref());
     }
-    // Nobody listens once the driver is gone.
+    // The notice has no receiver once the driver is gone.
     let _ = shared.notices.send(PathNotice::Sockets { pool: name, sockets: opened }).await;
     if !sockets.take_reader() {
         return;
@@ -227,21 +227,21 @@ struct Reader {
     pool: Pool,
     shared: Weak<Shared>,
     sockets: Arc<Sockets>,
-    /// Sockets that were replaced at other ports, until the driver has been told.
+    /// Sockets that were replaced at other ports, until the driver has the report.
     moved: BTreeMap<SocketId, u16>,
     buffer: Vec<u8>,
 }
 
-/// Waits until the runtime knows that a new socket can be written to: until then it says of every
-/// datagram that it would block, and probes are sent at once or not at all.
+/// Waits until the runtime knows that a new socket is writable. Before that it reports `WouldBlock`
+/// for every datagram, and a probe is sent at once or not at all.
 async fn writable(io: Arc<dyn AsyncUdpSocket>) {
     let mut poller = io.create_io_poller();
-    // A socket that has failed says so when it is written to.
+    // A failed socket reports its failure at the next write.
     let _ = poll_fn(|cx| poller.as_mut().poll_writable(cx)).await;
 }
 
 impl Reader {
-    /// Reads what there is; ready once nothing can come any more.
+    /// Reads all received datagrams; ready once no more can come.
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let sockets = self.sockets.clone();
         sockets.ready.task.register(cx.waker());
@@ -282,8 +282,8 @@ impl Reader {
         }
     }
 
-    /// Tells the driver of a coordinator's sockets at other ports: clients must hear of those. True
-    /// if nothing is left to tell.
+    /// Reports sockets of a coordinator at other ports to the driver: clients must learn these
+    /// ports. Returns true if no report is left.
     fn tell(&mut self, shared: &Shared) -> bool {
         let is_known = matches!(self.pool, Pool::Observers(_) | Pool::Filtering(_));
         if is_known && !self.moved.is_empty() {

@@ -12,21 +12,21 @@ const UNANSWERED: u64 = 3;
 /// Least pause of a peer that was talking, before it is probed. Without that probe, a side that
 /// only answers would not notice that its NAT has lost its state.
 const PAUSE_TIMEOUT: Duration = Duration::from_millis(750);
-/// Datagrams that make a conversation: more than an idle connection hears to be kept alive.
+/// Datagrams that make a conversation: more than the keep-alives of an idle connection.
 const CONVERSATION: u64 = 4;
 /// Silence after which datagrams belong to another conversation.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Interval of the checks of a connection in use.
 const POLL_INTERVAL: Duration = Duration::from_millis(250);
-/// The same for one that idles.
+/// Interval of the checks of an idle connection.
 const IDLE_POLL_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Concern about a peer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Concern {
-    /// It does not answer.
+    /// The peer does not answer.
     Silent,
-    /// It was talking, and pauses.
+    /// The peer was talking, and pauses.
     Quiet,
 }
 
@@ -37,7 +37,7 @@ pub(super) struct Pulse {
     heard: u64,
     /// Since when something goes unanswered.
     at: Instant,
-    /// It was said that the peer is silent.
+    /// The silence of the peer was reported.
     said: bool,
     heard_at: Instant,
     /// Datagrams heard before the conversation began.
@@ -57,9 +57,9 @@ impl Pulse {
         if is_used { POLL_INTERVAL } else { IDLE_POLL_INTERVAL }
     }
 
-    /// Takes the datagrams that were sent and received so far. Says once that the peer is silent,
-    /// and not again before it was heard. Says again and again that it pauses, until the pause is
-    /// no part of a conversation any more: the NAT may lose its state at any time of a pause.
+    /// Takes the datagrams that were sent and received so far. Reports the silence of the peer
+    /// once, until the peer was heard again. Reports a pause repeatedly, until the conversation
+    /// counts as over: the NAT may lose its state at any time of a pause.
     pub(super) fn look(&mut self, (sent, heard): (u64, u64), rtt: Duration, now: Instant) -> Option<Concern> {
         if heard != self.heard {
             if now.saturating_duration_since(self.heard_at) >= IDLE_TIMEOUT {
@@ -67,7 +67,7 @@ impl Pulse {
             }
             (self.heard_at, self.paused_at) = (now, None);
         }
-        // Who has nothing to say need not be answered.
+        // A side that sends nothing expects no answer.
         if heard != self.heard || sent == self.sent {
             (self.sent, self.heard, self.at, self.said) = (sent, heard, now, false);
         }
@@ -127,7 +127,7 @@ mod tests {
         assert_eq!(lost.iter().position(|lost| *lost), Some(6));
     }
 
-    /// Half-second looks at which it is said that the peer pauses.
+    /// Returns the half-second checks that report a pause of the peer.
     fn pauses(rtt: Duration, counts: &[(u64, u64)]) -> Vec<usize> {
         let start = Instant::now();
         let mut pulse = Pulse::new(start);

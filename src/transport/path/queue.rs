@@ -21,7 +21,7 @@ const OVERHEAD: usize = 128;
 /// Buffers kept for the next batches.
 const SPARE: usize = 32;
 
-/// Datagrams of one length, but for the last, from one virtual address.
+/// Datagrams from one virtual address, all of one length except the last.
 struct Batch {
     from: SocketAddr,
     ecn: Option<EcnCodepoint>,
@@ -63,13 +63,13 @@ impl ReceiveQueue {
         true
     }
 
-    /// As [`push`](Self::push), beyond the limit: for what cannot come a second time. The caller
-    /// bounds it.
+    /// As [`push`](Self::push), beyond the limit: for datagrams that cannot come a second time. The
+    /// caller bounds it.
     pub(super) fn inject(&self, from: SocketAddr, datagram: &[u8]) {
         lock(&self.inner).append(from, datagram, datagram.len(), None);
     }
 
-    /// Tells the reader that there is something.
+    /// Wakes the reader.
     pub(super) fn wake(&self) {
         self.reader.wake();
     }

@@ -27,14 +27,14 @@ use super::{
 use crate::transport::socket_budget::SocketBudget;
 use libp2p_punch_proto::{Path, SocketId, VirtualConnectionId, command::Pool};
 
-/// The longest probe that is handed on, in bytes. Longer ones are nobody's, and need not be copied.
+/// Longest probe that is forwarded, in bytes. Longer datagrams are not probes, and need no copy.
 const MAX_PROBE: usize = 256;
 
 /// Sockets of pools are numbered from here, those of bindings from 0.
 const FIRST_SOCKET: u32 = 1 << 31;
 
 /// State shared by the endpoint's socket, the tasks of virtual connections and the layer's handle.
-/// It must not hold the session endpoint: that one holds this.
+/// It must not hold the session endpoint, which holds this state.
 pub(super) struct Shared {
     pub(super) runtime: Arc<dyn Runtime>,
     pub(super) configs: Box<dyn SessionConfigs>,
@@ -124,8 +124,8 @@ impl Shared {
         self.write().expect_server(client);
     }
 
-    /// The pool to open sockets in: that of a session, or a new one. `None` if the virtual
-    /// connection of the session is gone, or the pool of another kind is there already.
+    /// Returns the pool to open sockets in: the pool of a session, or a new pool. `None` if the
+    /// virtual connection of the session is gone, or the pool of another kind is there already.
     pub(super) fn pool_to_open(&self, pool: Pool) -> Option<Arc<Sockets>> {
         let is_session = matches!(pool, Pool::Session(_));
         if let Pool::Session(flow) = pool {
@@ -196,8 +196,8 @@ impl Shared {
         Some(())
     }
 
-    /// Takes packets of a client from a path on which it met its server. quinn's server goes on
-    /// with another connection ID as soon as it has one, and that ID does not name the virtual
+    /// Takes packets of a client from a path on which it met its server. quinn's server continues
+    /// with another connection ID as soon as it has one, and that ID does not identify the virtual
     /// connection.
     fn admit_met(&self, id: VirtualConnectionId, path: Path) {
         let mut table = self.write();

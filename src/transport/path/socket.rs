@@ -22,15 +22,16 @@ use super::{
 };
 use libp2p_punch_proto::SocketId;
 
-/// Datagrams that quinn may hand over in one call: quinn's own limit. What a path's socket does not
-/// take in one go is cut. At least 2, so that a first flight of two datagrams is made as one.
+/// Datagrams that quinn may pass in one call: quinn's own limit. A batch is split if a path's
+/// socket cannot take it at once. At least 2, so that a first flight of two datagrams is made as
+/// one.
 const MAX_SEGMENTS: usize = 10;
 /// Datagrams delivered in one buffer. quinn allocates 32 buffers of this many datagrams, once: 16
 /// make 750 KiB.
 const MAX_RECEIVE_SEGMENTS: usize = 16;
 
-/// Sends to virtual addresses by the virtual connections' paths, and receives what the bindings'
-/// sockets received for them.
+/// Sends to virtual addresses by the virtual connections' paths, and receives the datagrams that
+/// the bindings' sockets received for them.
 pub(super) struct SessionSocket(pub(super) Arc<Shared>);
 
 impl fmt::Debug for SessionSocket {
@@ -77,8 +78,8 @@ impl AsyncUdpSocket for SessionSocket {
         MAX_RECEIVE_SEGMENTS
     }
 
-    /// quinn asks once, before there are paths. Whether MTU discovery is wanted is for the
-    /// session's configuration to say.
+    /// quinn asks once, before there are paths. The session's configuration decides on MTU
+    /// discovery.
     fn may_fragment(&self) -> bool {
         false
     }
@@ -102,8 +103,8 @@ impl UdpPoller for FlowPoller {
         let Some(flow) = this.flow.as_ref().filter(|flow| flow.blocked_on().is_some()) else {
             return Poll::Ready(Ok(()));
         };
-        // Another path may be selected while this one blocks; registered before the second look, so
-        // that none is missed.
+        // Another path may be selected while this path blocks. The registration precedes the second
+        // check, so that no change is missed.
         flow.unblocked.register(cx.waker());
         if let Some(socket) = flow.blocked_on() {
             let mut poller = match this.waiting.take() {

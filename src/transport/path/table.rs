@@ -14,8 +14,8 @@ use super::{
 };
 use libp2p_punch_proto::{Path, SocketId, VirtualConnectionId};
 
-/// Virtual connections at once, those that linger included. Above the 10,000 sessions that one
-/// process is made for.
+/// Largest number of virtual connections, including lingering ones. Above the 10,000 sessions that
+/// one process is designed for.
 pub(super) const MAX_FLOWS: usize = 16_384;
 /// Virtual connections that take packets from one path: the attempts of a session that are not
 /// over, and some room. A packet without a certain owner is copied to each of them, so this bounds
@@ -28,10 +28,10 @@ pub(super) const MAX_FLOWS_PER_PATH: usize = 8;
 pub(super) enum RoutePriority {
     /// The virtual connection is over and lingers; any other virtual connection takes its place.
     Over,
-    /// A packet of the server came from there, whose source may have been forged, and nobody has
-    /// said anything of it.
+    /// A packet of the server came from there. Its source may have been forged, and no candidate or
+    /// probe names the address.
     Met,
-    /// Somebody said that the peer is there.
+    /// A candidate or an observed address names the path.
     Announced,
     /// An authentic probe came from there, whose source may have been forged.
     Heard,
@@ -56,12 +56,12 @@ pub(super) enum OpenError {
 /// Owner of a packet among the virtual connections of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum PacketOwner {
-    /// The one at this place.
+    /// The virtual connection at this index.
     One(usize),
-    /// This client's, on a path of which nobody has said anything yet.
+    /// The virtual connection of this client, on an unnamed path.
     Client(VirtualConnectionId),
-    /// The session endpoint issued its ID in the course of some connection; quinn knows which, and
-    /// drops what comes from another's address.
+    /// The session endpoint issued its ID for some connection. quinn knows the connection, and
+    /// drops packets from another's address.
     Any,
 }
 
@@ -73,10 +73,10 @@ pub(super) struct Table {
     /// By the destination connection ID of the peer's first flight.
     originals: HashMap<Bytes, VirtualConnectionId>,
     /// Clients by the connection ID that they chose for themselves. The server may answer before
-    /// the coordinator says where it is.
+    /// the coordinator reports its address.
     clients: HashMap<Cid, VirtualConnectionId>,
     sockets: HashMap<SocketId, Arc<BoundSocket>>,
-    /// Sockets that the transport gave up; they live as long as paths use them.
+    /// Sockets that the transport gave up; they live while paths use them.
     retired: HashMap<SocketId, Weak<BoundSocket>>,
 }
 
@@ -106,7 +106,7 @@ impl Table {
     }
 
     /// Takes packets with the connection ID of a client's virtual connection from any path, until
-    /// it has a selected one.
+    /// it has a selected path.
     pub(super) fn expect_server(&mut self, client: VirtualConnectionId) {
         if let Some(cid) = self.flows.get(&client).and_then(|flow| flow.cid()) {
             self.clients.insert(*cid, client);
@@ -130,9 +130,9 @@ impl Table {
         Some(flow)
     }
 
-    /// Takes packets of `flow` from `path`. Returns the virtual connection that has no place there
-    /// then: this one, or one with a lesser claim. A virtual connection that is over gives its
-    /// place up without a word.
+    /// Takes packets of `flow` from `path`. Returns the virtual connection that lost its place, or
+    /// got none: this virtual connection, or one with a lesser claim. A virtual connection that is
+    /// over loses its place without a report.
     pub(super) fn route(&mut self, path: Path, flow: Arc<Flow>, claim: RoutePriority) -> Option<Arc<Flow>> {
         let RouteEntry { flows, claims } = self.routes.entry(path).or_default();
         let own = flows.iter().position(|other| other.id == flow.id);
@@ -156,8 +156,8 @@ impl Table {
         }
     }
 
-    /// Leaves the places of a virtual connection that is over to others. Until one of them comes,
-    /// the virtual connection goes on taking packets.
+    /// Offers the places of a virtual connection that is over to others. Until another takes a
+    /// place, the virtual connection continues to take packets there.
     pub(super) fn release(&mut self, flow: &Flow) {
         for path in flow.admitted() {
             let Some(RouteEntry { flows, claims }) = self.routes.get_mut(&path) else { continue };
@@ -191,13 +191,13 @@ impl Table {
         self.sockets.get(&id).cloned().or_else(|| self.retired.get(&id)?.upgrade())
     }
 
-    /// Takes a socket in; returns the one that had its number.
+    /// Adds a socket; returns the former socket with its number.
     pub(super) fn add_socket(&mut self, socket: BoundSocket) -> Option<Arc<BoundSocket>> {
         self.sockets.insert(socket.id, Arc::new(socket))
     }
 
-    /// Leaves a socket to the paths that use it. What is returned is to be dropped without the
-    /// table's lock: it may be the last holder.
+    /// Leaves a socket to the paths that use it. Drop the returned handle without the table's lock:
+    /// it may be the last holder.
     pub(super) fn retire_socket(&mut self, id: SocketId) -> Option<Arc<BoundSocket>> {
         self.retired.retain(|_, socket| socket.strong_count() > 0);
         let socket = self.sockets.remove(&id)?;
@@ -205,7 +205,7 @@ impl Table {
         Some(socket)
     }
 
-    /// Says what a datagram is that came on a path from which `flows` take packets.
+    /// Classifies a datagram that came on a path from which `flows` take packets.
     pub(super) fn classify(&self, datagram: &[u8], flows: &[Arc<Flow>], key: &CidKey) -> Kind<PacketOwner> {
         if is_probe(datagram) {
             return Kind::Probe;

@@ -37,7 +37,7 @@ impl Shared {
     pub(super) fn new(identity: Arc<Identity>, provider: Arc<CryptoProvider>) -> Result<Self, Error> {
         let algorithms = provider.signature_verification_algorithms;
         let own = Own { identity: identity.clone(), raw: false };
-        // Replaced for every handshake; until then nobody is expected, so nobody is accepted.
+        // Replaced for every handshake; until then no peer is expected, so none is accepted.
         let nobody =
             Pinned { verifier: Verifier::new(Expected::anyone(), algorithms), accept: Accept::NOTHING };
         let mut template = ClientConfig::builder_with_provider(provider)
@@ -51,7 +51,7 @@ impl Shared {
         Ok(Self { identity, algorithms, template })
     }
 
-    /// The configuration of one handshake.
+    /// Returns the configuration of one handshake.
     pub(super) fn rustls(&self, expected: &Expected) -> ClientConfig {
         let raw = self.identity.raw.is_some()
             && expected.peer().is_none_or(|peer: PeerId| identity::may_be_raw(&peer));
@@ -135,7 +135,7 @@ impl ServerCertVerifier for Pinned {
     }
 }
 
-/// Chooses what we present by what the server asked for.
+/// Chooses the identity that we present by the request of the server.
 #[derive(Debug)]
 struct Own {
     identity: Arc<Identity>,

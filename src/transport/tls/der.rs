@@ -1,9 +1,9 @@
-//! The little DER that is needed to look into an X.509 certificate again.
+//! Minimal DER reader for an X.509 certificate that was checked before.
 //!
 //! `libp2p_tls::certificate::parse` checks a certificate once, at the price of two signatures, and
-//! keeps its key to itself. What is needed later, the key that signs the handshake and the host
-//! key, is found here without any cryptography. Nothing here may be believed of a certificate that
-//! was not checked in full before.
+//! does not expose its key. This reader finds the key that signs the handshake and the host key,
+//! without any cryptography. Its results are valid only for a certificate that was checked in full
+//! before.
 
 use libp2p_identity::PublicKey;
 
@@ -87,7 +87,7 @@ fn expect(input: &[u8], tag: u8) -> Option<(Element<'_>, &[u8])> {
     element(input).filter(|(element, _)| element.tag == tag)
 }
 
-/// The first element and what follows it. Lengths are definite and at most four bytes long.
+/// Returns the first element and the rest. Lengths are definite and at most four bytes long.
 fn element(input: &[u8]) -> Option<(Element<'_>, &[u8])> {
     let (&tag, rest) = input.split_first()?;
     let (&first, rest) = rest.split_first()?;

@@ -48,7 +48,7 @@ pub(super) fn may_be_raw(peer: &PeerId) -> bool {
         && PublicKey::try_decode_protobuf(multihash.digest()).is_ok_and(|key| key.try_into_ed25519().is_ok())
 }
 
-/// The peer whose SubjectPublicKeyInfo this is. `None` unless it is 44 bytes of Ed25519.
+/// Returns the peer of a SubjectPublicKeyInfo. `None` unless it is 44 bytes of Ed25519.
 pub(super) fn peer_of_spki(der: &[u8]) -> Option<PeerId> {
     let key = der.strip_prefix(&SPKI_PREFIX)?;
     if key.len() != 32 {

@@ -44,8 +44,8 @@ const ALPN_LIBP2P: &[u8] = b"libp2p";
 /// ALPN of a handshake in which both sides present raw Ed25519 keys.
 const ALPN_RAW: &[u8] = b"libp2p-raw";
 /// The DER Name `CN=libp2p-raw`. A server that picked [`ALPN_RAW`] names it as the certificate
-/// authority in its CertificateRequest: the one message through which rustls lets a client know
-/// before it presents its own key.
+/// authority in its CertificateRequest: the only message by which rustls can inform a client before
+/// it presents its own key.
 const RAW_MARKER: &[u8] = &[
     0x30, 0x15, 0x31, 0x13, 0x30, 0x11, 0x06, 0x03, 0x55, 0x04, 0x03, 0x0c, 0x0a, b'l', b'i', b'b', b'p',
     b'2', b'p', b'-', b'r', b'a', b'w',
@@ -60,7 +60,7 @@ pub enum HandshakeMode {
     X509,
 }
 
-/// The TLS configuration of one identity.
+/// TLS configuration of one identity.
 #[derive(Clone)]
 pub(crate) struct Tls {
     client: Arc<client::Shared>,
@@ -109,7 +109,7 @@ pub(crate) fn cipher_of(connection: &quinn::Connection) -> Result<Cipher, Error>
     cipher.map(|cipher| *cipher).ok_or(Error::NoPeerIdentity)
 }
 
-/// Whatever passes the full check, both readers must have understood alike.
+/// Checks that both readers agree on a certificate that passes the full check.
 #[cfg(any(test, feature = "fuzzing"))]
 pub(crate) fn fuzz(der: &[u8]) {
     let read = verify::peer_of_checked(der).map(|(peer, _)| peer);
@@ -153,9 +153,9 @@ fn provider(side: Side, config: &QuicConfig) -> CryptoProvider {
             aws_lc_rs::ALL_CIPHER_SUITES.iter().find(|suite| suite.suite() == *wanted).copied()
         })
         .collect();
-    // A post-quantum share makes the ClientHello span two datagrams. A client does not even list
-    // the group, or a server that prefers it would ask for it at the price of a round trip; a
-    // server takes it from those who insist.
+    // A post-quantum share makes the ClientHello span two datagrams. A client does not list the
+    // group, since a server that prefers it would request it at the cost of a round trip. A server
+    // accepts the group from clients that insist.
     let mut groups = vec![NamedGroup::X25519, NamedGroup::secp256r1, NamedGroup::secp384r1];
     match side {
         _ if config.post_quantum => groups.insert(0, NamedGroup::X25519MLKEM768),

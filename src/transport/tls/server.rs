@@ -1,8 +1,8 @@
 //! The server's side: one port for raw keys, certificates and RFC 7250.
 //!
-//! Which of them a client speaks is known only from its ClientHello, and rustls 0.23 fixes it in
-//! the configuration. So every connection gets a small configuration of its own, whose hooks share
-//! the mode. rustls calls `ResolvesServerCert::resolve`, which sees the ClientHello, before it asks
+//! Only the ClientHello shows the format of a client, and rustls 0.23 fixes the format in the
+//! configuration. So every connection gets a small configuration of its own, whose hooks share the
+//! mode. rustls calls `ResolvesServerCert::resolve`, which sees the ClientHello, before it asks
 //! `only_raw_public_keys`, `requires_raw_public_keys` and `root_hint_subjects`. No document
 //! promises that order: a test pins it, and a mode that was not set refuses everything.
 
@@ -60,7 +60,8 @@ pub(super) struct Shared {
     identity: Arc<Identity>,
     provider: Arc<CryptoProvider>,
     marker: Vec<DistinguishedName>,
-    /// Serves what does not depend on the connection, and refuses every handshake.
+    /// Configuration for everything that does not depend on the connection; refuses every
+    /// handshake.
     refusing: Arc<QuicServerConfig>,
 }
 
@@ -78,7 +79,7 @@ impl Shared {
         })
     }
 
-    /// The configuration of one handshake.
+    /// Returns the configuration of one handshake.
     pub(super) fn rustls(self: &Arc<Self>, expected: &Expected) -> Result<ServerConfig, Error> {
         let handshake = Handshake {
             verifier: Verifier::new(expected.clone(), self.provider.signature_verification_algorithms),
@@ -89,7 +90,8 @@ impl Shared {
     }
 }
 
-/// `raw` says whether there is a raw key to present, which [`ALPN_RAW`] promises.
+/// Returns a configuration; `raw` is true if there is a raw key to present, which [`ALPN_RAW`]
+/// promises.
 fn config<H>(provider: Arc<CryptoProvider>, hooks: Arc<H>, raw: bool) -> Result<ServerConfig, Error>
 where
     H: ResolvesServerCert + ClientCertVerifier + 'static,
@@ -154,7 +156,7 @@ impl fmt::Debug for Server {
     }
 }
 
-/// The hooks of one handshake.
+/// Hooks of one handshake.
 struct Handshake {
     shared: Arc<Shared>,
     verifier: Verifier,

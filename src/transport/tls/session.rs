@@ -1,4 +1,4 @@
-//! A TLS session that remembers which cipher it ended with, which quinn does not tell.
+//! A TLS session that exposes its cipher, which quinn does not.
 
 use std::any::Any;
 
@@ -19,7 +19,7 @@ pub enum Cipher {
 
 impl Cipher {
     /// RFC 9001 §6.6: AES-GCM keys may protect 2^23 packets, and for ChaCha20-Poly1305 the limit is
-    /// beyond what QUIC can count. So the limit tells them apart.
+    /// beyond what QUIC can count. So the limit identifies the cipher.
     fn of(key: &dyn PacketKey) -> Self {
         if key.confidentiality_limit() <= 1 << 32 { Self::AesGcm } else { Self::ChaCha20Poly1305 }
     }
@@ -45,8 +45,8 @@ impl Session for Watched {
     }
 
     fn handshake_data(&self) -> Option<Box<dyn Any>> {
-        // Nobody but us asks, and the rest of it is known: the ALPN follows from the identity's
-        // form, names are not sent.
+        // Only this crate reads the value, and the rest of the handshake data is known: the ALPN
+        // follows from the identity's form, names are not sent.
         self.cipher.map(|cipher| Box::new(cipher) as Box<dyn Any>)
     }
 

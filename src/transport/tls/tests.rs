@@ -23,11 +23,11 @@ struct Seen {
 pub(super) enum Failed {
     Client(TlsError),
     Server(TlsError),
-    /// Neither side has anything to say, and they are not done.
+    /// Neither side has data to send, and the handshake is not done.
     Stuck,
 }
 
-/// Carries one flight over, part by part: keys change between parts.
+/// Transfers one flight, part by part: keys change between parts.
 macro_rules! carry {
     ($from:ident to $to:ident, $failed:expr) => {
         loop {

@@ -1,4 +1,4 @@
-//! Checks what a remote presents, the same way on both sides.
+//! Verifier of a remote's identity, the same on both sides.
 
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
@@ -26,7 +26,7 @@ pub(super) const ANY_SCHEME: [SignatureScheme; 9] = [
     SignatureScheme::RSA_PKCS1_SHA256,
 ];
 
-/// The peer that a handshake must end at, and the other one that it met instead.
+/// Peer that a handshake must end at, and the other peer that it met instead.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Expected {
     peer: Option<PeerId>,
@@ -57,7 +57,7 @@ impl Expected {
         if self.peer.is_none_or(|expected| expected == peer) {
             return Ok(());
         }
-        // Only the first one is kept; a handshake meets no second.
+        // Only the first peer is kept; a handshake meets no second.
         let _ = self.got.set(peer);
         Err(CertificateError::ApplicationVerificationFailure.into())
     }
@@ -77,7 +77,7 @@ impl Accept {
     pub(super) const BOTH: Self = Self { raw: true, x509: true };
 }
 
-/// Checks one handshake: the certificate first, then the signature that proves its key.
+/// Verifier of one handshake: the certificate first, then the signature that proves its key.
 #[derive(Debug)]
 pub(super) struct Verifier {
     expected: Expected,
@@ -97,8 +97,8 @@ impl Verifier {
         Self { expected, algorithms, checked: Mutex::new(None) }
     }
 
-    /// Checks what the remote presents: exactly one key or libp2p certificate, of the peer that is
-    /// expected.
+    /// Checks the identity of the remote: exactly one key or libp2p certificate, of the expected
+    /// peer.
     pub(super) fn certificate(
         &self,
         end_entity: &CertificateDer<'_>,
@@ -139,8 +139,8 @@ impl Verifier {
     }
 }
 
-/// The peer that a checked certificate or key names, and how it was encoded. The encoding is read
-/// from the content, never from what was negotiated.
+/// Returns the peer of a checked certificate or key, and the encoding. The encoding is read from
+/// the content, never from the negotiation.
 pub(super) fn peer_of_checked(certificate: &[u8]) -> Option<(PeerId, HandshakeMode)> {
     if let Some(peer) = identity::peer_of_spki(certificate) {
         return Some((peer, HandshakeMode::RawPublicKey));
@@ -160,7 +160,7 @@ fn check(certificate: &CertificateDer<'_>, accept: Accept) -> Result<(PeerId, Ve
     // Validity, the self-signature, and the identity key's signature over the certificate's key.
     let peer = libp2p_tls::certificate::parse(certificate)?.peer_id();
     match der::certificate(certificate) {
-        // Two readers must agree on what was checked.
+        // Two readers must agree on the checked content.
         Some(read) if read.host_key.to_peer_id() == peer => Ok((peer, read.spki.to_vec())),
         _ => Err(CertificateError::BadEncoding.into()),
     }
@@ -230,7 +230,7 @@ mod tests {
                 Err(_) => refused += 1,
             }
         }
-        // What is not signed is only the framing of the outer signature.
+        // Only the framing of the outer signature is not signed.
         assert!(refused + 8 > der.len(), "{refused} of {}", der.len());
     }
 

@@ -294,8 +294,8 @@ async fn a_first_flight_in_the_request_of_another_does_not_keep_the_honest_copy_
     let (mut a, mut b) = (Node::new(&net, &["192.0.2.1:10"]), Node::new(&net, &["192.0.2.2:20"]));
     a.layer.execute(Command::Connect { flow: FLOW, peer: b.peer, rtt: None, binding: flight_binding() });
     let first_flight = a.first_flight().await;
-    // A coordinator shows the flight to somebody whose request is faster than the one that it
-    // belongs to; in either datagram.
+    // A coordinator may show the flight to a peer whose request is faster than the honest request;
+    // in either datagram.
     let thief = Keypair::generate_ed25519().public().to_peer_id();
     let theirs = FlightBinding::new(&thief, &[7; 32]);
     let cid = theirs.connection_id([1; 8]);

@@ -105,7 +105,7 @@ pub(super) struct TestSocket {
 struct Room {
     /// Sends until it is full, if it ever is.
     left: Option<usize>,
-    /// Those who wait for it.
+    /// Wakers of the tasks that wait for room.
     waiting: Vec<Waker>,
 }
 

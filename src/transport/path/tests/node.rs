@@ -1,4 +1,4 @@
-//! Peers with path layers, and what the agents would tell these.
+//! Peers with path layers, and the commands that their protocol endpoints would send.
 
 use std::{sync::Arc, time::Duration};
 
@@ -241,7 +241,7 @@ impl Session {
     }
 }
 
-/// Sends back what comes on the next stream.
+/// Sends back the bytes of the next stream.
 pub(super) async fn echo(connection: Connection) {
     let (mut send, mut receive) = connection.accept_bi().await.unwrap();
     while let Some(chunk) = receive.read_chunk(64 << 10, true).await.unwrap() {
@@ -250,7 +250,7 @@ pub(super) async fn echo(connection: Connection) {
     send.finish().unwrap();
 }
 
-/// Sends `data` on a stream, and returns what comes back.
+/// Sends `data` on a stream, and returns the answer.
 pub(super) async fn send_and_receive(connection: Connection, data: Vec<u8>) -> Vec<u8> {
     let (mut send, mut receive) = connection.open_bi().await.unwrap();
     let len = data.len();

@@ -15,7 +15,7 @@ use libp2p_punch_proto::{
 };
 
 const LOCAL: std::net::IpAddr = std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST);
-/// Only what never happens takes so long, on whatever machine.
+/// Time-out that only a fault reaches, on any machine.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 async fn next(notices: &mut mpsc::Receiver<PathNotice>) -> PathNotice {
@@ -35,7 +35,7 @@ async fn open(
     }
 }
 
-/// Waits until nobody has a port any more.
+/// Waits until the port is free.
 async fn closed(port: u16) {
     let free = async {
         while UdpSocket::bind((LOCAL, port)).is_err() {

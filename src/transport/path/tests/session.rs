@@ -80,7 +80,7 @@ async fn a_dead_path_is_left_without_waiting_for_backed_off_timers() {
     };
     let ((), switched) = tokio::join!(assert_echoes(&session, 10_000), dying);
     assert_eq!(switched - start, OUTAGE);
-    // What was sent last goes again at once, and its acknowledgement tells that the rest was lost:
+    // The last datagram is repeated at once, and its acknowledgement shows that the rest was lost:
     // some round trips of 20 ms. The timer that has backed off would take more than a second.
     assert!(switched.elapsed() < Duration::from_millis(400), "{:?}", switched.elapsed());
 }
@@ -285,7 +285,7 @@ async fn a_batch_that_a_full_socket_cut_goes_on_where_it_stopped() {
 async fn a_socket_that_stays_blocked_is_left_by_selecting_another_path() {
     let net = Net::new();
     let session = Session::start(&net).await;
-    // What the handshake leaves to say would wake the driver too.
+    // The rest of the handshake would wake the driver too.
     tokio::time::sleep(Duration::from_secs(1)).await;
     session.a.bindings[0].1.block_after(0);
     let second = session.a.bindings[1].1.address;

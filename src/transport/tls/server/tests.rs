@@ -98,7 +98,7 @@ fn rustls_shows_the_client_hello_before_it_asks_anything_else() {
     let name = ServerName::try_from("libp2p").unwrap();
     let mut client = ClientConnection::new(Arc::new(client), Version::V1, name, Vec::new()).unwrap();
     let mut server = ServerConnection::new(server, Version::V1, Vec::new()).unwrap();
-    // What building the configuration asked does not count.
+    // Calls during the construction of the configuration do not count.
     spy.1.lock().unwrap().clear();
     exchange(&mut client, &mut server).unwrap();
     let asked = spy.1.lock().unwrap().clone();
