@@ -24,7 +24,7 @@ use super::{Error, Upgrade, binding::TransportContext, handshake::Output, time::
 /// no protocol, QUIC drops it for its cleared fixed bit, and our probes begin with another byte of
 /// the range.
 const FIRST_BYTE: u8 = 15;
-/// Length below which no QUIC implementation answers with a stateless reset (RFC 9000 §10.3.3).
+/// Length of such a packet: too short for an answer by a stateless reset (RFC 9000 §10.3.3).
 const PACKET_LENGTH: usize = 16;
 /// The gap after the second packet; it doubles from packet to packet up to [`MAX_GAP`], so they
 /// leave at 0, 5, 10, 20, 40 … ms.

@@ -9,7 +9,7 @@
 //!   TLS specification).
 //! - **RFC 7250 clients** that offer raw public keys in both directions, with ALPN `libp2p`.
 //!
-//! The peer that is expected is pinned *inside* the handshake, on either side, so a wrong one never
+//! The expected peer is pinned *inside* the handshake, on either side, so a wrong peer never
 //! sees a byte of the application. Resumption would skip that check: there are no tickets, no
 //! stored sessions and no 0-RTT. Keys are never logged and no server name is sent.
 
