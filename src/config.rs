@@ -1,4 +1,4 @@
-//! The one configuration struct, with its defaults, its bounds and an error for every violated one.
+//! The configuration struct, with its defaults, its bounds and an error for every violated bound.
 
 mod quic;
 
@@ -31,7 +31,7 @@ pub struct Config {
     /// Coordinators to stay registered with, each ending in `/p2p/PEER_ID`. Default none.
     /// Coordinators whose role is [`Role::Server`] or [`Role::Bootstrap`] and that are configured
     /// with one another test together how the NATs of their clients filter: each sends a few
-    /// datagrams to an address that the other one names.
+    /// datagrams to an address that the other names.
     pub coordinators: Vec<Multiaddr>,
     /// QUIC addresses to listen on as soon as the swarm runs. Default none: the application
     /// listens.
@@ -59,23 +59,23 @@ pub struct Config {
     pub phase_timeouts: PhaseTimeouts,
     /// Predict the port of a NAT that allocates sequentially. Default on.
     pub prediction: bool,
-    /// Search for ports when one side is behind a NAT that gives every destination a random one:
+    /// Search for ports when one side is behind a NAT that gives every destination a random port:
     /// one side opens 256 sockets for some seconds, the other sends up to 1,500 small datagrams.
-    /// Only after plain probing was silent. Default on; off on either side, such a pair is left to
-    /// a relay.
+    /// Only after plain probing was silent. Default on; if it is off on either side, a relay takes
+    /// such a pair.
     pub birthday_search: bool,
-    /// The most coordinators that this peer finds by itself: connected peers that say that they
-    /// coordinate. It registers with them, besides [`coordinators`](Self::coordinators), while
-    /// others cannot reach it without help. Default 3, at most 16. It takes libp2p-identify in the
-    /// swarm of both.
+    /// Largest number of coordinators that this peer finds by itself: connected peers that announce
+    /// themselves as coordinators. It registers with them, besides
+    /// [`coordinators`](Self::coordinators), while others cannot reach it without help. Default 3,
+    /// at most 16. It takes libp2p-identify in the swarm of both.
     pub max_found_coordinators: usize,
     /// Connect over a relay when no direct path was found within a second. Default on; a bootstrap
     /// must not.
     pub relay_fallback: bool,
     /// Time that the streams on a relayed connection may go on once a direct connection is open;
     /// then the relayed connection is closed. Default 2 min, which is what Circuit Relay v2 gives a
-    /// connection anyway. A connection that nobody uses is closed by the swarm's own idle time-out
-    /// before that. The direct connection is kept alive meanwhile. At most a day.
+    /// connection anyway. An unused connection is closed by the swarm's own idle time-out before
+    /// that. The direct connection is kept alive meanwhile. At most a day.
     pub relay_drain: Duration,
     /// The QUIC transport.
     pub quic: QuicConfig,
@@ -198,7 +198,7 @@ pub enum ConfigError {
 }
 
 impl Config {
-    /// Checks every rule; the first violated one is the error.
+    /// Checks every rule; returns the first violated rule as an error.
     pub fn validate(&self) -> Result<(), ConfigError> {
         if !MAX_CANDIDATES.contains(&self.max_candidates) {
             return Err(ConfigError::MaxCandidates { value: self.max_candidates });

@@ -1,8 +1,8 @@
 //! Entry points of the fuzz targets: one function for each parser of bytes from the network.
 //!
-//! Each takes anything and must neither panic nor break what it asserts. The targets under `fuzz/`
-//! feed them new bytes; the tests here replay `fuzz/corpus`. Not part of the crate's interface:
-//! behind the feature `fuzzing`, which promises nothing.
+//! Each function takes any bytes, and must neither panic nor violate its assertions. The targets
+//! under `fuzz/` feed new bytes; the tests here replay `fuzz/corpus`. The module is behind the
+//! feature `fuzzing`, and no part of the crate's stable interface.
 
 use bytes::BytesMut;
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
@@ -20,12 +20,14 @@ use libp2p_punch_proto::{
     },
 };
 
-/// Frames of a control stream, one after the other. What was read can be written and read again.
+/// Frames of a control stream, one after the other. A decoded frame can be encoded, and decodes to
+/// the same frame.
 pub fn frames(bytes: &[u8]) {
     let mut stream = BytesMut::from(bytes);
     while let Ok(Some(decoded)) = frame::decode(&mut stream) {
         match &decoded {
-            // What a signature holds of is not ours to say, but it must be safe to ask.
+            // The result of the verification does not matter here, but the verification must not
+            // panic.
             Frame::PunchMeNow(punch) => drop(punch.verify()),
             Frame::Register(registration) => drop(registration.verify(&PeerId::random(), &[])),
             _ => {}
@@ -37,7 +39,7 @@ pub fn frames(bytes: &[u8]) {
     }
 }
 
-/// A probe. One that authenticates is one that we could have made.
+/// A probe. An authentic probe equals our own encoding.
 pub fn probes(bytes: &[u8]) {
     let secret = ProbeSecret::new([7; 32]);
     let theirs = ProbeSecret::new([8; 32]).public();
@@ -59,7 +61,7 @@ fn identity(seed: u8) -> PeerId {
     hash.ok().and_then(|hash| PeerId::from_multihash(hash).ok()).unwrap_or_else(PeerId::random)
 }
 
-/// A multiaddr, binary or as text. What is an address of ours is the same after a round trip.
+/// A multiaddr, binary or as text. An address of this transport is the same after a round trip.
 pub fn addresses(bytes: &[u8]) {
     let text = std::str::from_utf8(bytes).ok().and_then(|text| text.parse::<Multiaddr>().ok());
     for address in [Multiaddr::try_from(bytes.to_vec()).ok(), text].into_iter().flatten() {

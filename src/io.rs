@@ -28,10 +28,10 @@ pub type Interfaces = BoxStream<'static, io::Result<IfEvent>>;
 pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// Binds a UDP socket. An IPv6 socket carries IPv6 only.
     ///
-    /// The runtime is the one that will poll the socket.
+    /// `runtime` is the runtime that will poll the socket.
     ///
     /// A socket that the system took away returns an error from `poll_recv`, or `NotConnected`,
-    /// `ConnectionAborted` or `BrokenPipe` from `try_send`. The crate then binds another one, at
+    /// `ConnectionAborted` or `BrokenPipe` from `try_send`. The crate then binds another socket, at
     /// the same port first.
     fn bind(&self, address: SocketAddr, runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>>;
 
@@ -43,8 +43,8 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
 
     /// Lists the interface addresses at this moment.
     ///
-    /// The list makes up for what a watcher missed. A network whose watcher misses nothing need not
-    /// implement it. Without a watcher and without a list, the addresses of
+    /// The list replaces events that a watcher missed. A network whose watcher misses nothing need
+    /// not implement it. Without a watcher and without a list, the addresses of
     /// [`source_for`](Self::source_for) are used.
     fn addresses(&self) -> io::Result<Vec<IpNet>> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "this network does not list its addresses"))
@@ -53,7 +53,7 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// The local address from which the routing table would send to `destination`.
     fn source_for(&self, destination: IpAddr) -> io::Result<IpAddr>;
 
-    /// The file descriptors that this process may have open, if every socket takes one of them;
+    /// The file descriptors that this process may have open, if every socket takes one descriptor;
     /// `None` for no limit.
     ///
     /// The sockets that other peers cause take at most a quarter, those of the application
@@ -66,7 +66,7 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// jitter.
     ///
     /// A real network must leave this as it is: others must not be able to guess the seed. A
-    /// simulated network returns one that follows from its own seed, so that a run can be repeated.
+    /// simulated network derives the seed from its own, so that a run can be repeated.
     fn seed(&self) -> [u8; 32] {
         rand::random()
     }
@@ -93,9 +93,9 @@ pub struct OsNetwork {
 /// payload that it holds, for its own bookkeeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketBuffers {
-    /// Of what was received and not yet read.
+    /// Received bytes that are not read yet.
     pub receive: usize,
-    /// Of what was written and not yet sent.
+    /// Written bytes that are not sent yet.
     pub send: usize,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! A peer behind a NAT registers with the coordinators nearest to its PeerId (see
 //! [`Config::max_found_coordinators`](crate::Config::max_found_coordinators)). A dialer looks for
-//! the nodes nearest to that PeerId, and asks those that coordinate. No record is published, and
-//! nobody keeps an index.
+//! the nodes nearest to that PeerId, and asks those that coordinate. No record is published, and no
+//! peer keeps an index.
 //!
 //! The [`Behaviour`] here is the application's own [`libp2p_kad::Behaviour`] with that added:
 //!
@@ -42,7 +42,7 @@ const MAX_QUERIES: usize = 64;
 
 /// A Kademlia behaviour that finds coordinators of the peers that the swarm dials.
 ///
-/// It dereferences to the behaviour of libp2p-kad, and emits its events, but for those of its own
+/// It dereferences to the behaviour of libp2p-kad, and emits its events, except those of its own
 /// queries.
 pub struct Behaviour<S> {
     kad: libp2p_kad::Behaviour<S>,

@@ -7,13 +7,13 @@
 //!
 //! # Map
 //!
-//! | module | what it is |
+//! | module | content |
 //! |---|---|
-//! | [`event`], [`nat`], [`counters`] | what the protocol reports, of the crate `libp2p-punch-proto`, which does no I/O |
+//! | [`event`], [`nat`], [`counters`] | reports of the protocol, from the crate `libp2p-punch-proto`, which does no I/O |
 //! | [`transport`] | libp2p `Transport` and `StreamMuxer` on quinn, the shared UDP sockets, the path layer |
 //! | [`behaviour`] | libp2p `NetworkBehaviour` and `ConnectionHandler`: control streams in, frames out |
-//! | [`io`] | the small traits through which sockets, interfaces and routes are reached |
-//! | [`config`] | the one configuration struct, its defaults, bounds and errors |
+//! | [`io`] | the traits for sockets, interfaces and routes |
+//! | [`config`] | the configuration struct, its defaults, bounds and errors |
 //!
 //! Dependencies point one way: `libp2p-punch-proto <- {transport, behaviour}`; the two meet in a
 //! private `bridge`, whose task drives the protocol apart from the swarm, so that probing never

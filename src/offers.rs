@@ -1,10 +1,10 @@
 //! Traversal offers: the addresses by which a swarm dials a peer through a traversal.
 //!
 //! A swarm dials addresses, and no address of a peer behind a NAT is known before the traversal. So
-//! the behaviour offers one for each dial of a peer that a coordinator may know, and the transport
-//! begins a session for it. The transport does so only while the offer is open, and once: an
-//! address of this form that came from elsewhere, for instance in the request for an AutoNAT
-//! dial-back, punches no hole.
+//! the behaviour offers an address for each dial of a peer that a coordinator may know, and the
+//! transport begins a session for it. The transport does so only while the offer is open, and once:
+//! an address of this form from another source, such as the request for an AutoNAT dial-back,
+//! punches no hole.
 //!
 //! The form is `/ip6/IDENTIFIER/udp/NUMBER/quic-v1/p2p/PEER`. The identifier is an ORCHIDv2 (RFC
 //! 7343), which names the peer and which no network routes. The number names the dial. Metrics and
@@ -31,13 +31,13 @@ const PREFIX_MASK: u128 = 0xffff_fff0 << 96;
 /// The context of the hash (RFC 7343 §2).
 const CONTEXT: &[u8] = b"libp2p-punch peer";
 
-/// One dial of the swarm that a traversal may answer.
+/// A dial of the swarm that a traversal may answer.
 #[derive(Debug)]
 pub(crate) struct Offer {
     peer: PeerId,
     number: u16,
     is_taken: AtomicBool,
-    /// Asks the connection of the dial to tell its real address once more.
+    /// Asks the connection of the dial to report its real address once more.
     repeats: AtomicBool,
     waker: AtomicWaker,
 }
@@ -60,8 +60,8 @@ impl Offer {
             .with(Protocol::P2p(self.peer))
     }
 
-    /// Has the connection of this dial tell its real address once more: somebody may have noted the
-    /// offered one.
+    /// Makes the connection of this dial report its real address once more, since a behaviour may
+    /// have stored the offered address.
     pub(crate) fn repeat_address(&self) {
         self.repeats.store(true, Relaxed);
         self.waker.wake();

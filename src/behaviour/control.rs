@@ -31,7 +31,7 @@ pub(crate) enum ControlError {
     Closed,
 }
 
-/// Frames over one libp2p stream.
+/// Transfer of frames over one libp2p stream.
 pub(crate) struct Control {
     stream: Stream,
     incoming: BytesMut,

@@ -19,22 +19,22 @@ const REDIAL_CAP: Duration = Duration::from_secs(30);
 /// Time between two dials of a coordinator, whatever makes it due.
 const MIN_REDIAL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Addresses of one coordinator that others told.
+/// Addresses of one coordinator that other peers reported.
 const MAX_TOLD: usize = 4;
 
 #[derive(Debug, Default)]
 struct Coordinator {
     /// The configuration or the application names it: we stay registered with it.
     is_configured: bool,
-    /// It was found: we stay registered with it for as long as it is chosen.
+    /// The coordinator was found: we stay registered with it while it is chosen.
     is_found: bool,
     /// The peers for which it was named, as long as they are looked for.
     named_for: BTreeSet<PeerId>,
     addresses: BTreeSet<Multiaddr>,
-    /// Addresses that others told, as long as it is named.
+    /// Addresses that other peers reported, while the coordinator is named for a dial.
     told: BTreeSet<Multiaddr>,
     connections: BTreeSet<ConnectionId>,
-    /// The one of them that we keep of those that we dialed.
+    /// The connection that we keep of our own dials.
     dialed: Option<ConnectionId>,
     /// Dials in a row that failed or led to a connection that was soon lost.
     failures: u32,
@@ -74,12 +74,13 @@ impl Coordinator {
     }
 }
 
-/// A dial that is to be made now.
+/// A dial to make now.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Due {
     pub(super) peer: PeerId,
     pub(super) addresses: Vec<Multiaddr>,
-    /// An earlier dial is still under way, from before the network changed. It is not waited for.
+    /// An earlier dial is still under way, from before the network changed. The new dial does not
+    /// wait for it.
     pub(super) in_parallel: bool,
 }
 
@@ -117,8 +118,8 @@ impl Coordinators {
         self.0.get(peer).is_some_and(|coordinator| coordinator.is_configured)
     }
 
-    /// Adds an address of a coordinator; true if the coordinator is new. It is dialed if there are
-    /// no `connections` to it.
+    /// Adds an address of a coordinator; returns true if the coordinator is new. It is dialed if
+    /// there are no `connections` to it.
     pub(super) fn add(
         &mut self,
         peer: PeerId,
@@ -239,8 +240,7 @@ impl Coordinators {
         was_named && !self.needs(coordinator)
     }
 
-    /// Nobody looks for `target` any longer. Returns the coordinators to which no connection is
-    /// needed now.
+    /// Ends the search for `target`. Returns the coordinators to which no connection is needed now.
     pub(super) fn release(&mut self, target: &PeerId) -> Vec<PeerId> {
         let mut released = Vec::from_iter(self.named_for(target));
         released.retain(|coordinator| self.unname(coordinator, target));
@@ -253,8 +253,8 @@ impl Coordinators {
         named.map(|(peer, _)| *peer).collect()
     }
 
-    /// Notes a connection. Returns true if it is one too many: a dial that ran in parallel to
-    /// another one of ours succeeded, too.
+    /// Notes a connection. Returns true if the connection is redundant: a parallel dial of ours
+    /// succeeded too.
     pub(super) fn connected(&mut self, peer: &PeerId, connection: ConnectionId, now: Instant) -> bool {
         let Some(coordinator) = self.0.get_mut(peer) else { return false };
         coordinator.connections.insert(connection);
@@ -269,7 +269,8 @@ impl Coordinators {
             let known = coordinator.connections.remove(&connection);
             coordinator.dialed.take_if(|dialed| *dialed == connection);
             if known && coordinator.connections.is_empty() {
-                // Who accepts us only to turn us away is not asked every second.
+                // A coordinator that accepts connections only to close them is not dialed every
+                // second.
                 let since = coordinator.connected_at.take();
                 if since.is_some_and(|since| now.saturating_duration_since(since) >= REDIAL_CAP) {
                     coordinator.failures = 0;
@@ -287,8 +288,8 @@ impl Coordinators {
         }
     }
 
-    /// A dial of `peer` failed; true if that is a coordinator of ours. Dials of others say nothing
-    /// of ours.
+    /// Records the failure of a dial of `peer`; returns true if that is a coordinator of ours.
+    /// Dials of other components do not count.
     pub(super) fn failed(&mut self, peer: &PeerId, dial: ConnectionId, now: Instant) -> bool {
         let Some(coordinator) = self.0.get_mut(peer) else { return false };
         if coordinator.dials.remove(&dial)
@@ -310,7 +311,7 @@ impl Coordinators {
         }
     }
 
-    /// A dial of `target` needs a coordinator. Those that may know it and back off are due.
+    /// Makes the coordinators due that may know `target` and back off, since a dial needs one.
     pub(super) fn wanted(&mut self, target: &PeerId, now: Instant) {
         let may_know = |coordinator: &&mut Coordinator| {
             coordinator.is_registrar() || coordinator.named_for.contains(target)
@@ -323,7 +324,7 @@ impl Coordinators {
         self.0.values().filter_map(|coordinator| coordinator.dial_at).min()
     }
 
-    /// The next coordinator whose dial is due.
+    /// Returns the next coordinator whose dial is due.
     pub(super) fn due(&mut self, now: Instant) -> Option<Due> {
         let (peer, coordinator) =
             self.0.iter_mut().find(|(_, coordinator)| coordinator.dial_at.is_some_and(|at| at <= now))?;

@@ -1,11 +1,11 @@
-//! Coordinators that this peer finds among the peers that it is connected to.
+//! Coordinators that this peer finds among its connected peers.
 //!
-//! A peer that coordinates says so by a protocol name of its own,
-//! [`COORDINATOR_PROTOCOL_NAME`](super::COORDINATOR_PROTOCOL_NAME), which identify tells the other
-//! end. Of those that do, a peer behind a NAT registers with the nearest ones by Kademlia's
-//! distance: in a DHT everybody can then find them by the PeerId alone. One more is the nearest to
-//! a key that nobody else knows, so that an attacker who makes PeerIds near this one does not get
-//! all places. The keys of peers differ, so that no coordinator is everybody's.
+//! A peer that coordinates announces the protocol name
+//! [`COORDINATOR_PROTOCOL_NAME`](super::COORDINATOR_PROTOCOL_NAME) over identify. A peer behind a
+//! NAT registers with the nearest coordinators by Kademlia's distance: in a DHT every peer can then
+//! find them by the PeerId alone. One more coordinator is the nearest to a secret key, so that an
+//! attacker with PeerIds near this peer does not get all places. The keys of peers differ, so that
+//! no coordinator gets all peers.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -57,7 +57,8 @@ impl Known {
         self.dialed.iter().chain(&self.told).cloned().collect()
     }
 
-    /// Returns the networks of its addresses. What it claims counts only if we have not dialed it.
+    /// Returns the networks of its addresses. Claimed addresses count only if we have not dialed
+    /// the coordinator.
     fn networks(&self) -> BTreeSet<IpAddr> {
         match &self.dialed {
             Some(dialed) => network_of(dialed).into_iter().collect(),
@@ -69,7 +70,7 @@ impl Known {
 /// A difference between the coordinators that are in use and those that should be.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Change {
-    /// Register with this one.
+    /// Register with this coordinator.
     Choose { coordinator: PeerId, addresses: Vec<Multiaddr> },
     /// No longer.
     Drop { coordinator: PeerId },
@@ -79,13 +80,13 @@ pub(super) enum Change {
 #[derive(Debug)]
 pub(super) struct Discovery {
     key: Distance,
-    /// A point of the key space that nobody else knows.
+    /// A secret point of the key space.
     secret: Distance,
     /// The most that are in use.
     max: usize,
     known: BTreeMap<PeerId, Known>,
     chosen: BTreeSet<PeerId>,
-    /// Those of the chosen that have not registered us, and when they are given up.
+    /// Chosen coordinators without a registration, and the time at which each is given up.
     pending: BTreeMap<PeerId, Instant>,
     /// Others reach this peer without a coordinator.
     is_reachable: bool,
@@ -110,7 +111,7 @@ impl Discovery {
         }
     }
 
-    /// A peer says that it coordinates.
+    /// Records that a peer coordinates.
     pub(super) fn coordinates(&mut self, peer: PeerId, dialed: Option<Multiaddr>, told: Vec<Multiaddr>) {
         self.has_news = true;
         let key = key_of(&peer);
@@ -142,20 +143,20 @@ impl Discovery {
         }
     }
 
-    /// A peer says that it no longer coordinates.
+    /// Records that a peer no longer coordinates.
     pub(super) fn stopped(&mut self, peer: &PeerId) {
         self.known.remove(peer);
         self.has_news = true;
     }
 
-    /// A peer claims this address. It is of interest if the peer coordinates.
+    /// Records an address that a peer claims, if the peer coordinates.
     pub(super) fn learned(&mut self, peer: PeerId, address: &Multiaddr) {
         if self.known.contains_key(&peer) {
             self.coordinates(peer, None, vec![address.clone()]);
         }
     }
 
-    /// A dial of a coordinator failed, or it did not register us. Another one takes its place.
+    /// Replaces a coordinator whose dial failed, or that did not register us.
     pub(super) fn failed(&mut self, peer: &PeerId, now: Instant) {
         let Some(known) = self.known.get_mut(peer).filter(|_| self.chosen.contains(peer)) else { return };
         self.has_news = true;
@@ -173,7 +174,7 @@ impl Discovery {
         }
     }
 
-    /// The application wants no registration with this one.
+    /// Excludes a coordinator with which the application wants no registration.
     pub(super) fn exclude(&mut self, peer: &PeerId, now: Instant) {
         self.has_news = true;
         if let Some(known) = self.known.get_mut(peer) {
@@ -348,7 +349,7 @@ mod tests {
         let mut discovery = discovery_with(3, peers[6]);
         for (number, peer) in (0..).zip(&peers) {
             let network = if number == 8 { 2 } else { 1 };
-            // What they claim counts for nothing, since they were dialed.
+            // Claimed addresses do not count, since the peers were dialed.
             discovery.coordinates(*peer, Some(address(network, number)), vec![address(3, number)]);
         }
         changes(&mut discovery, now);

@@ -1,10 +1,10 @@
 //! Frames on their way from the driver to the control stream of one connection, bounded by bytes.
 //!
 //! A peer that does not read its control stream lets frames pile up here. One stream holds
-//! [`MAX_REQUESTS`] bytes of requests of others, which a burst of honest dials fills before the
-//! responder's task gets its turn, and [`MAX_OTHERS`] bytes of all else. All streams together hold
-//! [`MAX_IN_ALL`]. A queue that was closed by the driver says so at once, also while its stream
-//! takes nothing.
+//! [`MAX_REQUESTS`] bytes of forwarded requests, which a burst of honest dials fills before the
+//! responder's task gets its turn, and [`MAX_OTHERS`] bytes of all other frames. All streams
+//! together hold [`MAX_IN_ALL`]. A queue that the driver closed reports that at once, even while
+//! its stream takes nothing.
 
 use std::{
     sync::{
@@ -91,20 +91,20 @@ pub(crate) struct FrameReceiver {
 /// Reason for a frame that was not queued.
 #[derive(Debug)]
 pub(crate) enum Unsent {
-    /// It is a request, and does not fit.
+    /// The frame is a request, and does not fit.
     RequestFull {
         /// The name of its session.
         session: SessionId,
         /// Its round.
         round: u32,
     },
-    /// It is another frame, and does not fit.
+    /// The frame is no request, and does not fit.
     Full,
     /// The stream has ended.
     Closed,
 }
 
-/// Makes a queue whose bytes count in `all`, too.
+/// Creates a queue whose bytes count in `all` too.
 pub(crate) fn frame_queue(all: QueuedBytes) -> (FrameSender, FrameReceiver) {
     let (sender, receiver) = mpsc::unbounded();
     let state = Arc::<State>::default();
@@ -132,7 +132,7 @@ impl FrameSender {
                 _ => Unsent::Full,
             });
         }
-        // Only the driver adds, so that nobody comes between the check and this.
+        // Only the driver adds, so no other addition comes between the check and this line.
         queued.fetch_add(len, Ordering::Relaxed);
         self.all.0.fetch_add(len, Ordering::Relaxed);
         let place = Place { len, is_request, state: self.state.clone(), all: self.all.clone() };

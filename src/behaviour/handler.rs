@@ -1,7 +1,7 @@
-//! One connection's share of the behaviour: it moves frames between control streams and the driver.
+//! Handler of one connection: moves frames between control streams and the driver.
 //!
-//! Handlers run in the task of their connection and talk to the driver directly, so that a swarm
-//! which is busy in its user's code does not delay a punch.
+//! Handlers run in the task of their connection and send to the driver directly. A swarm that is
+//! busy in its user's code therefore does not delay a punch.
 
 use std::{
     collections::VecDeque,
@@ -67,7 +67,7 @@ pub enum FromBehaviour {
 /// A message of a handler to the behaviour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ToBehaviour {
-    /// The remote coordinates for others, or no longer does, by what identify says.
+    /// The remote coordinates for others, or no longer does, according to identify.
     PeerCoordinates(bool),
 }
 
@@ -97,7 +97,7 @@ impl InboundUpgrade<libp2p_swarm::Stream> for ControlProtocol {
     }
 }
 
-/// Speaks the control protocol on one connection.
+/// Handler of the control protocol on one connection.
 pub struct Handler {
     link: ControlStreamId,
     peer: PeerId,
@@ -106,10 +106,10 @@ pub struct Handler {
     /// We opened the connection, and so open the control stream.
     opens: bool,
     reopens: u8,
-    /// Ours and the peer's: when both sides think that they dialed, there are two. What we say goes
-    /// out on the first.
+    /// Our stream and the peer's: there are two when both sides believe that they dialed. Our
+    /// frames go out on the first.
     streams: [Option<Control>; 2],
-    /// A further stream of the peer, until it is known whether the one before has ended.
+    /// A further stream of the peer, until the end of the stream before is known or excluded.
     further: Option<libp2p_swarm::Stream>,
     frames: Option<FrameReceiver>,
     queued: QueuedBytes,
@@ -185,7 +185,7 @@ impl Handler {
         self.is_kept_alive = is_kept_alive;
     }
 
-    /// Says whether we coordinate for others.
+    /// Sets whether we coordinate for others.
     pub(super) fn coordinates(self, coordinates: bool) -> Self {
         Self { coordinates, ..self }
     }
@@ -238,15 +238,16 @@ impl Handler {
         }
     }
 
-    /// A coordinator keeps the connection of a peer that asks, although nobody is registered on it.
+    /// Keeps the connection of a peer that asks this coordinator, although the peer has no
+    /// registration on it.
     fn keep_for_question(&mut self, time: Duration) {
         if self.coordinates {
             self.asks_until = self.asks_until.max(self.runtime.now().checked_add(time));
         }
     }
 
-    /// So does one that we asked for, and no longer than we did: otherwise peers could keep
-    /// connections that we do not want.
+    /// Keeps the connection for an answer to our own request, and no longer than for the request:
+    /// otherwise peers could keep connections that we do not want.
     fn received(&mut self, frame: &Frame) {
         if let Frame::PunchMeNow(punch) = frame {
             self.keep_for_question(punch.request.lifetime.min(ANSWER_TIMEOUT));
@@ -293,7 +294,7 @@ impl Handler {
                     }
                 }
                 Poll::Pending if slot == PEERS => {
-                    // The protocol gives each side one stream. What the peer opens besides is
+                    // The protocol gives each side one stream. Further streams of the peer are
                     // reset.
                     if self.further.take().is_some() {
                         tracing::debug!(peer = %self.peer, "further control stream refused");
@@ -313,8 +314,8 @@ impl Handler {
 
     fn poll_outgoing(&mut self, cx: &mut Context<'_>) {
         if self.frames.as_ref().is_some_and(|frames| frames.poll_closed(cx)) {
-            // The driver gave the link up. The peer must learn of it, or it goes on talking to
-            // nobody.
+            // The driver gave the control stream up. The peer must learn of that, or it keeps
+            // sending without a receiver.
             return self.drop_streams();
         }
         self.poll_writes(cx);
@@ -353,7 +354,7 @@ impl Handler {
             }
             match control.poll_flush(cx) {
                 Poll::Ready(Err(error)) => self.drop_stream(slot, &error),
-                // The queue was not asked: nothing would wake us for what waits there.
+                // The queue was not polled: no waker is registered for the frames in it.
                 Poll::Ready(Ok(())) if !has_room => {}
                 Poll::Ready(Ok(())) | Poll::Pending => return,
             }
@@ -420,8 +421,8 @@ impl ConnectionHandler for Handler {
                 self.keep_for_question(QUESTION_TIMEOUT);
                 match self.streams[PEERS] {
                     None => self.add(PEERS, protocol),
-                    // A third one makes the second one's place: only the last can be the one that a
-                    // peer uses.
+                    // A third stream replaces the second: a peer can only use the last one that it
+                    // opened.
                     Some(_) => self.further = Some(protocol),
                 }
             }

@@ -9,10 +9,10 @@ use super::frames::FrameSender;
 use crate::offers::{self, Offer};
 use libp2p_punch_proto::{ControlStreamId, event::Event, wire::frame::Frame};
 
-/// One message to the driver, in the order in which things happened.
+/// Message to the driver, in the order of the events.
 #[derive(Debug)]
 pub(crate) enum Input {
-    /// A libp2p connection was established, over whatever transport.
+    /// A libp2p connection was established, over any transport.
     Opened { link: ControlStreamId, peer: PeerId, route: Route },
     /// Both sides of that connection speak the control protocol; frames to the peer go into
     /// `frames`.
@@ -36,21 +36,21 @@ pub(crate) enum Input {
     Reachable(bool),
     /// Look for a direct path to this peer, which is connected over a relay.
     Upgrade(PeerId),
-    /// The swarm dials a peer, and surely polls the offered address unless another one leads to a
+    /// The swarm dials a peer, and polls the offered address unless another address leads to a
     /// connection.
     Dialing(Arc<Offer>),
-    /// The dial of this offer has ended, with whatever outcome.
+    /// The dial of this offer has ended, with any outcome.
     DialEnded(Arc<Offer>),
-    /// Nobody collects the connection to this peer.
+    /// No dial collects the connection to this peer.
     Discard { peer: PeerId, remote: SocketAddr },
     /// No relay helped: dials that still wait for this peer fail with the reason of the traversal.
     Release(PeerId),
 }
 
-/// One message from the driver.
+/// Message from the driver.
 #[derive(Debug)]
 pub(crate) enum FromDriver {
-    /// To be reported.
+    /// An event for the application.
     Event(Event),
     /// A connection to this peer exists without a dial that waits for it: the next dial of its real
     /// address gets it.

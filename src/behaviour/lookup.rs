@@ -1,7 +1,7 @@
 //! Sources of coordinators that may know a peer: a DHT, a directory, a file.
 //!
-//! A dial of a peer that no coordinator of ours knows asks each source. What a source finds is
-//! named to the driver for as long as that peer is looked for.
+//! A dial of a peer that no coordinator of ours knows asks each source. The driver gets the found
+//! coordinators while the search for that peer lasts.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -18,11 +18,11 @@ use libp2p_swarm::ConnectionId;
 
 use super::discovery::nearest_to;
 
-/// Peers to look up that wait for one source. More wait for all of them.
+/// Requests that wait for one source. Further requests wait for all sources.
 const MAX_REQUESTS: usize = 16;
 /// Coordinators found that wait for the behaviour.
 const MAX_ANSWERS: usize = 256;
-/// Coordinators that were found for one peer and have not been asked yet.
+/// Coordinators that were found for one peer and not asked yet.
 const MAX_SPARE: usize = 32;
 /// Coordinators of one peer that are remembered because they were asked.
 const MAX_TRIED: usize = 256;
@@ -41,12 +41,12 @@ pub(super) struct Found {
     pub(super) addresses: Vec<Multiaddr>,
 }
 
-/// The end of one source of coordinators: a stream of the peers that are to be looked up. Made by
+/// The end of one source of coordinators: a stream of the peers to look up. Made by
 /// [`Behaviour::coordinator_lookup`](super::Behaviour::coordinator_lookup).
 ///
 /// A peer may come more than once. A few coordinators are asked at a time, those nearest to the
-/// peer by Kademlia's distance first. Those that cannot be reached, or do not know the peer, make
-/// room for others.
+/// peer by Kademlia's distance first. Unreachable coordinators, and coordinators that do not know
+/// the peer, make room for others.
 #[derive(Debug)]
 pub struct CoordinatorLookup {
     requests: mpsc::Receiver<PeerId>,
@@ -55,14 +55,13 @@ pub struct CoordinatorLookup {
 }
 
 impl CoordinatorLookup {
-    /// Says that `coordinator`, which can be dialed at `addresses`, may know `peer`. Returns false
-    /// if the behaviour has no room for it at the moment, or is gone.
+    /// Reports a `coordinator`, with its `addresses`, that may know `peer`. Returns false if the
+    /// behaviour has no room at the moment, or is gone.
     pub fn found(&mut self, peer: PeerId, coordinator: PeerId, addresses: Vec<Multiaddr>) -> bool {
         self.answers.try_send(Found { peer, coordinator, addresses }).is_ok()
     }
 
-    /// Says that the source itself is about to make this dial, for which nothing is to be looked
-    /// up.
+    /// Announces a dial of the source itself, which needs no lookup.
     pub fn dials(&self, dial: ConnectionId) {
         self.own_dials.insert(dial);
     }
@@ -102,7 +101,7 @@ pub(super) struct Lookups {
     own_dials: OwnDials,
     /// By the peer that is looked up.
     lookups: BTreeMap<PeerId, Lookup>,
-    /// Peers of which the sources have not been told.
+    /// Peers for which the sources have no request yet.
     waiting: VecDeque<PeerId>,
 }
 
@@ -152,7 +151,7 @@ impl Lookups {
         }
     }
 
-    /// Nobody looks for `peer` any longer.
+    /// Ends the lookup of `peer`.
     pub(super) fn end(&mut self, peer: &PeerId) {
         self.lookups.remove(peer);
     }
@@ -162,8 +161,8 @@ impl Lookups {
         self.lookups.keys().copied().collect()
     }
 
-    /// Keeps a coordinator for later. What is found of a peer that nobody looks for is dropped, as
-    /// are those that were asked and those for which there is no room.
+    /// Keeps a coordinator for later. A coordinator of a peer without a lookup is dropped, and so
+    /// is a coordinator that was asked, or that does not fit.
     pub(super) fn keep(&mut self, found: Found) {
         if let Some(lookup) = self.lookups.get_mut(&found.peer)
             && lookup.spare.len() < MAX_SPARE
@@ -179,7 +178,7 @@ impl Lookups {
         self.lookups.get(peer).is_some_and(|lookup| !lookup.spare.is_empty())
     }
 
-    /// Takes the coordinator nearest to `peer` of those that are kept for it. It is asked from now
+    /// Takes the nearest of the coordinators that are kept for `peer`. It counts as asked from now
     /// on.
     pub(super) fn next(&mut self, peer: &PeerId, now: Instant) -> Option<Found> {
         let lookup = self.lookups.get_mut(peer)?;
@@ -224,7 +223,7 @@ impl Lookups {
         waiting.flat_map(|lookup| lookup.asked.values()).min().map(|since| *since + ANSWER_TIMEOUT)
     }
 
-    /// Tells the sources of the next peers, as far as they keep up.
+    /// Sends the next peers to the sources that have room.
     fn tell(&mut self, cx: &mut Context<'_>) {
         while let Some(peer) = self.waiting.front().copied() {
             if self.lookups.contains_key(&peer) {

@@ -1,10 +1,10 @@
-//! The libp2p `NetworkBehaviour`: control streams in, frames out, and the swarm told what to dial.
+//! The libp2p `NetworkBehaviour`: control streams in, frames out, and dials for the swarm.
 //!
-//! Decisions are made elsewhere: in [`core`](libp2p_punch_proto), which the bridge's driver runs in
-//! its own task. The behaviour keeps the connections to the coordinators up, gives every connection
-//! a [`Handler`] that links it to the driver, and offers an address for every dial of a peer that a
-//! coordinator may know (see `offers`), so that `swarm.dial(peer)` punches in parallel to whatever
-//! else is tried.
+//! The decisions are in [`proto`](libp2p_punch_proto), which the bridge's driver runs in its own
+//! task. The behaviour keeps the connections to the coordinators open, and gives every connection a
+//! [`Handler`] that links it to the driver. It offers an address for every dial of a peer that a
+//! coordinator may know (see `offers`), so that `swarm.dial(peer)` punches in parallel to all other
+//! attempts.
 
 mod control;
 mod coordinators;
@@ -111,11 +111,12 @@ pub struct CoordinatorInfo {
     pub peer: PeerId,
     /// The addresses at which it is dialed.
     pub addresses: Vec<Multiaddr>,
-    /// It was found among the connected peers. Others were configured, or added by the application.
+    /// The coordinator was found among the connected peers. Other coordinators were configured, or
+    /// added by the application.
     pub is_found: bool,
     /// A connection to it is open.
     pub is_connected: bool,
-    /// It has registered this peer over that connection.
+    /// The coordinator has registered this peer over that connection.
     pub is_registered: bool,
 }
 
@@ -219,8 +220,8 @@ impl Behaviour {
         }
     }
 
-    /// Lets go of a coordinator; false if it was none. Existing connections are left to their other
-    /// uses. One that was found is not chosen again for an hour.
+    /// Removes a coordinator; returns false if the peer was none. Existing connections stay for
+    /// their other uses. A found coordinator is not chosen again for an hour.
     pub fn remove_coordinator(&mut self, peer: &PeerId) -> bool {
         self.discovery.exclude(peer, self.ends.runtime.now());
         let was = self.coordinators.remove(peer);
@@ -242,9 +243,9 @@ impl Behaviour {
         links.map(|(id, _)| *id).collect()
     }
 
-    /// A session for a dial of `peer` begins. The coordinators that may know it are found and
-    /// asked. A dial whose session never begins, such as the dial-back of AutoNAT, has no such
-    /// effect, whatever addresses it was given.
+    /// A session for a dial of `peer` begins. The coordinators that may know the peer are found and
+    /// asked. A dial without a session, such as the dial-back of AutoNAT, has no such effect,
+    /// whatever its addresses.
     fn look_for(&mut self, peer: PeerId) {
         let mut is_dialed = false;
         for dial in self.dialing.values_mut().filter(|dial| dial.offer.peer() == peer) {
@@ -299,7 +300,7 @@ impl Behaviour {
         self.report_named(peer);
     }
 
-    /// Lets go of a coordinator that cannot help to reach `peer`, if another one was found.
+    /// Replaces a coordinator that cannot help to reach `peer`, if another was found.
     fn replace_named(&mut self, coordinator: &PeerId, peer: PeerId) {
         if self.lookups.has_spare(&peer) {
             self.lookups.give_up(&peer, coordinator);
@@ -356,8 +357,8 @@ impl Behaviour {
         self.coordinators.registrars().map(info).collect()
     }
 
-    /// Adds a source of coordinators: it is asked for coordinators of each peer that is dialed and
-    /// that none of ours knows. `kad::Behaviour`, with the feature `kad`, is one.
+    /// Adds a source of coordinators. The source is asked for coordinators of each dialed peer that
+    /// none of our coordinators knows. `kad::Behaviour`, with the feature `kad`, is one.
     pub fn coordinator_lookup(&mut self) -> CoordinatorLookup {
         self.lookups.add()
     }
@@ -411,7 +412,7 @@ impl Behaviour {
             .coordinates(self.is_coordinator())
     }
 
-    /// A dial has ended, with whatever outcome.
+    /// Handles the end of a dial, with any outcome.
     fn dial_ended(&mut self, id: ConnectionId) {
         if let Some(PunchedDial { offer, .. }) = self.dialing.remove(&id) {
             self.ends.offers.close(&offer);
@@ -428,8 +429,8 @@ impl Behaviour {
         let Some(peer) = event.peer_id else { return };
         let is_ours = self.coordinators.is_own_dial(&peer, event.connection_id);
         self.coordinators.failed(&peer, event.connection_id, now);
-        // A dial of the application, or one that is refused because another is under way, says
-        // nothing of the coordinator.
+        // A dial of the application, or a dial that was refused because another is under way, does
+        // not count against the coordinator.
         let is_refused = matches!(event.error, DialError::DialPeerConditionFalse(_));
         if is_ours && !is_refused && !self.coordinators.is_connected(&peer) {
             tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
@@ -440,8 +441,8 @@ impl Behaviour {
         }
     }
 
-    /// As [`handler`](Self::handler), for a direct connection. It is kept alive from the start
-    /// where a relayed one is to drain.
+    /// As [`handler`](Self::handler), for a direct connection. It is kept alive from the start if a
+    /// relayed connection is to drain.
     fn direct_handler(
         &mut self,
         id: ConnectionId,
@@ -521,8 +522,7 @@ impl Behaviour {
         }
     }
 
-    /// An observed address is a candidate for an external address; whether it is one is for others
-    /// to find out.
+    /// An observed address is a candidate for an external address; other behaviours confirm it.
     fn report_candidate(&mut self, event: &Event) {
         let Event::Observed { observer, address, .. } = event else { return };
         let address = quic_v1(*address);
@@ -652,8 +652,8 @@ impl NetworkBehaviour for Behaviour {
         if !looks_up && !names_coordinator() && !self.is_worth_punching(&peer) {
             return Ok(Vec::new());
         }
-        // An address of this form is not dialed for anybody else, and an open offer must not make
-        // it look like ours.
+        // An address of this form in a dial of another component is not ours, and an open offer
+        // must not make it look so.
         if addresses.iter().any(offers::is_offer) {
             return Ok(Vec::new());
         }

@@ -1,8 +1,8 @@
-//! Addresses at which anybody on the Internet reaches us without help.
+//! Addresses at which any peer on the Internet reaches us without help.
 //!
 //! An external address is confirmed by AutoNAT, by UPnP or by the application, and each of them may
-//! confirm one that only the own network, or only another transport, reaches. Such an address must
-//! not end reservations or make us a coordinator.
+//! confirm an address that only the own network, or only another transport, reaches. Such an
+//! address must not end reservations or make us a coordinator.
 
 use std::collections::BTreeSet;
 
@@ -37,7 +37,7 @@ impl Reachability {
         !was_reachable && !self.addresses.is_empty()
     }
 
-    /// An external address expired. Returns true if it was the last one that made us reachable.
+    /// Removes an expired external address. Returns true if it was the last that made us reachable.
     pub(super) fn expired(&mut self, address: &Multiaddr) -> bool {
         self.addresses.remove(address) && self.addresses.is_empty()
     }

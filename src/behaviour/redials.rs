@@ -1,8 +1,8 @@
 //! Peers whose connection was closed because it could not move with our address: they are dialed
 //! again, once.
 //!
-//! The transport closes what could only wait for its idle time-out, and cannot tell whether anybody
-//! still wants the peer. A connection that the swarm has kept so far is one that somebody wants.
+//! The transport closes connections that could only wait for their idle time-out, and does not know
+//! whether the peer is still needed. A connection that the swarm has kept so far is needed.
 
 use std::{
     collections::BTreeMap,
@@ -12,8 +12,8 @@ use std::{
 
 use libp2p_identity::PeerId;
 
-/// Peers that may be waited for. Who has more connections is one that others come to, and they come
-/// back by themselves.
+/// Largest number of peers to dial again. A node with more connections is one to which others dial,
+/// and these dial again.
 const MAX_WAITING: usize = 16;
 /// Time after the notice within which the swarm may see the end of the connection. A later end has
 /// another reason.
@@ -27,7 +27,7 @@ pub(super) struct Lost {
     pub(super) dialed: Option<SocketAddr>,
 }
 
-/// Peers that are to be dialed as soon as the swarm has no connection to them any more.
+/// Peers to dial as soon as the swarm has no connection to them any more.
 #[derive(Debug, Default)]
 pub(super) struct Redials {
     waiting: BTreeMap<PeerId, Waiting>,
@@ -48,8 +48,8 @@ impl Waiting {
 }
 
 impl Redials {
-    /// A connection was closed by the transport. Returns it if the peer is to be dialed at once,
-    /// since the swarm has seen the end of it already.
+    /// Records a connection that the transport closed. Returns it if the peer is to be dialed at
+    /// once, since the swarm has seen its end already.
     pub(super) fn lost(&mut self, lost: Lost, is_connected: bool, now: Instant) -> Option<Lost> {
         if !is_connected {
             return Some(lost);
@@ -63,8 +63,8 @@ impl Redials {
         None
     }
 
-    /// The swarm has seen the end of a connection with `peer`; `standing` connections are left.
-    /// Returns the peer if it is to be dialed.
+    /// Records that the swarm has seen the end of a connection with `peer`; `standing` connections
+    /// are left. Returns the lost connection if its peer is to be dialed.
     pub(super) fn closed(&mut self, peer: &PeerId, standing: usize, now: Instant) -> Option<Lost> {
         let waiting = self.waiting.get_mut(peer)?;
         let (lost, is_fresh) = (waiting.lost, waiting.is_fresh(now));

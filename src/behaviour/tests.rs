@@ -71,7 +71,7 @@ async fn a_coordinator_that_is_not_connected_is_dialed() {
     assert_eq!(poll(&mut behaviour), (vec![], true));
 }
 
-/// The rows of §9 on what waits for control streams.
+/// Returns the rows of §9 on the queues of control streams.
 fn queue_caps() -> Vec<(&'static str, String)> {
     vec![
         (

@@ -10,7 +10,7 @@ use crate::{
 };
 use libp2p_punch_proto::event::FailureReason;
 
-/// A dial that has an offer. It lives until the behaviour hears of the end of the dial.
+/// A dial with an offer. It lives until the behaviour learns of the end of the dial.
 #[derive(Debug)]
 enum Dial {
     /// The swarm has not polled the offered address yet: other addresses are ahead of it.
@@ -35,11 +35,11 @@ struct Wanted {
     upgrade: bool,
 }
 
-/// Dials in flight, by peer. The session of a peer answers one that waits.
+/// Dials in flight, by peer. The session of a peer answers one waiting dial.
 #[derive(Debug)]
 pub(super) struct Dials {
     wanted: BTreeMap<PeerId, Wanted>,
-    /// The behaviour decides when a dial whose session failed has failed.
+    /// The behaviour decides on the end of a dial whose session failed.
     may_relay: bool,
 }
 
@@ -76,8 +76,8 @@ impl Dials {
         joined.push(reply);
     }
 
-    /// A dial has ended, with whatever outcome. Returns true if nobody wants a session with its
-    /// peer any more.
+    /// Removes a dial that has ended, with any outcome. Returns true if no dial or upgrade needs a
+    /// session with its peer any more.
     pub(super) fn remove(&mut self, offer: &Offer) -> bool {
         let Some(wanted) = self.wanted.get_mut(&offer.peer()) else { return false };
         let was_known = wanted.dials.remove(&offer.number()).is_some();
@@ -103,8 +103,8 @@ impl Dials {
         }
     }
 
-    /// Gives the connection to a dial that waits for it, else to one of a plain address; without
-    /// either, gives it back.
+    /// Gives the connection to a dial that waits for it, or else to a dial of a plain address;
+    /// without either, returns it.
     pub(super) fn succeed(&mut self, peer: PeerId, connection: Connection) -> Option<Connection> {
         let Some(wanted) = self.wanted.get_mut(&peer) else { return Some(connection) };
         wanted.ended = None;
@@ -121,7 +121,7 @@ impl Dials {
         self.wanted.get(peer).is_some_and(|wanted| wanted.upgrade || !wanted.dials.is_empty())
     }
 
-    /// A dial of the peer that waits for a session, and not for what a relay can do.
+    /// Returns a dial of the peer that waits for a session, and not for a relay.
     pub(super) fn waiting(&self, peer: &PeerId) -> Option<Arc<Offer>> {
         let wanted = self.wanted.get(peer).filter(|wanted| wanted.ended.is_none())?;
         wanted.dials.values().find_map(|dial| match dial {

@@ -103,15 +103,15 @@ impl Driver {
         }
     }
 
-    /// Takes one input of whatever kind there is; false if there is none, or if the swarm has too
-    /// much to catch up with. `Err` if nobody is left to drive for.
+    /// Takes one input of any kind. Returns false if there is none, or if the swarm lags too far
+    /// behind; `Err` if all users of the driver are gone.
     fn step(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Gone> {
         // A sender of inputs waits, or drops inputs that may be lost, as its channel fills up.
         self.channels.events.poll(cx);
         if self.channels.events.is_full() {
             return Ok(false);
         }
-        // Probes first: their timing is what NATs and round-trip times are measured by.
+        // Probes first: their timing measures NATs and round-trip times.
         if let Poll::Ready(Some(notice)) = self.channels.path_notices.poll_recv(cx) {
             self.handle_path(notice, now);
             return Ok(true);
@@ -126,7 +126,7 @@ impl Driver {
         }
         match self.channels.inputs.poll_next_unpin(cx) {
             Poll::Ready(Some(input)) => {
-                // What the transport said before the swarm saw the connection must be known first.
+                // The notices of the transport from before the swarm saw the connection come first.
                 while let Poll::Ready(Some(notice)) = self.channels.notices.poll_next_unpin(cx) {
                     self.handle_notice(notice, now);
                 }
@@ -169,7 +169,7 @@ impl Driver {
                 self.routes.add(peer, path);
                 let untaken = self.dials.succeed(peer, connection);
                 if let Some(waiting) = self.dials.waiting(&peer) {
-                    // A session answers one dial.
+                    // A session answers one dial only.
                     self.connect_for(&waiting, now);
                 }
                 let Some(connection) = untaken else { return };
@@ -314,7 +314,7 @@ impl Driver {
         true
     }
 
-    /// Carries out what the endpoint decided: probes before the QUIC flights that follow them.
+    /// Carries out the decisions of the endpoint: probes before the QUIC flights that follow them.
     fn drain(&mut self, now: Instant) {
         loop {
             while let Some(transmit) = self.endpoint.poll_transmit() {
@@ -414,7 +414,8 @@ impl Future for Driver {
             this.drain(now);
             this.channels.events.poll(cx);
             this.poll_inbound(cx);
-            // If there is room meanwhile, the inputs have not been asked, and would wake nobody.
+            // If there is room meanwhile, the inputs have not been polled, and no waker is
+            // registered.
             let goes_on = waits && !this.channels.events.is_full();
             if !progressed && !due && !goes_on && !this.poll_timer(cx) {
                 this.publish_counters();

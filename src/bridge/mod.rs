@@ -1,8 +1,8 @@
 //! The bridge between transport and behaviour: bounded channels, and the task that drives `proto`.
 //!
-//! The driver takes what sockets, control streams, interfaces, handshakes and the application say,
-//! gives it to the [`Endpoint`], and carries out what the endpoint decides. It is a task of its
-//! own, so that a swarm which is busy elsewhere does not delay a probe.
+//! The driver takes the inputs of sockets, control streams, interfaces, handshakes and the
+//! application, passes them to the [`Endpoint`], and carries out the endpoint's decisions. The
+//! driver is a task of its own, so that a busy swarm does not delay a probe.
 
 mod dials;
 mod driver;

@@ -12,12 +12,12 @@ use libp2p_identity::PeerId;
 use crate::behaviour::link::FromDriver;
 use libp2p_punch_proto::event::Event;
 
-/// News that may be owed to a swarm that is busy before the driver takes no more input. Sessions
-/// that are under way still end, so that there may be as many more as there are sessions.
+/// Reports that may wait for a busy swarm before the driver takes no more input. Sessions under way
+/// still end, so one more report for each session may follow.
 const MAX_OWED: usize = 4096;
 
-/// News for the behaviour. What tells of a change that lasts is never lost: the swarm would wait
-/// for it.
+/// Reports for the behaviour. A report of a lasting change is never lost: the swarm would wait for
+/// it.
 #[derive(Debug)]
 pub(super) struct Reports {
     sender: mpsc::Sender<FromDriver>,
@@ -31,8 +31,8 @@ impl Reports {
         Self { sender, owed: VecDeque::new(), dropped: 0 }
     }
 
-    /// Reports an event; one that only tells of the course of a session is dropped if the swarm is
-    /// too busy.
+    /// Reports an event; an event that only reports the course of a session is dropped if the swarm
+    /// is too busy.
     pub(super) fn event(&mut self, event: Event) {
         let may_drop = is_informational(&event);
         self.tell(FromDriver::Event(event), may_drop);
@@ -70,7 +70,7 @@ impl Reports {
         }
     }
 
-    /// Hands over what is owed, as far as there is room; wakes the task when there is more.
+    /// Sends the waiting reports while there is room; wakes the task when there is more room.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
         while !self.owed.is_empty() {
             match self.sender.poll_ready_unpin(cx) {

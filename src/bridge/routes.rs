@@ -12,7 +12,7 @@ use crate::behaviour::link::Route;
 use libp2p_punch_proto::Path;
 
 /// Connections of one peer, and peers, whose libp2p side has not been seen yet. The swarm may drop
-/// a connection between the two reports, so that the oldest must be able to go.
+/// a connection between the two reports, so the oldest entry is dropped when the table is full.
 const MAX_PER_PEER: usize = 8;
 const MAX_PEERS: usize = 1024;
 

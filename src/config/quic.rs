@@ -14,7 +14,7 @@ pub const SOCKET_BUFFER: RangeInclusive<usize> = 4_096..=1 << 30;
 /// Algorithm that finds the rate of a path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum CongestionController {
-    /// RFC 9438. What most of the Internet runs.
+    /// RFC 9438. The default of most systems.
     #[default]
     Cubic,
     /// RFC 9002 §7.
@@ -40,7 +40,7 @@ pub enum CipherPreference {
 pub struct QuicConfig {
     /// Time-out of a handshake. Default 5 s, 100 ms..=300 s.
     pub handshake_timeout: Duration,
-    /// A connection that was silent for so long is closed. Default 10 s, 100 ms..=300 s.
+    /// Silence after which a connection is closed. Default 10 s, 100 ms..=300 s.
     pub max_idle_timeout: Duration,
     /// Silence after which a PING keeps the connection, and the NAT's mapping, alive. Default 5 s,
     /// 100 ms..=300 s and below [`max_idle_timeout`](Self::max_idle_timeout).
@@ -53,7 +53,7 @@ pub struct QuicConfig {
     /// Bytes that the remote may send on one connection before we read them. Default 15 MB, at
     /// least 1.
     pub max_connection_data: u32,
-    /// Bytes of all streams of one connection that are kept for sending and for sending again: a
+    /// Bytes of all streams of one connection that are kept for transmission and retransmission: a
     /// connection starts with up to 2.5 MB, and gets more where its path can use it. Default 10 MB,
     /// at least 1.
     pub max_send_data: u32,
@@ -70,16 +70,16 @@ pub struct QuicConfig {
     /// and the memory that each socket reads into grows with it: 3 MB at 1,472, 18 MB at 8,972.
     pub max_mtu: u16,
     /// Receive and send buffer to ask the kernel for, in bytes; `None` leaves its default. Default
-    /// 4 MiB, within 4,096..=2^30. What is granted:
+    /// 4 MiB, within 4,096..=2^30. The granted sizes:
     /// [`OsNetwork::granted`](crate::io::OsNetwork::granted).
     pub socket_buffer: Option<usize>,
     /// Handshakes under way on one listener from which on a client must first prove its address
-    /// (RFC 9000 §8.1.2). Default 64; 0 makes every client do so. It costs a client one round trip,
-    /// and a flood of forged addresses everything.
+    /// (RFC 9000 §8.1.2). Default 64; 0 makes every client do so. The proof costs a client one
+    /// round trip, and stops a flood from forged addresses.
     pub retry_threshold: u32,
     /// Handshakes under way on one listener from which on more are refused. Default 1,024, at least
-    /// 1. Of what we send, one whose client fell silent costs some 2 kB a second until it times
-    /// out.
+    /// 1. A handshake whose client fell silent costs some 2 kB a second of our upstream until it
+    ///    times out.
     pub max_half_open: u32,
     /// Handshakes under way that clients of one network may have on one listener: of an IPv4 /24 or
     /// an IPv6 /48, of one address in private networks; loopback is not limited. `None` for no
@@ -93,8 +93,8 @@ pub struct QuicConfig {
     /// networks are those of [`max_half_open_per_prefix`](Self::max_half_open_per_prefix). `None`
     /// for no limit. Default 1,024, at least 1.
     pub max_connections_per_prefix: Option<u32>,
-    /// Offer X25519MLKEM768 in dials. Default off: the ClientHello then needs two datagrams. What a
-    /// client offers is taken in either case; with this on, it is preferred.
+    /// Offer X25519MLKEM768 in dials. Default off: the ClientHello then needs two datagrams. A
+    /// listener accepts the group in either case, and prefers it if this is on.
     pub post_quantum: bool,
     /// The cipher. Default [`CipherPreference::ByCpu`].
     pub cipher: CipherPreference,

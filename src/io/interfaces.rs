@@ -1,9 +1,8 @@
-//! The machine's interface addresses, kept up to date by one task for all that follow them.
+//! The machine's interface addresses, kept up to date by one task for all readers.
 //!
-//! The task watches [`Network::interfaces`]. A watcher cannot be trusted to live, or to miss
-//! nothing:
+//! The task watches [`Network::interfaces`]. A watcher may end, and may miss events:
 //!
-//! | fault | what the task does |
+//! | fault | reaction of the task |
 //! |---|---|
 //! | the watcher cannot be started, as without netlink | reports it, polls every [`POLL_INTERVAL`], and tries to start it again |
 //! | the watcher ends, or returns an error | reports it, starts another with back-off, and drops what the new one does not know |
@@ -38,9 +37,9 @@ use tokio::sync::watch;
 
 use super::{Interfaces, Network};
 
-/// From one look at the addresses to the next while nothing watches them.
+/// Interval of the checks of the addresses while nothing watches them.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
-/// From one look to the next while a watcher works.
+/// Interval of the checks while a watcher works.
 const AUDIT_INTERVAL: Duration = Duration::from_secs(5);
 /// The time that a new watcher has to report the addresses that are there.
 const FIRST_REPORT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -78,7 +77,7 @@ struct State {
     fault: Option<Fault>,
 }
 
-/// The difference between what a reader has seen and what is now.
+/// Difference between the state that a reader has seen and the present state.
 #[derive(Debug, Default)]
 pub(crate) struct Change {
     /// Addresses that are gone.
@@ -89,7 +88,7 @@ pub(crate) struct Change {
     pub(crate) fault: Option<Arc<io::Error>>,
 }
 
-/// One reader of the interface addresses.
+/// Reader of the interface addresses.
 pub(crate) struct InterfaceWatch {
     receiver: watch::Receiver<State>,
     states: BoxStream<'static, State>,
@@ -103,7 +102,7 @@ impl InterfaceWatch {
     pub(crate) fn start(network: Arc<dyn Network>, runtime: Arc<dyn Runtime>) -> Self {
         let (sender, receiver) = watch::channel(State::default());
         let mut keeper = Keeper::new(network, runtime.clone());
-        // What is there at the start is known before anything can change it.
+        // The addresses at the start are known before the first change.
         keeper.start_if_due();
         keeper.take_ready_events();
         keeper.publish(&sender);
@@ -203,7 +202,7 @@ struct Watcher {
 }
 
 enum Woken {
-    /// Nobody reads any more.
+    /// All readers are gone.
     Abandoned,
     Event(Option<io::Result<IfEvent>>),
     Due,

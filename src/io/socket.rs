@@ -1,7 +1,7 @@
-//! A UDP socket of the operating system, which says when it has failed.
+//! A UDP socket of the operating system, which reports its failure.
 //!
-//! quinn's own socket hides every error of receiving. One that the system took away then looks idle
-//! for ever, or keeps its task busy.
+//! quinn's own socket hides every error of receiving. A socket that the system took away then looks
+//! idle for ever, or keeps its task busy.
 
 use std::{
     fmt,
@@ -22,7 +22,7 @@ use tokio::{io::Interest, net::UdpSocket};
 pub(super) struct OsSocket {
     io: Arc<UdpSocket>,
     state: UdpSocketState,
-    /// Ready once the socket has an error. The kernel reports one without making the socket
+    /// Ready once the socket has an error. The kernel reports an error without making the socket
     /// readable.
     failed: Mutex<BoxFuture<'static, io::Error>>,
 }
@@ -120,7 +120,7 @@ impl AsyncUdpSocket for OsSocket {
     }
 }
 
-/// Returns true for errors of sending that say nothing of the socket: too large, no route,
+/// Returns true for errors of sending that do not concern the socket: too large, no route,
 /// forbidden, offload refused.
 fn is_about_the_datagram(error: &io::Error) -> bool {
     !matches!(

@@ -1,9 +1,9 @@
 //! Dials over relays for dials that wait for a direct connection.
 //!
 //! A dial has a head start of [`HEAD_START`] for traversal; then the peer is dialed over relays in
-//! parallel. One dial names several relays, which the swarm asks one after the other. A relay that
-//! does not answer within [`RELAY_TIMEOUT`] is passed over: a further dial asks the others. The
-//! swarm cannot cancel a dial, so the first one may still end in a connection.
+//! parallel. One dial names several relays, which the swarm asks in turn. A relay that does not
+//! answer within [`RELAY_TIMEOUT`] is skipped: a further dial asks the others. The swarm cannot
+//! cancel a dial, so the first dial may still end in a connection.
 
 use std::{
     collections::BTreeMap,
@@ -56,7 +56,7 @@ pub(super) struct Fallback {
 }
 
 impl Fallback {
-    /// A dial may wait for a session. The swarm will say what became of it.
+    /// Records a dial that may wait for a session. The swarm reports its end.
     pub(super) fn dialing(&mut self, peer: PeerId, id: ConnectionId, now: Instant) {
         self.waiting.insert(id, Waiting { peer, relay_at: Some(now + HEAD_START), is_unknown: false });
     }
@@ -77,7 +77,7 @@ impl Fallback {
         }
     }
 
-    /// The swarm says that a dial is over. Returns its peer if no other dial of that peer waits.
+    /// Removes a dial that is over. Returns its peer if no other dial of that peer waits.
     pub(super) fn no_longer_waiting(&mut self, id: ConnectionId) -> Option<PeerId> {
         let peer = self.waiting.remove(&id)?.peer;
         (!self.is_awaited(&peer)).then_some(peer)
@@ -104,7 +104,7 @@ impl Fallback {
         }
     }
 
-    /// The next peer whose dials have had their head start.
+    /// Returns the next peer whose dials have had their head start.
     pub(super) fn due(&mut self, now: Instant) -> Option<PeerId> {
         let is_fresh = |waiting: &&Waiting| waiting.relay_at.is_some_and(|at| at <= now);
         let peer = self.waiting.values().find(is_fresh)?.peer;
@@ -127,12 +127,12 @@ impl Fallback {
         self.circuits.contains_key(&id)
     }
 
-    /// The swarm says that a dial over relays is over.
+    /// Removes a dial over relays that is over.
     pub(super) fn settled(&mut self, id: ConnectionId) -> Option<Circuit> {
         self.circuits.remove(&id)
     }
 
-    /// The next dial over relays whose first relay has not answered in time.
+    /// Returns the next dial over relays whose first relay has not answered in time.
     pub(super) fn timed_out(&mut self, now: Instant) -> Option<TimedOut> {
         let is_over = |circuit: &&mut Circuit| circuit.deadline.is_some_and(|at| at <= now);
         let circuit = self.circuits.values_mut().find(is_over)?;

@@ -1,15 +1,15 @@
 //! Relays as the last resort, through the libp2p relay client of the same swarm.
 //!
 //! - *Fallback*: once the first dial of a peer has waited for traversal for a second, or an attempt
-//!   has failed, the peer is dialed over a relay as well. If that works, the first dial goes on
-//!   waiting: it ends with the direct connection, if one can be had. If it does not, and traversal
-//!   has failed for good, the first dial fails.
-//! - *Reservations*: a peer that nobody can reach directly keeps up to two of them.
+//!   has failed, the peer is dialed over a relay as well. If that succeeds, the first dial
+//!   continues to wait, and ends with the direct connection, if there is one. If it fails, and
+//!   traversal has failed for good, the first dial fails.
+//! - *Reservations*: a peer that others cannot reach directly keeps up to two of them.
 //! - *Upgrade*: a peer that is connected over relays only is tried again until a direct connection
 //!   is open.
 //!
-//! The relay client itself is not known here: it is asked through the swarm, by dialing and
-//! listening on circuit addresses. A swarm without one says that it does not support these, once.
+//! The relay client itself is unknown here: the swarm reaches it by dials and listeners on circuit
+//! addresses. A swarm without a relay client reports these as unsupported, once.
 
 mod fallback;
 mod observed;
@@ -52,7 +52,7 @@ use libp2p_punch_proto::{
     wire::frame::RejectReason,
 };
 
-/// Relays are tried one after the other, so that the peer sees one connection and not a race.
+/// Relays are tried in turn, so that the peer sees one connection and not a race.
 const ONE_AT_A_TIME: NonZeroU8 = NonZeroU8::MIN;
 /// No coordinator knows the peer. Peers that need a relay reserve with the coordinators that they
 /// register with, so that these would refuse as relays, too.
@@ -69,7 +69,7 @@ pub(super) enum Output {
 /// All that the behaviour knows of relays and of the connections over them.
 pub(super) struct Relaying {
     falls_back: bool,
-    /// Our role is one that others may have to reach over a relay.
+    /// Others may need a relay to reach us, by our role.
     reserves: bool,
     /// The swarm turned a circuit address down: it has no relay client.
     has_no_client: bool,
@@ -115,7 +115,7 @@ impl Relaying {
         }
     }
 
-    /// Returns true if a dial is one of ours, which needs no more addresses.
+    /// Returns true for a dial of ours, which needs no more addresses.
     pub(super) fn is_own_dial(&self, id: ConnectionId) -> bool {
         self.dials.is_circuit(id) || self.collecting.contains_key(&id)
     }
@@ -126,7 +126,7 @@ impl Relaying {
         self.relays.used_by(peer)
     }
 
-    /// A dial may wait for a session. The swarm will say what became of it.
+    /// Records a dial that may wait for a session. The swarm reports its end.
     pub(super) fn dialing(&mut self, peer: PeerId, id: ConnectionId, now: Instant) {
         if self.falls_back {
             self.dials.dialing(peer, id, now);
@@ -150,7 +150,7 @@ impl Relaying {
             Event::Phase { peer, to: Phase::Synchronization, .. } => self.dials.mark_known(peer, now),
             Event::Failed { peer, reason, .. } => {
                 self.upgrades.failed(peer, now);
-                // Without a dial that waits for the session nobody needs a relay.
+                // Without a dial that waits for the session, no relay is needed.
                 if *reason != FailureReason::Cancelled && self.dials.is_awaited(peer) {
                     self.ended.insert(*peer);
                     let may_help = *reason != UNKNOWN_PEER || self.relays.knows_some_of(peer);
@@ -207,7 +207,8 @@ impl Relaying {
         self.out.push_back(Output::Swarm(ToSwarm::Dial { opts }));
     }
 
-    /// A relay does not answer: those behind it in the order are asked, if anybody still waits.
+    /// Skips a relay that does not answer: the next relays in the order are asked, if a dial still
+    /// waits.
     fn pass_over(&mut self, TimedOut { peer, silent, remaining }: TimedOut, now: Instant) {
         tracing::debug!(%peer, ?silent, "relay does not answer");
         silent.as_ref().and_then(relay_of).into_iter().for_each(|relay| self.relays.failed(&relay));
@@ -259,7 +260,7 @@ impl Relaying {
         }
         if event.endpoint.is_relayed() {
             if circuit.is_some() && self.upgrades.is_relayed(&peer) {
-                // Another relay was quicker, and nobody uses this connection yet.
+                // Another relay was quicker, and this connection has no users yet.
                 let connection = CloseConnection::One(id);
                 self.out.push_back(Output::Swarm(ToSwarm::CloseConnection { peer_id: peer, connection }));
             }
@@ -302,8 +303,8 @@ impl Relaying {
         }
     }
 
-    /// Direct connections are kept alive while relayed ones drain: a stream that keeps the relayed
-    /// one would otherwise see the direct one idle out, and be made again.
+    /// Direct connections are kept alive while relayed ones drain: otherwise a stream could keep
+    /// the relayed connection while the direct connection idles out, and must be made again.
     fn keep_alive(&mut self, peer: PeerId) {
         let (direct, keep) = self.upgrades.draining(&peer);
         for id in direct {
@@ -366,7 +367,7 @@ impl Relaying {
         }
     }
 
-    /// It is no coordinator of ours any longer, and so no relay either.
+    /// Forgets a peer that is no coordinator of ours any longer, and so no relay.
     pub(super) fn forget(&mut self, relay: &PeerId) {
         self.relays.forget(relay);
         self.observed.forget(relay);

@@ -1,11 +1,11 @@
-//! The addresses at which coordinators see us, to tell a move to another network from other news.
+//! Addresses at which coordinators see us, to detect a move to another network.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use libp2p_identity::PeerId;
 
 /// The last IPv4 and the last IPv6 address at which each coordinator saw us. Ports do not count: a
-/// NAT may give each coordinator, and each connection to it, another one.
+/// NAT may give each coordinator, and each connection to it, another port.
 #[derive(Debug, Default)]
 pub(super) struct ObservedAddresses(BTreeMap<(PeerId, bool), IpAddr>);
 

@@ -1,16 +1,15 @@
-//! The relays that we know, best first.
+//! The known relays, best first.
 //!
-//! Every coordinator may be a relay too; whether one is shows when it is asked. The order is by
-//! failures since the last success, then by how long it took to answer, which grows with its
-//! distance and its load alike.
+//! Every coordinator may be a relay too; only a request shows it. The order is by failures since
+//! the last success, then by the time to answer, which grows with distance and load.
 
 use std::{collections::BTreeMap, time::Duration};
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
-/// Assumed of a relay that has not answered yet: it is asked before a slow one and after a quick
-/// one.
+/// Assumed answer time of a relay without an answer yet: it is asked before slow relays and after
+/// quick relays.
 const ASSUMED_RTT: Duration = Duration::from_millis(250);
 /// Failures beyond these make no difference.
 const MAX_FAILURES: u32 = 8;
@@ -18,7 +17,7 @@ const MAX_FAILURES: u32 = 8;
 /// forgotten.
 const MAX_PEERS: usize = 256;
 const MAX_PER_PEER: usize = 4;
-/// Relays that one dial tries, one after the other.
+/// Relays that one dial tries in turn.
 const MAX_TRIED: usize = 4;
 
 #[derive(Debug, Default)]
@@ -44,7 +43,8 @@ impl Relays {
         !base.is_empty() && self.ours.entry(relay).or_default().address.replace(base).is_none()
     }
 
-    /// The last direct connection to it is gone. What is known of it is kept for the next one.
+    /// Records the end of the last direct connection to a relay. Its history is kept for the next
+    /// connection.
     pub(super) fn disconnected(&mut self, relay: &PeerId) {
         if let Some(relay) = self.ours.get_mut(relay) {
             relay.address = None;
@@ -55,7 +55,7 @@ impl Relays {
         self.ours.remove(relay);
     }
 
-    /// It did what it was asked for, after `took`.
+    /// Records the success of a relay, after `took`.
     pub(super) fn succeeded(&mut self, relay: &PeerId, took: Duration) {
         let Some(relay) = self.ours.get_mut(relay) else { return };
         relay.failures = 0;
@@ -81,7 +81,7 @@ impl Relays {
         ranked.into_iter().map(|(_, _, peer, address)| (*peer, address.clone())).collect()
     }
 
-    /// Somebody says that `peer` can be reached at `address`.
+    /// Records an address at which `peer` can be reached, as another component reports it.
     pub(super) fn learned(&mut self, peer: PeerId, address: &Multiaddr) {
         if relay_of(address).is_none() {
             return;

@@ -2,7 +2,7 @@
 //!
 //! A reservation is a libp2p listener at `…/p2p/RELAY/p2p-circuit`; the relay client renews it as
 //! long as the listener exists. We keep up to [`MAX_RESERVATIONS`] of them, with the best relays,
-//! as long as nobody can reach us without.
+//! while others cannot reach us directly.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use std::{
 use libp2p_core::{Multiaddr, transport::ListenerId};
 use libp2p_identity::PeerId;
 
-/// One may fail while the other carries on.
+/// One reservation may fail while the other carries on.
 const MAX_RESERVATIONS: usize = 2;
 /// Delay before a relay is asked again whose reservation ended.
 const LOSS_DELAY: Duration = Duration::from_secs(1);
@@ -38,7 +38,7 @@ struct Rest {
 /// Outcome of a listener.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Outcome {
-    /// The relay accepted us after so long.
+    /// The relay accepted us after this time.
     Accepted(PeerId, Duration),
     /// The relay did not accept us.
     Refused(PeerId),
@@ -115,7 +115,7 @@ impl Reservations {
         self.current.drain(..).map(|r| (r.listener, r.accepted.then_some(r.relay))).collect()
     }
 
-    /// It is no relay of ours any longer.
+    /// Forgets a peer that is no relay of ours any longer.
     pub(super) fn forget(&mut self, relay: &PeerId) -> Option<ListenerId> {
         self.rests.remove(relay);
         let index = self.current.iter().position(|reservation| reservation.relay == *relay)?;

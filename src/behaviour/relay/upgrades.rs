@@ -1,9 +1,9 @@
-//! Relayed connections on their way to being direct ones.
+//! Upgrades of relayed connections to direct connections.
 //!
-//! As long as a peer is connected over relays only, traversal is tried again, with one back-off for
-//! whatever fails: a session, a connection that a swarm denies, or a direct connection that ends
-//! soon. Once a direct connection has proved to last, the relayed ones are left to the streams on
-//! them for a while, and then closed. Until then the direct one is kept alive.
+//! While a peer is connected over relays only, traversal is tried again. One back-off counts every
+//! failure: a session, a connection that a swarm denies, or a direct connection that ends soon.
+//! Once a direct connection has proved to last, the relayed connections stay open for their streams
+//! for a while, and are then closed. Until then the direct connection is kept alive.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,7 +15,7 @@ use libp2p_swarm::ConnectionId;
 
 use libp2p_punch_proto::endpoint::PROBATION;
 
-/// Delay before the next attempt after the first one that failed; it doubles each time.
+/// Delay before the next attempt after the first failure; it doubles each time.
 const RETRY_BASE: Duration = Duration::from_secs(5);
 /// And never exceeds this.
 const RETRY_CAP: Duration = Duration::from_secs(60);
@@ -33,7 +33,7 @@ struct Peer {
     direct: BTreeMap<ConnectionId, Instant>,
     /// The other side dialed the first relayed connection, and goes first.
     leaves_it_to_the_other: bool,
-    /// Attempts in a row that led to no direct connection, or to one that soon ended.
+    /// Attempts in a row that led to no direct connection, or to a connection that soon ended.
     failures: u32,
     /// Time of the next attempt; `None` if there is nothing to upgrade.
     next: Option<Instant>,
@@ -188,7 +188,7 @@ impl Upgrades {
         }
     }
 
-    /// We have other addresses than before: what failed may work now.
+    /// Makes failed upgrades due, since our addresses changed.
     pub(super) fn network_changed(&mut self, now: Instant) {
         for entry in self.peers.values_mut() {
             if let Some(next) = &mut entry.next {
@@ -203,13 +203,13 @@ impl Upgrades {
     pub(super) fn due(&mut self, now: Instant) -> Option<PeerId> {
         let (peer, entry) =
             self.peers.iter_mut().find(|(_, entry)| entry.next.is_some_and(|at| at <= now))?;
-        // Whatever becomes of this attempt, another one follows.
+        // Another attempt follows this attempt, whatever its outcome.
         entry.next = Some(now + RETRY_CAP);
         entry.last = Some(now);
         Some(*peer)
     }
 
-    /// The next relayed connection whose time is over.
+    /// Returns the next relayed connection whose time is over.
     pub(super) fn drained(&mut self, now: Instant) -> Option<(PeerId, ConnectionId)> {
         let (peer, entry) =
             self.peers.iter_mut().find(|(_, entry)| entry.drained_at().is_some_and(|at| at <= now))?;
