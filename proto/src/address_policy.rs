@@ -1,8 +1,8 @@
 //! Judges addresses: how far an address reaches, and which addresses of a peer may be probed.
 //!
-//! A remote must not make this host send to a third party or into its own network (RFC 9000 §21.5). The scope of an address
-//! follows from the IANA special-purpose address registries (RFC 6890). An IPv6 address that embeds an IPv4 address is
-//! judged by both.
+//! A remote must not make this host send to a third party or into its own network (RFC 9000 §21.5).
+//! The scope of an address follows from the IANA special-purpose address registries (RFC 6890). An
+//! IPv6 address that embeds an IPv4 address is judged by both.
 
 use std::{
     collections::BTreeMap,
@@ -11,10 +11,11 @@ use std::{
 
 use crate::candidate::{Candidate, CandidateKind};
 
-/// How far an address reaches, as far as it matters to probing.
+/// Reach of an address, as far as it matters to probing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// Never a target: unspecified, multicast, broadcast, reserved, link-local IPv6, IPv4-mapped IPv6.
+    /// Never a target: unspecified, multicast, broadcast, reserved, link-local IPv6, IPv4-mapped
+    /// IPv6.
     Never,
     /// This host.
     Loopback,
@@ -26,7 +27,8 @@ pub enum Scope {
 
 use Scope::{Global, Loopback, Never, Private};
 
-/// IANA IPv4 special-purpose address registry. The first entry that matches counts. What is not listed is global.
+/// IANA IPv4 special-purpose address registry. The first matching entry counts. Unlisted addresses
+/// are global.
 const SPECIAL_V4: [(Ipv4Addr, u8, Scope); 13] = [
     // 'This network' (RFC 791).
     (Ipv4Addr::new(0, 0, 0, 0), 8, Never),
@@ -51,8 +53,8 @@ const SPECIAL_V4: [(Ipv4Addr, u8, Scope); 13] = [
     (Ipv4Addr::new(240, 0, 0, 0), 4, Never),
 ];
 
-/// IANA IPv6 special-purpose address registry, without the prefixes that embed IPv4 addresses: see [`embedded`]. The first
-/// entry that matches counts. What is not listed is global.
+/// IANA IPv6 special-purpose address registry, without the prefixes that embed IPv4 addresses: see
+/// [`embedded`]. The first matching entry counts. Unlisted addresses are global.
 const SPECIAL_V6: [(Ipv6Addr, u8, Scope); 15] = [
     (Ipv6Addr::LOCALHOST, 128, Loopback),
     // Unspecified, and IPv4-compatible addresses (RFC 4291 §2.5.5.1).
@@ -78,8 +80,8 @@ const SPECIAL_V6: [(Ipv6Addr, u8, Scope); 15] = [
     // Site-local (RFC 3879).
     (Ipv6Addr::new(0xfec0, 0, 0, 0, 0, 0, 0, 0), 10, Private),
     (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, Never),
-    // Documentation: laboratories use these prefixes as their Internet, and nobody routes them elsewhere. The same holds
-    // for the three IPv4 prefixes of RFC 5737, which are not listed.
+    // Documentation: laboratories use these prefixes as their Internet, and no other network routes
+    // them. The same holds for the three IPv4 prefixes of RFC 5737, which are not listed.
     (Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0), 32, Global),
     (Ipv6Addr::new(0x3fff, 0, 0, 0, 0, 0, 0, 0), 20, Global),
 ];
@@ -112,8 +114,9 @@ fn scope_v6(ip: Ipv6Addr) -> Scope {
     SPECIAL_V6.iter().find(contains).map_or(Global, |(.., scope)| *scope)
 }
 
-/// Returns the IPv4 addresses to which a packet to `ip` leads: that of the destination first, and once more if there is one
-/// only. NAT64 (RFC 6052), 6to4 (RFC 3056) and Teredo (RFC 4380, which names a server and a client) embed them.
+/// Returns the IPv4 addresses to which a packet to `ip` leads: that of the destination first, and
+/// the same again if there is only one. NAT64 (RFC 6052), 6to4 (RFC 3056) and Teredo (RFC 4380,
+/// which names a server and a client) embed them.
 fn embedded(ip: Ipv6Addr) -> Option<[Ipv4Addr; 2]> {
     let segments = ip.segments();
     let v4 = |high: u16, low: u16| Ipv4Addr::from_bits(u32::from(high) << 16 | u32::from(low));
@@ -134,7 +137,8 @@ fn destination(ip: IpAddr) -> IpAddr {
     }
 }
 
-/// Whether `ip` is in the address space of a household or an office, as opposed to that of a carrier.
+/// Returns true if `ip` is in the address space of a household or an office, as opposed to that of
+/// a carrier.
 pub fn is_lan(ip: IpAddr) -> bool {
     match ip {
         IpAddr::V4(v4) => v4.is_loopback() || v4.is_private() || v4.is_link_local(),
@@ -152,7 +156,7 @@ pub struct Prefix {
 }
 
 impl Prefix {
-    /// Whether `ip` is one of them.
+    /// Returns true if `ip` is one of the addresses.
     pub fn contains(&self, ip: IpAddr) -> bool {
         fn shared(a: u128, b: u128, width: u32, length: u32) -> bool {
             length == 0 || (a ^ b) >> (width - length.min(width)) == 0
@@ -165,7 +169,7 @@ impl Prefix {
         }
     }
 
-    /// Whether `ip` is the directed broadcast address (RFC 919) of this network.
+    /// Returns true if `ip` is the directed broadcast address (RFC 919) of this network.
     fn is_broadcast(&self, ip: IpAddr) -> bool {
         match (self.address, ip) {
             (IpAddr::V4(_), IpAddr::V4(v4)) if self.length < 31 => {
@@ -177,9 +181,11 @@ impl Prefix {
     }
 }
 
-/// Ports below this one belong to services of the system (RFC 6335 §6). No peer of ours has one in a private network.
+/// Ports below this one belong to services of the system (RFC 6335 §6). No peer of ours has one in
+/// a private network.
 const FIRST_UNPRIVILEGED_PORT: u16 = 1024;
-/// Coordinators that must see us at one public address before a private network is taken for one that the peer shares.
+/// Coordinators that must see us at one public address before a private network counts as shared
+/// with the peer.
 const WITNESSES: usize = 2;
 
 /// Facts by which the addresses that a peer and its coordinator name are judged.
@@ -187,7 +193,8 @@ const WITNESSES: usize = 2;
 pub struct Policy<'a> {
     /// The networks on our links.
     pub prefixes: &'a [Prefix],
-    /// The addresses at which our coordinators see us, with the number of independent coordinators that do.
+    /// The addresses at which our coordinators see us, with the number of independent coordinators
+    /// that do.
     pub public: &'a BTreeMap<IpAddr, usize>,
     /// The addresses of our own sockets.
     pub own: &'a [SocketAddr],
@@ -208,9 +215,10 @@ impl Policy<'_> {
         self.observed.filter(|observed| self.judge(*observed, false))
     }
 
-    /// A private address proves nothing by itself: every network has one like it. The evidence that it is the peer's is
-    /// that both share a public address, or that the coordinator sees the peer in a private network. One coordinator is
-    /// evidence for a network on our link only. Routed private networks need the word of two, and of the peer.
+    /// A private address proves nothing, since every network has similar addresses. Evidence for
+    /// the peer's network is a shared public address, or a coordinator that sees the peer in a
+    /// private network. One coordinator is evidence for a network on our link only. Routed private
+    /// networks need two coordinators, and the peer's signature.
     fn judge(&self, target: SocketAddr, is_signed_host: bool) -> bool {
         let ip = target.ip();
         let is_broadcast = || self.prefixes.iter().any(|prefix| prefix.is_broadcast(destination(ip)));
@@ -243,13 +251,15 @@ impl Policy<'_> {
         self.observed.is_some_and(|observed| observed.ip() == ip)
     }
 
-    /// Counts the coordinators that see us at the public address at which this coordinator sees the peer.
+    /// Counts the coordinators that see us at the public address at which this coordinator sees the
+    /// peer.
     fn public_address_shared_by(&self) -> usize {
         let observed = self.observed.map(|observed| observed.ip()).filter(|ip| scope(*ip) == Global);
         observed.and_then(|ip| self.public.get(&ip)).copied().unwrap_or(0)
     }
 
-    /// Returns true if `ip` and the address at which the coordinator sees the peer are both on one of our links.
+    /// Returns true if `ip` and the address at which the coordinator sees the peer are both on one
+    /// of our links.
     fn shares_link(&self, ip: IpAddr) -> bool {
         self.observed.is_some_and(|observed| {
             self.prefixes.iter().any(|prefix| prefix.contains(ip) && prefix.contains(observed.ip()))
@@ -286,8 +296,8 @@ mod tests {
         Candidate { sequence: 0, kind, priority: 0, address: at(address) }
     }
 
-    /// A policy for a peer that the coordinator at 203.0.113.99 sees at `observed`, with ourselves seen at 203.0.113.1 by
-    /// as many coordinators as `witnesses` says.
+    /// A policy for a peer that the coordinator at 203.0.113.99 sees at `observed`, with ourselves
+    /// seen at 203.0.113.1 by as many coordinators as `witnesses` says.
     struct Facts {
         prefixes: Vec<Prefix>,
         public: BTreeMap<IpAddr, usize>,

@@ -13,16 +13,17 @@ pub(crate) const LOOKUP_BASE: Duration = Duration::from_millis(100);
 /// As [`CAP`], for the same.
 pub(crate) const LOOKUP_CAP: Duration = Duration::from_secs(1);
 
-/// The delay after `failures` failures in a row, counted from 0: between half of and the whole of `BASE * 2^failures`,
-/// at most [`CAP`].
+/// The delay after `failures` failures in a row, counted from 0: between half of and the whole of
+/// `BASE * 2^failures`, at most [`CAP`].
 ///
-/// Half of it is fixed, so that a retry is never immediate; half is random, so that peers that failed together do
-/// not come back together.
+/// Half of it is fixed, so that a retry is never immediate; half is random, so that peers that
+/// failed together do not come back together.
 pub(crate) fn delay(failures: u32, rng: &mut impl Rng) -> Duration {
     between(BASE, CAP, failures, rng)
 }
 
-/// As [`delay`], for asking coordinators again for a peer that they did not know: from [`LOOKUP_BASE`] to [`LOOKUP_CAP`].
+/// As [`delay`], for asking coordinators again for a peer that they did not know: from
+/// [`LOOKUP_BASE`] to [`LOOKUP_CAP`].
 pub(crate) fn lookup_delay(failures: u32, rng: &mut impl Rng) -> Duration {
     between(LOOKUP_BASE, LOOKUP_CAP, failures, rng)
 }

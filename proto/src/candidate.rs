@@ -7,16 +7,16 @@ use std::{
 
 use crate::address_policy::{Scope, scope};
 
-/// Where a candidate comes from (RFC 8445 §5.1.1; `Predicted` and `PortMapped` are ours).
+/// Origin of a candidate (RFC 8445 §5.1.1; `Predicted` and `PortMapped` are ours).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CandidateKind {
     /// An address of a local interface.
     Host,
-    /// What an observer saw us at.
+    /// Address at which an observer saw us.
     ServerReflexive,
     /// Learnt from an authenticated probe of the peer.
     PeerReflexive,
-    /// Where a sequential NAT is expected to put the next mapping.
+    /// Port that a sequential NAT is expected to give to the next mapping.
     Predicted,
     /// A mapping that a gateway granted (NAT-PMP, PCP, UPnP).
     PortMapped,
@@ -25,8 +25,8 @@ pub enum CandidateKind {
 }
 
 impl CandidateKind {
-    /// The type preference of RFC 8445 §5.1.2.2. A mapping that was granted is better than one that was only seen, a
-    /// guess is worse than either.
+    /// The type preference of RFC 8445 §5.1.2.2. A granted mapping is better than an observed
+    /// mapping, and a prediction is worse than either.
     fn preference(self) -> u32 {
         match self {
             CandidateKind::Host => 126,
@@ -44,7 +44,7 @@ impl CandidateKind {
 pub struct Candidate {
     /// Names the candidate among those of its peer, as in `ADD_ADDRESS` and `REMOVE_ADDRESS`.
     pub sequence: u64,
-    /// Where it comes from.
+    /// Origin of the candidate.
     pub kind: CandidateKind,
     /// RFC 8445 §5.1.2; larger is better.
     pub priority: u32,
@@ -54,8 +54,9 @@ pub struct Candidate {
 
 /// The priority of a candidate (RFC 8445 §5.1.2.1), for component 1.
 ///
-/// The local preference puts IPv6 above IPv4 (RFC 8445 §5.1.2.1 points to RFC 8421 for that). It is the same for all
-/// candidates of one kind and family, so that one that comes or goes does not change the others.
+/// The local preference puts IPv6 above IPv4 (RFC 8445 §5.1.2.1 points to RFC 8421 for that). It is
+/// the same for all candidates of one kind and family, so that a new or removed candidate does not
+/// change the others.
 pub fn priority(kind: CandidateKind, address: IpAddr) -> u32 {
     let local = if address.is_ipv6() { 65_535 } else { 32_767 };
     (kind.preference() << 24) + (local << 8) + 255
@@ -86,9 +87,10 @@ pub(crate) struct LocalCandidates {
 }
 
 impl LocalCandidates {
-    /// Replaces the candidates by the best `cap` of `wanted`, best first among equals; `true` if that changed any.
+    /// Replaces the candidates by the best `cap` of `wanted`, best first among equals; returns true
+    /// if any changed.
     ///
-    /// The first reflexive one is kept always: to most peers it is the only one that works.
+    /// The first reflexive candidate is always kept: for most peers no other candidate works.
     pub(crate) fn update(&mut self, mut wanted: Vec<(CandidateKind, SocketAddr)>, cap: usize) -> bool {
         wanted.sort_by_key(|(kind, address)| Reverse(priority(*kind, address.ip())));
         let mut chosen: Vec<(CandidateKind, SocketAddr)> = Vec::new();
@@ -118,7 +120,7 @@ impl LocalCandidates {
         changed
     }
 
-    /// The candidates to tell a peer that we reach over loopback, or not over loopback.
+    /// Returns the candidates for a peer that we reach over loopback, or not over loopback.
     pub(crate) fn of(&self, loopback: bool) -> Vec<Candidate> {
         let usable = |c: &&Candidate| loopback || scope(c.address.ip()) != Scope::Loopback;
         self.list.iter().filter(usable).copied().collect()

@@ -1,4 +1,4 @@
-//! What the endpoint asks of the transport's path layer.
+//! Requests of the endpoint to the transport's path layer.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -7,118 +7,123 @@ use libp2p_identity::PeerId;
 
 use crate::{Path, SocketId, VirtualConnectionId, wire::keys::FlightBinding};
 
-/// Whose sockets are opened beside those of the transport.
+/// Owner of sockets that are opened in addition to those of the transport.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Pool {
-    /// Those of a flow that searches.
+    /// Sockets of a virtual connection that searches.
     Session(VirtualConnectionId),
-    /// Those at which a coordinator observes, by their local address.
+    /// Sockets at which a coordinator observes, by their local address.
     Observers(IpAddr),
-    /// The one with which it is tested whether a packet that comes before its flow harms, by a number of its own.
+    /// Socket of a test for harm by early packets, by a number of its own.
     EarlyPackets(u32),
-    /// Those with which it is measured how long a mapping stands that nobody uses.
+    /// Sockets that measure the lifetime of an idle mapping.
     BindingLifetimeTest,
-    /// The one to which connected sessions move before our NAT forgets the mapping that they use, by a number of its own.
+    /// Socket to which connected sessions move before our NAT drops their mapping, by a number of
+    /// its own.
     Renewal(u32),
-    /// The one from which a coordinator tests how its clients' NATs filter, by its local address. No client may ever be told
-    /// of its port.
+    /// Socket from which a coordinator tests how its clients' NATs filter, by its local address. No
+    /// client may learn its port before the test.
     Filtering(IpAddr),
 }
 
-/// One request to the path layer. Commands of a flow are carried out in order.
+/// Request to the path layer. Commands of a virtual connection are carried out in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Command {
-    /// Start a QUIC client handshake at the virtual address of `flow`; the first flight comes back through
-    /// [`Endpoint::handle_first_flight`](crate::endpoint::Endpoint::handle_first_flight).
+    /// Start a QUIC client handshake at the virtual address of `flow`; the first flight comes back
+    /// through [`Endpoint::handle_first_flight`](crate::endpoint::Endpoint::handle_first_flight).
     Connect {
-        /// The new flow.
+        /// The new virtual connection.
         flow: VirtualConnectionId,
-        /// Whose key the handshake must prove.
+        /// Peer whose key the handshake must prove.
         peer: PeerId,
-        /// What is known of the round-trip time, for QUIC's first timers.
+        /// Known round-trip time, for QUIC's first timers.
         rtt: Option<Duration>,
-        /// What the connection ID that the first flight goes to must bear.
+        /// Binding that the connection ID of the first flight must bear.
         binding: FlightBinding,
     },
     /// Feed a peer's first flight to the QUIC server as coming from the virtual address of `flow`.
     Accept {
-        /// The new flow.
+        /// The new virtual connection.
         flow: VirtualConnectionId,
-        /// Whose key the handshake must prove.
+        /// Peer whose key the handshake must prove.
         peer: PeerId,
         /// The datagrams that came inside `PUNCH_ME_NOW`.
         first_flight: Vec<Bytes>,
-        /// What is known of the round-trip time, for QUIC's first timers.
+        /// Known round-trip time, for QUIC's first timers.
         rtt: Option<Duration>,
-        /// What the connection ID of the first flight must bear, or else the flow fails.
+        /// Binding that the connection ID of the first flight must bear, or else the virtual
+        /// connection fails.
         binding: FlightBinding,
     },
-    /// Datagrams from `path` that carry one of the flow's connection IDs are QUIC packets of `flow`. A path has room for a few
-    /// flows; those that were `heard` on it take the place of those that were only announced there. Given again for a
-    /// path when it is heard for the first time.
+    /// Take datagrams from `path` with a connection ID of `flow` as its QUIC packets. A path has
+    /// room for a few virtual connections; those that were `heard` on it replace those that were
+    /// only announced there. Repeated for a path when it is heard for the first time.
     Admit {
-        /// The flow.
+        /// The virtual connection.
         flow: VirtualConnectionId,
         /// A path that is probed for it.
         path: Path,
-        /// An authentic probe of the flow's session came on it.
+        /// An authentic probe of its session came on the path.
         heard: bool,
     },
     /// Until a path is selected, QUIC packets of `flow` may go out on `path`, `budget` bytes in all
-    /// (RFC 9000 §8.1: three times what was received). A later one for the same path adds to the budget, and so
-    /// does every QUIC packet of the flow that comes on an admitted path.
+    /// (RFC 9000 §8.1: three times what was received). A later permit for the same path adds to the
+    /// budget, and so does every QUIC packet of the virtual connection on an admitted path.
     Permit {
-        /// The flow.
+        /// The virtual connection.
         flow: VirtualConnectionId,
         /// A path that was heard from, or the address that the coordinator observed.
         path: Path,
         /// Bytes of UDP payload that may be sent.
         budget: usize,
-        /// Send what is kept again, if it was sent there before: the peer was heard only now, and its NAT may have dropped it.
+        /// Send kept datagrams again that were sent there before: the peer was heard only now, and
+        /// its NAT may have dropped them.
         again: bool,
     },
-    /// `path` is validated and from now on carries what QUIC sends; it is admitted before all that were only heard. What was
-    /// held back is sent now; if nothing was heard yet, the first flight is sent again. If it was selected already, it
-    /// works again after it did not.
+    /// Send QUIC packets on `path` from now on: it is validated, and is admitted before all paths
+    /// that were only heard. Kept datagrams are sent now; if nothing was heard yet, the first
+    /// flight is sent again. A path that was selected already works again after a failure.
     Select {
-        /// The flow.
+        /// The virtual connection.
         flow: VirtualConnectionId,
         /// A validated path.
         path: Path,
     },
     /// `path` no longer belongs to `flow`.
     Forget {
-        /// The flow.
+        /// The virtual connection.
         flow: VirtualConnectionId,
         /// A path that was admitted.
         path: Path,
     },
-    /// Open up to `count` UDP sockets at `local` on ports of the system's choice, for probes and the packets of sessions
-    /// only; answered by [`Endpoint::handle_sockets_opened`](crate::endpoint::Endpoint::handle_sockets_opened). At most once for a
-    /// pool.
+    /// Open up to `count` UDP sockets at `local` on ports of the system's choice, for probes and
+    /// the packets of sessions only; answered by
+    /// [`Endpoint::handle_sockets_opened`](crate::endpoint::Endpoint::handle_sockets_opened). At
+    /// most once for a pool.
     OpenSockets {
-        /// Whose they are.
+        /// Owner of the sockets.
         pool: Pool,
         /// The address to bind to, perhaps a wildcard.
         local: IpAddr,
-        /// How many are wanted.
+        /// Number of sockets.
         count: usize,
     },
-    /// Close the sockets of a pool but these. The end of a flow closes those of its pool.
+    /// Close the sockets of a pool but these. The end of a virtual connection closes the sockets of
+    /// its pool.
     CloseSockets {
-        /// Whose they are.
+        /// Owner of the sockets.
         pool: Pool,
-        /// Those that stay.
+        /// Sockets to keep.
         keep: Vec<SocketId>,
     },
-    /// Hand probes on that come to the transport's sockets, even while there is no flow.
+    /// Pass on probes that come to the transport's sockets, even without a virtual connection.
     ExpectProbes {
         /// `false` once none is expected any more.
         expected: bool,
     },
     /// End the QUIC connection attempt or the connection of `flow`.
     Close {
-        /// The flow.
+        /// The virtual connection.
         flow: VirtualConnectionId,
     },
 }

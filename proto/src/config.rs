@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// Which part a peer plays for others.
+/// Part that a peer plays for others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Role {
     /// Coordinates for others once its external address is confirmed, and not before.
@@ -10,7 +10,7 @@ pub enum Role {
     Auto,
     /// Never coordinates.
     Client,
-    /// Coordinates for whoever asks.
+    /// Coordinates for all peers that ask.
     Server,
     /// As [`Role::Server`], and the first contact of others: it never falls back to a relay itself.
     Bootstrap,
@@ -21,7 +21,7 @@ pub enum Role {
 /// The time-out of the coordination phase is [`Config::coordination_timeout`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PhaseTimeouts {
-    /// Waiting for a coordinator to be connected, where no dial waits for the session; where one does,
+    /// Wait for a connected coordinator, if no dial waits for the session; otherwise
     /// [`Config::lookup_timeout`] holds. Default 5 s.
     pub discovery: Duration,
     /// From the candidates of both sides being known to the first probe. Default 2 s.
@@ -46,12 +46,13 @@ impl Default for PhaseTimeouts {
 /// Interface addresses that a peer announces to coordinators and peers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum HostCandidates {
-    /// All of them: peers in one network connect without a NAT between them.
+    /// All interface addresses: peers in one network connect without a NAT between them.
     #[default]
     Announced,
-    /// None. Coordinators and peers get only the addresses at which coordinators see this one. What other protocols tell, such as
-    /// the listen addresses of identify, is theirs to hide. Peers in one network then depend on a NAT that
-    /// sends packets back (hairpinning, RFC 4787 §6), and on a relay where it does not.
+    /// No interface addresses. Coordinators and peers get only the addresses at which coordinators
+    /// see this one. Other protocols may still disclose addresses, as identify does with the listen
+    /// addresses. Peers in one network then depend on a NAT that sends packets back (hairpinning,
+    /// RFC 4787 §6), and on a relay where it does not.
     Hidden,
 }
 
@@ -60,30 +61,34 @@ pub enum HostCandidates {
 pub struct Config {
     /// The part that this peer plays for others. Default [`Role::Auto`].
     pub role: Role,
-    /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=16. A session probes at most 56 pairs of a
-    /// socket of ours and a candidate of the peer, the best candidates first, beside up to eight that it learns by being probed.
+    /// Candidates kept and announced, ours and a remote's alike. Default 8, 1..=16. A session
+    /// probes at most 56 pairs of a socket of ours and a candidate of the peer, the best candidates
+    /// first, and up to eight more that it learns from probes.
     pub max_candidates: usize,
-    /// Pairs of one session whose opening burst runs at the same time. Default 3, 1..=16 and not above
-    /// [`max_candidates`](Self::max_candidates).
+    /// Pairs of one session whose opening burst runs at the same time. Default 3, 1..=16 and not
+    /// above [`max_candidates`](Self::max_candidates).
     pub max_concurrent_attempts: usize,
     /// Attempts of one session before it fails. Default 3, 1..=16.
     pub max_attempts: u32,
     /// Time-out for the answer of a coordinator. Default 10 s, 100 ms..=300 s.
     pub coordination_timeout: Duration,
-    /// Time for which a dial waits for a coordinator that is connected and knows the peer: as long as there is none, they are asked
-    /// again, up to once a second. The swarm's own time-out for dials, 10 s by default, usually ends the dial sooner.
-    /// Default 60 s, 100 ms..=300 s.
+    /// Time for which a dial waits for a coordinator that is connected and knows the peer: until
+    /// there is one, the coordinators are asked again, up to once a second. The swarm's own
+    /// time-out for dials, 10 s by default, usually ends the dial sooner. Default 60 s, 100
+    /// ms..=300 s.
     pub lookup_timeout: Duration,
     /// Time-outs of the other phases, each 100 ms..=300 s.
     pub phase_timeouts: PhaseTimeouts,
     /// Predict the port of a NAT that allocates sequentially. Default on.
     pub prediction: bool,
-    /// Search for ports when one side is behind a NAT that gives every destination a random one: one side opens 256
-    /// sockets for some seconds, the other sends up to 1,500 small datagrams. Only after plain probing was silent.
-    /// Default on; off on either side, such a pair is left to a relay.
+    /// Search for ports when one side is behind a NAT that gives every destination a random port:
+    /// one side opens 256 sockets for some seconds, the other sends up to 1,500 small datagrams.
+    /// Only after plain probing was silent. Default on; if it is off on either side, a relay takes
+    /// such a pair.
     pub birthday_search: bool,
-    /// Interface addresses in registrations and requests: those of local networks, VPNs and containers. Whoever knows the PeerId
-    /// of a peer learns its candidates from its coordinators. Default [`HostCandidates::Announced`].
+    /// Interface addresses in registrations and requests: those of local networks, VPNs and
+    /// containers. Any peer that knows a PeerId learns that peer's candidates from its
+    /// coordinators. Default [`HostCandidates::Announced`].
     pub host_candidates: HostCandidates,
 }
 

@@ -13,7 +13,7 @@ use crate::{ControlStreamId, SocketId};
 #[derive(Debug, Clone)]
 pub(crate) struct ControlStream {
     pub(crate) peer: PeerId,
-    /// Where the peer is, if the connection is one of UDP.
+    /// Address of the peer, if the connection uses UDP.
     pub(crate) remote: Option<SocketAddr>,
     /// Our end of it.
     pub(crate) socket: Option<SocketId>,
@@ -21,7 +21,7 @@ pub(crate) struct ControlStream {
     pub(crate) next_observation: u64,
     /// Sequence number of the last `OBSERVED_ADDRESS` received.
     pub(crate) last_observation: Option<u64>,
-    /// When an end of it changed last.
+    /// Time of the last change of an end of the connection.
     pub(crate) moved: Option<Instant>,
     /// `OBSERVER` was sent.
     pub(crate) told_observers: bool,
@@ -29,12 +29,14 @@ pub(crate) struct ControlStream {
     pub(crate) told_observers_at: bool,
 }
 
-/// After this time an address to which a connection has moved has proved itself: QUIC follows a client at once, and goes
-/// back after three probe time-outs if nobody answers there (RFC 9000 §8.2.4, §9.3).
+/// Time after which an address to which a connection has moved counts as proven. QUIC follows a
+/// client at once, and goes back after three probe time-outs without an answer (RFC 9000 §8.2.4,
+/// §9.3).
 const VALIDATION_TIME: Duration = Duration::from_secs(4);
 
 impl ControlStream {
-    /// From when on the peer is known to be where it seems to be; `None` if it has always been there.
+    /// From when on the peer is known to be where it seems to be; `None` if it has always been
+    /// there.
     pub(crate) fn proven_at(&self) -> Option<Instant> {
         self.moved.map(|at| at + VALIDATION_TIME)
     }
@@ -90,7 +92,7 @@ impl ControlStreams {
         self.get_mut(id).is_some_and(|link| !std::mem::replace(&mut link.told_observers_at, true))
     }
 
-    /// The link to `peer`: the one of UDP whose ends are known, if there is such a one.
+    /// Returns the control stream to `peer`: a stream over UDP with known ends, if there is one.
     pub(crate) fn best_of(&self, peer: &PeerId) -> Option<ControlStreamId> {
         let all = self.by_peer.range((*peer, ControlStreamId(0))..=(*peer, ControlStreamId(u64::MAX)));
         let known = |id: &ControlStreamId| self.get(*id).is_some_and(|link| link.remote.is_some());

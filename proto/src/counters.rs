@@ -1,8 +1,8 @@
-//! What was counted, by where it happened.
+//! Counters, by the place of the event.
 
 use std::time::Duration;
 
-/// Counts of what happened, by where it happened. Nothing is estimated.
+/// Counts of events, by their place. Nothing is estimated.
 ///
 /// `attempts = successes + failures + in_flight` at every moment.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -13,9 +13,11 @@ pub struct Counters {
     pub successes: u64,
     /// Attempts that did not.
     pub failures: u64,
-    /// Failures after the QUIC handshake: the swarm of either side denied the connection. `failures` counts them, too.
+    /// Failures after the QUIC handshake: the swarm of either side denied the connection.
+    /// `failures` counts them, too.
     pub denied: u64,
-    /// Attempts under way. An attempt whose connection is younger than [`PROBATION`](crate::endpoint::PROBATION) is one.
+    /// Attempts under way. An attempt whose connection is younger than
+    /// [`PROBATION`](crate::endpoint::PROBATION) counts too.
     pub in_flight: u64,
     /// Answers of coordinators received by us as an initiator.
     pub coordinations: u64,
@@ -35,29 +37,31 @@ pub struct Counters {
     pub searches_queued: u64,
     /// Probes sent by searches; `probes_sent` counts them, too.
     pub search_probes_sent: u64,
-    /// Moves of a connected session to another socket that were begun, before our NAT forgot the mapping in use.
+    /// Moves of a connected session to another socket that were begun, before our NAT forgot the
+    /// mapping in use.
     pub renewals: u64,
     /// Requests that we, as a coordinator, passed on.
     pub requests_forwarded: u64,
     /// Requests that we, as a coordinator, turned down.
     pub requests_rejected: u64,
-    /// Datagrams that we, as a coordinator, sent to test how NATs of our clients filter, or of another
-    /// coordinator's.
+    /// Datagrams that we, as a coordinator, sent to test how NATs of our clients filter, or of
+    /// another coordinator's.
     pub filter_probes_sent: u64,
     /// Frames of a remote that were ignored, because they broke a rule or a cap.
     pub frames_refused: u64,
     /// Times that something a remote wanted to grow met its cap.
     pub caps_hit: u64,
-    /// Bytes of frames that wait for control streams now. Kept by the behaviour; an endpoint alone leaves it at zero.
+    /// Bytes of frames that wait for control streams now. Kept by the behaviour; an endpoint alone
+    /// leaves it at zero.
     pub frame_bytes_queued: u64,
-    /// Events that tell of the course of a session and were not reported, because the swarm was too busy to take them. Counted
-    /// by the driver; an endpoint alone leaves it at zero.
+    /// Events about the course of a session that were dropped, because the swarm was too busy to
+    /// take them. Counted by the driver; an endpoint alone leaves it at zero.
     pub events_dropped: u64,
-    /// What happened beneath the sessions. Counted by the transport; an endpoint alone leaves it at zero.
+    /// Counters of the path layer. Counted by the transport; an endpoint alone leaves it at zero.
     pub paths: PathCounters,
 }
 
-/// What the path layer did and refused to do.
+/// Actions and refusals of the path layer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct PathCounters {
     /// Probes handed to the driver.
@@ -72,20 +76,25 @@ pub struct PathCounters {
     pub bytes_received: u64,
     /// Bytes of QUIC packets dropped because the session endpoint's queue was full.
     pub bytes_dropped: u64,
-    /// First flights dropped because they came on a path that was not admitted for their flow.
+    /// First flights dropped because they came on a path that was not admitted for their virtual
+    /// connection.
     pub strays_dropped: u64,
-    /// Datagrams of flows that were neither sent nor kept, for want of a path or of its budget.
+    /// Datagrams of virtual connections that were neither sent nor kept, without a path or a
+    /// budget.
     pub datagrams_unsent: u64,
     /// Sends on a path that failed; QUIC takes them for lost packets.
     pub send_errors: u64,
-    /// Times that a flow had to wait for its path's socket.
+    /// Times that a virtual connection had to wait for its path's socket.
     pub sends_blocked: u64,
     /// Flows refused because there were too many.
     pub flows_refused: u64,
-    /// Paths refused or taken away because the flow, or the pair of addresses, had too many.
+    /// Paths refused or taken away because the virtual connection, or the pair of addresses, had
+    /// too many.
     pub paths_refused: u64,
-    /// Commands that named a flow or a socket that is not there, or a flow that is there already.
+    /// Commands for an unknown virtual connection or socket, or for a virtual connection that
+    /// exists already.
     pub commands_ignored: u64,
-    /// Sockets that were not opened: for want of file descriptors or ports, or since those that a node may use are taken.
+    /// Sockets that were not opened: for want of file descriptors or ports, or since those that a
+    /// node may use are taken.
     pub sockets_refused: u64,
 }

@@ -1,4 +1,4 @@
-//! What the endpoint reports.
+//! Reports of the endpoint.
 
 use std::{fmt, net::SocketAddr, time::Duration};
 
@@ -24,7 +24,7 @@ pub enum Phase {
     Punching,
     /// A path works in at least one direction, the QUIC handshake runs over it.
     Validation,
-    /// The QUIC connection stands.
+    /// The QUIC connection is established.
     Connected,
     /// The session ended without a connection.
     Failed,
@@ -44,7 +44,7 @@ impl fmt::Display for Phase {
     }
 }
 
-/// Which part we play in a session.
+/// Our role in a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SessionRole {
     /// We asked for it; QUIC client.
@@ -53,20 +53,22 @@ pub enum SessionRole {
     Responder,
 }
 
-/// How the address of the peer was found to which a session's path leads, as seen from this side.
+/// Origin of the peer's address on a session's path, as seen from this side.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum PathKind {
-    /// The peer has it on an interface of its own: no NAT stands before the peer, or both are in one network.
+    /// The peer has the address on an interface of its own: no NAT is in front of the peer, or both
+    /// are in one network.
     Host,
     /// A gateway granted it to the peer.
     PortMapped,
-    /// The coordinator, or another observer, sees the peer there: the holes in the NATs were punched.
+    /// The coordinator, or another observer, sees the peer there: the holes in the NATs were
+    /// punched.
     ServerReflexive,
-    /// An authentic probe came from there, and nobody had named it before: the holes were punched, and the peer's NAT showed
-    /// us another address than it shows others.
+    /// Source of an authentic probe that was no candidate before: the holes were punched, and the
+    /// peer's NAT showed us another address than it shows others.
     PeerReflexive,
-    /// On one of the sides it is in the sequence in which a NAT gives ports, which was sampled and aimed at.
+    /// Port from the sequence of a NAT on one side, which was sampled and predicted.
     Predicted,
     /// A birthday search hit upon it.
     Searched,
@@ -85,7 +87,7 @@ impl fmt::Display for PathKind {
     }
 }
 
-/// Why an attempt or a session failed.
+/// Reason for the failure of an attempt or a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum FailureReason {
     /// No coordinator is configured, or none could be reached in time.
@@ -97,8 +99,8 @@ pub enum FailureReason {
     /// The connection to the coordinator ended before it had answered.
     #[error("the connection to the coordinator ended before it answered")]
     CoordinatorLost,
-    /// Every coordinator that was asked turned the request down; a reason after which another attempt makes sense if
-    /// one of them gave such a reason.
+    /// Every coordinator rejected the request. If one of the reasons makes another attempt useful,
+    /// it is that reason.
     #[error("the coordinator refused: {0}")]
     Rejected(RejectReason),
     /// The coordinator's answer was not signed by the peer.
@@ -113,12 +115,12 @@ pub enum FailureReason {
     /// No probe was answered in time.
     #[error("no probe was answered: the NATs on the way let none through")]
     PunchingTimeout,
-    /// What the peer was told of our NAT has turned out wrong meanwhile, and plain probes met silence: the next attempt,
-    /// which begins at once, tells it better.
+    /// Our report of our NAT to the peer turned out wrong, and plain probes met silence. The next
+    /// attempt begins at once, with the right report.
     #[error("our NAT was measured only after the attempt had begun")]
     NatMeasured,
-    /// Plain probes met silence, and both NATs give every destination another port that cannot be found: only a relay
-    /// helps.
+    /// Plain probes met silence, and both NATs give every destination another port that cannot be
+    /// found: only a relay helps.
     #[error("both NATs give every destination another port: only a relay can help")]
     Hopeless,
     /// A path answered, but the QUIC handshake over it did not finish in time.
@@ -127,7 +129,7 @@ pub enum FailureReason {
     /// The QUIC handshake failed.
     #[error("the QUIC handshake failed")]
     Handshake,
-    /// Whoever asked for the session no longer wants it.
+    /// The requester no longer wants the session.
     #[error("cancelled")]
     Cancelled,
     /// A cap on sessions is reached.
@@ -154,19 +156,20 @@ pub enum Event {
         from: Option<Phase>,
         /// The phase that begins.
         to: Phase,
-        /// How long the ended phase took.
+        /// Duration of the ended phase.
         after: Duration,
     },
-    /// An attempt failed and another one will be made. Of attempts that fail in a row because the peer could not be asked for,
-    /// only the first is reported, and the first for each other reason.
+    /// An attempt failed and another will follow. Of attempts that fail in a row because no
+    /// coordinator could be asked for the peer, only the first is reported, and the first for each
+    /// other reason.
     Retry {
         /// The other peer.
         peer: PeerId,
         /// The attempt that failed, from 0.
         attempt: u32,
-        /// Why it failed.
+        /// Reason of the failure.
         reason: FailureReason,
-        /// When the next one begins.
+        /// Delay until the next attempt.
         delay: Duration,
     },
     /// The candidates of both sides are known and form a checklist.
@@ -206,12 +209,14 @@ pub enum Event {
         /// The coordinator.
         coordinator: PeerId,
     },
-    /// This peer no longer registers with a coordinator that it had found: that one failed, stopped, or another is nearer.
+    /// This peer no longer registers with a coordinator that it had found: the coordinator failed
+    /// or stopped, or another is nearer.
     CoordinatorDropped {
         /// The coordinator.
         coordinator: PeerId,
     },
-    /// A session ended in a QUIC connection. The swarm of either side may still deny it ([`Denied`](Event::Denied)).
+    /// A session ended in a QUIC connection. The swarm of either side may still deny it
+    /// ([`Denied`](Event::Denied)).
     Connected {
         /// The other peer.
         peer: PeerId,
@@ -219,7 +224,7 @@ pub enum Event {
         role: SessionRole,
         /// The path that carries it.
         path: Path,
-        /// How the other end of that path was found.
+        /// Origin of the other end of that path.
         kind: PathKind,
         /// Since the session began.
         elapsed: Duration,
@@ -230,49 +235,51 @@ pub enum Event {
         peer: PeerId,
         /// Our part.
         role: SessionRole,
-        /// Why the last attempt failed. A dial that is dropped while coordinators are asked again for the peer fails for the
-        /// reason for which they are.
+        /// Reason of the last attempt's failure. A dial that is dropped while coordinators are
+        /// asked again for the peer fails with the reason of those requests.
         reason: FailureReason,
         /// Since the session began.
         elapsed: Duration,
     },
-    /// The connection of a session was denied after [`Connected`](Event::Connected): the swarm of either side did not take it,
-    /// because of a limit, a block list or another behaviour, or because nothing waited for it any more.
+    /// The connection of a session was denied after [`Connected`](Event::Connected): the swarm of
+    /// either side did not take it, because of a limit, a block list or another behaviour, or
+    /// because nothing waited for it any more.
     Denied {
         /// The other peer.
         peer: PeerId,
         /// Our part.
         role: SessionRole,
     },
-    /// The peer of a connected session is heard through a coordinator, and no path to it works any more. The connection is closed,
-    /// and the side that dialed dials again.
+    /// The peer of a connected session is heard through a coordinator, and no path to it works any
+    /// more. The connection is closed, and the side that dialed dials again.
     PathLost {
         /// The other peer.
         peer: PeerId,
         /// Our part.
         role: SessionRole,
     },
-    /// An observer told us how it sees one of our sockets, for the first time or anew.
+    /// An observer reported the address of one of our sockets, for the first time or again.
     Observed {
-        /// Who says so.
+        /// The observer.
         observer: PeerId,
         /// Our socket.
         socket: SocketId,
-        /// What it sees.
+        /// The observed address.
         address: SocketAddr,
     },
-    /// What is known of the NAT in front of one of our sockets has changed.
+    /// The findings on the NAT in front of one of our sockets have changed.
     Mapping {
         /// Our socket.
         socket: SocketId,
         /// RFC 4787 §4.1; `None` while not known.
         mapping: Option<MappingBehaviour>,
-        /// Whether the NAT keeps our port; `None` while not known.
+        /// The NAT keeps our port; `None` while not known.
         port_preserved: Option<bool>,
-        /// The constant distance between the ports of consecutive mappings; `None` if there is none, or not known.
+        /// The constant distance between the ports of consecutive mappings; `None` if there is
+        /// none, or not known.
         allocation_step: Option<u16>,
     },
-    /// What is known of our NAT has changed. The whole of it, with its evidence.
+    /// The report on our NAT has changed: the whole report, with its evidence.
     Nat(Box<Report>),
     /// A coordinator accepted our registration.
     Registered {
@@ -283,7 +290,7 @@ pub enum Event {
     RegistrationRejected {
         /// The coordinator.
         coordinator: PeerId,
-        /// Why.
+        /// Reason.
         reason: RejectReason,
     },
     /// The state of our registrations as a whole has changed.
@@ -299,11 +306,11 @@ pub enum Event {
     RelayFailed {
         /// The other peer.
         peer: PeerId,
-        /// Why.
+        /// Reason.
         reason: RelayFailure,
     },
-    /// A peer that was connected over a relay is connected directly, and neither side's swarm has denied that. The relayed
-    /// connection is closed once its streams have had time to end.
+    /// A peer that was connected over a relay is connected directly, and neither side's swarm has
+    /// denied that. The relayed connection is closed once its streams have had time to end.
     Upgraded {
         /// The other peer.
         peer: PeerId,
@@ -320,7 +327,7 @@ pub enum Event {
     },
 }
 
-/// Why a peer could not be reached over a relay.
+/// Reason why a peer could not be reached over a relay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum RelayFailure {
     /// No relay is connected that could be asked.
@@ -331,7 +338,7 @@ pub enum RelayFailure {
     Unreachable,
 }
 
-/// How many of the configured coordinators know us.
+/// Share of the configured coordinators that know us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum RegistrationStatus {
     /// A majority does.
@@ -341,7 +348,7 @@ pub enum RegistrationStatus {
         /// Coordinators configured.
         configured: usize,
     },
-    /// At least one does, but no majority: a warning.
+    /// At least one knows us, but no majority: a warning.
     Partial {
         /// Coordinators that accepted us.
         registered: usize,

@@ -1,8 +1,9 @@
 //! The protocol of libp2p-punch with no I/O.
 //!
-//! [`Endpoint`](endpoint::Endpoint) takes inputs through `handle_*(…, now)` and gives outputs through `poll_*`; time comes
-//! in as `now`, randomness as a seed. No sockets, clocks, tasks or random sources live here, so that
-//! whatever can be decided without I/O can be simulated: ten thousand sessions in a second.
+//! [`Endpoint`](endpoint::Endpoint) takes inputs through `handle_*(…, now)` and gives outputs
+//! through `poll_*`; time comes in as `now`, randomness as a seed. The crate has no sockets,
+//! clocks, tasks or random sources, so that every decision can be simulated: ten thousand sessions
+//! in a second.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(test, allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test is a caller"))]
@@ -42,9 +43,10 @@ pub struct SocketId(pub u32);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ControlStreamId(pub u64);
 
-/// One attempt at a QUIC connection, at one virtual peer address.
+/// An attempt at a QUIC connection, at one virtual peer address.
 ///
-/// Every attempt of a session has its own flow, so that a retry starts afresh.
+/// Every attempt of a session has its own virtual connection, so that a retry starts from the
+/// beginning.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct VirtualConnectionId(pub u64);
 

@@ -1,4 +1,5 @@
-//! Our side of the network: sockets, interfaces, what observers saw, and the candidates that follow.
+//! Our side of the network: sockets, interfaces, what observers saw, and the candidates that
+//! follow.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,8 +14,8 @@ use crate::{
     nat::{NatView, Observations},
 };
 
-/// Reflexive addresses announced of each socket. A NAT whose mapping depends on the endpoint shows another one to every
-/// observer, and few of them are of use to anybody else.
+/// Reflexive addresses announced of each socket. A NAT whose mapping depends on the endpoint shows
+/// another one to every observer, and few of them are of use to anybody else.
 const MAX_REFLEXIVE: usize = 3;
 
 /// An address family.
@@ -104,7 +105,7 @@ impl LocalAddresses {
         self.sockets.get(&id)
     }
 
-    /// Whether a peer can connect to us.
+    /// Returns true if a peer can connect to us.
     pub(crate) fn accepts(&self) -> bool {
         self.sockets.values().any(|socket| socket.accepts)
     }
@@ -131,8 +132,9 @@ impl LocalAddresses {
         }
     }
 
-    /// Returns the address of this family at which others reach us, if we accept connections over it: a global one, or else
-    /// one that reaches as far as `reach`. An address of our own comes before one at which others see us.
+    /// Returns the address of this family at which others reach us, if we accept connections over
+    /// it: a global one, or else one that reaches as far as `reach`. An address of our own comes
+    /// before one at which others see us.
     pub(crate) fn reachable_at(&self, family: Family, reach: Scope) -> Option<Reachable> {
         let accepting = || {
             self.sockets
@@ -179,7 +181,7 @@ impl LocalAddresses {
             .collect()
     }
 
-    /// Forms the candidates anew; `true` if they changed.
+    /// Forms the candidates again; returns true if they changed.
     pub(crate) fn refresh(&mut self) -> bool {
         let mut wanted = Vec::new();
         for (id, socket) in &self.sockets {
@@ -212,13 +214,13 @@ impl LocalAddresses {
         changed
     }
 
-    /// What is known now of the NAT in front of a socket.
+    /// Returns the present findings on the NAT in front of a socket.
     pub(crate) fn current_view(&self, id: SocketId) -> NatView {
         let Some(socket) = self.sockets.get(&id) else { return NatView::default() };
         self.observations.view(id, socket.local.port(), &self.addresses_of(socket))
     }
 
-    /// Whether an observer at `from` can have seen `socket` at `seen`.
+    /// Returns true if an observer at `from` can have seen `socket` at `seen`.
     pub(crate) fn is_plausible(&self, socket: SocketId, from: SocketAddr, seen: SocketAddr) -> bool {
         let Some(socket) = self.sockets.get(&socket) else { return false };
         let reach = |address: SocketAddr| scope(address.ip());

@@ -1,8 +1,8 @@
 //! Networks whose addresses share what is limited.
 //!
-//! A network is what one party can get hold of cheaply: a /24 of IPv4, which is the least that is routed on the Internet, and a
-//! /48 of IPv6, which is the most that a site gets (RFC 6177). On private and link-local networks every address counts for
-//! itself, and loopback is not limited.
+//! A network is what one party can get hold of cheaply: a /24 of IPv4, which is the least that is
+//! routed on the Internet, and a /48 of IPv6, which is the most that a site gets (RFC 6177). On
+//! private and link-local networks every address counts for itself, and loopback is not limited.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -1,4 +1,4 @@
-//! What the endpoint wants done, and the counts of what it did.
+//! Outputs of the endpoint, and the counts of its actions.
 
 use std::collections::VecDeque;
 

@@ -1,7 +1,8 @@
-//! Limits on probes to addresses that never answered, over all sessions that others asked for.
+//! Limits on probes to addresses that never answered, over all sessions that other peers requested.
 //!
-//! A request names addresses, and nobody has proved yet that the requester is there. Each session bounds what one request
-//! sends to one destination. The limits here bound what all requests together send, however many identities make them.
+//! A request names addresses without proof that the requester is there. Each session bounds the
+//! probes of one request to one destination. The limits here bound the probes of all requests
+//! together, for any number of identities.
 
 use std::{
     net::IpAddr,
@@ -13,12 +14,13 @@ use crate::{
     wire::probe::PROBE_LEN,
 };
 
-/// Probes to one destination. Honest peers behind one address of a carrier share them, and each needs one or two.
+/// Probes to one destination. Honest peers behind one address of a carrier share them, and each
+/// needs one or two.
 pub(crate) const DESTINATION_RATE: Rate = Rate { interval: Duration::from_millis(50), burst: 128 };
 /// Probes to all destinations together: 81 kB/s on the wire over IPv4.
 pub(crate) const TOTAL_RATE: Rate = Rate { interval: Duration::from_millis(1), burst: 2_000 };
-/// Server flights to one destination that only the requester named. Honest peers behind one address share these, too; who gets none
-/// waits for a probe.
+/// Server flights to one destination that only the requester named. Honest peers behind one address
+/// share these too; a peer that gets none waits for a probe.
 pub(crate) const DESTINATION_FLIGHT_RATE: Rate = Rate { interval: Duration::from_secs(4), burst: 2 };
 /// Server flights to all such destinations together: 72 kB/s.
 pub(crate) const TOTAL_FLIGHT_RATE: Rate = Rate { interval: Duration::from_millis(50), burst: 128 };
@@ -40,7 +42,8 @@ impl From<IpAddr> for Destination {
     }
 }
 
-/// Returns how many probes a request of this length may lead to at one destination that does not answer.
+/// Returns the number of probes that a request of this length may cause at one destination that
+/// does not answer.
 pub(crate) fn probes_for(request_len: usize) -> u32 {
     u32::try_from(AMPLIFICATION * request_len / PROBE_LEN).unwrap_or(u32::MAX)
 }
@@ -76,7 +79,7 @@ impl ProbeBudget {
             && self.flights.take(destination, now)
     }
 
-    /// Takes one probe to `destination`. A probe that is refused is not sent, and counts as lost.
+    /// Takes one probe to `destination`. A refused probe is not sent, and counts as lost.
     pub(crate) fn take(&mut self, destination: Destination, now: Instant) -> bool {
         self.destinations.has(&destination, now)
             && self.total.take(TOTAL_RATE, now)

@@ -1,4 +1,4 @@
-//! What keeps a remote from making us work or grow without end: token buckets and bounded memories.
+//! Bounds on the work and the memory that a remote can cause: token buckets and bounded memories.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -9,17 +9,17 @@ use std::{
 
 use libp2p_identity::PeerId;
 
-/// How often something may happen in the long run, and how often at once.
+/// Rate of an event in the long run, and the burst at once.
 #[derive(Debug, Clone, Copy)]
 pub struct Rate {
-    /// Time in which one more becomes allowed.
+    /// Time in which one more event becomes allowed.
     pub interval: Duration,
-    /// How many may happen at once after a long silence.
+    /// Number of events at once after a long silence.
     pub burst: u32,
 }
 
-/// A token bucket in 16 bytes (the generic cell rate algorithm, ITU-T I.371): instead of tokens it keeps the time at
-/// which the bucket will be full again.
+/// A token bucket in 16 bytes (the generic cell rate algorithm, ITU-T I.371): instead of tokens it
+/// keeps the time at which the bucket will be full again.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct TokenBucket {
     full_at: Option<Instant>,
@@ -36,12 +36,12 @@ impl TokenBucket {
         true
     }
 
-    /// Whether [`take`](Self::take) would find a token.
+    /// Returns true if [`take`](Self::take) would find a token.
     pub fn has(mut self, rate: Rate, now: Instant) -> bool {
         self.take(rate, now)
     }
 
-    /// Takes a token that may not be there yet: so many fewer are left for later.
+    /// Takes a token that may not be there yet; the debt is paid from later tokens.
     pub fn charge(&mut self, rate: Rate, now: Instant) {
         self.full_at = Some(self.full_at.map_or(now, |at| at.max(now)) + rate.interval);
     }
@@ -51,7 +51,7 @@ impl TokenBucket {
         self.full_at = self.full_at.and_then(|at| at.checked_sub(rate.interval));
     }
 
-    /// Whether it is full, and so as good as forgotten.
+    /// Returns true if the bucket is full, and so may be forgotten.
     pub fn is_full(&self, now: Instant) -> bool {
         self.full_at.is_none_or(|at| at <= now)
     }
@@ -65,11 +65,12 @@ pub struct PeerBuckets {
     buckets: BTreeMap<PeerId, TokenBucket>,
 }
 
-/// Requests of one initiator for one responder, at a coordinator and at the responder: attempts are at least half a second
-/// apart.
+/// Requests of one initiator for one responder, at a coordinator and at the responder: attempts are
+/// at least half a second apart.
 pub const PAIR_RATE: Rate = Rate { interval: Duration::from_millis(500), burst: 10 };
 
-/// Token buckets by key, for keys that have no other state here. The oldest make room for others, and so are full again.
+/// Token buckets by key, for keys that have no other state here. The oldest make room for others,
+/// and so are full again.
 #[derive(Debug)]
 pub struct RecentBuckets<K> {
     rate: Rate,
@@ -83,7 +84,7 @@ impl<K: Ord + Clone> RecentBuckets<K> {
         Self { rate, recent: Recent::new(capacity, rate.interval * rate.burst) }
     }
 
-    /// Whether [`take`](Self::take) would find a token.
+    /// Returns true if [`take`](Self::take) would find a token.
     pub fn has(&self, key: &K, now: Instant) -> bool {
         self.recent.get(key, now).copied().unwrap_or_default().take(self.rate, now)
     }
@@ -99,11 +100,13 @@ impl<K: Ord + Clone> RecentBuckets<K> {
     }
 }
 
-/// Token buckets by key in a table of fixed size (a count-min sketch, Cormode and Muthukrishnan 2005).
+/// Token buckets by key in a table of fixed size (a count-min sketch, Cormode and Muthukrishnan
+/// 2005).
 ///
-/// Every operation takes constant time, and nothing is ever forgotten to make room: a key has one bucket in each of two
-/// rows, which it may share with others, and has a token if either bucket has one. So others can only take tokens away, and
-/// only where they hit both buckets. The secret keeps an attacker from choosing keys that do.
+/// Every operation takes constant time, and nothing is ever forgotten to make room: a key has a
+/// bucket in each of two rows, which it may share with others, and has a token if either bucket has
+/// one. So other keys can only take tokens away, and only where they share both buckets. The secret
+/// keeps an attacker from choosing such keys.
 #[derive(Debug)]
 pub struct HashedBuckets<K> {
     rate: Rate,
@@ -116,7 +119,8 @@ pub struct HashedBuckets<K> {
 }
 
 impl<K: Hash> HashedBuckets<K> {
-    /// Returns two empty rows of `width` buckets. `secret` is the key of the hash that chooses a bucket.
+    /// Returns two empty rows of `width` buckets. `secret` is the key of the hash that chooses a
+    /// bucket.
     pub fn new(rate: Rate, width: usize, secret: [u8; 16]) -> Self {
         Self { rate, secret, width: width.max(1), rows: [Vec::new(), Vec::new()], key: PhantomData }
     }
@@ -144,7 +148,7 @@ impl<K: Hash> HashedBuckets<K> {
         taken
     }
 
-    /// The buckets of a key, one in each row.
+    /// Returns the buckets of a key, one in each row.
     fn places(&self, key: &K) -> [usize; 2] {
         [0_u8, 1].map(|row| {
             let mut hasher = DefaultHasher::new();
@@ -155,10 +159,10 @@ impl<K: Hash> HashedBuckets<K> {
     }
 }
 
-/// Why [`PeerBuckets::take`] said no.
+/// Reason of a refusal by [`PeerBuckets::take`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// This peer's bucket is empty.
+    /// The bucket of this peer is empty.
     Empty,
     /// Too many peers have buckets that are not full.
     Capacity,
@@ -204,7 +208,8 @@ pub struct Recent<K, V> {
     capacity: usize,
     lifetime: Duration,
     entries: BTreeMap<K, (Instant, V)>,
-    /// Keys in the order of insertion. A key that was removed early stays here until its turn comes.
+    /// Keys in the order of insertion. A key that was removed early stays here until its turn
+    /// comes.
     order: VecDeque<(Instant, K)>,
 }
 
@@ -214,7 +219,7 @@ impl<K: Ord + Clone, V> Recent<K, V> {
         Self { capacity, lifetime, entries: BTreeMap::new(), order: VecDeque::new() }
     }
 
-    /// What is remembered of `key`.
+    /// Returns the value of `key`.
     pub fn get(&self, key: &K, now: Instant) -> Option<&V> {
         self.entries.get(key).filter(|(until, _)| *until > now).map(|(_, value)| value)
     }
@@ -232,7 +237,7 @@ impl<K: Ord + Clone, V> Recent<K, V> {
         evicted
     }
 
-    /// Drops what has expired.
+    /// Drops expired entries.
     pub fn expire(&mut self, now: Instant) {
         while self.order.front().is_some_and(|(until, _)| *until <= now) {
             self.pop();

@@ -19,23 +19,26 @@ use crate::{
     wire::frame::{Frame, Registration, RejectReason, VARINT_MAX},
 };
 
-/// What we ask for. Renewed at half of it, so that one lost renewal does no harm.
+/// Requested lifetime. Renewed at half of it, so that one lost renewal does no harm.
 const LIFETIME: Duration = Duration::from_secs(300);
 /// Changes of candidates within this time are announced together.
 const COALESCE_DELAY: Duration = Duration::from_millis(10);
-/// The most stale answers that count against a coordinator: one that is current again regains its rank after as many dials.
+/// Largest number of stale answers that count against a coordinator. A coordinator with current
+/// answers regains its rank after as many dials.
 const MAX_STALE_ANSWERS: u32 = 8;
-/// The most coordinators that are remembered because their registrations of this peer have not expired.
+/// The most coordinators that are remembered because their registrations of this peer have not
+/// expired.
 const MAX_LEFT: usize = 64;
-/// When a coordinator that is not willing is asked again; it may have become reachable itself.
+/// Delay before a coordinator that is not willing is asked again; it may have become reachable
+/// itself.
 const UNWILLING_RETRY_DELAY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 struct Entry {
     link: Option<ControlStreamId>,
-    /// What was announced on `link`.
+    /// Candidates that were announced on `link`.
     announced: Vec<Candidate>,
-    /// When the next `REGISTER` is due.
+    /// Time of the next `REGISTER`.
     due: Option<Instant>,
     /// The `REGISTER` that has not been answered, and until when it may be.
     sent: Option<(u64, Instant)>,
@@ -43,8 +46,8 @@ struct Entry {
     generation: Option<u64>,
     registered_until: Option<Instant>,
     failures: u32,
-    /// Answers for peers that were older than those of other coordinators, less those that were not, up to
-    /// [`MAX_STALE_ANSWERS`].
+    /// Answers for peers that were older than those of other coordinators, less those that were
+    /// not, up to [`MAX_STALE_ANSWERS`].
     stale_answers: u32,
 }
 
@@ -68,7 +71,7 @@ impl Entry {
     }
 }
 
-/// What goes into a registration.
+/// Content of a registration that identifies the peer.
 pub(crate) struct Identity<'a> {
     pub(crate) keypair: &'a Keypair,
     pub(crate) probe_key: [u8; 32],
@@ -83,7 +86,7 @@ pub(crate) struct RegistrationClient {
     left: BTreeMap<PeerId, Instant>,
     /// Of the last `REGISTER` to any coordinator.
     generation: u64,
-    /// How long an answer may take, and how long it is no error to be registered nowhere.
+    /// Time-out of an answer, and time for which a lack of registrations is no error.
     patience: Duration,
     /// Until when it is no error to be registered nowhere.
     patient_until: Option<Instant>,
@@ -93,7 +96,7 @@ pub(crate) struct RegistrationClient {
 impl RegistrationClient {
     /// Registrations have generations above `generation`.
     pub(crate) fn new(generation: u64, patience: Duration) -> Self {
-        // There is room above it on the wire, whatever the clock says.
+        // The wire has room for larger generations, whatever the clock.
         let generation = generation.min(VARINT_MAX / 2);
         Self {
             entries: BTreeMap::new(),
@@ -115,7 +118,8 @@ impl RegistrationClient {
         true
     }
 
-    /// Ends the use of a coordinator. Its registration of this peer stays in force until it expires.
+    /// Ends the use of a coordinator. Its registration of this peer stays in force until it
+    /// expires.
     pub(crate) fn remove(&mut self, peer: &PeerId, now: Instant) {
         self.left.retain(|_, until| *until > now);
         let entry = self.entries.remove(peer);
@@ -126,18 +130,20 @@ impl RegistrationClient {
         }
     }
 
-    /// Whether `peer` is a coordinator of ours.
+    /// Returns true if `peer` is a coordinator of ours.
     pub(crate) fn contains(&self, peer: &PeerId) -> bool {
         self.entries.contains_key(peer)
     }
 
-    /// Returns true if `peer` is a coordinator that this peer asked to coordinate for it, and that may still do so.
+    /// Returns true if `peer` is a coordinator that this peer asked to coordinate for it, and that
+    /// may still do so.
     pub(crate) fn has_asked(&self, peer: &PeerId, now: Instant) -> bool {
         self.entries.get(peer).is_some_and(|entry| entry.generation.is_some())
             || self.left.get(peer).is_some_and(|until| *until > now)
     }
 
-    /// The coordinators that are connected: those that registered us first, and of these the ones whose answers are current.
+    /// Returns the connected coordinators: those that registered us first, and of these those with
+    /// current answers first.
     pub(crate) fn connected(&self) -> Vec<(PeerId, ControlStreamId)> {
         let mut all: Vec<_> = self
             .entries
@@ -150,7 +156,8 @@ impl RegistrationClient {
         all.into_iter().map(|(_, peer, link)| (peer, link)).collect()
     }
 
-    /// A coordinator answered for a peer with an older registration than another coordinator did, or with none of that peer.
+    /// A coordinator answered for a peer with an older registration than another coordinator did,
+    /// or with none of that peer.
     pub(crate) fn answered_stale(&mut self, peer: &PeerId) {
         if let Some(entry) = self.entries.get_mut(peer) {
             entry.stale_answers = (entry.stale_answers + 1).min(MAX_STALE_ANSWERS);
@@ -164,8 +171,8 @@ impl RegistrationClient {
         }
     }
 
-    /// A link to a coordinator came up. It is used if there is none, or if the one in use does not show the coordinator
-    /// our address and this one does.
+    /// Handles a new control stream to a coordinator. The stream is used if there is no other, or
+    /// if only this stream shows the coordinator our address.
     pub(crate) fn link_up(
         &mut self,
         peer: &PeerId,
@@ -183,7 +190,7 @@ impl RegistrationClient {
         }
     }
 
-    /// A link to a coordinator is gone; `other` is what is left.
+    /// Handles the end of a control stream to a coordinator; `other` is a remaining stream.
     pub(crate) fn link_down(
         &mut self,
         peer: &PeerId,
@@ -205,7 +212,8 @@ impl RegistrationClient {
         self.renew_by(now + COALESCE_DELAY);
     }
 
-    /// Our NAT was measured, and peers that ask for us must know at once; or coordinators must see where we are now.
+    /// Our NAT was measured, and peers that ask for us must know at once; or coordinators must see
+    /// where we are now.
     pub(crate) fn renew_now(&mut self, now: Instant) {
         self.renew_by(now);
     }
@@ -228,7 +236,8 @@ impl RegistrationClient {
         out: &mut Outbox,
     ) -> bool {
         let Some(entry) = self.entries.get_mut(peer) else { return false };
-        // An answer to an earlier one may come after another was sent; it counts, but does not answer the later one.
+        // An answer to an earlier request may come after another was sent; it counts, but does not
+        // answer the later request.
         if entry.generation.is_none_or(|last| generation > last) || lifetime.is_zero() {
             return false;
         }
@@ -246,7 +255,8 @@ impl RegistrationClient {
         true
     }
 
-    /// A coordinator turned us down, or no longer coordinates; `false` if that is not about our last request.
+    /// A coordinator turned us down, or no longer coordinates; `false` if that is not about our
+    /// last request.
     pub(crate) fn rejected(
         &mut self,
         peer: &PeerId,
@@ -270,7 +280,7 @@ impl RegistrationClient {
         true
     }
 
-    /// Sends what is due and reports how things stand.
+    /// Sends due requests and reports the state of the registrations.
     pub(crate) fn run(
         &mut self,
         identity: &Identity<'_>,

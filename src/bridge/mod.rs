@@ -31,7 +31,8 @@ use libp2p_punch_proto::{counters::Counters, endpoint::Endpoint};
 
 /// Messages that may wait on each channel before its sender has to.
 const QUEUE: usize = 256;
-/// Probes and the news of flows that may wait. Probes beyond that are dropped, as on a full socket.
+/// Largest number of waiting probes and notices of virtual connections. Further probes are dropped,
+/// as on a full socket.
 const PROBE_QUEUE: usize = 1024;
 /// Events that may wait for a swarm that is busy. Beyond that the driver keeps those that must not
 /// be lost.

@@ -4,8 +4,8 @@ use tokio::time::Instant;
 
 use crate::support::*;
 
-/// More than the 8 flows that take packets from one address at one socket, within the time that a
-/// flow lingers.
+/// More than the 8 virtual connections that take packets from one address at one socket, within the
+/// time that a virtual connection lingers.
 const SESSIONS: usize = 11;
 /// Duration of a dial here: one and a half round trips.
 const DIAL: Duration = Duration::from_millis(65);

@@ -28,11 +28,11 @@ use crate::{
 /// Coordinators, which are the first of all peers.
 const COORDINATORS: usize = 2;
 /// After this time without faults, everything that the chaos left has ended: registrations and
-/// reservations are renewed, lingering flows are gone, and the measurement of the NATs' idle
-/// lifetime, which keeps a socket of its own, is over.
+/// reservations are renewed, lingering virtual connections are gone, and the measurement of the
+/// NATs' idle lifetime, which keeps a socket of its own, is over.
 const QUIET: Duration = Duration::from_secs(420);
-/// After this time nothing of a dropped swarm is left: flows linger for three seconds, and
-/// connections drain.
+/// After this time nothing of a dropped swarm is left: virtual connections linger for three
+/// seconds, and connections drain.
 const END: Duration = Duration::from_secs(60);
 /// The sockets of a peer that does nothing: its listener's.
 const PEER_SOCKETS: usize = 1;

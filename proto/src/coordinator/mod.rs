@@ -1,7 +1,7 @@
-//! Coordinating for others: a registry of peers, and passing `PUNCH_ME_NOW` on.
+//! Server side of coordination: the table of registered peers, and forwarding of `PUNCH_ME_NOW`.
 //!
-//! A coordinator verifies no signatures: the endpoints do, and it can only drop what passes through it. What it vouches
-//! for in its own name is the address at which it sees a peer.
+//! A coordinator verifies no signatures: the end peers do, and the coordinator can only drop
+//! frames. In its own name it states only the address at which it sees a peer.
 
 pub(crate) mod registrations;
 
@@ -27,12 +27,14 @@ use crate::{
 
 /// The longest a registration lasts without another `REGISTER`.
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(3600);
-/// `REGISTER`s of one peer: candidates change in bursts when a laptop changes networks, and rarely otherwise.
+/// `REGISTER`s of one peer: candidates change in bursts when a laptop changes networks, and rarely
+/// otherwise.
 pub(crate) const REGISTER_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 10 };
-/// `PUNCH_ME_NOW`s of one peer: a DHT walk dials a hundred peers at once, and hardly ever fifty a second for long.
+/// `PUNCH_ME_NOW`s of one peer: a DHT walk dials a hundred peers at once, and hardly ever fifty a
+/// second for long.
 pub(crate) const PUNCH_RATE: Rate = Rate { interval: Duration::from_millis(20), burst: 100 };
-/// `OBSERVED_ADDRESS`es of one peer, over all its links, so that a new stream gives no more of them: one comes with every
-/// link and with every change of our address.
+/// `OBSERVED_ADDRESS`es of one peer, over all its control streams, so that a new stream gives no
+/// more of them. One comes with every stream and with every change of our address.
 pub(crate) const OBSERVED_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 5 };
 /// Requests whose `PUNCH_REJECTED` can still be brought back to the initiator.
 const MAX_FORWARDS: usize = 65_536;
@@ -40,12 +42,13 @@ const MAX_FORWARDS: usize = 65_536;
 const MAX_PAIRS: usize = 65_536;
 /// Peers that left and whose limits are remembered.
 const MAX_DEPARTED: usize = 16_384;
-/// How long they are: until every bucket is full again. Otherwise leaving and coming back would be a way to more.
+/// Time for which these limits are remembered: until every bucket is full again. Otherwise a peer
+/// could leave and come back for more.
 const DEPARTED_LIFETIME: Duration = Duration::from_secs(10);
-/// How long a responder may take for its `PUNCH_REJECTED`.
+/// Time in which a responder may send its `PUNCH_REJECTED`.
 const FORWARD_LIFETIME: Duration = Duration::from_secs(10);
 
-/// What a peer may still do.
+/// Remaining allowance of a peer.
 #[derive(Debug, Clone, Copy, Default)]
 struct Allowance {
     register: TokenBucket,
@@ -84,7 +87,8 @@ pub(crate) struct Coordinator {
     registry: Registrations,
     /// By responder and session.
     forwards: Recent<(PeerId, SessionId), Forward>,
-    /// By initiator and responder: nobody uses up what one responder takes from us.
+    /// By initiator and responder: no initiator uses up the allowance of a responder at this
+    /// coordinator.
     pairs: RecentBuckets<(PeerId, PeerId)>,
 }
 
@@ -101,7 +105,7 @@ impl Coordinator {
         }
     }
 
-    /// Begins or ends to coordinate. Who was registered is told of the end.
+    /// Begins or ends to coordinate. At the end, registered peers get a rejection.
     pub(crate) fn set_active(&mut self, active: bool, out: &mut Outbox) {
         self.active = active;
         if !active {
@@ -140,7 +144,7 @@ impl Coordinator {
         }
     }
 
-    /// When the next registration expires.
+    /// Returns the time at which the next registration expires.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.registry.next_expiry()
     }
@@ -232,7 +236,7 @@ impl Coordinator {
         Ok((lifetime, evicted))
     }
 
-    /// Passes a request on, and answers it at once with what the responder has registered.
+    /// Forwards a request, and answers it at once with the responder's registration.
     pub(crate) fn punch_me_now(
         &mut self,
         (id, link): (ControlStreamId, &ControlStream),
@@ -286,7 +290,8 @@ impl Coordinator {
         if request.lifetime.is_zero() {
             return Err(RejectReason::Expired);
         }
-        // Nobody may have us pass on what claims to be another's; the responder would find out, at a higher price.
+        // A request in another peer's name is not forwarded; the responder would detect it, at a
+        // higher cost.
         if !is_key_of(&request.initiator, &link.peer) {
             return Err(RejectReason::Malformed);
         }
@@ -304,12 +309,12 @@ impl Coordinator {
         self.registry.ask_for(&request.responder, now).ok_or(RejectReason::NotConnected)
     }
 
-    /// Whether a peer is registered over this link.
+    /// Returns true if a peer is registered over this control stream.
     pub(crate) fn serves(&self, peer: &PeerId, link: ControlStreamId) -> bool {
         self.registry.get(peer).is_some_and(|entry| entry.link == link)
     }
 
-    /// Whether a peer's request to an observer is answered.
+    /// Returns true if a peer's request to an observer is answered.
     pub(crate) fn may_observe(&mut self, peer: &PeerId, now: Instant) -> bool {
         self.active
             && self
@@ -318,13 +323,14 @@ impl Coordinator {
                 .is_some_and(|client| client.allowance.observe.take(OBSERVE_RATE, now))
     }
 
-    /// Whether what a peer says of our address is looked at.
+    /// Returns true if a peer's report of our address is accepted.
     pub(crate) fn may_tell(&mut self, peer: &PeerId, now: Instant) -> bool {
         self.clients.get_mut(peer).is_some_and(|client| client.allowance.observed.take(OBSERVED_RATE, now))
     }
 
-    /// Passes on where in its sequence a peer's NAT is, to the other peer of a session that we coordinate, or to one that is registered:
-    /// connected peers search, too. Who has no such session refuses it.
+    /// Forwards a port prediction to the other peer of a session that we coordinate, or to a
+    /// registered peer: connected peers search too. A peer without such a session refuses the
+    /// frame.
     pub(crate) fn window(
         &mut self,
         link: &ControlStream,
@@ -354,7 +360,8 @@ impl Coordinator {
         out.frame(receiver, Frame::PortPrediction(window));
     }
 
-    /// Passes on where a peer has moved, to another that is registered; they have a session, or the receiver refuses it.
+    /// Passes on where a peer has moved, to another that is registered; they have a session, or the
+    /// receiver refuses it.
     pub(crate) fn moved(
         &mut self,
         link: &ControlStream,
@@ -368,7 +375,7 @@ impl Coordinator {
         if !self.clients.entry(link.peer).or_default().allowance.punch.take(PUNCH_RATE, now) {
             return out.cap_hit();
         }
-        // Peers ask all their coordinators, of which one at least should know the other.
+        // Peers ask all their coordinators, and at least one should know the other.
         let receiver = self.registry.get(&moved.peer).filter(|entry| entry.expires > now);
         if let Some(receiver) = receiver.map(|entry| entry.link) {
             moved.peer = link.peer;
@@ -379,7 +386,8 @@ impl Coordinator {
         }
     }
 
-    /// Brings a responder's `PUNCH_REJECTED` back to the initiator, if we passed the request on; `false` if not.
+    /// Brings a responder's `PUNCH_REJECTED` back to the initiator, if we passed the request on;
+    /// `false` if not.
     pub(crate) fn rejected(
         &mut self,
         responder: &PeerId,
@@ -398,9 +406,11 @@ impl Coordinator {
     }
 }
 
-/// Whether `key`, a public key in protobuf encoding, is that of `peer`, without decoding the key.
+/// Returns true if `key`, a public key in protobuf encoding, is that of `peer`, without decoding
+/// the key.
 ///
-/// A PeerId is a multihash of the encoded key: identity up to 42 bytes, SHA-256 above (libp2p peer-ids specification).
+/// A PeerId is a multihash of the encoded key: identity up to 42 bytes, SHA-256 above (libp2p
+/// peer-ids specification).
 fn is_key_of(key: &[u8], peer: &PeerId) -> bool {
     const IDENTITY: u8 = 0x00;
     const SHA2_256: u8 = 0x12;

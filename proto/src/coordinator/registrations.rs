@@ -1,7 +1,8 @@
 //! Registrations at a coordinator, bounded in number and size.
 //!
-//! When the table is full, a newcomer takes the place of the least useful registration of the network that has most: the one
-//! that was asked for longest ago. A network never loses a place to one that has as many, so that each gets its share.
+//! When the table is full, a newcomer replaces the least useful registration of the network with
+//! most registrations: the one that was requested longest ago. A network never loses a place to a
+//! network of equal size, so that each gets its share.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,12 +24,12 @@ pub(crate) const MAX_ANNOUNCED: usize = 16;
 pub(crate) struct Registered {
     pub(crate) link: ControlStreamId,
     pub(crate) registration: Registration,
-    /// Shared with what was announced on the link, until that changes.
+    /// Shared with the announcements of the control stream, until these change.
     pub(crate) candidates: Arc<Vec<Candidate>>,
     pub(crate) expires: Instant,
     /// The network of the peer; `None` for those that are not limited.
     network: Option<NetworkPrefix>,
-    /// When another peer asked for this one last, or the time of the first registration.
+    /// Time of the last request for this peer, or of its first registration.
     used: Instant,
 }
 
@@ -62,7 +63,8 @@ impl Registrations {
         self.by_peer.get(peer)
     }
 
-    /// Enters a registration, in place of an earlier one of the peer. Returns the one that had to make room.
+    /// Enters a registration, in place of an earlier one of the peer. Returns the registration that
+    /// had to make room.
     pub(crate) fn insert(&mut self, new: NewRegistration, now: Instant) -> Result<Option<Registered>, Full> {
         let NewRegistration { peer, link, network, registration, candidates, lifetime } = new;
         let known = self.remove(&peer);
@@ -80,7 +82,8 @@ impl Registrations {
         Ok(evicted)
     }
 
-    /// Takes the least useful registration of the largest network away, if that is larger than `network`.
+    /// Takes the least useful registration of the largest network away, if that is larger than
+    /// `network`.
     fn evict_for(&mut self, network: Option<NetworkPrefix>) -> Option<Registered> {
         let own = self.by_network.get(&network).map_or(0, BTreeSet::len);
         let (_, largest) = self.by_size.last().filter(|(size, _)| *size > own)?;
@@ -97,7 +100,7 @@ impl Registrations {
         Some(entry)
     }
 
-    /// Returns what is registered of a peer that another one asks for.
+    /// Returns the registration of a peer that another peer requests.
     pub(crate) fn ask_for(&mut self, peer: &PeerId, now: Instant) -> Option<&Registered> {
         let entry = self.by_peer.get_mut(peer).filter(|entry| entry.expires > now)?;
         if let Some(peers) = self.by_network.get_mut(&entry.network) {
@@ -129,7 +132,7 @@ impl Registrations {
         std::mem::take(self).by_peer.into_values()
     }
 
-    /// When the next registration expires.
+    /// Returns the time at which the next registration expires.
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
         self.expiries.first().map(|(at, _)| *at)
     }

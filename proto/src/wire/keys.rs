@@ -17,17 +17,18 @@ const FLIGHT_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 first flight";
 pub const FLIGHT_CID_LEN: usize = 20;
 /// Leading bytes of that connection ID that are random: the least that RFC 9000 §7.2 asks for.
 const FLIGHT_NONCE_LEN: usize = 8;
-/// Bytes of one MAC key: a block of SHA-256, so that HMAC takes it as it is (RFC 2104 §3).
+/// Bytes of one MAC key: a block of SHA-256, so that HMAC takes it unchanged (RFC 2104 §3).
 const MAC_KEY_LEN: usize = 64;
 /// Bytes of one session tag.
 pub const TAG_LEN: usize = 8;
 /// Bytes of the authenticator of a probe: HMAC-SHA256, its first half (RFC 2104 §5).
 pub const MAC_LEN: usize = 16;
 
-/// Why no probe keys came of two X25519 keys.
+/// Reason for a failure to derive probe keys from two X25519 keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum KeyError {
-    /// The other key is of low order, so that the shared secret is known to everybody (RFC 7748 §6.1).
+    /// The other key is of low order, so that the shared secret is known to everybody (RFC 7748
+    /// §6.1).
     #[error("the peer's probe key is of low order")]
     NonContributory,
     /// HKDF gives no output of this length.
@@ -50,7 +51,7 @@ impl ProbeSecret {
         Self { secret, public }
     }
 
-    /// What the other peer needs to know.
+    /// Returns the public key for the other peer.
     pub fn public(&self) -> [u8; 32] {
         self.public
     }
@@ -68,11 +69,11 @@ impl fmt::Debug for ProbeSecret {
     }
 }
 
-/// Ties the connection IDs of first flights to the request that carries them.
+/// Binding of the connection IDs of first flights to the request that carries them.
 ///
-/// QUIC routes a first flight by the connection ID that its client chose. Without the tie, whoever sees a request could
-/// put its first flight into a request of their own, and the responder's endpoint would take the honest copy for a
-/// repetition of that one.
+/// QUIC routes a first flight by the connection ID that its client chose. Without the binding, a
+/// peer that sees a request could put its first flight into a request of its own. The responder's
+/// endpoint would then take the honest copy for a repetition.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FlightBinding([u8; 32]);
 
@@ -104,7 +105,8 @@ impl FlightBinding {
 
 /// The keys of one session as one of its peers uses them.
 ///
-/// Every direction has its own, so that a probe that is sent back to its sender does not verify.
+/// Each direction has its own key and tag, so that a probe that is reflected to its sender does not
+/// verify.
 #[derive(Clone)]
 pub struct ProbeKeys {
     // Keyed once: an authenticator then costs two compressions and not four.
@@ -117,8 +119,8 @@ pub struct ProbeKeys {
 impl ProbeKeys {
     /// The keys that come of our X25519 secret and the other peer's public key.
     ///
-    /// An initiator gives the secret of the session and the key of the responder's registration, a responder the secret
-    /// of its registration and the key of the request. `role` is our own.
+    /// An initiator gives the secret of the session and the key of the responder's registration, a
+    /// responder the secret of its registration and the key of the request. `role` is our own.
     ///
     /// # Errors
     ///
@@ -174,7 +176,7 @@ impl ProbeKeys {
         first
     }
 
-    /// Whether `authenticator` is that of a probe of the other peer, in constant time.
+    /// Returns true if `authenticator` is that of a probe of the other peer, in constant time.
     pub(crate) fn verify(&self, covered: &[u8], authenticator: &[u8; MAC_LEN]) -> bool {
         self.local.clone().chain_update(covered).verify_truncated_left(authenticator).is_ok()
     }
@@ -190,7 +192,7 @@ impl fmt::Debug for ProbeKeys {
     }
 }
 
-/// Key and tag of the probes of one sender.
+/// Key and tag of the probes of one direction.
 struct Direction {
     mac: Hmac<Sha256>,
     tag: [u8; TAG_LEN],

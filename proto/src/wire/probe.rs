@@ -1,9 +1,10 @@
 //! The datagrams that open NATs and prove paths (PATH_CHALLENGE and PATH_RESPONSE, RFC 9000 §8.2).
 //!
-//! A challenge and its response have the same length, so that nobody is used as an amplifier, and nothing is answered
-//! that was not authenticated with the keys of a session, so that nobody is an oracle either.
+//! A challenge and its response have the same length, so that no peer is used as an amplifier. Only
+//! datagrams that authenticate with the keys of a session are answered, so that no peer serves as
+//! an oracle.
 //!
-//! | bytes | what |
+//! | bytes | content |
 //! |---|---|
 //! | 0 | [`PROBE_FIRST_BYTE`] |
 //! | 1 | version in the high half, kind in the low half |
@@ -20,7 +21,7 @@ use crate::wire::{
     keys::{MAC_LEN, ProbeKeys, TAG_LEN},
 };
 
-/// What a probe begins with. RFC 9443 §2 leaves 4..=15 unused by STUN, ZRTP, DTLS, TURN, RTP and QUIC.
+/// First byte of a probe. RFC 9443 §2 leaves 4..=15 unused by STUN, ZRTP, DTLS, TURN, RTP and QUIC.
 pub const PROBE_FIRST_BYTE: u8 = 0x0a;
 /// Bytes of every probe.
 pub const PROBE_LEN: usize = COVERED_LEN + MAC_LEN;
@@ -34,24 +35,26 @@ const RESPONSE: u8 = VERSION << 4 | 2;
 pub(crate) const OBSERVE: u8 = VERSION << 4 | 3;
 /// Version and kind of a datagram of a filtering test, see [`filtering`](crate::nat::filtering).
 pub(crate) const FILTER: u8 = VERSION << 4 | 4;
-/// Version and kind of a request to an observer to answer later, and of the answer, see [`idling`](crate::nat::binding_lifetime).
+/// Version and kind of a request to an observer to answer later, and of the answer, see
+/// [`idling`](crate::nat::binding_lifetime).
 pub(crate) const HOLD: u8 = VERSION << 4 | 5;
 pub(crate) const HELD: u8 = VERSION << 4 | 6;
-/// Version and kind of a request to an observer to send early packets, see [`early_packets`](crate::nat::early_packets).
+/// Version and kind of a request to an observer to send early packets, see
+/// [`early_packets`](crate::nat::early_packets).
 pub(crate) const PROVOKE: u8 = VERSION << 4 | 7;
 const NOMINATE: u8 = 1;
 
-/// Whether a datagram that begins with `first` is one of ours and not QUIC.
+/// Returns true if a datagram that begins with `first` is a probe and not QUIC.
 pub fn is_probe(first: u8) -> bool {
     (4..=15).contains(&first)
 }
 
-/// The session tag of what looks like a probe, to find the keys with which to check it.
+/// Returns the session tag of a possible probe, to find the keys for its check.
 pub fn tag_of(datagram: &[u8]) -> Option<[u8; TAG_LEN]> {
     fields(datagram).ok().map(|fields| fields.tag)
 }
 
-/// One probe.
+/// A probe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Probe {
     /// Answer me (PATH_CHALLENGE).
@@ -63,14 +66,14 @@ pub enum Probe {
     },
     /// The answer to a challenge, sent back on its path (PATH_RESPONSE).
     Response {
-        /// That of the challenge.
+        /// Data of the challenge.
         data: [u8; 8],
         /// The address from which the challenge came.
         observed: SocketAddr,
     },
 }
 
-/// Why a datagram is not an authentic probe of a session.
+/// Reason why a datagram is not an authentic probe of a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
     /// Another length, first byte, version or kind.
@@ -88,7 +91,8 @@ pub enum ProbeError {
 }
 
 impl Probe {
-    /// The datagram to send. An IPv4-mapped IPv6 address arrives as IPv4, flow label and scope do not arrive.
+    /// The datagram to send. An IPv4-mapped IPv6 address arrives as IPv4, flow label and scope do
+    /// not arrive.
     pub fn encode(&self, keys: &ProbeKeys) -> [u8; PROBE_LEN] {
         let (kind, flags, data, address) = match *self {
             Probe::Challenge { data, nominate } => (CHALLENGE, u8::from(nominate), data, [0; 18]),
@@ -176,8 +180,8 @@ fn address_bytes(address: SocketAddrV6) -> [u8; 18] {
     out
 }
 
-/// `address` XOR the data of the probe over and over. It hides nothing: NATs that look for addresses in payloads and
-/// rewrite them shall not find any (as in RFC 8489 §14.2).
+/// Returns `address` XOR the repeated data of the probe. The mask hides nothing: it keeps NATs from
+/// finding and rewriting addresses in payloads (as in RFC 8489 §14.2).
 fn masked(mut address: [u8; 18], data: [u8; 8]) -> [u8; 18] {
     for (byte, mask) in address.iter_mut().zip(data.iter().cycle()) {
         *byte ^= mask;
@@ -204,7 +208,7 @@ mod tests {
         )
     }
 
-    /// A datagram that is authentic, whatever it says.
+    /// Returns an authentic datagram with any content.
     fn authentic(from: &ProbeKeys, change: impl FnOnce(&mut [u8])) -> [u8; PROBE_LEN] {
         let mut datagram = Probe::Challenge { data: [9; 8], nominate: false }.encode(from);
         let (covered, authenticator) = datagram.split_at_mut(COVERED_LEN);

@@ -1,7 +1,7 @@
-//! A world of agents: a virtual clock, control streams with latency, and for each peer an optional
-//! NAT that maps independently of the endpoint and, unless a test says otherwise, filters by
-//! address and port. QUIC is four packets: the first flight inside `PUNCH_ME_NOW`, the server's
-//! flight, and the client's finish.
+//! A world of protocol endpoints: a virtual clock, control streams with latency, and for each peer
+//! an optional NAT that maps independently of the endpoint and, unless a test says otherwise,
+//! filters by address and port. QUIC is four packets: the first flight inside `PUNCH_ME_NOW`, the
+//! server's flight, and the client's finish.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -285,7 +285,7 @@ impl World {
         }
     }
 
-    /// A QUIC packet, for the client's end of a flow or for the server's.
+    /// A QUIC packet, for the client's end of a virtual connection or for the server's.
     fn quic(&mut self, to: usize, path: Path, token: u64, for_client: bool) {
         let flows = &mut self.nodes[to].flows;
         let mut all = flows.iter_mut();

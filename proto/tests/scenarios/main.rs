@@ -1,5 +1,5 @@
-//! Agents together: sessions from the wish to connect to the connection or the failure, in virtual
-//! time.
+//! Endpoints together: sessions from the wish to connect to the connection or the failure, in
+//! virtual time.
 
 #![allow(clippy::disallowed_methods, clippy::disallowed_types, reason = "a test is a caller")]
 

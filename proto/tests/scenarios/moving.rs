@@ -131,7 +131,7 @@ fn saying_it_again_and_again_costs_no_more_probes_than_saying_it_once() {
     assert!((1..=most).contains(&sent), "{sent} probes, {most} at most");
 }
 
-/// The flow of A's session.
+/// Returns the virtual connection of A's session.
 fn flow(world: &World, a: usize) -> VirtualConnectionId {
     let connect = |(_, command): &(Duration, Command)| match command {
         Command::Connect { flow, .. } => Some(*flow),

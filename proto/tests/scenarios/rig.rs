@@ -94,7 +94,7 @@ fn candidates(seed: u8) -> Vec<Candidate> {
         .collect()
 }
 
-/// Mostly the last flow, sometimes any.
+/// Returns mostly the last virtual connection, sometimes any.
 fn flow(seed: u8, last: u64) -> u64 {
     if seed < 192 { last.saturating_sub(u64::from(seed / 64)) } else { u64::from(seed % 16) }
 }

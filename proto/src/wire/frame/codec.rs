@@ -18,7 +18,7 @@ use crate::candidate::{Candidate, CandidateKind};
 pub const MAX_FRAME_LEN: usize = 16 * 1024;
 /// Candidates that one frame may carry.
 pub const MAX_FRAME_CANDIDATES: usize = 256;
-/// Datagrams that a first flight may have; it has at least one.
+/// Largest number of datagrams of a first flight, which has at least one.
 pub const MAX_FIRST_FLIGHT_DATAGRAMS: usize = 2;
 /// Bytes that each datagram of a first flight may have.
 pub const MAX_FIRST_FLIGHT_DATAGRAM: usize = 1500;
@@ -28,9 +28,9 @@ pub const MAX_SIGNATURE_LEN: usize = 1024;
 pub const MAX_PUBLIC_KEY_LEN: usize = 1200;
 /// Bytes of a NAT report.
 pub const MAX_NAT_REPORT_LEN: usize = 64;
-/// Ports of an offer to observe; it has at least one.
+/// Largest number of ports of an offer to observe, which has at least one.
 pub const MAX_OBSERVER_PORTS: usize = 4;
-/// Addresses from which a filtering test may say that it has sent.
+/// Largest number of sources of a filtering test.
 pub const MAX_FILTER_SOURCES: usize = 4;
 /// The longest lifetime of a registration, one day.
 pub const MAX_REGISTRATION_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
@@ -70,14 +70,15 @@ pub(super) const OBSERVER_AT_V6: u64 = 0x3d7ea7;
 pub(super) const FAMILY_V4: u64 = 4;
 pub(super) const FAMILY_V6: u64 = 6;
 
-/// Appends `frame` to `out`, with its length in front.
+/// Appends `frame` to `out`, with its length first.
 ///
-/// Never fails and never writes a frame above [`MAX_FRAME_LEN`]: of a list or byte string above its cap only the
-/// beginning is written, numbers above [`VARINT_MAX`](super::VARINT_MAX) and lifetimes above their maximum are
-/// written as that maximum, fractions of a second (registration) or of a millisecond (request) are dropped.
-/// An IPv4-mapped IPv6 address is written as IPv4; flow label and scope are not written. The caller sees to it that ports
-/// are not 0 and that no byte string or first flight is empty: a receiver refuses those. What
-/// [`PunchRequest::sign`] and [`Registration::sign`] let through always fits.
+/// Never fails and never writes a frame above [`MAX_FRAME_LEN`]: A list or byte string above its
+/// cap is cut. Numbers above [`VARINT_MAX`](super::VARINT_MAX) and lifetimes above their maximum
+/// are written as that maximum. Fractions of a second (registration) or of a millisecond (request)
+/// are dropped. An IPv4-mapped IPv6 address is written as IPv4; flow label and scope are not
+/// written. The caller ensures that ports are not 0 and that no byte string or first flight is
+/// empty: a receiver refuses those. Frames from [`PunchRequest::sign`] and [`Registration::sign`]
+/// always fit.
 pub fn encode(frame: &Frame, out: &mut BytesMut) {
     let mut body = BytesMut::with_capacity(128);
     encode_body(frame, &mut body);
@@ -87,8 +88,9 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
 
 /// Takes the next frame off the front of `buffer`; `None` if more bytes are needed.
 ///
-/// Frames of unknown type are taken off and skipped. A length above [`MAX_FRAME_LEN`] is refused as soon as it is
-/// read, so that a caller that reads only while the answer is `None` never buffers more than one frame and one read.
+/// Frames of unknown type are skipped. A length above [`MAX_FRAME_LEN`] is refused as soon as it is
+/// read. A caller that reads only after `None` therefore never buffers more than one frame and one
+/// read.
 ///
 /// # Errors
 ///
@@ -222,7 +224,7 @@ fn put_test(out: &mut BytesMut, frame_type: u64, data: &[u8; 8], key: &[u8; 32])
     out.put_slice(key);
 }
 
-/// What another coordinator has sent for a filtering test, and from where.
+/// Writes the rounds and the source of another coordinator's part of a filtering test.
 fn put_asked(out: &mut BytesMut, data: &[u8; 8], rounds: u8, source: Option<SocketAddr>) {
     put_varint(out, FILTERING_ASSIST_RESPONSE);
     out.put_slice(data);
@@ -230,7 +232,7 @@ fn put_asked(out: &mut BytesMut, data: &[u8; 8], rounds: u8, source: Option<Sock
     source.iter().for_each(|source| put_family(out, *source));
 }
 
-/// What a filtering test has sent, and from where.
+/// Writes the rounds and the sources of a filtering test.
 fn put_tested(out: &mut BytesMut, data: &[u8; 8], rounds: u8, sources: &[SocketAddr]) {
     put_varint(out, FILTER_TESTED);
     out.put_slice(data);
@@ -253,7 +255,7 @@ pub(super) fn put_nat(out: &mut BytesMut, report: &[u8]) {
     }
 }
 
-/// One of three types, and the address that the type says.
+/// Writes the address that one of three types has.
 fn put_observed(out: &mut BytesMut, observed: Option<SocketAddr>, [none, v4, v6]: [u64; 3]) {
     match observed {
         None => put_varint(out, none),

@@ -29,14 +29,14 @@ use libp2p_identity::PeerId;
 
 use crate::{SessionId, candidate::Candidate};
 
-/// One frame of the control stream.
+/// Frame of the control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Frame {
     /// The address at which the sender sees the receiver (draft-ietf-quic-address-discovery).
     ObservedAddress {
-        /// Grows with every observation on this stream; an older one is ignored.
+        /// Grows with every observation on this stream; an older observation is ignored.
         sequence: u64,
-        /// What was seen.
+        /// The observed address.
         address: SocketAddr,
     },
     /// A candidate of the sender (draft-seemann-quic-nat-traversal).
@@ -52,14 +52,15 @@ pub enum Frame {
     Registered {
         /// [`Registration::generation`] of the request.
         generation: u64,
-        /// After this time without another `Register` the registration ends. At most what was asked for.
+        /// After this time without another `Register` the registration ends. At most the requested
+        /// lifetime.
         lifetime: Duration,
     },
     /// The receiver of [`Frame::Register`] does not coordinate for its sender.
     RegisterRejected {
         /// [`Registration::generation`] of the request.
         generation: u64,
-        /// Why.
+        /// Reason.
         reason: RejectReason,
     },
     /// Initiator to coordinator, and coordinator to responder: open your NAT now.
@@ -72,13 +73,13 @@ pub enum Frame {
         session: SessionId,
         /// [`PunchRequest::round`] of the request.
         round: u32,
-        /// Why.
+        /// Reason.
         reason: RejectReason,
     },
     /// Coordinator to client: ask these ports where you come from.
     Observer(ObserverOffer),
-    /// Coordinator to client: ask these ports of another IP address of mine, over the address family that this connection
-    /// does not use.
+    /// Coordinator to client: ask these ports of another IP address of mine, over the address
+    /// family that this connection does not use.
     ObserverAt {
         /// The IP address.
         ip: IpAddr,
@@ -87,17 +88,19 @@ pub enum Frame {
     },
     /// Coordinator to client: where a request to an observer came from.
     ProbeObserved {
-        /// That of the request.
+        /// Data of the request.
         data: [u8; 8],
         /// Its source address.
         address: SocketAddr,
     },
-    /// One peer of a session to the other, through the coordinator: my NAT has just given this port.
+    /// From one peer of a session to the other, through the coordinator: the port that the sender's
+    /// NAT has just given.
     PortPrediction(Box<PortPrediction>),
-    /// One peer of a connected session to the other, through a coordinator: I am here now.
+    /// From one peer of a connected session to the other, through a coordinator: the sender's new
+    /// addresses.
     PunchMoved(Box<PunchMoved>),
-    /// Client to coordinator: send a few small datagrams to the address of this connection, so that I see which of them
-    /// my NAT lets in.
+    /// Client to coordinator: send a few small datagrams to the address of this connection, so that
+    /// I see which of them my NAT lets in.
     FilterTest {
         /// Names the test, in the datagrams too.
         data: [u8; 8],
@@ -106,37 +109,41 @@ pub enum Frame {
     },
     /// Coordinator to client: all datagrams of a filtering test have been sent.
     FilterTested {
-        /// That of the request.
+        /// Data of the request.
         data: [u8; 8],
-        /// How many were sent from each source, and from the address of the connection; 0 if there was no test.
+        /// Number of datagrams from each source, and from the address of the connection; 0 if there
+        /// was no test.
         rounds: u8,
-        /// The sender's own addresses from which they were sent, beside the address of the connection.
+        /// Sources of the datagrams: the sender's own addresses, without the address of the
+        /// connection.
         sources: Vec<SocketAddr>,
     },
     /// Coordinator to coordinator: send the datagrams of a client's test from an address of yours.
     FilteringAssistRequest {
-        /// That of the client's request.
+        /// Data of the client's request.
         data: [u8; 8],
-        /// That of the client's request.
+        /// Key of the client's request.
         key: [u8; 32],
-        /// Where the client's connection ends.
+        /// Address of the client's end of its connection.
         target: SocketAddr,
     },
     /// Coordinator to coordinator: all datagrams that you asked for have been sent.
     FilteringAssistResponse {
-        /// That of the request.
+        /// Data of the request.
         data: [u8; 8],
-        /// How many were sent; 0 if none will be.
+        /// Number of datagrams; 0 if none will be sent.
         rounds: u8,
-        /// The sender's own address from which they were sent, as it knows it itself; `None` if none were.
+        /// The sender's own address from which they were sent, as it knows it itself; `None` if
+        /// none were.
         source: Option<SocketAddr>,
     },
 }
 
-/// Further ports of a coordinator that tell a client its address.
+/// Further ports of a coordinator that report a client's address to it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ObserverOffer {
-    /// UDP ports, at least one: at the IP address at which the client reached the coordinator, unless the frame names another.
+    /// UDP ports, at least one: at the IP address at which the client reached the coordinator,
+    /// unless the frame names another.
     pub ports: Vec<u16>,
     /// Names the client in its requests.
     pub token: [u8; 8],
@@ -144,7 +151,8 @@ pub struct ObserverOffer {
     pub key: [u8; 32],
 }
 
-/// Where in its sequence the NAT of one peer is; or, without a port, whether that peer's search waits for its turn or begins.
+/// Position of a NAT in its port sequence; or, without a port, the report that the sender's search
+/// waits for its turn or begins.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PortPrediction {
     /// To the coordinator: the peer that it is for. From the coordinator: the peer that it is from.
@@ -161,8 +169,8 @@ pub struct PortPrediction {
     pub authenticator: [u8; 16],
 }
 
-/// Where one peer of a connected session is now that its address has changed: the other must send there before its own NAT
-/// lets anything in from there.
+/// New addresses of a peer of a connected session. The other peer must send there before its own
+/// NAT admits anything from there.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PunchMoved {
     /// To the coordinator: the peer that it is for. From the coordinator: the peer that it is from.
@@ -171,38 +179,42 @@ pub struct PunchMoved {
     pub session: SessionId,
     /// Grows with every such frame of the sender in this session; the first has 1.
     pub sequence: u32,
-    /// Where the sender may be reached.
+    /// Addresses of the sender.
     pub candidates: Vec<Candidate>,
     /// By the probe keys of the session, so that the coordinator cannot make it up.
     pub authenticator: [u8; 16],
 }
 
-/// What a peer's coordinator knows of it, signed by the peer.
+/// Registration of a peer at its coordinator, signed by the peer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Registration {
-    /// Public key of the peer, as libp2p encodes it (protobuf). A [`PeerId`] gives the key only where the key is
-    /// short (Ed25519, secp256k1), and the coordinator must hand the key of any peer to initiators.
+    /// Public key of the peer, as libp2p encodes it (protobuf). A [`PeerId`] gives the key only
+    /// where the key is short (Ed25519, secp256k1), and the coordinator must hand the key of any
+    /// peer to initiators.
     pub peer: Bytes,
     /// Grows with every registration of this peer.
     pub generation: u64,
-    /// How long the registration shall last, in whole seconds on the wire.
+    /// Lifetime of the registration, in whole seconds on the wire.
     pub lifetime: Duration,
     /// X25519 public key from which initiators derive the probe keys.
     pub probe_key: [u8; 32],
-    /// What the peer knows of its NAT, see [`NatProfile`](crate::nat::strategy::NatProfile); empty if nothing.
+    /// Report of the peer on its NAT, see [`NatProfile`](crate::nat::strategy::NatProfile); empty
+    /// if nothing.
     pub nat: Bytes,
-    /// Signature of the peer's identity key over peer, generation, lifetime, probe key, candidates and NAT report.
+    /// Signature of the peer's identity key over peer, generation, lifetime, probe key, candidates
+    /// and NAT report.
     pub signature: Bytes,
 }
 
-/// A wish of one peer to reach another.
+/// Request of one peer to reach another.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PunchMeNow {
     /// The part that speaks for the initiator.
     pub request: PunchRequest,
     /// Signature of the initiator's identity key over the request.
     pub signature: Bytes,
-    /// The address at which the coordinator sees the initiator. Set by the coordinator, in its own name.
+    /// The address at which the coordinator sees the initiator. Set by the coordinator, in its own
+    /// name.
     pub observed: Option<SocketAddr>,
 }
 
@@ -215,21 +227,22 @@ pub struct PunchRequest {
     pub round: u32,
     /// Public key of the initiator, as libp2p encodes it (protobuf).
     pub initiator: Bytes,
-    /// Whom it wants to reach.
+    /// Peer to reach.
     pub responder: PeerId,
-    /// How long the request is worth following, in whole milliseconds on the wire.
+    /// Time for which the request is valid, in whole milliseconds on the wire.
     pub lifetime: Duration,
     /// X25519 public key of this session, from which the responder derives the probe keys.
     pub probe_key: [u8; 32],
-    /// Where the initiator may be reached.
+    /// Addresses of the initiator.
     pub candidates: Vec<Candidate>,
-    /// What the initiator knows of its NAT, see [`NatProfile`](crate::nat::strategy::NatProfile); empty if nothing.
+    /// Report of the initiator on its NAT, see [`NatProfile`](crate::nat::strategy::NatProfile);
+    /// empty if nothing.
     pub nat: Bytes,
     /// The initiator's first QUIC flight: one or two datagrams.
     pub first_flight: Vec<Bytes>,
 }
 
-/// What the coordinator answers to [`PunchMeNow`].
+/// Answer of the coordinator to [`PunchMeNow`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PunchAnswer {
     /// The session that it answers.
@@ -244,7 +257,7 @@ pub struct PunchAnswer {
     pub observed: Option<SocketAddr>,
 }
 
-/// Why a request was turned down.
+/// Reason for the rejection of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
 pub enum RejectReason {
     /// The coordinator does not know the responder, or has no connection to it.

@@ -1,4 +1,4 @@
-//! What peers sign, so that a coordinator can drop it but not forge or redirect it.
+//! Signed statements of peers: a coordinator can drop them but not forge or redirect them.
 
 use std::time::Duration;
 
@@ -22,7 +22,7 @@ const REGISTRATION_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 registration";
 const MOVED_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 punch-moved";
 const WINDOW_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 punch-window";
 
-/// Why something was not signed.
+/// Reason for a failure to sign.
 #[derive(Debug, thiserror::Error)]
 pub enum SignError {
     /// A list or a byte string is above its cap, so no frame could carry it.
@@ -35,7 +35,7 @@ pub enum SignError {
         /// The largest length allowed.
         max: usize,
     },
-    /// A field holds what receivers refuse.
+    /// A field has a value that receivers refuse.
     #[error("{field}: {cause}")]
     Invalid {
         /// The field.
@@ -43,7 +43,7 @@ pub enum SignError {
         /// The rule that it breaks.
         cause: &'static str,
     },
-    /// The request speaks for another key than the one that signs.
+    /// The request names another key than the signing key.
     #[error("the request names another initiator than the signing key")]
     WrongKey,
     /// The key refused.
@@ -51,32 +51,32 @@ pub enum SignError {
     Key(#[from] SigningError),
 }
 
-/// Why something that a peer should have signed is not believed.
+/// Reason for disbelief in a statement that a peer should have signed.
 #[derive(Debug, thiserror::Error)]
 pub enum VerifyError {
-    /// The public key is not one, or of a type that this build does not know.
+    /// The public key is malformed, or of a type that this build does not support.
     #[error("the public key cannot be used: {0}")]
     Key(#[from] DecodingError),
     /// The public key is that of another peer.
     #[error("the public key is that of {found}, who was not expected")]
     WrongPeer {
-        /// Whose key it is.
+        /// Peer of the key.
         found: PeerId,
     },
     /// The signature is wrong.
     #[error("the signature of {peer} is wrong")]
     Signature {
-        /// Whose signature it should be.
+        /// Peer whose signature is expected.
         peer: PeerId,
     },
 }
 
 impl PunchRequest {
-    /// The signature of `keypair` over this request.
+    /// Returns the signature of `keypair` over this request.
     ///
     /// # Errors
     ///
-    /// `keypair` is not the one that [`initiator`](Self::initiator) names, or the request breaks a rule of the
+    /// `keypair` is not that of [`initiator`](Self::initiator), or the request breaks a rule of the
     /// format (see [`encode`](super::encode)), or the key cannot sign.
     pub fn sign(&self, keypair: &Keypair) -> Result<Bytes, SignError> {
         if self.initiator != keypair.public().encode_protobuf() {
@@ -98,8 +98,8 @@ impl PunchRequest {
         Ok(keypair.sign(&self.signed_bytes())?.into())
     }
 
-    /// Domain, the request as on the wire up to the first flight, SHA-256 of the first flight as on the wire, and the
-    /// NAT report if there is one.
+    /// Returns the signed bytes: domain, the request as on the wire up to the first flight, SHA-256
+    /// of the first flight as on the wire, and the NAT report if there is one.
     fn signed_bytes(&self) -> BytesMut {
         let mut out = BytesMut::from(REQUEST_DOMAIN);
         put_request(&mut out, self);
@@ -112,7 +112,7 @@ impl PunchRequest {
 }
 
 impl PunchMeNow {
-    /// Returns the bytes on the wire of what the initiator sent, without the header of the frame.
+    /// Returns the length of the initiator's part on the wire, without the header of the frame.
     pub(crate) fn request_len(&self) -> usize {
         let mut out = BytesMut::new();
         put_request(&mut out, &self.request);
@@ -120,7 +120,7 @@ impl PunchMeNow {
         out.len() + self.signature.len() + self.request.nat.len()
     }
 
-    /// Checks the initiator's signature and tells who the initiator is.
+    /// Checks the initiator's signature and returns the initiator.
     ///
     /// # Errors
     ///
@@ -137,7 +137,8 @@ impl PunchMeNow {
 }
 
 impl Registration {
-    /// A registration of the peer of `keypair`, signed by it. The order of `candidates` does not matter.
+    /// Returns a registration of the peer of `keypair`, signed by that key. The order of
+    /// `candidates` does not matter.
     ///
     /// # Errors
     ///
@@ -159,7 +160,8 @@ impl Registration {
         Ok(registration)
     }
 
-    /// Checks that `expected` signed this registration and that it commits exactly `candidates`, in any order.
+    /// Checks that `expected` signed this registration and that it commits exactly `candidates`, in
+    /// any order.
     ///
     /// # Errors
     ///
@@ -177,8 +179,8 @@ impl Registration {
         }
     }
 
-    /// Domain, the registration as on the wire without its signature, the candidates by sequence number, and the NAT
-    /// report if there is one.
+    /// Returns the signed bytes: domain, the registration as on the wire without its signature, the
+    /// candidates by sequence number, and the NAT report if there is one.
     fn signed_bytes(&self, candidates: &[Candidate]) -> BytesMut {
         let mut out = BytesMut::from(REGISTRATION_DOMAIN);
         put_bytes(&mut out, &self.peer, MAX_PUBLIC_KEY_LEN);
@@ -194,7 +196,8 @@ impl Registration {
 }
 
 impl PortPrediction {
-    /// What the authenticator covers: domain, session, round, port and step as on the wire.
+    /// Returns the bytes that the authenticator covers: domain, session, round, port and step as on
+    /// the wire.
     pub(crate) fn covered(&self) -> BytesMut {
         let mut out = BytesMut::from(WINDOW_DOMAIN);
         out.put_slice(&self.session.0);
@@ -211,7 +214,8 @@ impl PunchMoved {
         self.covered().len() - MOVED_DOMAIN.len() + self.authenticator.len()
     }
 
-    /// Returns the bytes that the authenticator covers: domain, session, sequence number and candidates as on the wire.
+    /// Returns the bytes that the authenticator covers: domain, session, sequence number and
+    /// candidates as on the wire.
     pub(crate) fn covered(&self) -> BytesMut {
         let mut out = BytesMut::from(MOVED_DOMAIN);
         out.put_slice(&self.session.0);
@@ -222,8 +226,8 @@ impl PunchMoved {
 }
 
 impl PunchAnswer {
-    /// Checks that `expected` signed the registration with these candidates. The address that the coordinator
-    /// observed is the coordinator's own word and not covered.
+    /// Checks that `expected` signed the registration with these candidates. The address that the
+    /// coordinator observed is the coordinator's own word and not covered.
     ///
     /// # Errors
     ///

@@ -7,7 +7,7 @@ use bytes::{BufMut, Bytes, BytesMut};
 /// The largest value of a variable-length integer (RFC 9000 §16).
 pub const VARINT_MAX: u64 = (1 << 62) - 1;
 
-/// What is wrong with bytes that should be a frame. The control stream cannot go on after it.
+/// Fault of bytes that should be a frame. The control stream cannot continue after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum DecodeError {
     /// The length in front of a frame is above [`MAX_FRAME_LEN`](super::MAX_FRAME_LEN).
@@ -32,7 +32,7 @@ pub enum DecodeError {
         /// The largest value allowed.
         max: u64,
     },
-    /// A field holds what it must not hold.
+    /// A field has a forbidden value.
     #[error("{field}: {cause}")]
     Invalid {
         /// The field.
@@ -45,13 +45,13 @@ pub enum DecodeError {
     TrailingBytes {
         /// The type of the frame.
         frame_type: u64,
-        /// How many.
+        /// Number of elements.
         count: usize,
     },
 }
 
-/// Writes a variable-length integer in its shortest form (RFC 9000 §16). What is above [`VARINT_MAX`] is
-/// written as [`VARINT_MAX`].
+/// Writes a variable-length integer in its shortest form (RFC 9000 §16). A larger value is written
+/// as [`VARINT_MAX`].
 pub(crate) fn put_varint(out: &mut BytesMut, value: u64) {
     match value {
         0..=0x3f => out.put_uint(value, 1),
@@ -82,12 +82,13 @@ pub(super) fn put_ip(out: &mut BytesMut, ip: IpAddr) {
     }
 }
 
-/// Whether [`put_address`] writes an IPv6 address.
+/// Returns true if [`put_address`] writes an IPv6 address.
 pub(super) fn is_v6(address: SocketAddr) -> bool {
     address.ip().to_canonical().is_ipv6()
 }
 
-/// The variable-length integer that `bytes` begins with and its length in bytes; `None` if more are needed.
+/// The variable-length integer that `bytes` begins with and its length in bytes; `None` if more are
+/// needed.
 pub(super) fn peek_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     let first = *bytes.first()?;
     let length = 1_usize << (first >> 6);
@@ -96,7 +97,7 @@ pub(super) fn peek_varint(bytes: &[u8]) -> Option<(u64, usize)> {
     Some((value, length))
 }
 
-/// Reads the fields of one frame.
+/// Reader of the fields of one frame.
 pub(super) struct Reader<'a> {
     rest: &'a [u8],
 }
@@ -138,8 +139,8 @@ impl<'a> Reader<'a> {
         u32::try_from(found).map_err(|_| DecodeError::AboveCap { field, found, max: u32::MAX.into() })
     }
 
-    /// A length and as many bytes, 1 to `max` of them. They are copied, so that what a peer keeps of a frame
-    /// does not hold the whole stream buffer.
+    /// Reads a length and that number of bytes, 1 to `max`. The bytes are copied, so that a kept
+    /// field does not hold the whole stream buffer.
     pub(super) fn bytes(&mut self, field: &'static str, max: usize) -> Result<Bytes, DecodeError> {
         let length = self.varint_up_to(field, max as u64)?;
         if length == 0 {
