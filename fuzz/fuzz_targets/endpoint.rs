@@ -1,3 +1,5 @@
+//! Fuzz target of the state machine of the protocol.
+
 #![no_main]
 
 #[path = "../../proto/tests/scenarios/rig.rs"]

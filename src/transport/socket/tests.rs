@@ -1,3 +1,5 @@
+//! Tests of sockets that the system takes away.
+
 use std::task::Waker;
 
 use super::{super::socket_budget::SocketBudget, *};

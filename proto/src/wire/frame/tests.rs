@@ -1,3 +1,5 @@
+//! Tests of the codec of frames.
+
 use std::time::Duration;
 
 use bytes::{BufMut, Bytes, BytesMut};

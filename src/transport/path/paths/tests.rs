@@ -1,3 +1,5 @@
+//! Tests of the paths of a virtual connection.
+
 use proptest::prelude::*;
 
 use super::*;
