@@ -61,7 +61,7 @@ fn is_checked(path: &Path, unchecked: &[&str]) -> bool {
     !unchecked.iter().any(|unclean| path.starts_with(unclean))
 }
 
-/// A fault of one line.
+/// A fault of a line.
 #[derive(Debug, PartialEq, Eq)]
 struct Fault {
     line: usize,
@@ -96,7 +96,7 @@ fn comment(line: &str) -> Option<(&str, bool)> {
     Some((text, false))
 }
 
-/// Returns what breaks the rules in the comments of a source.
+/// Returns the faults of the comments of a source.
 fn faults_of_source(text: &str) -> Vec<Fault> {
     let mut faults = Vec::new();
     let mut continues_doc = false;
@@ -146,7 +146,7 @@ fn ends_sentence(line: &str) -> bool {
     text.ends_with(['.', ':', '!', '?', ';'])
 }
 
-/// Returns what breaks the rules in a Markdown document.
+/// Returns the faults of a Markdown document.
 fn faults_of_document(text: &str) -> Vec<Fault> {
     let mut faults = Vec::new();
     let mut in_code = false;

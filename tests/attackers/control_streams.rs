@@ -128,7 +128,7 @@ async fn say(stream: &mut Stream, frames: &[Frame]) -> std::io::Result<()> {
     stream.flush().await
 }
 
-/// Reads until a frame is one that `pick` wants, or the stream has ended.
+/// Reads until `pick` accepts a frame, or the stream has ended.
 async fn hear<T>(stream: &mut Stream, pick: impl Fn(&Frame) -> Option<T>) -> Option<T> {
     let (mut buffer, mut chunk) = (BytesMut::new(), [0; 4096]);
     loop {
@@ -161,7 +161,7 @@ async fn a_client_that_does_not_read_holds_64_kib_and_its_stream_is_closed() {
         tokio::spawn(async move { hear(&mut stream, |_| None::<()>).await });
         responders.push(responder);
     }
-    // It grants the coordinator almost no window.
+    // The peer grants the coordinator almost no window.
     let quic = QuicConfig { max_stream_data: 1_200, ..QuicConfig::default() };
     let mut silent = Client::new(&world, 66, &address, quic).await;
     let mut stream = silent.open().await;

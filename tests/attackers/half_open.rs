@@ -1,4 +1,4 @@
-//! Places of handshakes and connections that one network takes from the others.
+//! Places for handshakes and connections that one network could take from the others.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

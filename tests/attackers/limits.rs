@@ -49,7 +49,7 @@ async fn connections_of_sessions_count_for_the_limit_on_connections() {
     let quic = QuicConfig { max_connections: Some(LIMIT), ..QuicConfig::default() };
     let (connections, ever) = connections_by_sessions(quic, |n| [198, 51, n, 1]).await;
     println!("max_connections is {LIMIT}: {connections} connections, {ever} of them by sessions");
-    // One is that with the coordinator, which the victim dialed.
+    // One connection is that with the coordinator, which the victim dialed.
     assert_eq!((connections, ever), (LIMIT as usize, LIMIT as usize - 1));
 }
 

@@ -10,7 +10,7 @@ const SERVER: &str = "/ip4/203.0.113.2/udp/4001/quic-v1";
 const HEADERS: usize = 28;
 /// Packets that the client forges, in a second.
 const FORGED: u16 = 200;
-/// Addresses that are not proven, in the first minute of one client.
+/// Number of unproven addresses of one client in the first minute.
 const MOVES: usize = 4 + 4;
 /// Datagrams that quinn sends to each address at once: a PATH_CHALLENGE, and perhaps an MTU probe.
 const DATAGRAMS: usize = 2;
@@ -84,7 +84,7 @@ impl Scene {
         Self { seen: watch(&world), stats, behaving, stream, _connection: connection }
     }
 
-    /// Sends one small packet from each source, and hears nothing.
+    /// Sends one small packet from each source, and receives nothing.
     async fn forge(&mut self, source: impl Fn(u16) -> SocketAddr) -> Reflection {
         for n in 0..FORGED {
             *self.behaving.lock().unwrap() = Behaving { forges: Some(source(n)), hears: Hears::Nothing };

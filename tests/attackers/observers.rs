@@ -21,7 +21,7 @@ const COORDINATORS: [&str; 3] = ["198.51.100.1", "192.0.2.1", "192.1.2.1"];
 const OWN: &str = "203.0.113.2:4001";
 const LIE: &str = "203.0.113.66:4001";
 
-/// A peer behind a NAT that maps independently of the endpoint, and those who see it.
+/// A peer behind a NAT that maps independently of the endpoint, and its observers.
 struct Scene {
     world: World,
     victim: usize,
@@ -139,8 +139,8 @@ fn one_coordinator_of_three_that_lies_lowers_the_confidence_and_changes_no_mappi
     let mut scene = Scene::new();
     let coordinators = scene.coordinators();
     let liar = coordinators[1];
-    // Its first lie is that the mapping is gone. Nobody confirms it, and it is not believed a
-    // second time.
+    // Its first lie is that the mapping is gone. No other observer confirms that, and the liar is
+    // not believed a second time.
     let mut independent = 0;
     for second in 0..120 {
         scene.say(liar, if second % 2 == 0 { LIE } else { OWN });

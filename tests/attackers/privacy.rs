@@ -13,7 +13,7 @@ use crate::{
 /// The address of the peer in its own network.
 const PRIVATE: &str = "192.168.2.2";
 
-/// Frames that name the private address of a peer, after another one has dialed it.
+/// Returns the frames that name the private address of a peer, after another peer has dialed it.
 fn frames_with_private_address(host_candidates: HostCandidates) -> (usize, usize) {
     let mut world = harness::World::new();
     let config = libp2p_punch_proto::config::Config { host_candidates, ..client() };
@@ -48,7 +48,7 @@ fn hidden_host_candidates_are_in_no_frame_that_leaves_the_peer() {
     assert_eq!(hidden, (0, 1), "and the peers connect without it");
 }
 
-/// Collects what this crate logs.
+/// Collector of this crate's logs.
 #[derive(Default, Clone)]
 struct Log(Arc<Mutex<Vec<String>>>);
 
@@ -112,8 +112,7 @@ async fn no_address_is_logged_above_debug() {
         matches!(event, SwarmEvent::ConnectionEstablished { peer_id, .. } if peer_id == peer).then_some(())
     })
     .await;
-    // What goes wrong is logged, too: the system takes the sockets away, and does not give new ones
-    // at once.
+    // Faults are logged too: the system takes the sockets away, and does not give new ones at once.
     host.refuse_binds(io::ErrorKind::OutOfMemory, 3, false);
     host.kill_sockets();
     run(dialer);

@@ -9,7 +9,7 @@ use libp2p_punch_proto::{
 
 use crate::harness::{SOCKET, World, at, client, ms, server};
 
-/// The link of a node to another one.
+/// Returns the control stream of a node to another node.
 fn link(world: &World, node: usize, to: usize) -> ControlStreamId {
     let mut links = world.nodes[node].links.iter();
     *links.find(|(_, (other, _))| *other == to).unwrap().0

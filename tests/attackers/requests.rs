@@ -19,7 +19,7 @@ const NEWCOMERS: u32 = 49;
 struct Flood {
     scene: Scene,
     sent: u32,
-    /// Tells the identity of the request of a number, and the address that the coordinator sees.
+    /// Returns the identity of the request of a number, and the address that the coordinator sees.
     origin: fn(u32) -> (u32, String),
 }
 
@@ -56,7 +56,7 @@ impl Flood {
         newcomers.filter(|number| heard.contains(&peer(*number))).count()
     }
 
-    /// The peers whose request was taken.
+    /// Returns the peers whose request was taken.
     fn heard(&self) -> BTreeSet<PeerId> {
         let commands = &self.scene.world.nodes[self.scene.victim].commands;
         let accepted = commands.iter().filter_map(|(_, command)| match command {
@@ -99,7 +99,7 @@ fn identities_that_are_used_once_leave_newcomers_of_other_networks_heard() {
 
 #[test]
 fn a_peer_that_was_connected_before_is_heard_whatever_strangers_ask() {
-    // Identities and networks without end: nothing tells these from newcomers.
+    // Identities and networks without end: nothing distinguishes these from newcomers.
     let mut flood = Flood::new(|n| (n, format!("{}.{}.{}.1:4001", 45 + n / 65_536, n / 256 % 256, n % 256)));
     let friend = 2_000_000;
     let (link, remote) = (ControlStreamId(999), Some(at("80.1.1.1:4001")));
@@ -118,7 +118,7 @@ fn a_peer_that_was_connected_before_is_heard_whatever_strangers_ask() {
         flood.ask(identity, identity, "80.1.1.1:4001");
         flood.heard().contains(&peer(identity))
     };
-    // Whatever has become available since the last request.
+    // Uses up the tokens that have accumulated since the last request.
     (0..100).for_each(|n| flood.ask(4_000_000 + n, n, &format!("90.1.{n}.1:4001")));
     let heard = (ask(&mut flood, stranger), ask(&mut flood, friend));
     println!("a stranger was heard: {}, a peer that was connected before: {}", heard.0, heard.1);

@@ -1,4 +1,4 @@
-//! Coordinators that answer with what a peer registered earlier.
+//! Coordinators that answer with an earlier registration of a peer.
 
 use std::{cell::Cell, collections::BTreeSet, net::SocketAddr, rc::Rc, time::Duration};
 
@@ -23,7 +23,7 @@ const COORDINATORS: [&str; 4] = ["198.51.100.1", "192.0.2.1", "192.1.2.1", "192.
 enum Kept {
     /// A registration of a process before this one.
     OfAnotherProcess { generation: u64 },
-    /// One that this process has replaced.
+    /// A registration that this process has replaced.
     OfThisProcess,
 }
 

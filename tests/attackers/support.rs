@@ -107,7 +107,7 @@ pub(crate) fn run(mut swarm: Swarm<Behaviour>) -> PeerId {
     peer
 }
 
-/// Drives a swarm until `pick` finds what it looks for.
+/// Drives a swarm until `pick` accepts an event.
 pub(crate) async fn until<T>(
     swarm: &mut Swarm<Behaviour>,
     mut pick: impl FnMut(SwarmEvent<Event>) -> Option<T>,
@@ -154,7 +154,7 @@ impl Attacker {
         Self { host, behaving: Arc::default() }
     }
 
-    /// Says how the sockets behave, those that are open included.
+    /// Returns the behaviour of the sockets, including open ones.
     pub(crate) fn behaving(&self) -> Arc<Mutex<Behaving>> {
         self.behaving.clone()
     }

@@ -1,5 +1,5 @@
-//! Attackers who want a peer to send to somebody else: to a victim on the Internet, or into the
-//! peer's own network.
+//! Attackers that aim datagrams of a peer at a third party: at a victim on the Internet, or into
+//! the peer's own network.
 
 use std::{
     collections::BTreeMap,
@@ -25,7 +25,7 @@ use crate::harness::{World, at, client, ms, server};
 /// IPv4 and UDP headers.
 const HEADERS: usize = 28;
 
-/// A peer that signs what it likes.
+/// A peer that signs any request.
 pub(crate) struct Attacker {
     pub(crate) keypair: Keypair,
     secret: ProbeSecret,
@@ -127,7 +127,7 @@ fn a_request_leads_to_at_most_three_times_its_bytes_at_one_host() {
 }
 
 /// One request of every identity, a hundred of them in a second, as fast as one coordinator may
-/// pass them on.
+/// forward them.
 fn flood(scene: &mut Scene, identities: u32, addresses: impl Fn(u32) -> Vec<SocketAddr>) -> Duration {
     let begin = scene.world.elapsed();
     for number in 0..identities {
@@ -202,7 +202,7 @@ fn an_honest_initiator_gives_its_place_among_the_unproven_flights_back() {
         world.coordinate(node, coordinator);
     }
     world.run_for(ms(1000));
-    // More than the burst, and what comes back with time: 128 and one in a second.
+    // Longer than the burst and the refill: 128 and one a second.
     for round in 0..450 {
         world.nodes.iter_mut().for_each(|node| node.commands.clear());
         world.connect(initiator, responder).unwrap();

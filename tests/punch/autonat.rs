@@ -114,8 +114,8 @@ fn a_peer_that_only_a_traversal_reaches_is_not_taken_for_reachable() {
         let real: Multiaddr = format!("/ip4/198.51.100.2/udp/4001/quic-v1/p2p/{id}").parse().expect("valid");
         let (mut candidates, mut tested) = (BTreeSet::new(), BTreeSet::new());
         let is_done = |kad: &mut Kad, candidates: &BTreeSet<Multiaddr>, tested: &BTreeSet<Multiaddr>| {
-            // The server and the dialer have told how they see the listener, and both were asked to
-            // dial it.
+            // The server and the dialer have reported the listener's addresses, and both were asked
+            // to dial them.
             candidates.len() >= 2
                 && candidates.is_subset(tested)
                 && routing_addresses(kad, id) == BTreeSet::from([real.clone()])

@@ -11,8 +11,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::network::{Site, client, coordinator, on_paused_time, registered, run, swarm, until};
 
-/// Peers behind NATs that dial, and as many that are dialed; each of the one dials each of the
-/// other.
+/// Number of dialers behind NATs, and of listeners; each dialer dials each listener.
 const SIDE: u8 = 32;
 
 #[test]
@@ -60,7 +59,8 @@ fn a_thousand_sessions_at_once_all_end_direct() {
     assert_eq!(sessions, usize::from(SIDE).pow(2));
 }
 
-/// Beyond the frames that wait for a control stream, within what a coordinator passes on at once.
+/// Number of dials beyond the frames that wait for a control stream, and within the burst that a
+/// coordinator forwards.
 const HUNDRED: u8 = 100;
 
 #[test]
@@ -122,7 +122,7 @@ async fn connected(dialer: &mut Swarm<Behaviour>) {
     .await;
 }
 
-/// Beyond what one peer searches for at a time.
+/// Number of dials beyond the searches of one peer at a time.
 const TWENTY: u8 = 20;
 
 /// Each needs 256 sockets of the listener, which has room for two at a time.
@@ -147,7 +147,7 @@ fn twenty_that_need_a_search_of_the_same_peer_have_their_turns_and_end_direct() 
         let all = dialers.into_iter().map(|mut dialer| async move {
             let begin = Instant::now();
             dialer.dial(listener).expect("not dialed yet");
-            // One that waits for long needs another attempt: its QUIC handshake has a time-out.
+            // A dial that waits for long needs another attempt: its QUIC handshake has a time-out.
             until(&mut dialer, |event| match event {
                 SwarmEvent::Behaviour(Event::Connected { .. }) => Some(()),
                 SwarmEvent::OutgoingConnectionError { error, .. } => panic!("{error}"),

@@ -18,7 +18,7 @@ use crate::{
     relaying::{self, relayed_swarm},
 };
 
-/// Only a test that fails waits so long, on whatever machine: the dialer's own time-outs are over
+/// Time-out that only a failing test reaches, on any machine: the dialer's own time-outs are over
 /// long before.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 /// Time in which a second connection would show.
@@ -33,7 +33,7 @@ struct Stock {
     dcutr: dcutr::Behaviour,
 }
 
-/// A peer that is connected to the relay and knows what address that sees it at.
+/// Creates a peer that is connected to the relay and knows the address at which the relay sees it.
 async fn stock(world: &World, site: Site, number: u8, relay: &Multiaddr) -> Swarm<Stock> {
     let host = site.host(world, number, 0.0);
     let mut swarm = relayed_swarm(&host, number, Config::default(), |punch, relay, keypair| Stock {
@@ -50,7 +50,7 @@ async fn stock(world: &World, site: Site, number: u8, relay: &Multiaddr) -> Swar
     swarm
 }
 
-/// The direct connections to `peer` that stand, and whether dcutr says that it made one.
+/// Open direct connections to `peer`, and the reports of dcutr that it made one.
 #[derive(Debug, Default)]
 struct Seen {
     direct: Vec<ConnectionId>,
@@ -76,7 +76,7 @@ impl Seen {
     }
 }
 
-/// Connects two peers behind this kind of NAT over a relay, and waits for what dcutr makes of that.
+/// Connects two peers behind this kind of NAT over a relay, and waits for the result of dcutr.
 async fn upgrade(site: Site) -> [Seen; 2] {
     let world = World::new(1);
     let (_, relay, _) = relaying::relay(&world, 254);

@@ -28,7 +28,7 @@ use crate::{
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Denies every connection to a peer that is connected, as libp2p-connection-limits does with a
+/// Denies every further connection to a connected peer, as libp2p-connection-limits does with a
 /// limit of one per peer.
 #[derive(Default)]
 struct OnePerPeer(BTreeMap<PeerId, BTreeSet<ConnectionId>>);

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 
 use crate::network::{NEVER, PORT, Site, client, coordinator, on_paused_time, registered, swarm, until};
 
-/// Flows keep their sockets for three seconds, to answer what their peers still send.
+/// Time for which virtual connections keep their sockets, to answer late packets of their peers.
 const LINGER: Duration = Duration::from_secs(3);
 /// Interval of the checks of a port.
 const LOOK: Duration = Duration::from_millis(50);
@@ -41,7 +41,7 @@ async fn on_loopback(config: Config) -> (Swarm<Behaviour>, u16) {
     (swarm, port.expect("it is a UDP address"))
 }
 
-/// Waits for as long as it takes.
+/// Waits without a time-out.
 async fn becomes_free(port: u16) {
     while UdpSocket::bind(("127.0.0.1", port)).is_err() {
         tokio::time::sleep(LOOK).await;
@@ -79,7 +79,7 @@ fn a_dropped_swarm_gives_its_port_back_after_the_time_that_its_flows_linger() {
     });
 }
 
-/// Dials a peer that is there, and one that is not.
+/// Dials a peer that exists, and a peer that does not.
 async fn in_every_phase(dialer: &mut Swarm<Behaviour>, peer: PeerId) {
     dialer.dial(peer).expect("not dialed yet");
     until(dialer, |event| matches!(event, SwarmEvent::Behaviour(Event::Connected { .. })).then_some(()))

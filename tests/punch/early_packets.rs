@@ -1,4 +1,4 @@
-//! Tests whether early packets harm, and what they leave alone.
+//! Tests for harm by early packets, and their side effects.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -37,7 +37,7 @@ fn a_test_of_early_packets_finds_the_box_without_a_firewall_and_leaves_the_port_
             let inside: SocketAddr = ([192, 168, 1, 2], PORT).into();
             let outside: SocketAddr = (outer, PORT).into();
             let records = trace.records();
-            // What it sends to its own public address is not translated.
+            // Packets to its own public address are not translated.
             let from_quic =
                 || records.iter().filter(|record| record.from == inside && record.to.ip() != outside.ip());
             assert!(from_quic().count() > 10);

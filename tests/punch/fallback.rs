@@ -105,7 +105,7 @@ fn the_attempt_goes_on_beside_the_relayed_connection() {
     });
 }
 
-/// Dials `other` after `delay`, and notes what is to be seen of it for ten seconds.
+/// Dials `other` after `delay`, and records its connections for ten seconds.
 async fn dial_after(delay: Duration, swarm: &mut Swarm<Peer>, other: PeerId) -> Vec<Seen> {
     let mut seen = watch(swarm, other, delay).await;
     // The other's session may have led to a connection meanwhile.

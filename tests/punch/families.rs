@@ -248,7 +248,7 @@ fn dial_between(peers: [Families; 2], known: &[usize], rtt: Duration) -> Result<
         }
         let known: Vec<Multiaddr> = known.iter().map(|family| addresses[*family].clone()).collect();
         let swarm = |at: usize| {
-            // A peer that reaches none of the known addresses knows the one that it can reach.
+            // A peer that reaches none of the known addresses uses the address that it can reach.
             let usable = [peers[at].usable(&known), peers[at].usable(&addresses)];
             let coordinators = usable.into_iter().find(|usable| !usable.is_empty()).expect("one family");
             let config = Config { coordinators, ..Config::default() };

@@ -42,7 +42,8 @@ fn measure(site: Site, addresses: u8, loss: f64, seed: u64) -> Report {
     })
 }
 
-/// The same by one of two coordinators that have one address each, once they know each other.
+/// Returns the same report, from one of two coordinators with one address each, once they know each
+/// other.
 fn measure_by_two(site: Site, are_friends: bool, seed: u64) -> Report {
     on_paused_time(async move {
         let world = World::new(seed);

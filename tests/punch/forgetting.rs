@@ -1,4 +1,4 @@
-//! NATs that give up mappings which are in use, as some carriers' do every minute.
+//! NATs that give up mappings in use, as those of some carriers do every minute.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,13 +15,13 @@ use crate::{
 
 /// Longest delay of a message beyond the usual 66 ms, once the lifetime of mappings is known.
 const PATIENCE: Duration = Duration::from_millis(40);
-/// A second or a little more until it is noticed that nobody answers, half a second between two
-/// looks, and the word to the peer.
+/// Longest stall of an unexpected loss: a second or a little more of silence, half a second between
+/// two checks, and the message to the peer.
 const SILENCE: Duration = Duration::from_millis(2_200);
 /// An idle connection to a coordinator sends something every 5 s, which shows it our new address;
 /// it looks once a second. Until then not even the coordinator can reach us.
 const IDLE: Duration = Duration::from_millis(6_500);
-/// By then every side has seen one mapping go.
+/// Time by which each side has lost one mapping.
 const LEARNED: u64 = 100;
 
 fn site(world: &World, number: u8, lifetime: u64) -> Arc<Host> {
@@ -39,10 +39,10 @@ fn a_session_outlives_the_mappings_of_both_sides_and_soon_without_a_stall() {
         let (mut first, mut later) = (Duration::ZERO, Vec::new());
         for second in 0..600 {
             let next = start + Duration::from_secs(second);
-            // Swarms want to be driven, also when nothing is to be done.
+            // A swarm makes progress only while it is polled.
             let nothing = timeout_at(next, until(&mut dialer, |_| None::<()>)).await;
             assert!(nothing.is_err());
-            // It ends the test if the connection does.
+            // The test ends if the connection does.
             let took = exchange(&mut dialer, peer, 0).await;
             match start.elapsed().as_secs() {
                 ..LEARNED => first = first.max(took),
@@ -85,8 +85,8 @@ fn a_client_that_only_idles_learns_its_new_address_within_seconds() {
     });
 }
 
-/// A box that is switched off and on again in the middle of a transfer: by how much the slowest
-/// message exceeds the usual one.
+/// Restarts a NAT in the middle of a transfer, and returns the difference between the slowest
+/// message and the usual message.
 fn reboot(which: usize) -> Duration {
     on_paused_time(async {
         let world = World::new(1);
@@ -115,8 +115,8 @@ fn a_session_outlives_a_reboot_of_either_nat_by_noticing_that_nobody_answers() {
     }
 }
 
-/// Short messages, each answered before the next is sent a while later: the listener has nothing to
-/// send by itself, and would not notice that nobody hears it.
+/// Exchanges short messages, each answered before the next is sent a while later. The listener
+/// sends nothing by itself, and would not notice that its answers are lost.
 fn interrupted_talk(dialer: Nat, which: usize, pause: Duration) -> Duration {
     on_paused_time(async {
         let world = World::new(1);

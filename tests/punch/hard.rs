@@ -10,7 +10,7 @@ use crate::{
     network::Site,
 };
 
-/// All sites whose NAT maps independently of the endpoint and drops what it was not asked for.
+/// All sites whose NAT maps independently of the endpoint and filters.
 const FILTERED: [Site; 3] = [Site::EIM_APDF, Site::EIM_APDF_PORT_NOT_KEPT, Site::NatBehindNat];
 
 fn dial(dialer: Site, listener: Site, seed: u64) -> Dial {
@@ -141,7 +141,7 @@ fn two_nats_that_early_packets_harm_are_passed_where_the_packets_cross() {
     assert_eq!(took, Duration::from_millis(75));
 }
 
-/// Against what a box without a firewall must search.
+/// Sites against which a box without a firewall must search.
 const HARD: [Site; 2] = [Site::APDM_RANDOM, APDM_SEQUENTIAL];
 
 #[test]
@@ -159,8 +159,8 @@ fn a_box_without_a_firewall_finds_random_and_sequential_nats_in_one_search_which
         }
         println!("{hard:?}: {} of 10", times.len());
         report("a box without a firewall", &mut times);
-        // A search looks at 1,280 of 64,512 ports, of which 256 are open: one in 160 meets none.
-        // Two of ten do once in 600 runs.
+        // A search tries 1,280 of 64,512 ports, of which 256 are open: one in 160 meets none. Two
+        // of ten do once in 600 runs.
         assert!(times.len() >= 9, "{hard:?}");
     }
 }

@@ -1,4 +1,4 @@
-//! Probes that nobody with a session's key made.
+//! Probes that were made without the key of a session.
 
 use std::{sync::Arc, time::Duration};
 
@@ -16,7 +16,8 @@ const RATE: u64 = 1_000_000;
 /// Messages of one measurement of throughput.
 const MESSAGES: usize = 20;
 
-/// Every first byte that may be a probe's, and every length around one.
+/// Returns datagrams with every first byte of a possible probe, and every length near that of a
+/// probe.
 fn forged(number: u64) -> Vec<u8> {
     let mut forged = vec![4 + (number % 12) as u8; 30 + (number % 40) as usize];
     forged[1..9].copy_from_slice(&number.to_be_bytes());
@@ -41,7 +42,7 @@ fn a_session_keeps_half_of_its_throughput_in_a_flood_of_forged_probes_and_then_a
         world.set_link(&host, link(RATE));
         exchange(&mut dialer, peer, 0).await;
         let before = exchanges(&mut dialer, peer, 1).await;
-        // The link is what bounds it: a message goes there and comes back.
+        // The link bounds the time: a message goes there and comes back.
         assert!(before >= Duration::from_millis(200) * MESSAGES as u32, "{before:?}");
 
         let attacker = world.public_host([203, 0, 113, 66]);

@@ -121,8 +121,8 @@ fn punched_holes_lead_to_where_observers_see_the_peer() {
 
 #[test]
 fn a_fresh_socket_is_found_where_the_coordinator_sees_it() {
-    // What the listener sends comes before the dialer, who is far from the coordinator, has asked
-    // its NAT for it.
+    // The listener's packets arrive before the dialer, which is far from the coordinator, has
+    // opened its NAT for them.
     let kinds = at_distances([Site::Bare, Site::EIM_APDF], [200, 20, 40]);
     assert_eq!(kinds, [PathKind::ServerReflexive; 2]);
 }

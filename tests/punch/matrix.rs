@@ -33,7 +33,7 @@ impl Geometry {
 
 pub(crate) const EVEN: Geometry = Geometry::ms(50, 50, 50);
 
-/// One dial.
+/// A dial of the matrix.
 #[derive(Debug, Clone)]
 pub(crate) struct Dial {
     pub(crate) dialer: Site,

@@ -58,7 +58,7 @@ async fn answer(mut swarm: Swarm<Application>) {
     }
 }
 
-/// One message there and back; how long it took.
+/// Exchanges one message, and returns the time.
 pub(crate) async fn exchange(swarm: &mut Swarm<Application>, peer: PeerId, number: usize) -> Duration {
     exchange_of(MESSAGE, swarm, peer, number).await
 }
@@ -116,8 +116,8 @@ pub(crate) async fn two_on(
     (dialer, peer, [a, b, c])
 }
 
-/// A transfer in the middle of which the addresses change: by how much the slowest message exceeds
-/// the usual one.
+/// Changes the addresses in the middle of a transfer, and returns the difference between the
+/// slowest message and the usual message.
 fn stall(sites: [Site; 2], change: impl FnOnce(&[Arc<Host>; 3])) -> Duration {
     on_paused_time(async {
         let (mut dialer, peer, hosts) = two(&World::new(1), sites).await;
@@ -139,12 +139,12 @@ fn stall(sites: [Site; 2], change: impl FnOnce(&[Arc<Host>; 3])) -> Duration {
     })
 }
 
-/// One and a half round trips until the other side has validated the new path.
+/// Longest stall: one and a half round trips until the other side has validated the new path.
 const PATIENCE: Duration = RTT.saturating_mul(2);
-/// As before, and more over the coordinator; what QUIC misses meanwhile waits for its probe
-/// time-out.
+/// Longest stall with a message over the coordinator; packets that QUIC loses meanwhile wait for
+/// its probe time-out.
 const TOLD_PATIENCE: Duration = RTT.saturating_mul(8);
-/// NATs that let in whom their host has not written to yet, or a host that has none.
+/// Sites without a NAT, or whose NAT admits remotes to which the host has not written yet.
 const OPEN: [Site; 2] = [Site::Public, Site::EIM_EIF];
 
 fn move_first(hosts: &[Arc<Host>; 3]) {
@@ -185,7 +185,7 @@ fn a_session_that_cannot_move_is_closed_soon_and_made_anew() {
         let world = World::new(1);
         let (mut dialer, peer, hosts) = two(&world, [Site::EIM_APDF, Site::EIM_APDF]).await;
         exchange(&mut dialer, peer, 0).await;
-        // Nobody can tell the other side.
+        // No coordinator can inform the other side.
         let away = |loss| Link { loss, ..Link::with_latency(Duration::ZERO) };
         world.set_link(&hosts[2], away(1.0));
         move_first(&hosts);

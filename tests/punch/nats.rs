@@ -36,8 +36,8 @@ pub(crate) fn is_hopeful(a: Site, b: Site) -> bool {
     !(hard(a) && hard(b) && (a == Site::APDM_RANDOM || b == Site::APDM_RANDOM))
 }
 
-/// A host at a site; `number` tells sites of one world apart. Other hosts behind its NAT, if it has
-/// one, take a port of that every so often, until the runtime ends.
+/// Creates a host at a site; `number` identifies the site in its world. Other hosts behind its NAT,
+/// if it has one, take a port at intervals, until the runtime ends.
 pub(crate) fn host(site: Site, world: &World, number: u8, loss: f64, others: Option<Duration>) -> Arc<Host> {
     let (Site::Nat(mapping, filtering, ports), Some(every)) = (site, others) else {
         return site.host(world, number, loss);
@@ -48,7 +48,7 @@ pub(crate) fn host(site: Site, world: &World, number: u8, loss: f64, others: Opt
     tokio::spawn(async move {
         let socket = neighbour.socket(([0, 0, 0, 0], 5000).into()).expect("the port is free");
         for port in 1.. {
-            // Nobody is there, but the NAT does not know.
+            // The destination has no host, but the NAT does not know that.
             socket.send_to(([203, 0, 113, 99], port).into(), b"out");
             tokio::time::sleep(every).await;
         }

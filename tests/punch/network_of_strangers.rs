@@ -115,7 +115,7 @@ fn two_peers_with_a_coordinator_each_are_connected() {
         let took = connect(&mut dialer, listener, listener).await;
         println!("{took:?}");
         assert!(took <= Duration::from_secs(1), "{took:?}");
-        // The coordinator was needed for one question.
+        // The coordinator was needed for one request.
         let is_kept = |dialer: &Swarm<Behaviour>| dialer.behaviour().coordinators().len();
         assert_eq!(is_kept(&dialer), 1);
     });
@@ -137,7 +137,7 @@ fn a_peer_behind_a_nat_registers_with_coordinators_among_the_peers_that_it_is_co
     on_paused_time(async {
         let world = World::new(1);
         let addresses = [1, 2, 3, 4, 5].map(|number| {
-            // The fourth coordinates for nobody.
+            // The fourth node does not coordinate.
             let role = if number == 4 { Role::Client } else { Role::Server };
             let (swarm, address) = public_node(&world, number, Config { role, ..Config::default() });
             run(swarm);
@@ -248,7 +248,7 @@ fn a_source_of_coordinators_is_asked_for_a_peer_that_is_dialed_by_its_peer_id_al
         let mut directory = dialer.behaviour_mut().coordinator_lookup();
         let directory = tokio::spawn(async move {
             let peer = directory.next().await.expect("a peer is dialed");
-            // Others that know nobody do no harm, however many there are.
+            // Other nodes without registrations do no harm, however many there are.
             for seed in 20..40 {
                 let stranger = keypair(seed).public().to_peer_id();
                 let nowhere = format!("/ip4/203.0.113.{seed}/udp/{PORT}/quic-v1").parse().expect("valid");
@@ -261,7 +261,7 @@ fn a_source_of_coordinators_is_asked_for_a_peer_that_is_dialed_by_its_peer_id_al
         println!("{took:?}");
         let (peer, mut directory) = directory.await.expect("it ended");
         assert_eq!(peer, listener);
-        // What is found afterwards is of no use.
+        // Later results are ignored.
         assert!(directory.found(peer, keypair(50).public().to_peer_id(), Vec::new()));
         assert_eq!(dialer.behaviour().coordinators(), []);
     });

@@ -1,5 +1,5 @@
-//! The network is away for a while: what backs off meanwhile is due as soon as there is reason to
-//! think that it works.
+//! Losses of the network: all back-offs end as soon as there is evidence that the network works
+//! again.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! Protocols that know nothing of NATs: not one line about punching beyond making the swarm.
+//! Protocols without any support for NATs: no line about punching except the construction of the
+//! swarm.
 
 use libp2p::{
     PeerId, StreamProtocol, Swarm, kad, ping,

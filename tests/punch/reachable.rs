@@ -14,7 +14,7 @@ use crate::{
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Nobody on the Internet reaches a QUIC listener at these.
+/// Addresses at which no peer on the Internet reaches a QUIC listener.
 const NOT_REACHABLE: [&str; 9] = [
     "/ip4/192.168.1.2/udp/4001/quic-v1",
     "/ip4/10.0.0.7/udp/4001/quic-v1",

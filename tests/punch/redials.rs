@@ -1,5 +1,5 @@
-//! A connection that cannot move with our address ends, and another one takes its place, without
-//! anybody asking for it.
+//! A connection that cannot move with our address ends, and another replaces it without a request
+//! of the application.
 
 use std::{sync::Arc, time::Duration};
 

@@ -10,7 +10,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::network::{client, coordinator, on_paused_time, registered, run, swarm, until};
 
-/// A host behind a NAT that keeps no ports, so that nobody finds it at its old address.
+/// Creates a host behind a NAT that keeps no ports, so that no peer finds it at its old address.
 fn site(world: &World, number: u8) -> (Arc<Gateway>, Arc<Host>) {
     let gateway = world.nat(Nat { ports: Ports::Random, ..Nat::default() }, [198, 51, 100, number]);
     let host = gateway.host([192, 168, number, 2]);
@@ -62,8 +62,8 @@ fn a_listener_whose_nat_lost_its_state_is_direct_soon_after_the_coordinator_hear
     for later in [0, 1_000, 2_500, 4_000] {
         let took = after_a_reboot(1, Duration::from_millis(later));
         println!("listener, {later} ms: {took:?}");
-        // Nobody reaches it before it sends something: a keep-alive, every 5 s. The coordinator
-        // looks once a second, and is asked once a second.
+        // No packet reaches the host before it sends a keep-alive, every 5 s. The coordinator
+        // checks once a second, and is asked once a second.
         assert!(took <= Duration::from_millis(7_200), "{later} ms: {took:?}");
     }
 }
@@ -82,7 +82,7 @@ fn a_listener_that_was_killed_and_started_again_is_found_by_a_dial_in_between() 
             registered(&mut listener).await;
             let listener = run(listener);
             sleep(Duration::from_secs(20)).await;
-            // Nobody hears that it is gone.
+            // No packet reports its end.
             world.set_link(&gateway, Link { loss: 1.0, ..Link::with_latency(Duration::ZERO) });
             dialer.dial(listener).expect("not dialed yet");
             let (_, third) = site(&world, 3);

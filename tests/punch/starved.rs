@@ -59,10 +59,10 @@ struct Blocking {
 /// Time-out of the TCP transport of [`Wrapped`] for an answer.
 const TCP_TIMEOUT: Duration = Duration::from_secs(20);
 
-/// Our transport in another one that knows TCP, where nobody answers.
+/// Our transport inside another transport that supports TCP, whose dials get no answer.
 struct Wrapped {
     inner: Arc<Mutex<Transport>>,
-    /// It dials when the dial is polled, as libp2p-dns does.
+    /// The transport dials when the dial is polled, as libp2p-dns does.
     is_lazy: bool,
 }
 
@@ -142,7 +142,7 @@ fn wrapped<B: NetworkBehaviour>(
     listening(swarm)
 }
 
-/// Addresses where nobody is.
+/// Returns addresses without a host.
 fn stale(count: u8, protocols: &str) -> Vec<Multiaddr> {
     let address = |n| format!("/ip4/198.51.100.{}/{protocols}", 100 + n).parse().expect("valid");
     (1..=count).map(address).collect()
@@ -201,7 +201,7 @@ fn dial(addresses: Vec<Multiaddr>) -> Outcome {
     })
 }
 
-/// As long as without any other address; the clock counts milliseconds.
+/// Checks that a dial takes as long as without any other address; the clock counts milliseconds.
 fn assert_prompt(outcome: &Outcome, baseline: &Outcome) {
     let limit = baseline.first_after.expect("connected") + Duration::from_millis(10);
     assert!(outcome.first_after.is_some_and(|after| after <= limit), "{outcome:?}, {limit:?}");
@@ -247,7 +247,7 @@ where
         let settled = sleep(Duration::from_secs(3));
         tokio::pin!(settled);
         while tokio::select! { () = &mut settled => false, _ = dialer.select_next_some() => true } {}
-        // Kademlia dials peers that it hears of by itself, half a second later.
+        // Kademlia dials newly learned peers by itself, half a second later.
         for address in addresses {
             dialer.behaviour_mut().as_mut().add_address(&peer, address);
         }

@@ -110,7 +110,7 @@ fn stock(world: &World, number: u8) -> Swarm<Stock> {
     )
 }
 
-/// Connects to the relay and waits until it has told how it sees us, which is what dcutr announces.
+/// Connects to the relay and waits until it has reported our address, which dcutr announces.
 async fn meet(swarm: &mut Swarm<Stock>, relay: &Multiaddr) {
     swarm.dial(relay.clone()).expect("not dialed yet");
     until(swarm, |event| {
@@ -122,7 +122,7 @@ async fn meet(swarm: &mut Swarm<Stock>, relay: &Multiaddr) {
     .await;
 }
 
-/// Direct connections with `peer` that were established, as a swarm tells of them.
+/// Direct connections with `peer` that the swarm reported.
 type Direct = Arc<Mutex<Vec<bool>>>;
 
 /// Runs a swarm, and notes for each direct connection whether it dialed it.
@@ -165,12 +165,12 @@ fn an_unmodified_dcutr_ends_in_exactly_one_direct_connection() {
             }
         };
         tokio::time::timeout(PATIENCE, both).await.expect("a direct connection");
-        // A second one would come of the other side's dial, within its handshake time-out of five
-        // seconds.
+        // A second connection would come from the other side's dial, within its handshake time-out
+        // of five seconds.
         tokio::time::sleep(Duration::from_secs(6)).await;
         assert_eq!((count(&at_a), count(&at_b)), (1, 1), "one connection, and no second one");
 
-        // Sixteen bytes are what opens a hole. How densely they come is tested where they are made.
+        // Packets of sixteen bytes open a hole. Unit tests of the transport check their frequency.
         let mut opened: Vec<_> =
             trace.records().iter().filter(|record| record.size == 16).map(|r| r.sent).collect();
         opened.dedup();

@@ -1,5 +1,5 @@
-//! A coordinator that is known by name only, and peers whose transports are wrapped: names without,
-//! bandwidth metrics within.
+//! A coordinator that is known by its DNS name only, and peers whose transports are wrapped: names
+//! outside, bandwidth metrics inside.
 
 use std::{
     pin::Pin,
@@ -129,7 +129,7 @@ fn peers_that_know_their_coordinator_by_name_and_count_bytes_get_through() {
             _ => None,
         });
         assert!(!endpoint.await.expect("connected").is_relayed());
-        // What the control stream sends is counted in any case.
+        // The traffic of the control stream is counted in any case.
         let control = async {
             while !labels(&registries[0]).contains(&SESSION_LABEL.to_owned()) {
                 tokio::time::sleep(std::time::Duration::from_millis(10)).await;

@@ -1,10 +1,10 @@
-//! A network in which everything that can break does, for as long as it is asked to.
+//! A network in which every fault happens repeatedly for a given time.
 //!
 //! Some hundred peers behind all kinds of NATs dial each other through two coordinators. Meanwhile
 //! swarms are killed and started again, coordinators too; pairs are cut off, interfaces go down,
 //! addresses change, NATs forget, tasks stall, links lose and duplicate, and a [`Forger`] sends
-//! what it likes. Then all is healed, and after a quiet time each peer must hold what it held
-//! before: its coordinators, and nothing of any dial.
+//! forged datagrams. Then all faults are repaired. After a quiet time each peer must hold only its
+//! coordinators, and nothing of any dial.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -36,8 +36,8 @@ const QUIET: Duration = Duration::from_secs(420);
 const END: Duration = Duration::from_secs(60);
 /// The sockets of a peer that does nothing: its listener's.
 const PEER_SOCKETS: usize = 1;
-/// Those of a coordinator: its listener's, its observers', and those from which it tests how NATs
-/// filter.
+/// Number of sockets of a coordinator: its listener's, its observers', and those of its filtering
+/// tests.
 const COORDINATOR_SOCKETS: usize = 6;
 /// The time until a peer tries again to start on a port that its last swarm still holds.
 const PORT_RETRY_DELAY: Duration = Duration::from_millis(100);
@@ -47,8 +47,8 @@ const HOUR: Duration = Duration::from_secs(60 * 60);
 /// Size of a run.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Plan {
-    /// Decides the network and which faults happen when. What comes of them depends on random keys
-    /// and hash maps, too.
+    /// Decides the network, and the kind and time of each fault. The outcomes also depend on random
+    /// keys and hash maps.
     pub(crate) seed: u64,
     pub(crate) peers: u16,
     pub(crate) duration: Duration,
@@ -316,7 +316,7 @@ impl Chaos {
         }
     }
 
-    /// Causes a fault, unless what it would break is broken already.
+    /// Causes a fault, unless its target is broken already.
     fn cause(&mut self, fault: Fault) -> bool {
         let p = self.rng.random_range(COORDINATORS..self.peers.len());
         let q = self.rng.random_range(0..self.peers.len());
@@ -380,7 +380,7 @@ impl Chaos {
         self.repairs.push((Instant::now() + time, repair));
     }
 
-    /// Repairs what is due by `now`.
+    /// Ends the faults that are due by `now`.
     fn repair(&mut self, now: Instant) {
         let (due, later) = std::mem::take(&mut self.repairs).into_iter().partition(|(at, _)| *at <= now);
         self.repairs = later;

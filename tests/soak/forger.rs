@@ -1,4 +1,4 @@
-//! An attacker who reads along and forges sources: it replays, changes and invents datagrams.
+//! Attacker that reads all traffic and forges sources: it replays, changes and invents datagrams.
 
 use std::{
     collections::VecDeque,
@@ -24,7 +24,8 @@ struct Seen {
 pub(crate) struct Forger {
     host: Arc<Host>,
     seen: Arc<Mutex<VecDeque<Seen>>>,
-    /// Of its own, since it depends on what crosses the network, which the other faults must not.
+    /// Separate source of randomness: the forger depends on the traffic, and the other faults must
+    /// not.
     rng: StdRng,
 }
 
@@ -34,8 +35,8 @@ impl Forger {
         let memory = seen.clone();
         world.tap(move |packet| {
             let mut memory = memory.lock().unwrap_or_else(PoisonError::into_inner);
-            // Between public addresses: what leaves a NAT, on its way to what another one shows to
-            // the world.
+            // Packets between public addresses: from the outside of one NAT to the outside of
+            // another.
             let (source, destination) = (packet.record.seen_from, packet.record.to);
             memory.push_back(Seen { source, destination, payload: packet.payload.to_vec() });
             if memory.len() > MEMORY {
@@ -61,7 +62,7 @@ impl Forger {
             match rng.random_range(0..6) {
                 // As it was, again.
                 0 => {}
-                // As it was, from or to somebody else.
+                // Unchanged, but from or to another peer.
                 1 => source = other.source,
                 2 => destination = other.destination,
                 3 => {

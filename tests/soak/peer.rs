@@ -44,7 +44,7 @@ pub(crate) struct Tally {
     pub(crate) failed: u64,
     /// Under way when their swarm was dropped.
     pub(crate) dropped: u64,
-    /// Outcomes of dials that had one already.
+    /// Second outcomes of dials that had an outcome already.
     pub(crate) second_outcomes: u64,
     pub(crate) slowest: Duration,
     /// The sessions that the behaviour reported.
@@ -130,7 +130,7 @@ impl Running {
         receiver.await.ok()
     }
 
-    /// Drops the swarm in the middle of whatever it does.
+    /// Drops the swarm in any state.
     pub(crate) fn kill(self) {
         self.task.abort();
     }
@@ -231,14 +231,14 @@ impl Driver {
                 let dial =
                     DialOpts::peer_id(peer).condition(PeerCondition::DisconnectedAndNotDialing).build();
                 let id = dial.connection_id();
-                // An error says that it is connected or being dialed.
+                // An error means that the peer is connected or being dialed.
                 if self.swarm.dial(dial).is_ok() {
                     self.dials.begin(id, peer);
                 }
             }
             Order::Stall(time) => tokio::time::sleep(time).await,
             Order::Disconnect(peer) => {
-                // An error says that it is not connected.
+                // An error means that the peer is not connected.
                 let _ = self.swarm.disconnect_peer_id(peer);
             }
             Order::Report(reply) => {

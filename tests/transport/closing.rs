@@ -32,7 +32,7 @@ fn the_server_hears_of_the_close_of_each_client_that_exits_after_it() {
             let (_, connection) = new().1.dial(address.clone(), PLAIN).unwrap().await.unwrap();
             connection.close().await.unwrap();
         });
-        // What has not been sent by now will never be.
+        // Datagrams that were not sent by now are never sent.
         client.shutdown_background();
         let end = server.block_on(ends.recv()).unwrap();
         let is_close =

@@ -1,4 +1,4 @@
-//! Listening, dialing and who may.
+//! Listeners, dials, and admission.
 
 use libp2p_identity::KeyType;
 
@@ -198,7 +198,7 @@ async fn connections_outlive_their_listener() {
     }
     echo(&mut connected.at_dialer.1, &mut connected.at_listener.1).await;
     echo(&mut connected.at_listener.1, &mut connected.at_dialer.1).await;
-    // Nobody else gets in.
+    // No other peer is admitted.
     b.dial(address, PLAIN).unwrap().await.unwrap_err();
     assert!(next(&mut a).now_or_never().is_none());
 }
@@ -223,7 +223,7 @@ async fn a_flood_of_handshakes_is_answered_with_retry_and_still_gets_through() {
     let address = listen(&mut a, V4).await;
     let dials = future::join_all((0..80).map(|_| b.dial(address.clone(), PLAIN).unwrap()));
     let listener = async {
-        // Upgrades that nobody polls count as handshakes under way.
+        // Upgrades that are never polled count as handshakes under way.
         let mut upgrades: Vec<Upgrade> = Vec::new();
         while upgrades.len() < 80 {
             upgrades.push(next(&mut a).await.into_incoming().unwrap().0);

@@ -1,9 +1,9 @@
 //! Throughput of an open connection in a flood: at least half, in both directions, and all of it
 //! after the flood.
 //!
-//! In simulated time, over a link that has an end: the attacker may use a quarter of what the
-//! server can receive, so that more than that can be lost only by what the server does about it.
-//! CPU is not simulated. The figures are in `docs/performance.md`.
+//! In simulated time, over a link of limited rate. The attacker may use a quarter of the rate
+//! towards the server, so that a larger loss can only come from the server's reaction. CPU is not
+//! simulated. The figures are in `docs/performance.md`.
 
 use std::sync::{
     Arc,
@@ -37,7 +37,7 @@ fn transport(host: &Arc<Host>, quic: QuicConfig) -> Transport {
     Transport::with_io(&keypair, config, host.clone(), Arc::new(quinn::TokioRuntime)).unwrap()
 }
 
-/// A server, and one connection over which as much goes in both directions as there is room for.
+/// A server, and one connection that fills the link in both directions.
 struct Scene {
     world: World,
     server: Arc<Host>,
@@ -106,7 +106,7 @@ impl Measured {
     }
 
     fn assert_good(&self) {
-        // The link is what bounds it to begin with.
+        // The link bounds the throughput before the flood.
         assert!(self.before.iter().all(|bytes| *bytes >= WINDOW.as_secs() * RATE * 8 / 10), "{self:?}");
         assert!(self.kept() >= 50, "{self:?}");
         assert!(
@@ -141,7 +141,7 @@ fn serve(mut transport: Transport) -> (mpsc::UnboundedReceiver<Connection>, Arc<
     (accepted, half_open)
 }
 
-/// Sends for ever, each way, and counts what arrives.
+/// Sends without end, each way, and counts the arrivals.
 fn fill(a: Connection, b: Connection) -> [Arc<AtomicU64>; 2] {
     let counts = [(); 2].map(|()| Arc::new(AtomicU64::new(0)));
     for (mut connection, count) in [a, b].into_iter().zip([counts[1].clone(), counts[0].clone()]) {
@@ -219,7 +219,7 @@ async fn half_open_handshakes_at_the_cap_leave_half_of_the_throughput() {
                 let mut dialer = transport(&attacker, QuicConfig::default());
                 let dials: Vec<_> =
                     (0..10).map(|_| tokio::spawn(dialer.dial(address.clone(), FRESH).unwrap())).collect();
-                // A Retry has come and was answered; what the server says to that, nobody hears.
+                // A Retry has come and was answered; the client receives no more.
                 tokio::time::sleep(FAR * 3 / 2).await;
                 world.set_link(&attacker, Link { loss: 1.0, ..Link::default() });
                 future::join_all(dials).await;
@@ -254,7 +254,7 @@ async fn streams_opened_and_reset_leave_half_of_the_throughput() {
     }
     let flood = bad.into_iter().map(|(_dialer, mut connection)| async move {
         while let Ok(mut stream) = poll_fn(|cx| connection.poll_outbound_unpin(cx)).await {
-            // It may have been turned down already.
+            // The stream may have been refused already.
             let _ = stream.write_all(&[0; 100]).await;
         }
     });

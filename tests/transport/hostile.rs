@@ -1,5 +1,5 @@
-//! Peers that mean harm: what they can make grow is bounded, who is connected stays so, and it
-//! passes.
+//! Hostile peers: the state that they can cause is bounded, connected peers stay connected, and the
+//! effects pass.
 
 use std::sync::Arc;
 
@@ -23,8 +23,7 @@ fn guarded() -> QuicConfig {
     QuicConfig { retry_threshold: RETRY_THRESHOLD, max_half_open: MAX_HALF_OPEN, ..QuicConfig::default() }
 }
 
-/// As many first flights of clients that will never be heard of again, each with connection IDs of
-/// its own.
+/// Sends first flights of clients that then fall silent, each with connection IDs of its own.
 pub(crate) async fn first_flights(attacker: &Arc<Host>, count: usize) -> Vec<Arc<[u8]>> {
     let trap = attacker.socket(([0, 0, 0, 0], 9).into()).unwrap();
     let mut dialer = transport(attacker, QuicConfig::default());
@@ -33,7 +32,7 @@ pub(crate) async fn first_flights(attacker: &Arc<Host>, count: usize) -> Vec<Arc
     for _ in 0..count {
         let mut dial = dialer.dial(address.clone(), FRESH).unwrap();
         assert!((&mut dial).now_or_never().is_none());
-        // Who hangs up says so.
+        // A dropped dial would close its connection.
         dials.push(dial);
         flights.push(trap.receive().await.payload);
     }
@@ -97,8 +96,8 @@ async fn a_flood_of_initials_is_bounded_and_honest_clients_get_through_it() {
     assert_eq!(stats.connections().len(), 2);
     poll_fn(|cx| before.poll_outbound_unpin(cx)).await.unwrap().write_all(b"alive").await.unwrap();
 
-    // When the handshakes have timed out there is room again: for those that were turned away, of
-    // whom nothing is kept.
+    // After the time-outs of the handshakes there is room again, even for refused clients, of which
+    // no state is kept.
     tokio::time::sleep(Duration::from_secs(6)).await;
     for (socket, flight) in sockets.iter().zip(&flights).rev().take(4) {
         socket.send_to((SERVER, 4001).into(), flight);
@@ -115,7 +114,7 @@ async fn clients_that_prove_their_address_and_then_fall_silent_are_refused_at_th
     let [server, attacker] = [2, 66].map(|last| world.public_host([203, 0, 113, last]));
     let mut listener = transport(&server, guarded());
     let address = listen(&mut listener, "/ip4/0.0.0.0/udp/4001/quic-v1").await;
-    // Upgrades that nobody polls are handshakes that never end.
+    // Upgrades that are never polled are handshakes that never end.
     let mut dialer = transport(&attacker, QuicConfig::default());
     let dials: Vec<_> = (0..60).map(|_| tokio::spawn(dialer.dial(address.clone(), FRESH).unwrap())).collect();
     let mut held = Vec::new();

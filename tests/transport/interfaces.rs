@@ -24,14 +24,14 @@ const WILDCARD: &str = "/ip4/0.0.0.0/udp/4001/quic-v1";
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Watcher {
-    /// It cannot be started, as without netlink.
+    /// The watcher cannot be started, as without netlink.
     Unsupported,
-    /// It ends after it has reported the addresses that are there.
+    /// The watcher ends after it has reported the present addresses.
     Ends,
-    /// It returns nothing but errors after it has reported the addresses that are there.
+    /// The watcher returns only errors after it has reported the present addresses.
     Errs,
-    /// It loses all changes, as after an overrun. The network lists its addresses, as an operating
-    /// system does.
+    /// The watcher loses all changes, as after an overrun. The network lists its addresses, as an
+    /// operating system does.
     Overruns,
 }
 

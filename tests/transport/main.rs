@@ -1,4 +1,4 @@
-//! The transport alone: what libp2p-quic promises, and where ours promises more.
+//! The transport alone: the promises of libp2p-quic, and the additional promises of this transport.
 
 #[cfg(test)]
 mod closing;

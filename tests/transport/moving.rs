@@ -12,8 +12,8 @@ use tokio::time::Instant;
 use super::support::*;
 
 const RTT: Duration = Duration::from_millis(40);
-/// Until a server has validated a client's new address and says something without a PATH_CHALLENGE:
-/// a round trip and a half, and QUIC's delay of acknowledgements.
+/// Time until a server has validated a client's new address and sent a packet without a
+/// PATH_CHALLENGE: a round trip and a half, and QUIC's delay of acknowledgements.
 const VALIDATION: Duration = Duration::from_millis(3 * 40 / 2 + 25 + 5);
 /// Bytes of a transfer, and of one message of it.
 const TRANSFER: usize = 2_000_000;
@@ -136,8 +136,8 @@ async fn a_dialed_connection_moves_with_our_address_and_loses_nothing_it_receive
         hosts.0.renumber([203, 0, 113, 1], [203, 0, 113, 9]);
     })
     .await;
-    // What the server had sent is lost; the PING tells it where to go on. The path's queue is full,
-    // and its RTT as much longer.
+    // The packets that the server had sent are lost; from the PING it learns the new address. The
+    // path's queue is full, which adds to the RTT.
     assert!(stall <= 2 * rtt, "{stall:?} at an RTT of {rtt:?}");
 }
 
@@ -191,7 +191,7 @@ async fn a_wildcard_listener_follows_addresses_of_its_family_up_and_down() {
         [(1, "/ip4/0.0.0.0", ["203.0.113.1", "203.0.113.9"]), (2, "/ip6/::", ["2001:db8::1", "2001:db8::9"])]
     {
         let host = world.host();
-        // Of both families, so that it is seen which one is followed.
+        // Addresses of both families, to see which of them is followed.
         world.attach(&host, [192, 0, 2, number]);
         world.attach(&host, [0x2001, 0xdb8, 1, 0, 0, 0, 0, u16::from(number)]);
         let [old, new] = [old, new].map(|address| address.parse::<IpAddr>().unwrap());

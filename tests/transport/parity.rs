@@ -1,5 +1,5 @@
-//! Twins of the tests of `libp2p-quic` 0.14: ours with ours, and with the real one in both
-//! directions.
+//! Twins of the tests of `libp2p-quic` 0.14: our transport with itself, and with libp2p-quic in
+//! both directions.
 
 use std::sync::{Arc, Mutex};
 
@@ -19,7 +19,7 @@ fn make(make: Make) -> (PeerId, Muxers) {
     (keypair.public().to_peer_id(), make(&keypair))
 }
 
-/// As the original: the dialer's transport says nothing.
+/// Polls both, as the original does: the dialer's transport has no events.
 async fn both(listener: &mut Muxers, dialer: &mut Muxers, address: Multiaddr) -> Connected<StreamMuxerBox> {
     connect(listener, dialer, address, PLAIN).await
 }
@@ -180,7 +180,7 @@ async fn tcp_and_quic() {
     }
 }
 
-/// The two ends of one stream; a task keeps the transports and the connection going.
+/// Returns the two ends of one stream; a task keeps the transports and the connection alive.
 async fn streams((listen_with, dial_with): (Make, Make)) -> (SubstreamBox, SubstreamBox) {
     let ((_, mut a), (_, mut b)) = (make(listen_with), make(dial_with));
     let address = listen(&mut a, V4).await;
@@ -321,7 +321,7 @@ async fn concurrent_connections_and_streams() {
 #[expect(deprecated)]
 #[tokio::test]
 async fn draft_29_support() {
-    // Ours never speaks it. With a peer that does, `quic-v1` is what remains.
+    // Our transport never uses it. With a peer that does, `quic-v1` is left.
     let (_, mut ours) = make(boxed);
     let error = ours.dial("/ip4/127.0.0.1/udp/1/quic".parse().unwrap(), FRESH).err().unwrap();
     assert!(matches!(error, TransportError::MultiaddrNotSupported(_)));
@@ -431,7 +431,7 @@ fn a_restarted_peer_resets_the_connections_of_its_past_life() {
         let (_, mut connection) = dialer.dial(address.clone(), PLAIN).unwrap().await.unwrap();
         let mut stream = poll_fn(|cx| connection.poll_outbound_unpin(cx)).await.unwrap();
         stream.write_all(b"before").await.unwrap();
-        // The process dies: nobody says good-bye.
+        // The process dies without a CONNECTION_CLOSE.
         tokio::task::spawn_blocking(move || first.shutdown_timeout(PATIENCE)).await.unwrap();
         let mut again = ours(&keypair);
         let restarted = async {

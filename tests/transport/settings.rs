@@ -68,7 +68,7 @@ async fn the_path_mtu_stays_within_its_bounds() {
         (true, 1_200, 1_452, 1_500, 1_452),
         (true, 1_200, 1_300, 1_500, 1_300),
         (true, 1_250, 8_972, 9_000, 8_972),
-        // The path itself is what bounds it: 28 bytes are IP's and UDP's.
+        // The path itself bounds the MTU: 28 bytes are IP's and UDP's.
         (true, 1_200, 1_452, 1_400, 1_372),
         (false, 1_200, 1_452, 1_500, 1_200),
         (false, 1_400, 1_452, 1_500, 1_400),
@@ -138,7 +138,7 @@ async fn a_connection_takes_no_more_than_its_windows() {
                 bytes += outbound.write(&[7; 1_000]).await.unwrap();
             }
         };
-        // Nobody reads.
+        // Nothing reads.
         tokio::time::timeout(Duration::from_secs(1), fill).await.unwrap_err();
         sent.push(bytes);
         streams.push(outbound);

@@ -30,10 +30,11 @@ pub(crate) const AS_LISTENER: DialOpts = DialOpts { role: Endpoint::Listener, po
 
 pub(crate) type Muxers = Boxed<(PeerId, StreamMuxerBox)>;
 
-/// Only what never happens takes so long, on whatever machine.
+/// Time-out that only a fault reaches, on any machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(300);
 
-/// On the sockets of this machine, with time-outs that even a slow one keeps.
+/// Creates a transport on the sockets of this machine, with time-outs that are long enough for a
+/// slow machine.
 pub(crate) fn ours(keypair: &Keypair) -> Transport {
     let mut config = Config::default();
     config.quic.handshake_timeout = Duration::from_secs(60);
@@ -41,7 +42,7 @@ pub(crate) fn ours(keypair: &Keypair) -> Transport {
     Transport::new(keypair, config).unwrap()
 }
 
-/// A transport for dials that nobody answers: they end as soon as those of libp2p-quic.
+/// Creates a transport for dials without an answer, whose time-outs are those of libp2p-quic.
 pub(crate) fn with_default_time_outs(keypair: &Keypair) -> Transport {
     Transport::new(keypair, Config::default()).unwrap()
 }

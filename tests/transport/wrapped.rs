@@ -70,7 +70,7 @@ async fn a_listener_beneath_names_listens_and_lets_go() {
     assert!(matches!(closed, TransportEvent::ListenerClosed { listener_id, .. } if listener_id == id));
 }
 
-/// A swarm of what `libp2p_punch::new` makes, in every wrapper that there is.
+/// Creates a swarm on the transport of `libp2p_punch::new`, in every wrapper of libp2p.
 fn swarm(registry: &mut metrics::Registry) -> Swarm<Measured> {
     let keypair = Keypair::generate_ed25519();
     let (transport, punch) = libp2p_punch::new(&keypair, Config::default()).unwrap();

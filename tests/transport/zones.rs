@@ -136,8 +136,8 @@ async fn a_hole_can_be_opened_on_the_link() {
         (transport(&host(&world, &["fe80::1"]), false), transport(&host(&world, &["fe80::2"]), false));
     let [a_address, b_address] = [listen(&mut a, HERE).await, listen(&mut b, THERE).await];
     let a_id = PeerId::random();
-    // Whom the other side expects is refused; that it is the punch that takes the connection is
-    // what this is about.
+    // The punch expects another peer, so the handshake fails. The test checks that the punch takes
+    // the connection.
     let punch = a.dial(b_address.with(Protocol::P2p(a_id)), AS_LISTENER).unwrap();
     let dial = b.dial(a_address, PLAIN).unwrap();
     drive(a);
