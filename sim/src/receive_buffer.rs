@@ -15,7 +15,7 @@ use crate::trace::Verdict;
 /// Properties of the sockets of a host; see [`Host::configure`](crate::Host::configure).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SocketConfig {
-    /// Bytes of payload that a socket holds for its reader; what comes beyond is dropped.
+    /// Bytes of payload that a socket holds for its reader; further datagrams are dropped.
     pub receive_buffer: usize,
     /// Datagrams that one send may carry (segmentation offload). 0 counts as 1.
     pub send_segments: usize,

@@ -24,8 +24,8 @@ use crate::{
 ///
 /// As with a kernel's socket through quinn, sending never fails and never blocks. A datagram that
 /// cannot be sent is lost, and the [trace](crate::Trace) holds the reason. One reader can wait at a
-/// time. A socket that [`Host::kill_sockets`](crate::Host::kill_sockets) took away loses what is
-/// sent, and returns errors to quinn's reader.
+/// time. A socket that [`Host::kill_sockets`](crate::Host::kill_sockets) took away loses sent
+/// datagrams, and returns errors to quinn's reader.
 #[derive(Debug)]
 pub struct Socket {
     engine: Engine,
@@ -135,7 +135,7 @@ impl AsyncUdpSocket for Socket {
         self.buffer.config.receive_segments.max(1)
     }
 
-    /// Simulated links drop what is too large, so that quinn's MTU discovery works.
+    /// Simulated links drop datagrams that are too large, so that quinn's MTU discovery works.
     fn may_fragment(&self) -> bool {
         false
     }

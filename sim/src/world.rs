@@ -64,7 +64,7 @@ impl World {
         Arc::new(Gateway::new(self.0.clone(), id))
     }
 
-    /// Adds a firewall, which translates nothing and filters as `nat` says.
+    /// Adds a firewall, which translates nothing and filters like `nat`.
     pub fn firewall(&self, nat: Nat) -> Arc<Gateway> {
         let id = self.with(|state| state.add_gateway(nat, CORE, Vec::new()));
         Arc::new(Gateway::new(self.0.clone(), id))

@@ -40,7 +40,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Silence after which the capture counts as complete.
 const COMPLETE_AFTER: Duration = Duration::from_millis(500);
 
-/// A directory for what a capture leaves behind, which goes when this is dropped.
+/// Directory for the files of a capture, removed on drop.
 pub(crate) struct Scratch(PathBuf);
 
 impl Scratch {
@@ -59,7 +59,7 @@ impl Scratch {
 
 impl Drop for Scratch {
     fn drop(&mut self) {
-        // What is left behind is a file in the directory for temporary files.
+        // A remaining file lies in the directory for temporary files.
         let _ = fs::remove_dir_all(&self.0);
     }
 }
@@ -98,7 +98,7 @@ impl IdentityForm {
 /// Properties that the capture must have.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Requirements {
-    /// The listener's port. What is sent there is ours, or a probe's that offers what we do.
+    /// The listener's port. Datagrams to it are ours, or those of a probe with the same offers.
     pub(crate) port: u16,
     /// Every packet of ours must have the fixed bit. Others may grease it (RFC 9287).
     pub(crate) fixed_bit: bool,
@@ -121,7 +121,7 @@ pub(crate) async fn is_possible() -> bool {
 }
 
 impl Capture {
-    /// Captures what is sent to the port and from there.
+    /// Captures the datagrams to and from the port.
     pub(crate) async fn start(wanted: Requirements, scratch: Scratch) -> anyhow::Result<Self> {
         let port = wanted.port;
         let mut command = Command::new("tshark");
@@ -162,7 +162,7 @@ impl Capture {
         let mut text = String::new();
         let mut has_hello = false;
         loop {
-            // First until there is a ClientHello, then for as long as something comes.
+            // First until there is a ClientHello, then while datagrams come.
             let patience = if has_hello { COMPLETE_AFTER } else { START_TIMEOUT };
             match tokio::time::timeout(patience, output.next_line()).await {
                 Ok(line) => {
@@ -189,7 +189,7 @@ fn path(path: &Path) -> anyhow::Result<&str> {
 fn judge(text: &str, wanted: Requirements) -> anyhow::Result<String> {
     let port = wanted.port.to_string();
     let mut packets = 0;
-    // What we offer, and what they choose where that can be read.
+    // Our offers, and the choices of the other side where these can be read.
     let (mut offered, mut chosen) = (Vec::new(), Vec::new());
     let (mut dialer_named, mut listener_named) = (false, false);
     for line in text.lines() {
@@ -241,7 +241,7 @@ mod tests {
 
     #[test]
     fn a_handshake_of_ours_offers_both_kinds_of_key_and_names_no_server() {
-        // The other side may do with the fixed bit what it wants.
+        // The other side may set the fixed bit or not.
         let text = format!(
             "{HELLO}9|0,0|0x00000001,0x00000001|||||\n7|1,1,1|0x00000001,0x00000001|||||\n7|1||||||\n"
         );

@@ -28,7 +28,7 @@ struct Test {
     theirs: &'static [&'static str],
     /// Variables for both, besides the roles.
     variables: &'static [(&'static str, &'static str)],
-    /// The names of the variables that tell the role and where redis is.
+    /// Names of the variables for the role and for the address of Redis.
     names: [&'static str; 2],
     /// Texts that the dialer's answer must contain.
     answer: &'static [&'static str],

@@ -1,5 +1,5 @@
 //! Gets the peers onto this machine: from their registries, in the versions of their lock files,
-//! into a directory that git ignores. What is there already, for the same lock file, is left alone.
+//! into a directory that git ignores. Existing installations of the same lock file stay.
 
 use std::{fs, path::Path, process::Command};
 
@@ -10,8 +10,8 @@ use crate::{
     peer::{Peer, Source},
 };
 
-/// Installs what is missing of these peers, and returns those that could not be installed, having
-/// said why. The workspace's own programs are built by the launcher.
+/// Installs the missing peers, and returns those that could not be installed, with a printed
+/// reason. The launcher builds the workspace's own programs.
 pub(crate) fn all(layout: &Layout, peers: &[&'static Peer]) -> Vec<&'static Peer> {
     let mut missing = Vec::new();
     for peer in peers {
@@ -37,7 +37,7 @@ fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
     let is_installed = fs::read(&stamp).is_ok_and(|installed| installed == wanted);
     if !is_installed {
         eprintln!("installing {} ...", peer.title);
-        // Whatever is there belongs to another lock file.
+        // The existing directory belongs to another lock file.
         if target.exists() {
             fs::remove_dir_all(&target)?;
         }
@@ -94,7 +94,7 @@ fn from_registry(peer: &Peer, sources: &Path, target: &Path) -> anyhow::Result<(
         Source::Go => {
             fs::copy(sources.join("go.mod"), target.join("go.mod"))?;
             copy_go(sources, target)?;
-            // go.mod names the one version that matters; Go takes the others from that one's own.
+            // go.mod names the one important version; Go derives the others from it.
             run(Command::new("go").args(["mod", "tidy"]).current_dir(target))
         }
         Source::Ourselves | Source::Workspace => Ok(()),

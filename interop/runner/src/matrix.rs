@@ -33,7 +33,7 @@ pub(crate) struct Cell {
     #[serde(serialize_with = "as_text")]
     check: Check,
     outcome: Outcome,
-    /// A measurement, or what went wrong.
+    /// A measurement, or the reason of the failure.
     detail: String,
     /// Fault behind an expected failure, and the implementation that has it.
     #[serde(skip_serializing_if = "Option::is_none")]

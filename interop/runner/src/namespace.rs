@@ -47,7 +47,7 @@ pub(crate) fn has_address() -> bool {
 
 fn unshare() -> Option<Command> {
     // As root there is no need of a user namespace, and many systems forbid one. With a process
-    // namespace nothing that a peer has started outlives the run.
+    // namespace no process of a peer outlives the run.
     const PRIVATE: [&str; 4] = ["--net", "--pid", "--fork", "--kill-child"];
     for options in [&["--"][..], &["--map-root-user", "--"]] {
         let options = [&PRIVATE[..], options].concat();

@@ -1,6 +1,6 @@
 //! A client that shares no code with our transport: plain quinn and rustls, with a raw Ed25519 key.
-//! It knows what our handshakes with raw keys look like, and writes its secrets down, so that
-//! tshark can read what our listener presents.
+//! It makes handshakes with raw keys as this crate does, and writes its secrets down, so that
+//! tshark can read the identity of our listener.
 
 use std::{
     fs::File,
@@ -124,7 +124,7 @@ struct Log(Mutex<File>);
 impl KeyLog for Log {
     fn log(&self, label: &str, client_random: &[u8], secret: &[u8]) {
         let mut file = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        // What is missing here makes the capture unreadable, and that fails the check.
+        // A missing line makes the capture unreadable, and that fails the check.
         let _ = writeln!(file, "{label} {} {}", hex(client_random), hex(secret));
     }
 }

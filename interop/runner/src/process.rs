@@ -1,4 +1,4 @@
-//! A peer as a child process, and the lines that it has said.
+//! A peer as a child process, and the lines that it has printed.
 
 use std::{path::Path, process::Stdio, sync::Arc, time::Duration};
 
@@ -18,7 +18,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(3);
 /// A running peer; killed when dropped.
 pub(crate) struct Process {
     child: Child,
-    /// Closing it tells a listener to stop.
+    /// Standard input; a listener stops when it is closed.
     input: Option<ChildStdin>,
     lines: watch::Receiver<Vec<Line>>,
     errors: Arc<Mutex<String>>,
@@ -88,8 +88,7 @@ impl Process {
         Ok(())
     }
 
-    /// Tells a listener to stop, and waits for a moment, so that it can stop what it has started
-    /// itself.
+    /// Stops a listener, and waits for a moment, so that it can stop its own children.
     pub(crate) async fn stop(mut self) {
         drop(self.input.take());
         let _ = tokio::time::timeout(STOP_TIMEOUT, self.child.wait()).await;

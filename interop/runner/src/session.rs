@@ -116,8 +116,8 @@ pub(crate) async fn run_all(layout: &Layout, peer: &'static Peer, matrix: &mut M
             }
         }
     }
-    // Other implementations fail now and then while several of these run; what fails alone, too,
-    // fails.
+    // Other implementations fail now and then while several of these run; a check that fails alone
+    // too counts as failed.
     for (session, feature, check, first) in again {
         let second = verdict(&run(layout, peer, &session).await, feature);
         matrix.add(peer.name, session.direction, check, expected::second_attempt(&first, second));
@@ -137,8 +137,8 @@ fn verdict(result: &anyhow::Result<Vec<Line>>, wanted: Feature) -> Result<String
     }
 }
 
-/// Runs a listener and a dialer; what is returned is what the dialer said, corrected by what the
-/// listener did not see.
+/// Runs a listener and a dialer; returns the results of the dialer, corrected by the observations
+/// of the listener.
 async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<Vec<Line>> {
     let ours = vec![layout.binary("testplan").to_str().context("a path that is not text")?.to_owned()];
     let theirs = peer.command(layout)?;
@@ -196,8 +196,8 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
     Ok(lines)
 }
 
-/// Reads what our listener presents to a client that shares no code with it, and writes its secrets
-/// down.
+/// Reads the identity that our listener presents to a client that shares no code with it, and that
+/// writes its secrets down.
 pub(crate) async fn run_raw_key(layout: &Layout, peer: &'static Peer, matrix: &mut Matrix) {
     let result = raw_key(layout).await.map_err(|error| format!("{error:#}"));
     matrix.add(peer.name, Direction::WeDial, Check::WireRawKey, result);

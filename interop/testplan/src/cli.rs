@@ -51,7 +51,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
 /// transport reports when the close has been sent. A process that ended earlier would not send it.
 const CLOSE_TIME: Duration = Duration::from_millis(250);
 
-/// Does what was asked, on a transport that `transport` makes.
+/// Runs the subcommand, on a transport that `transport` makes.
 ///
 /// # Errors
 ///

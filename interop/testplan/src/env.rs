@@ -13,7 +13,7 @@ const DEFAULT_TIMEOUT: Duration = Duration::from_secs(180);
 pub(crate) enum Dialect {
     /// unified-testing: upper-case variables, keys that begin with that of the test, YAML.
     Unified {
-        /// Tells the tests that run at once apart.
+        /// Identifies a test among those that run at once.
         test_key: String,
     },
     /// test-plans: lower-case variables, fixed keys, JSON.

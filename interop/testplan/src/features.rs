@@ -107,7 +107,7 @@ pub trait Remote: Send {
     fn open(&mut self, protocol: StreamProtocol)
     -> impl Future<Output = anyhow::Result<Self::Stream>> + Send;
 
-    /// Waits until identify has told who it is, and says so.
+    /// Waits until identify has reported the remote, and prints that.
     fn identify(&mut self, timeout: Duration) -> impl Future<Output = anyhow::Result<String>> + Send;
 
     /// Closes the connection.
@@ -117,7 +117,7 @@ pub trait Remote: Send {
     fn gone(&mut self, timeout: Duration) -> impl Future<Output = anyhow::Result<bool>> + Send;
 }
 
-/// Tries a feature. What is returned is for people to read.
+/// Tries a feature. The result is text for people.
 ///
 /// # Errors
 ///
@@ -219,7 +219,7 @@ async fn reset(remote: &mut impl Remote) -> anyhow::Result<String> {
     Ok(found.to_owned())
 }
 
-/// Waits until one half tells that the remote has abandoned the stream.
+/// Waits until one half reports that the remote has abandoned the stream.
 async fn by_remote(stream: impl AsyncRead + AsyncWrite) -> anyhow::Result<&'static str> {
     let (mut reader, mut writer) = stream.split();
     let read = async {

@@ -7,7 +7,7 @@ use clap::ValueEnum;
 use libp2p::identity::Keypair;
 use serde::{Deserialize, Serialize};
 
-/// An RSA key that nobody else uses: libp2p-identity cannot generate one.
+/// An RSA key for tests only: libp2p-identity cannot generate one.
 const RSA: &[u8] = include_bytes!("../keys/rsa-2048.pk8");
 /// Length of the header before the PKCS#1 structure (RFC 5208 §5): two sequences, a version, the
 /// algorithm and a string's head.

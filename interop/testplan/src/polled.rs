@@ -1,5 +1,4 @@
-//! Implementations that tell nobody by themselves who comes and goes: they are asked again and
-//! again.
+//! Implementations without events for connections: they are polled.
 
 use std::{future::Future, time::Duration};
 
@@ -17,7 +16,7 @@ pub trait Polled: Sync {
     fn peers(&self) -> impl Future<Output = anyhow::Result<Vec<PeerId>>> + Send;
 }
 
-/// Says who comes and goes, until standard input ends.
+/// Reports opened and closed connections until standard input ends.
 ///
 /// # Errors
 ///

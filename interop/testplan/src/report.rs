@@ -21,7 +21,7 @@ pub enum Line {
         /// The remote peer.
         peer: String,
     },
-    /// Identify has told who the remote is.
+    /// Identify has reported the remote.
     Identified {
         /// The peer.
         peer: String,
@@ -39,7 +39,7 @@ pub enum Line {
         feature: Feature,
         /// The feature works.
         ok: bool,
-        /// A measurement, or what went wrong.
+        /// A measurement, or the reason of the failure.
         detail: String,
     },
 }

@@ -1,4 +1,5 @@
-//! The few words of Redis that the official suites use to tell the dialer where the listener is.
+//! The few commands of Redis by which the official suites give the listener's address to the
+//! dialer.
 //!
 //! [`Client`] is what a test program needs; [`Reply`] and [`read`] serve both ends, so that a stub
 //! can be built of them.
@@ -69,7 +70,7 @@ impl Reply {
 ///
 /// # Errors
 ///
-/// If what comes is not RESP2, or larger than anything that belongs here.
+/// If the input is not RESP2, or larger than any expected value.
 pub async fn read(from: &mut (impl AsyncBufRead + Unpin + Send)) -> anyhow::Result<Option<Reply>> {
     let Some((kind, rest)) = line(from).await? else { return Ok(None) };
     Ok(Some(match kind {
@@ -161,7 +162,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// If the server says so.
+    /// If the server reports one.
     pub async fn push(&mut self, key: &str, value: &str) -> anyhow::Result<()> {
         self.call(&["RPUSH", key, value]).await.map(drop)
     }
@@ -183,7 +184,7 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// If the server says so.
+    /// If the server reports one.
     pub async fn set(&mut self, key: &str, value: &str) -> anyhow::Result<()> {
         self.call(&["SET", key, value]).await.map(drop)
     }

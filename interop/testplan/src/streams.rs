@@ -1,7 +1,7 @@
-//! A behaviour that hands streams in and out.
+//! A behaviour for incoming and outgoing streams.
 //!
-//! It queues whatever comes in, as a listener must not lose the second of two streams that arrive
-//! at once. What may be queued is bounded by the streams that a connection may have open.
+//! It queues all incoming streams, as a listener must not lose the second of two streams that
+//! arrive at once. The queue is bounded by the streams that a connection may have open.
 
 use std::{
     collections::VecDeque,
@@ -34,7 +34,7 @@ pub type Reply = oneshot::Sender<anyhow::Result<Stream>>;
 /// A stream that a peer has opened.
 #[derive(Debug)]
 pub struct Incoming {
-    /// By whom.
+    /// Peer that opened the stream.
     pub peer: PeerId,
     /// The protocol.
     pub protocol: StreamProtocol,
@@ -42,7 +42,7 @@ pub struct Incoming {
     pub stream: Stream,
 }
 
-/// Tells a connection to open a stream.
+/// Requests a stream on a connection.
 #[derive(Debug)]
 pub struct Open {
     /// The names that it may have, the better ones first.

@@ -1,4 +1,4 @@
-//! The transport suites: the listener says where it is, the dialer connects and pings.
+//! The transport suites: the listener publishes its address, the dialer connects and pings.
 
 use std::time::Instant;
 
@@ -28,8 +28,7 @@ pub(crate) async fn run(contract: &Contract) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Listens where the suite says; the address that it publishes is one that the dialer's container
-/// can reach.
+/// Listens at the address of the suite; publishes an address that the dialer's container can reach.
 pub(crate) async fn listen(node: &mut Node, contract: &Contract) -> anyhow::Result<Multiaddr> {
     let first = node.listen(env::listen_address(contract.ip)).await?;
     if !contract.ip.is_unspecified() {

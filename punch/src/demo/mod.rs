@@ -47,7 +47,7 @@ async fn play(arguments: &Arguments) -> Result<Exit, Failure> {
     let dialed = timeline.now();
     let result = dialer.exchange(DIAL_TIMEOUT).await;
     let probes = add_probes(&timeline, &trace, dialed);
-    print("The coordinator gets to know the peers (simulated time):\n")?;
+    print("The peers register with the coordinator (simulated time):\n")?;
     print(&timeline.between(Duration::ZERO, dialed))?;
     print("The dialer asks for the listener (simulated time since then):\n")?;
     print(&timeline.between(dialed, Duration::MAX))?;

@@ -113,7 +113,7 @@ pub(super) fn fate(record: &Record) -> String {
         Verdict::NoMapping => "finds no mapping in the NAT",
         Verdict::Filtered => "is filtered by the NAT",
         Verdict::TableFull => "finds the NAT full",
-        Verdict::NoHairpin => "is not turned around by the NAT",
+        Verdict::NoHairpin => "is not hairpinned by the NAT",
     };
     word.to_owned()
 }

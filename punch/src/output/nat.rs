@@ -85,13 +85,13 @@ fn allocation_json(allocation: &Allocation) -> Value {
 /// Returns one sentence.
 pub(super) fn words(report: &Report) -> String {
     if value(&report.udp_blocked) == Some(true) {
-        return "UDP seems to be blocked: no coordinator that was dialed has answered".into();
+        return "UDP seems to be blocked: no dialed coordinator has answered".into();
     }
     let mut parts = Vec::new();
     match (value(&report.translated), value(&report.public_address)) {
         (Some(true), Some(address)) => parts.push(format!("behind a NAT, seen at {address}")),
         (Some(false), Some(address)) => parts.push(format!("not behind a NAT, at {address}")),
-        _ => parts.push("not yet seen by anybody".into()),
+        _ => parts.push("no observer has reported our address yet".into()),
     }
     if value(&report.translated) == Some(true) {
         parts.extend(value(&report.mapping).map(|mapping| mapping_words(mapping).into()));
@@ -105,20 +105,20 @@ pub(super) fn words(report: &Report) -> String {
         parts.push(format!("{} ({} confidence)", filtering_words(filtering.value), filtering.confidence));
     }
     if value(&report.early_packets_harm) == Some(true) {
-        parts.push("it has no firewall: what comes before we send takes our port".into());
+        parts.push("it has no firewall: early packets take our port".into());
     }
     if let Some(idle) = value(&report.idle_lifetime) {
         let least = idle.at_least.as_secs();
         parts.push(match idle.less_than {
-            Some(most) => format!("it forgets who is silent for {least} to {} s", most.as_secs()),
-            None => format!("it remembers who is silent for {least} s"),
+            Some(most) => format!("idle mappings expire after {least} to {} s", most.as_secs()),
+            None => format!("idle mappings last at least {least} s"),
         });
     }
     if let Some(lifetime) = value(&report.mapping_lifetime) {
-        parts.push(format!("it gives mappings up after {} s, though they are in use", lifetime.as_secs()));
+        parts.push(format!("it drops mappings in use after {} s", lifetime.as_secs()));
     }
     if value(&report.hairpin) == Some(true) {
-        parts.push("what we send to our own address comes back".into());
+        parts.push("it hairpins".into());
     }
     if value(&report.carrier_nat) == Some(true) {
         parts.push("the NAT seems to be a carrier's".into());
@@ -132,31 +132,27 @@ fn value<T: Copy>(finding: &Option<Finding<T>>) -> Option<T> {
 
 fn mapping_words(mapping: MappingBehaviour) -> &'static str {
     match mapping {
-        MappingBehaviour::EndpointIndependent => "it maps alike for every destination",
-        MappingBehaviour::EndpointDependent => "it does not map alike for every destination",
-        MappingBehaviour::AddressDependent => "it takes a new mapping for every address",
-        MappingBehaviour::AddressAndPortDependent => "it takes a new mapping for every address and port",
+        MappingBehaviour::EndpointIndependent => "endpoint-independent mapping",
+        MappingBehaviour::EndpointDependent => "endpoint-dependent mapping",
+        MappingBehaviour::AddressDependent => "address-dependent mapping",
+        MappingBehaviour::AddressAndPortDependent => "address- and port-dependent mapping",
     }
 }
 
 fn filtering_words(filtering: FilteringBehaviour) -> &'static str {
     match filtering {
-        FilteringBehaviour::EndpointIndependent => "everybody is let in",
-        FilteringBehaviour::AddressDependent => "addresses to which we have sent are let in",
-        FilteringBehaviour::AddressAndPortDependent => {
-            "only the addresses and ports to which we have sent are let in"
-        }
-        FilteringBehaviour::PortIndependent => {
-            "addresses to which we have sent are let in, of others nothing is known"
-        }
+        FilteringBehaviour::EndpointIndependent => "endpoint-independent filtering",
+        FilteringBehaviour::AddressDependent => "address-dependent filtering",
+        FilteringBehaviour::AddressAndPortDependent => "address- and port-dependent filtering",
+        FilteringBehaviour::PortIndependent => "endpoint-independent or address-dependent filtering",
     }
 }
 
 fn allocation_words(allocation: Allocation) -> String {
     match allocation {
         Allocation::Preserving => "it keeps our port".into(),
-        Allocation::Sequential { step } => format!("it takes every port {step} after the one before"),
-        Allocation::Random => "it takes ports without a pattern".into(),
+        Allocation::Sequential { step } => format!("sequential ports with a step of {step}"),
+        Allocation::Random => "random ports".into(),
     }
 }
 
@@ -195,13 +191,13 @@ mod tests {
     fn a_person_reads_one_sentence() {
         let (observer, at) = (PeerId::random(), Instant::now());
         let mut report = Report::default();
-        assert_eq!(words(&report), "not yet seen by anybody");
+        assert_eq!(words(&report), "no observer has reported our address yet");
         report.public_address = found("198.51.100.2:5000".parse().unwrap(), observer, at);
         report.translated = found(true, observer, at);
         report.port_preserved = found(false, observer, at);
         report.filtering = found(FilteringBehaviour::AddressAndPortDependent, observer, at);
-        let expected = "behind a NAT, seen at 198.51.100.2:5000; it does not keep our port; only the addresses and ports \
-                        to which we have sent are let in (medium confidence)";
+        let expected = "behind a NAT, seen at 198.51.100.2:5000; it does not keep our port; \
+                        address- and port-dependent filtering (medium confidence)";
         assert_eq!(words(&report), expected);
         report.udp_blocked = found(true, observer, at);
         assert!(words(&report).starts_with("UDP seems to be blocked"));

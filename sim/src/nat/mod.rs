@@ -263,7 +263,7 @@ impl Table {
         Ok(entry.internal)
     }
 
-    /// Maps by hand, in place of what was there.
+    /// Adds a mapping by hand, in place of an existing one.
     pub(crate) fn forward(&mut self, external: SocketAddr, internal: SocketAddr, now: Instant) {
         self.remove(&external);
         let entry = Entry {
@@ -335,8 +335,7 @@ impl Table {
         Ok(external)
     }
 
-    /// Forgets what is dead. A table that is not full can wait for it: dead mappings do no harm
-    /// there.
+    /// Removes dead mappings. A table that is not full can wait: dead mappings do no harm there.
     fn sweep(&mut self, now: Instant) {
         let full = self.nat.capacity.is_some_and(|capacity| self.entries.len() >= capacity);
         if full || now - *self.swept.get_or_insert(now) >= self.nat.lifetime {

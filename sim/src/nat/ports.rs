@@ -91,7 +91,7 @@ impl Allocator {
         self.nth(u64::from(port.saturating_sub(*self.range.start())) + u64::from(step))
     }
 
-    /// FNV-1a with a salt: it has to spread, not to withstand anybody.
+    /// FNV-1a with a salt: it must spread, not resist an attacker.
     fn hashed(&self, internal: SocketAddr, scope: &Scope) -> u16 {
         let hash =
             format!("{internal} {scope:?}").bytes().fold(0xcbf2_9ce4_8422_2325 ^ self.salt, |hash, byte| {

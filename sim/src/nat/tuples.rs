@@ -1,7 +1,7 @@
 //! The port of each flow through a box that masquerades and has no firewall, as Linux connection
 //! tracking gives it.
 //!
-//! Such a box tracks what comes unasked, too: as a flow of its own, whose endpoints no flow from
+//! Such a box also tracks unsolicited packets: as a flow of its own, whose endpoints no flow from
 //! inside may use. A flow from inside gets, of these, the first port that is free towards its
 //! destination: that of the newest live flow of the same socket, the socket's own port, a random
 //! one. It keeps that port. So one early packet costs a socket its port towards every destination
@@ -36,7 +36,7 @@ pub(crate) struct Tuples {
 }
 
 impl Tuples {
-    /// Notes a packet that no flow expects.
+    /// Records a packet that no flow expects.
     pub(crate) fn came_unasked(&mut self, flow: Flow, now: Instant) {
         self.unasked.retain(|_, at| now - *at < UNASKED_LIFETIME);
         self.unasked.insert((flow.external, flow.remote), now);
@@ -48,7 +48,7 @@ impl Tuples {
         last.is_some_and(|at| now - *at < UNASKED_LIFETIME)
     }
 
-    /// Notes the beginning of a flow.
+    /// Records the beginning of a flow.
     pub(crate) fn began(&mut self, internal: SocketAddr, flow: Flow) {
         let number = self.next;
         self.next += 1;
