@@ -29,9 +29,9 @@ pub struct Config {
     /// Service of this peer for others. Default [`Role::Auto`].
     pub role: Role,
     /// Coordinators to stay registered with, each ending in `/p2p/PEER_ID`. Default none.
-    /// Coordinators whose role is [`Role::Server`] or [`Role::Bootstrap`] and that are configured
-    /// with one another test together how the NATs of their clients filter: each sends a few
-    /// datagrams to an address that the other names.
+    /// Coordinators with the role [`Role::Server`] or [`Role::Bootstrap`] that are configured with
+    /// one another test the filtering of their clients' NATs together. Each sends a few datagrams
+    /// to an address that the other names.
     pub coordinators: Vec<Multiaddr>,
     /// QUIC addresses to listen on as soon as the swarm runs. Default none: the application
     /// listens.

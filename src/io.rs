@@ -1,8 +1,8 @@
 //! Interface to the machine: UDP sockets, interface addresses and the routing table.
 //!
-//! Everything that touches the network goes through [`Network`], and everything that touches a
-//! clock or spawns a task goes through [`quinn::Runtime`], so that a whole swarm can run over a
-//! simulated network with tokio's paused time. [`OsNetwork`] is the real one.
+//! All access to the network goes through [`Network`]; clocks and tasks go through
+//! [`quinn::Runtime`]. A whole swarm can therefore run over a simulated network with tokio's paused
+//! time. [`OsNetwork`] is the real one.
 
 mod interfaces;
 mod socket;

@@ -1,8 +1,8 @@
 //! Direct connections through NATs for libp2p swarms.
 //!
 //! Put the [`Transport`] and the [`Behaviour`] that [`new`] returns into a swarm, and
-//! `swarm.dial(peer)` gets through the NAT: peers observe each other's addresses, a coordinator
-//! passes `PUNCH_ME_NOW` between two peers that it knows, both probe at once, and one QUIC
+//! `swarm.dial(peer)` gets through the NAT. Peers observe each other's addresses. A coordinator
+//! passes `PUNCH_ME_NOW` between two peers that it knows. Both probe at once, and one QUIC
 //! connection runs over the best path that answered.
 //!
 //! # Map

@@ -242,8 +242,8 @@ pub enum Event {
         elapsed: Duration,
     },
     /// The connection of a session was denied after [`Connected`](Event::Connected): the swarm of
-    /// either side did not take it, because of a limit, a block list or another behaviour, or
-    /// because nothing waited for it any more.
+    /// either side did not take it. The cause is a limit, a block list or another behaviour, or
+    /// nothing waited for the connection any more.
     Denied {
         /// The other peer.
         peer: PeerId,

@@ -1,7 +1,7 @@
 //! Networks whose addresses share what is limited.
 //!
-//! A network is what one party can get hold of cheaply: a /24 of IPv4, which is the least that is
-//! routed on the Internet, and a /48 of IPv6, which is the most that a site gets (RFC 6177). On
+//! A network is a prefix that one party can get cheaply: a /24 of IPv4 or a /48 of IPv6. A /24 is
+//! the least that is routed on the Internet, and a /48 the most that a site gets (RFC 6177). On
 //! private and link-local networks every address counts for itself, and loopback is not limited.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};

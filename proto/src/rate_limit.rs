@@ -103,10 +103,10 @@ impl<K: Ord + Clone> RecentBuckets<K> {
 /// Token buckets by key in a table of fixed size (a count-min sketch, Cormode and Muthukrishnan
 /// 2005).
 ///
-/// Every operation takes constant time, and nothing is ever forgotten to make room: a key has a
-/// bucket in each of two rows, which it may share with others, and has a token if either bucket has
-/// one. So other keys can only take tokens away, and only where they share both buckets. The secret
-/// keeps an attacker from choosing such keys.
+/// Every operation takes constant time, and nothing is ever forgotten to make room. A key has a
+/// bucket in each of two rows, which it may share with other keys. It has a token if either bucket
+/// has one. So other keys can only take tokens away, and only where they share both buckets. The
+/// secret keeps an attacker from choosing such keys.
 #[derive(Debug)]
 pub struct HashedBuckets<K> {
     rate: Rate,

@@ -27,10 +27,10 @@
 //!
 //! # Time
 //!
-//! Time is tokio's, so that with a paused clock hours pass in moments and a run is exact.
-//! Everything inside of the network happens, and is recorded, at its exact time; but tokio's timers
-//! tick in milliseconds, so a datagram that is due between two ticks wakes its reader at the second
-//! one. With latencies in whole milliseconds the reader's clock, too, is exact.
+//! Time is tokio's, so that with a paused clock hours pass in moments and a run is exact. Every
+//! event inside of the network happens, and is recorded, at its exact time. But tokio's timers tick
+//! in milliseconds, so a datagram that is due between two ticks wakes its reader at the second
+//! tick. With latencies in whole milliseconds the reader's clock, too, is exact.
 //!
 //! # Determinism
 //!

@@ -80,9 +80,9 @@ impl World {
     /// Sets the one-way time between two nodes, in both directions, in place of the latencies of
     /// their links.
     ///
-    /// It is the time to cross the innermost network that both can reach: for hosts behind
-    /// different NATs the one between those NATs, so that it holds for all hosts there; for hosts
-    /// behind the same NAT their own.
+    /// This is the time to cross the innermost network that both can reach. For hosts behind
+    /// different NATs that is the network between the NATs, so the time holds for all hosts there.
+    /// For hosts behind the same NAT it is their own network.
     ///
     /// # Panics
     ///

@@ -96,8 +96,8 @@ impl SharedEndpoint {
     }
 
     /// Makes all connections of the endpoint act as on a new path: they use fresh connection IDs
-    /// and send a PING at once (RFC 9000 §9.5), by which a QUIC server learns the new address of
-    /// its client.
+    /// and send a PING at once (RFC 9000 §9.5). From the PING a QUIC server learns the new address
+    /// of its client.
     pub(crate) fn refresh(&self) -> io::Result<()> {
         self.endpoint.rebind_abstract(self.hooked())
     }

@@ -233,7 +233,7 @@ fn mtu_discovery(config: &QuicConfig, highest: u16) -> Option<MtuDiscoveryConfig
 }
 
 /// Derives the keys of each endpoint. The keys are the same after a restart, so that remotes of old
-/// connections learn of the restart at once: the endpoint still recognises its connection IDs, and
+/// connections learn of the restart at once. The endpoint still recognises its connection IDs, and
 /// can compute the token of each (RFC 9000 §10.3).
 ///
 /// No two sockets share a key. Otherwise a stranger could make one socket reset a connection of

@@ -20,9 +20,9 @@ pub enum Ports {
     },
     /// A random one of [`Nat::port_range`](super::Nat::port_range).
     Random,
-    /// A fixed function of the endpoints that the mapping is for, into
-    /// [`Nat::port_range`](super::Nat::port_range), so that the port is not kept but comes back
-    /// when the mapping does; the next free one where that is taken.
+    /// A fixed function of the endpoints of the mapping, into
+    /// [`Nat::port_range`](super::Nat::port_range). The port is not kept, but returns when the
+    /// mapping does. If the port is taken, the next free port.
     Hashed,
 }
 

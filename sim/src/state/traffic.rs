@@ -1,10 +1,10 @@
 //! The path of a datagram through a world.
 //!
-//! A datagram leaves a node into a realm ([`Hop::Leave`]), crosses the links of two nodes of that
-//! realm, comes to the second one's link ([`Hop::Arrive`]), which may make it wait, and then to the
-//! node itself ([`Hop::Enter`]): a host delivers it, a gateway translates it and lets it leave into
-//! its other realm. It goes up through gateways and then down, and turns around once at most, so it
-//! cannot go in circles.
+//! A datagram leaves a node into a realm ([`Hop::Leave`]) and crosses the links of two nodes of
+//! that realm. It comes to the second node's link ([`Hop::Arrive`]), which may make it wait, and
+//! then to the node itself ([`Hop::Enter`]). A host delivers it; a gateway translates it and lets
+//! it leave into its other realm. It goes up through gateways and then down, and turns around once
+//! at most, so it cannot go in circles.
 
 use std::{net::SocketAddr, sync::Arc, time::Duration};
 

@@ -113,8 +113,9 @@ fn hand_over<F>(
     }
 }
 
-/// Returns the canonical form of an address, for comparisons of paths: IPv4-mapped is IPv4, the
-/// flow label is left out, and a zone is kept only where it belongs to the address (RFC 4007 §6).
+/// Returns the canonical form of an address, for comparisons of paths. IPv4-mapped becomes IPv4,
+/// and the flow label is omitted. A zone is kept only where it belongs to the address (RFC 4007
+/// §6).
 pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     let SocketAddr::V6(v6) = address else { return address };
     match v6.ip().to_canonical() {
