@@ -6,7 +6,11 @@ use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
-pub use libp2p_punch_proto::config::{HostCandidates, PhaseTimeouts, Role};
+use libp2p_punch_proto::pacing::{MAX_ALLOWANCE, MIN_ALLOWANCE};
+pub use libp2p_punch_proto::{
+    config::{CoordinatorLimits, HostCandidates, PhaseTimeouts, Role},
+    rate_limit::Rate,
+};
 
 pub use self::quic::{CipherPreference, CongestionController, MTU, QuicConfig, SOCKET_BUFFER};
 
@@ -22,6 +26,9 @@ pub const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Durat
 pub const MAX_RELAY_DRAIN: Duration = Duration::from_secs(86_400);
 /// Bounds of [`Config::max_attempts`].
 pub const MAX_ATTEMPTS: RangeInclusive<u32> = 1..=16;
+
+/// Bounds of [`CoordinatorLimits::max_registrations`].
+pub const MAX_REGISTRATIONS: RangeInclusive<usize> = 1..=1_000_000;
 
 /// Configuration of the transport and the behaviour.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +51,8 @@ pub struct Config {
     /// containers. Any peer that knows a PeerId learns that peer's candidates from its
     /// coordinators. Default [`HostCandidates::Announced`].
     pub host_candidates: HostCandidates,
+    /// Limits on the service of this peer for others, while it coordinates.
+    pub coordinator_limits: CoordinatorLimits,
     /// Pairs of one session whose opening burst runs at the same time. Default 3, 1..=16 and not
     /// above [`max_candidates`](Self::max_candidates).
     pub max_concurrent_attempts: usize,
@@ -89,6 +98,7 @@ impl Default for Config {
             bind_addresses: Vec::new(),
             max_candidates: 8,
             host_candidates: HostCandidates::Announced,
+            coordinator_limits: CoordinatorLimits::default(),
             max_concurrent_attempts: 3,
             max_attempts: 3,
             coordination_timeout: Duration::from_secs(10),
@@ -216,6 +226,7 @@ impl Config {
             return Err(ConfigError::MaxAttempts { value: self.max_attempts });
         }
         self.validate_timeouts()?;
+        self.validate_coordinator_limits()?;
         if self.max_found_coordinators > MAX_FOUND_COORDINATORS {
             return Err(ConfigError::OutOfBounds {
                 field: "max_found_coordinators",
@@ -251,7 +262,43 @@ impl Config {
             prediction: self.prediction,
             birthday_search: self.birthday_search,
             host_candidates: self.host_candidates,
+            coordinator_limits: self.coordinator_limits,
         }
+    }
+
+    fn validate_coordinator_limits(&self) -> Result<(), ConfigError> {
+        let CoordinatorLimits { max_registrations, register_rate, request_rate, pair_rate } =
+            self.coordinator_limits;
+        if !MAX_REGISTRATIONS.contains(&max_registrations) {
+            return Err(ConfigError::OutOfBounds {
+                field: "coordinator_limits.max_registrations",
+                value: max_registrations.to_string(),
+                bound: format!("within {}..={}", MAX_REGISTRATIONS.start(), MAX_REGISTRATIONS.end()),
+            });
+        }
+        let seldom = (1..=1_000, Duration::from_millis(1)..=Duration::from_secs(10));
+        let allowance =
+            (MIN_ALLOWANCE.burst..=MAX_ALLOWANCE.burst, MAX_ALLOWANCE.interval..=MIN_ALLOWANCE.interval);
+        for (field, rate, (bursts, intervals)) in [
+            ("coordinator_limits.register_rate", register_rate, &seldom),
+            ("coordinator_limits.request_rate", request_rate, &allowance),
+            ("coordinator_limits.pair_rate", pair_rate, &seldom),
+        ] {
+            if !bursts.contains(&rate.burst) || !intervals.contains(&rate.interval) {
+                return Err(ConfigError::OutOfBounds {
+                    field,
+                    value: format!("{} at once and one in {:?}", rate.burst, rate.interval),
+                    bound: format!(
+                        "{} to {} at once and one in {:?} to {:?}",
+                        bursts.start(),
+                        bursts.end(),
+                        intervals.start(),
+                        intervals.end()
+                    ),
+                });
+            }
+        }
+        Ok(())
     }
 
     fn validate_timeouts(&self) -> Result<(), ConfigError> {
@@ -341,6 +388,33 @@ mod tests {
             (
                 Box::new(|c| c.bind_addresses = vec!["/ip4/0.0.0.0/tcp/0".parse().unwrap()]),
                 &["bind_addresses", "/ip4/0.0.0.0/tcp/0", "quic-v1"],
+            ),
+        ]);
+    }
+
+    #[test]
+    fn every_violated_limit_of_a_coordinator_names_field_value_and_bound() {
+        let millis = Duration::from_millis;
+        assert_all_named(vec![
+            (
+                Box::new(|c| c.coordinator_limits.max_registrations = 0),
+                &["coordinator_limits.max_registrations", "0", "1..=1000000"],
+            ),
+            (
+                Box::new(|c| c.coordinator_limits.request_rate.burst = 19),
+                &["coordinator_limits.request_rate", "19 at once", "20 to 1000 at once"],
+            ),
+            (
+                Box::new(move |c| c.coordinator_limits.request_rate.interval = millis(101)),
+                &["coordinator_limits.request_rate", "one in 101ms", "1ms to 100ms"],
+            ),
+            (
+                Box::new(|c| c.coordinator_limits.register_rate.interval = Duration::ZERO),
+                &["coordinator_limits.register_rate", "one in 0ns", "1ms to 10s"],
+            ),
+            (
+                Box::new(|c| c.coordinator_limits.pair_rate.burst = 0),
+                &["coordinator_limits.pair_rate", "0 at once", "1 to 1000 at once"],
             ),
         ]);
     }

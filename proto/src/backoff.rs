@@ -28,6 +28,16 @@ pub(crate) fn lookup_delay(failures: u32, rng: &mut impl Rng) -> Duration {
     between(LOOKUP_BASE, LOOKUP_CAP, failures, rng)
 }
 
+/// The delay after a refusal that says when to ask again, and after `failures` failures in a row.
+/// What it says counts up to [`CAP`]. If it says nothing, the delay is [`delay`].
+pub(crate) fn after_refusal(retry_after: Duration, failures: u32, rng: &mut impl Rng) -> Duration {
+    match retry_after.is_zero() {
+        true => delay(failures, rng),
+        // Peers that were refused together do not come back together.
+        false => (retry_after + lookup_delay(failures, rng)).min(CAP),
+    }
+}
+
 fn between(base: Duration, cap: Duration, failures: u32, rng: &mut impl Rng) -> Duration {
     let whole = base.saturating_mul(1 << failures.min(16)).min(cap);
     let half = whole / 2;
@@ -39,6 +49,16 @@ mod tests {
     use rand::{SeedableRng, rngs::StdRng};
 
     use super::*;
+
+    #[test]
+    fn a_refusal_delays_for_as_long_as_it_says_and_thirty_seconds_at_most() {
+        let mut rng = StdRng::seed_from_u64(7);
+        for (says, least, most) in [(1, 51, 101), (700, 750, 800), (300_000, 30_000, 30_000), (0, 500, 1_000)]
+        {
+            let delay = after_refusal(Duration::from_millis(says), 0, &mut rng).as_millis();
+            assert!((least..=most).contains(&delay), "{says} ms: {delay}");
+        }
+    }
 
     #[test]
     fn delays_double_from_one_second_to_thirty_with_half_of_each_left_to_chance() {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::rate_limit::{PAIR_RATE, Rate};
+
 /// Part that a peer plays for others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Role {
@@ -56,6 +58,36 @@ pub enum HostCandidates {
     Hidden,
 }
 
+/// Limits on the service of this peer for others as a coordinator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct CoordinatorLimits {
+    /// Peers that are registered at once, at no more than 2 KiB each. When all places are taken,
+    /// networks share them. Default 10,000, 1..=1,000,000.
+    pub max_registrations: usize,
+    /// `REGISTER`s of one peer: candidates change in bursts when a laptop changes networks, and
+    /// rarely otherwise. Default 10 at once and 1 a second, 1..=1,000 at once and one in 1 ms..=10
+    /// s.
+    pub register_rate: Rate,
+    /// Requests of one peer, for all others: a DHT walk dials a hundred peers at once. Registered
+    /// peers learn of this rate, and keep within it. Default 200 at once and 100 a second,
+    /// 20..=1,000 at once and one in 1 ms..=100 ms.
+    pub request_rate: Rate,
+    /// Requests of one peer for one other. Default 10 at once and 2 a second, 1..=1,000 at once and
+    /// one in 1 ms..=10 s.
+    pub pair_rate: Rate,
+}
+
+impl Default for CoordinatorLimits {
+    fn default() -> Self {
+        Self {
+            max_registrations: 10_000,
+            register_rate: Rate { interval: Duration::from_secs(1), burst: 10 },
+            request_rate: Rate { interval: Duration::from_millis(10), burst: 200 },
+            pair_rate: PAIR_RATE,
+        }
+    }
+}
+
 /// Configuration of an [`Endpoint`](crate::endpoint::Endpoint). The caller checks the bounds.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Config {
@@ -90,6 +122,8 @@ pub struct Config {
     /// containers. Any peer that knows a PeerId learns that peer's candidates from its
     /// coordinators. Default [`HostCandidates::Announced`].
     pub host_candidates: HostCandidates,
+    /// Limits of this peer as a coordinator.
+    pub coordinator_limits: CoordinatorLimits,
 }
 
 impl Default for Config {
@@ -105,6 +139,7 @@ impl Default for Config {
             prediction: true,
             birthday_search: true,
             host_candidates: HostCandidates::Announced,
+            coordinator_limits: CoordinatorLimits::default(),
         }
     }
 }

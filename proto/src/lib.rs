@@ -22,6 +22,7 @@ mod local_addresses;
 pub mod nat;
 mod network_prefix;
 mod outbox;
+pub mod pacing;
 mod probe_budget;
 pub mod rate_limit;
 mod registration_client;

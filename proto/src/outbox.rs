@@ -1,6 +1,9 @@
 //! Outputs of the endpoint, and the counts of its actions.
 
-use std::collections::VecDeque;
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use crate::{
     ControlStreamId, Path,
@@ -21,6 +24,28 @@ pub struct Transmit {
     pub path: Path,
     /// The datagram.
     pub payload: [u8; PROBE_LEN],
+}
+
+/// Reason for the refusal of a request, and the time after which it may be sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Refusal {
+    pub(crate) reason: RejectReason,
+    /// Zero if that is not known.
+    pub(crate) retry_after: Duration,
+}
+
+impl Refusal {
+    /// A rate does not allow it until then.
+    pub(crate) fn rate_limited(until: Instant, now: Instant) -> Self {
+        let retry_after = until.saturating_duration_since(now);
+        Self { reason: RejectReason::RateLimited, retry_after }
+    }
+}
+
+impl From<RejectReason> for Refusal {
+    fn from(reason: RejectReason) -> Self {
+        Self { reason, retry_after: Duration::ZERO }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -55,9 +80,10 @@ impl Outbox {
         &mut self,
         link: ControlStreamId,
         (session, round): (crate::SessionId, u32),
-        reason: RejectReason,
+        refusal: impl Into<Refusal>,
     ) {
-        self.frame(link, Frame::PunchRejected { session, round, reason });
+        let Refusal { reason, retry_after } = refusal.into();
+        self.frame(link, Frame::PunchRejected { session, round, reason, retry_after });
     }
 
     pub(crate) fn refuse_frame(&mut self) {

@@ -10,12 +10,24 @@ use std::{
 use libp2p_identity::PeerId;
 
 /// Rate of an event in the long run, and the burst at once.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Rate {
     /// Time in which one more event becomes allowed.
     pub interval: Duration,
     /// Number of events at once after a long silence.
     pub burst: u32,
+}
+
+impl Rate {
+    /// The same, with `reserve` tokens left for others.
+    fn above(self, reserve: u32) -> Self {
+        Self { burst: self.burst.saturating_sub(reserve), ..self }
+    }
+
+    /// Time in which an empty bucket is full again.
+    pub(crate) fn time_to_fill(self) -> Duration {
+        self.interval * self.burst
+    }
 }
 
 /// A token bucket in 16 bytes (the generic cell rate algorithm, ITU-T I.371): instead of tokens it
@@ -39,6 +51,12 @@ impl TokenBucket {
     /// Returns true if [`take`](Self::take) would find a token.
     pub fn has(mut self, rate: Rate, now: Instant) -> bool {
         self.take(rate, now)
+    }
+
+    /// Returns when [`take`](Self::take) finds a token, from `now` on.
+    pub fn next(&self, rate: Rate, now: Instant) -> Instant {
+        let ahead = rate.interval * rate.burst.saturating_sub(1);
+        self.full_at.and_then(|at| at.checked_sub(ahead)).map_or(now, |at| at.max(now))
     }
 
     /// Takes a token that may not be there yet; the debt is paid from later tokens.
@@ -65,8 +83,8 @@ pub struct PeerBuckets {
     buckets: BTreeMap<PeerId, TokenBucket>,
 }
 
-/// Requests of one initiator for one responder, at a coordinator and at the responder: attempts are
-/// at least half a second apart.
+/// Requests of one initiator for one responder, at the responder and, by default, at a coordinator:
+/// attempts are at least half a second apart.
 pub const PAIR_RATE: Rate = Rate { interval: Duration::from_millis(500), burst: 10 };
 
 /// Token buckets by key, for keys that have no other state here. The oldest make room for others,
@@ -87,6 +105,11 @@ impl<K: Ord + Clone> RecentBuckets<K> {
     /// Returns true if [`take`](Self::take) would find a token.
     pub fn has(&self, key: &K, now: Instant) -> bool {
         self.recent.get(key, now).copied().unwrap_or_default().take(self.rate, now)
+    }
+
+    /// Returns when [`take`](Self::take) finds a token, from `now` on.
+    pub fn next(&self, key: &K, now: Instant) -> Instant {
+        self.recent.get(key, now).copied().unwrap_or_default().next(self.rate, now)
     }
 
     /// Takes a token of `key`; `false` if there is none.
@@ -132,6 +155,13 @@ impl<K: Hash> HashedBuckets<K> {
             .iter()
             .zip(places)
             .any(|(row, place)| row.get(place).is_none_or(|bucket| bucket.has(self.rate, now)))
+    }
+
+    /// Returns when [`take`](Self::take) finds a token, from `now` on.
+    pub fn next(&self, key: &K, now: Instant) -> Instant {
+        let rows = self.rows.iter().zip(self.places(key));
+        let times = rows.map(|(row, place)| row.get(place).map_or(now, |bucket| bucket.next(self.rate, now)));
+        times.min().unwrap_or(now)
     }
 
     /// Takes a token of `key`; `false` if there is none.
@@ -186,9 +216,14 @@ impl PeerBuckets {
         }
     }
 
+    /// Returns when [`take_above`](Self::take_above) finds a token of `peer`, from `now` on.
+    pub fn next_above(&self, reserve: u32, peer: &PeerId, now: Instant) -> Instant {
+        self.buckets.get(peer).map_or(now, |bucket| bucket.next(self.rate.above(reserve), now))
+    }
+
     /// Takes a token of `peer` if more than `reserve` are left.
     pub fn take_above(&mut self, reserve: u32, peer: PeerId, now: Instant) -> Result<(), Refused> {
-        let rate = Rate { burst: self.rate.burst.saturating_sub(reserve), ..self.rate };
+        let rate = self.rate.above(reserve);
         if self.buckets.len() >= self.capacity && !self.buckets.contains_key(&peer) {
             self.buckets.retain(|_, bucket| !bucket.is_full(now));
             if self.buckets.len() >= self.capacity {
@@ -277,6 +312,19 @@ mod tests {
         assert!(!bucket.take(RATE, now + Duration::from_millis(100)));
         assert!(!bucket.is_full(now + Duration::from_millis(399)));
         assert!(bucket.is_full(now + Duration::from_millis(400)));
+    }
+
+    #[test]
+    fn a_bucket_says_when_it_has_a_token() {
+        let now = Instant::now();
+        let mut bucket = TokenBucket::default();
+        assert_eq!(bucket.next(RATE, now), now);
+        (0..3).for_each(|_| bucket.charge(RATE, now));
+        assert_eq!(bucket.next(RATE, now), now + Duration::from_millis(100));
+        bucket.charge(RATE, now);
+        let at = bucket.next(RATE, now);
+        assert_eq!(at, now + Duration::from_millis(200));
+        assert!(!bucket.has(RATE, at - Duration::from_millis(1)) && bucket.has(RATE, at));
     }
 
     #[test]

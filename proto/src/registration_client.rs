@@ -15,7 +15,7 @@ use crate::{
     control_streams::{ControlStream, ControlStreams},
     event::{Event, RegistrationStatus},
     local_addresses::LocalAddresses,
-    outbox::Outbox,
+    outbox::{Outbox, Refusal},
     wire::frame::{Frame, Registration, RejectReason, VARINT_MAX},
 };
 
@@ -26,6 +26,9 @@ const COALESCE_DELAY: Duration = Duration::from_millis(10);
 /// Largest number of stale answers that count against a coordinator. A coordinator with current
 /// answers regains its rank after as many dials.
 const MAX_STALE_ANSWERS: u32 = 8;
+/// Coordinators whose answers take this much longer than those of the nearest are as good as that
+/// one.
+const NEARBY: Duration = Duration::from_millis(50);
 /// The most coordinators that are remembered because their registrations of this peer have not
 /// expired.
 const MAX_LEFT: usize = 64;
@@ -45,6 +48,8 @@ struct Entry {
     /// The generation last sent on `link`.
     generation: Option<u64>,
     registered_until: Option<Instant>,
+    /// Time from the last `REGISTER` that was answered to the answer.
+    rtt: Option<Duration>,
     failures: u32,
     /// Answers for peers that were older than those of other coordinators, less those that were
     /// not, up to [`MAX_STALE_ANSWERS`].
@@ -53,8 +58,8 @@ struct Entry {
 
 impl Entry {
     fn lose_link(&mut self) {
-        let Entry { failures, stale_answers, .. } = *self;
-        *self = Entry { failures, stale_answers, ..Entry::default() };
+        let Entry { failures, stale_answers, rtt, .. } = *self;
+        *self = Entry { failures, stale_answers, rtt, ..Entry::default() };
     }
 
     fn due_by(&mut self, at: Instant) {
@@ -69,6 +74,21 @@ impl Entry {
         let due = self.due.filter(|_| self.link.is_some());
         [due, self.sent.map(|(_, at)| at), self.registered_until].into_iter().flatten()
     }
+}
+
+/// Preference among coordinators.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    is_unregistered: bool,
+    stale_answers: u32,
+    /// Its answers take longer than those of the nearest one, by more than [`NEARBY`].
+    is_far: bool,
+}
+
+/// Answer of a coordinator to a `REGISTER`.
+pub(crate) struct Grant {
+    pub(crate) generation: u64,
+    pub(crate) lifetime: Duration,
 }
 
 /// Content of a registration that identifies the peer.
@@ -156,8 +176,22 @@ impl RegistrationClient {
         all.into_iter().map(|(_, peer, link)| (peer, link)).collect()
     }
 
+    /// The coordinators that are connected, each with its rank: the lowest is asked first. Those of
+    /// one rank are equally good.
+    pub(crate) fn ranked(&self) -> Vec<(Rank, PeerId, ControlStreamId)> {
+        let connected = || self.entries.iter().filter(|(_, entry)| entry.link.is_some());
+        let nearest = connected().filter_map(|(_, entry)| entry.rtt).min();
+        let is_far = |rtt: Duration| nearest.is_some_and(|nearest| rtt > nearest + NEARBY);
+        let rank = |entry: &Entry| Rank {
+            is_unregistered: !entry.is_registered(),
+            stale_answers: entry.stale_answers,
+            is_far: entry.rtt.is_some_and(is_far),
+        };
+        connected().filter_map(|(peer, entry)| Some((rank(entry), *peer, entry.link?))).collect()
+    }
+
     /// A coordinator answered for a peer with an older registration than another coordinator did,
-    /// or with none of that peer.
+    /// or with none of that peer; or another one answered first that was asked later.
     pub(crate) fn answered_stale(&mut self, peer: &PeerId) {
         if let Some(entry) = self.entries.get_mut(peer) {
             entry.stale_answers = (entry.stale_answers + 1).min(MAX_STALE_ANSWERS);
@@ -231,7 +265,7 @@ impl RegistrationClient {
     pub(crate) fn accepted(
         &mut self,
         peer: &PeerId,
-        (generation, lifetime): (u64, Duration),
+        Grant { generation, lifetime }: Grant,
         now: Instant,
         out: &mut Outbox,
     ) -> bool {
@@ -243,8 +277,8 @@ impl RegistrationClient {
         }
         let lifetime = lifetime.min(LIFETIME);
         let is_new = entry.registered_until.is_none();
-        if entry.sent.is_some_and(|(sent, _)| sent == generation) {
-            entry.sent = None;
+        if let Some((_, until)) = entry.sent.take_if(|(sent, _)| *sent == generation) {
+            entry.rtt = Some(self.patience.saturating_sub(until.saturating_duration_since(now)));
         }
         entry.failures = 0;
         entry.registered_until = Some(now + lifetime);
@@ -260,7 +294,7 @@ impl RegistrationClient {
     pub(crate) fn rejected(
         &mut self,
         peer: &PeerId,
-        (generation, reason): (u64, RejectReason),
+        (generation, refusal): (u64, Refusal),
         (now, rng): (Instant, &mut StdRng),
         out: &mut Outbox,
     ) -> bool {
@@ -268,12 +302,16 @@ impl RegistrationClient {
         if entry.generation != Some(generation) {
             return false;
         }
+        let Refusal { reason, retry_after } = refusal;
         let delay = match reason {
-            RejectReason::RateLimited | RejectReason::Full => backoff::delay(entry.failures, rng),
+            RejectReason::RateLimited | RejectReason::Full => {
+                backoff::after_refusal(retry_after, entry.failures, rng)
+            }
             _ => UNWILLING_RETRY_DELAY,
         };
         entry.sent = None;
-        entry.registered_until = None;
+        // An earlier registration stays in force if it is only too soon for another.
+        entry.registered_until.take_if(|_| reason != RejectReason::RateLimited);
         entry.failures = entry.failures.saturating_add(1);
         entry.due = Some(now + delay);
         out.event(Event::RegistrationRejected { coordinator: *peer, reason });

@@ -1,11 +1,8 @@
 //! `docs/protocol.md` gives the numbers that the code has.
 
 use crate::{
-    config::Config,
-    coordinator::{
-        MAX_LIFETIME, OBSERVED_RATE, PUNCH_RATE, REGISTER_RATE,
-        registrations::{MAX_ANNOUNCED, MAX_REGISTRATIONS},
-    },
+    config::{Config, CoordinatorLimits},
+    coordinator::{MAX_LIFETIME, OBSERVED_RATE, registrations::MAX_ANNOUNCED},
     endpoint::{
         ACQUAINTED_PLACES, ACQUAINTED_RATE, COORDINATOR_RATE, FLIGHT_RATE, LATELY, MAX_CONNECTED_TO_ONE,
         MAX_RESPONDING, MAX_SESSIONS, NEWCOMERS,
@@ -16,6 +13,7 @@ use crate::{
         filtering::{ASSIST_RATE, FILTER_RATE, MAX_ASSISTS, MAX_SOURCES, MAX_TESTS, ROUNDS},
         observer::{OBSERVE_RATE, OFFER_RATE},
     },
+    pacing::{MAX_ALLOWANCE, MIN_ALLOWANCE},
     probe_budget::{DESTINATION_FLIGHT_RATE, DESTINATION_RATE, TOTAL_FLIGHT_RATE, TOTAL_RATE},
     rate_limit::{PAIR_RATE, Rate},
     session::{
@@ -27,9 +25,10 @@ use crate::{
         },
     },
     wire::frame::{
-        MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES,
-        MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PEER_ID_LEN, MAX_PUBLIC_KEY_LEN,
-        MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_SIGNATURE_LEN,
+        MAX_ALLOWANCE_INTERVAL, MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS,
+        MAX_FRAME_CANDIDATES, MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PEER_ID_LEN,
+        MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_RETRY_AFTER,
+        MAX_SIGNATURE_LEN,
     },
 };
 
@@ -55,6 +54,10 @@ fn one_in(rate: Rate) -> String {
     format!("{} at once and one in {} s", rate.burst, rate.interval.as_secs())
 }
 
+fn by_configuration(default: String) -> String {
+    format!("by configuration, {default} by default")
+}
+
 /// The rows of §9 on the sizes of what is sent.
 fn caps_of_frames() -> Vec<(&'static str, String)> {
     vec![
@@ -67,6 +70,8 @@ fn caps_of_frames() -> Vec<(&'static str, String)> {
         ("peer ID", format!("{MAX_PEER_ID_LEN} bytes")),
         ("lifetime of a registration", format!("{} s", number(MAX_REGISTRATION_LIFETIME.as_secs()))),
         ("lifetime of a request", format!("{} ms", number(MAX_PUNCH_LIFETIME.as_millis()))),
+        ("interval of an allowance", format!("{} µs", number(MAX_ALLOWANCE_INTERVAL.as_micros()))),
+        ("retry after", format!("{} ms", number(MAX_RETRY_AFTER.as_millis()))),
         ("NAT report", format!("1 to {MAX_NAT_REPORT_LEN} bytes")),
         ("ports in OBSERVER, in OBSERVER_AT", format!("1 to {MAX_OBSERVER_PORTS}")),
         ("addresses in FILTER_TESTED", number(MAX_FILTER_SOURCES)),
@@ -80,7 +85,7 @@ fn caps_of_sessions() -> Vec<(&'static str, String)> {
     vec![
         ("sockets of a search", number(SPRAY_SOCKETS)),
         ("probes of a search", format!("{}, {a_second} a second", number(MAX_SHOTS))),
-        ("searches at once; those that wait", format!("{MAX_SEARCHES}; {MAX_WAITING}")),
+        ("searches at once; waiting searches", format!("{MAX_SEARCHES}; {MAX_WAITING}")),
         ("searches towards one IP address", towards),
         ("sockets of all searches", number(MAX_SEARCH_SOCKETS)),
         (
@@ -105,10 +110,7 @@ fn caps_of_sessions() -> Vec<(&'static str, String)> {
             format!("{}; {}", one_in(DESTINATION_FLIGHT_RATE), rate(TOTAL_FLIGHT_RATE)),
         ),
         ("challenges answered in a session", rate(CHALLENGE_RATE)),
-        (
-            "candidates kept of a peer",
-            format!("by configuration, {} by default", Config::default().max_candidates),
-        ),
+        ("candidates kept of a peer", by_configuration(Config::default().max_candidates.to_string())),
         ("sessions", number(MAX_SESSIONS)),
         ("sessions under way that others asked for", number(MAX_RESPONDING)),
         ("connections that one peer gets by asking", number(MAX_CONNECTED_TO_ONE)),
@@ -117,14 +119,26 @@ fn caps_of_sessions() -> Vec<(&'static str, String)> {
 
 /// The rows of §9 on what a peer does for others.
 fn caps_of_service() -> Vec<(&'static str, String)> {
+    let limits = CoordinatorLimits::default();
     let (tests, delayed_replies) = (one_in(FILTER_RATE), one_in(HOLD_RATE));
     vec![
-        ("registrations at a coordinator", format!("{}, networks share", number(MAX_REGISTRATIONS))),
+        (
+            "registrations at a coordinator",
+            format!("{}; networks share", by_configuration(number(limits.max_registrations))),
+        ),
         ("lifetime that a coordinator grants", format!("{} s", number(MAX_LIFETIME.as_secs()))),
         ("candidates announced on a stream", number(MAX_ANNOUNCED)),
-        ("REGISTER of a peer", rate(REGISTER_RATE)),
-        ("PUNCH_ME_NOW and PORT_PREDICTION of a peer, at a coordinator", rate(PUNCH_RATE)),
-        ("PUNCH_ME_NOW of a peer for one responder, at a coordinator", rate(PAIR_RATE)),
+        ("REGISTER of a peer", by_configuration(rate(limits.register_rate))),
+        (
+            "PUNCH_ME_NOW and PORT_PREDICTION of a peer, at a coordinator",
+            by_configuration(rate(limits.request_rate)),
+        ),
+        ("the least of these that a coordinator grants", rate(MIN_ALLOWANCE)),
+        ("the most of them that an initiator believes", rate_of_thousands(MAX_ALLOWANCE)),
+        (
+            "PUNCH_ME_NOW of a peer for one responder, at a coordinator",
+            by_configuration(rate(limits.pair_rate)),
+        ),
         ("requests through one coordinator, at a responder", rate(COORDINATOR_RATE)),
         ("more of these, of peers that were connected before", rate(ACQUAINTED_RATE)),
         ("requests of one initiator, at a responder", rate(PAIR_RATE)),
@@ -154,8 +168,12 @@ fn the_caps_in_the_document_are_those_of_the_code() {
         Some((cells.next()?, cells.next()?.to_owned()))
     };
     // The transport and the behaviour look after their own rows.
-    const ELSEWHERE: [&str; 4] =
-        ["flows that take", "bytes of frames that wait", "time for which a control stream", "descriptors"];
+    const ELSEWHERE: [&str; 4] = [
+        "virtual connections that take",
+        "bytes of frames that wait",
+        "time for which a control stream",
+        "descriptors",
+    ];
     let rows = section
         .lines()
         .filter_map(cells)
@@ -175,7 +193,7 @@ fn the_rules_in_the_document_have_the_numbers_of_the_code() {
         format!("at most {} probes for each socket in an attempt", SCHEDULE.len()),
         format!("each of the first {MAX_TRIGGERED} authentic challenges"),
         format!("formed of at most {MAX_FORMED} pairs"),
-        format!("{} probes for each of them, {} in all", SCHEDULE.len(), SCHEDULE.len() * MAX_FORMED),
+        format!("{} probes for each pair, {} in all", SCHEDULE.len(), SCHEDULE.len() * MAX_FORMED),
         format!("sends at most {} probes, 300 a second", number(MAX_SHOTS)),
         format!("at most {MAX_SEARCHES} searches at once, with at most {MAX_SEARCH_SOCKETS} sockets"),
         format!(
@@ -183,9 +201,9 @@ fn the_rules_in_the_document_have_the_numbers_of_the_code() {
             TARGET_RATE.burst,
             TARGET_RATE.interval.as_secs()
         ),
-        format!("The last {NEWCOMERS} that it takes of a coordinator"),
-        format!("did not ask through it in the last {} s", LATELY.as_secs()),
-        format!("{ACQUAINTED_PLACES} of these places are left for them"),
+        format!("The last {NEWCOMERS} requests of a coordinator"),
+        format!("did not ask through that coordinator in the last {} s", LATELY.as_secs()),
+        format!("under way that others asked for, {ACQUAINTED_PLACES} are reserved for these peers"),
     ] {
         assert!(section.contains(&rule), "§8 does not say {rule:?}");
     }

@@ -13,10 +13,12 @@ use libp2p_punch_proto::{
     SessionId,
     candidate::{Candidate, CandidateKind},
     event::SessionRole,
+    rate_limit::Rate,
     wire::{
         frame::{
-            Frame, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, ObserverOffer, PortPrediction, PunchAnswer,
-            PunchMeNow, PunchMoved, PunchRequest, Registration, RejectReason, VARINT_MAX, decode, encode,
+            Frame, MAX_ALLOWANCE_INTERVAL, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_RETRY_AFTER,
+            ObserverOffer, PortPrediction, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest, Registration,
+            RejectReason, VARINT_MAX, decode, encode,
         },
         keys::{ProbeKeys, ProbeSecret},
         probe::{PROBE_LEN, Probe, ProbeError, tag_of},
@@ -168,22 +170,39 @@ prop_compose! {
     }
 }
 
+fn allowance() -> impl Strategy<Value = Rate> {
+    let max = u64::try_from(MAX_ALLOWANCE_INTERVAL.as_micros()).expect("a second");
+    (any::<u32>(), 0..=max)
+        .prop_map(|(burst, micros)| Rate { burst, interval: Duration::from_micros(micros) })
+}
+
+fn retry_after() -> impl Strategy<Value = Duration> {
+    let max = u64::try_from(MAX_RETRY_AFTER.as_millis()).expect("five minutes");
+    (0..=max).prop_map(Duration::from_millis)
+}
+
 fn frame() -> impl Strategy<Value = Frame> {
     prop_oneof![
         (varint(), address()).prop_map(|(sequence, address)| Frame::ObservedAddress { sequence, address }),
         candidate().prop_map(Frame::AddAddress),
         varint().prop_map(|sequence| Frame::RemoveAddress { sequence }),
         registration().prop_map(Frame::Register),
-        (varint(), registration_lifetime())
-            .prop_map(|(generation, lifetime)| Frame::Registered { generation, lifetime }),
-        (varint(), reason()).prop_map(|(generation, reason)| Frame::RegisterRejected { generation, reason }),
+        (varint(), registration_lifetime(), allowance()).prop_map(|(generation, lifetime, allowance)| {
+            Frame::Registered { generation, lifetime, allowance }
+        }),
+        (varint(), reason(), retry_after()).prop_map(|(generation, reason, retry_after)| {
+            Frame::RegisterRejected { generation, reason, retry_after }
+        }),
         punch_me_now(),
         punch_answer(),
-        (session(), any::<u32>(), reason()).prop_map(|(session, round, reason)| Frame::PunchRejected {
-            session,
-            round,
-            reason
-        }),
+        (session(), any::<u32>(), reason(), retry_after()).prop_map(
+            |(session, round, reason, retry_after)| Frame::PunchRejected {
+                session,
+                round,
+                reason,
+                retry_after
+            }
+        ),
         (vec(1..=u16::MAX, 1..=4), any::<[u8; 8]>(), any::<[u8; 32]>())
             .prop_map(|(ports, token, key)| Frame::Observer(ObserverOffer { ports, token, key })),
         (address(), vec(1..=u16::MAX, 1..=4), any::<[u8; 8]>(), any::<[u8; 32]>()).prop_map(

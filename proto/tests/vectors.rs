@@ -12,6 +12,7 @@ use libp2p_punch_proto::{
     candidate::{Candidate, CandidateKind},
     event::SessionRole,
     nat::{binding_lifetime, filtering::datagram, observer},
+    rate_limit::Rate,
     wire::{
         frame::{
             Frame, ObserverOffer, PortPrediction, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest,
@@ -126,28 +127,33 @@ impl Vector {
         .expect("a well-formed vector")
     }
 
+    fn retry_after(&self) -> Duration {
+        Duration::from_millis(self.parsed("retry-after-ms"))
+    }
+
     fn offer(&self) -> ObserverOffer {
         let ports = self.all("port").iter().map(|port| port.parse().expect("a port")).collect();
         ObserverOffer { ports, token: self.array("token"), key: self.array("key") }
     }
 
-    fn frame(&self) -> Frame {
+    /// The frame by which a coordinator answers.
+    fn answer(&self) -> Frame {
         let generation = || self.parsed("generation");
         let reason = || reason(self.text("reason"));
         match self.text("frame") {
-            "OBSERVED_ADDRESS" => {
-                Frame::ObservedAddress { sequence: self.parsed("sequence"), address: self.parsed("address") }
-            }
-            "ADD_ADDRESS" => Frame::AddAddress(candidate(self.text("candidate"))),
-            "REMOVE_ADDRESS" => Frame::RemoveAddress { sequence: self.parsed("sequence") },
-            "REGISTER" => Frame::Register(self.registration()),
-            "REGISTERED" => Frame::Registered { generation: generation(), lifetime: self.lifetime() },
-            "REGISTER_REJECTED" => Frame::RegisterRejected { generation: generation(), reason: reason() },
-            "PUNCH_ME_NOW" => {
-                let request = self.request();
-                let signature = request.sign(&self.keypair()).expect("a well-formed vector");
-                Frame::PunchMeNow(Box::new(PunchMeNow { request, signature, observed: self.observed() }))
-            }
+            "REGISTERED" => Frame::Registered {
+                generation: generation(),
+                lifetime: self.lifetime(),
+                allowance: Rate {
+                    burst: self.parsed("requests-at-once"),
+                    interval: Duration::from_micros(self.parsed("request-interval-us")),
+                },
+            },
+            "REGISTER_REJECTED" => Frame::RegisterRejected {
+                generation: generation(),
+                reason: reason(),
+                retry_after: self.retry_after(),
+            },
             "PUNCH_ANSWER" => Frame::PunchAnswer(Box::new(PunchAnswer {
                 session: self.session(),
                 round: self.parsed("round"),
@@ -159,7 +165,26 @@ impl Vector {
                 session: self.session(),
                 round: self.parsed("round"),
                 reason: reason(),
+                retry_after: self.retry_after(),
             },
+            other => panic!("{other} is no answer"),
+        }
+    }
+
+    fn frame(&self) -> Frame {
+        match self.text("frame") {
+            "OBSERVED_ADDRESS" => {
+                Frame::ObservedAddress { sequence: self.parsed("sequence"), address: self.parsed("address") }
+            }
+            "ADD_ADDRESS" => Frame::AddAddress(candidate(self.text("candidate"))),
+            "REMOVE_ADDRESS" => Frame::RemoveAddress { sequence: self.parsed("sequence") },
+            "REGISTER" => Frame::Register(self.registration()),
+            "REGISTERED" | "REGISTER_REJECTED" | "PUNCH_ANSWER" | "PUNCH_REJECTED" => self.answer(),
+            "PUNCH_ME_NOW" => {
+                let request = self.request();
+                let signature = request.sign(&self.keypair()).expect("a well-formed vector");
+                Frame::PunchMeNow(Box::new(PunchMeNow { request, signature, observed: self.observed() }))
+            }
             "OBSERVER" => Frame::Observer(self.offer()),
             "OBSERVER_AT" => Frame::ObserverAt { ip: self.parsed("ip"), offer: self.offer() },
             "PROBE_OBSERVED" => {
@@ -232,6 +257,7 @@ fn candidate(text: &str) -> Candidate {
 fn reason(text: &str) -> RejectReason {
     match text {
         "NotConnected" => RejectReason::NotConnected,
+        "RateLimited" => RejectReason::RateLimited,
         "Full" => RejectReason::Full,
         "Superseded" => RejectReason::Superseded,
         other => panic!("unknown reason {other}"),
@@ -289,7 +315,7 @@ fn every_frame_encodes_to_and_decodes_from_the_bytes_of_the_document() {
         ("PUNCH_ANSWER", 3),
         ("PUNCH_ME_NOW", 3),
         ("PUNCH_MOVED", 1),
-        ("PUNCH_REJECTED", 2),
+        ("PUNCH_REJECTED", 3),
         ("PORT_PREDICTION", 2),
         ("REGISTER", 1),
         ("REGISTERED", 1),

@@ -178,7 +178,10 @@ mod tests {
     use libp2p_identity::PeerId;
 
     use super::*;
-    use libp2p_punch_proto::wire::frame::{PunchMeNow, PunchRequest};
+    use libp2p_punch_proto::{
+        rate_limit::Rate,
+        wire::frame::{PunchMeNow, PunchRequest},
+    };
 
     /// 1,000 bytes and a few.
     fn request() -> Frame {
@@ -197,7 +200,8 @@ mod tests {
     }
 
     fn other() -> Frame {
-        Frame::Registered { generation: 1, lifetime: Duration::from_secs(1) }
+        let allowance = Rate { burst: 1, interval: Duration::from_millis(1) };
+        Frame::Registered { generation: 1, lifetime: Duration::from_secs(1), allowance }
     }
 
     fn fill(sender: &mut FrameSender, frame: fn() -> Frame) -> usize {

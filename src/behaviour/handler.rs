@@ -252,7 +252,7 @@ impl Handler {
         if let Frame::PunchMeNow(punch) = frame {
             self.keep_for_question(punch.request.lifetime.min(ANSWER_TIMEOUT));
         }
-        if let Frame::Registered { generation, lifetime } = frame
+        if let Frame::Registered { generation, lifetime, .. } = frame
             && let Some((_, asked)) = self.asked.take_if(|(asked, _)| asked == generation)
         {
             self.keep_for(asked.min(*lifetime));
@@ -460,6 +460,7 @@ impl ConnectionHandler for Handler {
 mod tests {
     use bytes::Bytes;
     use libp2p_identity::Keypair;
+    use libp2p_punch_proto::rate_limit::Rate;
     use quinn::TokioRuntime;
 
     use super::*;
@@ -480,7 +481,8 @@ mod tests {
     }
 
     fn registered(generation: u64, lifetime: Duration) -> Frame {
-        Frame::Registered { generation, lifetime }
+        let allowance = Rate { burst: 20, interval: Duration::from_millis(10) };
+        Frame::Registered { generation, lifetime, allowance }
     }
 
     #[tokio::test(start_paused = true)]

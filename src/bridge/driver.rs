@@ -5,7 +5,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use futures::{SinkExt, StreamExt, channel::mpsc};
@@ -342,7 +342,9 @@ impl Driver {
             // again.
             Err(Unsent::RequestFull { session, round }) => {
                 let reason = RejectReason::RateLimited;
-                self.endpoint.handle_frame(link, Frame::PunchRejected { session, round, reason }, now);
+                let retry_after = Duration::ZERO;
+                let refused = Frame::PunchRejected { session, round, reason, retry_after };
+                self.endpoint.handle_frame(link, refused, now);
             }
             Err(Unsent::Full | Unsent::Closed) => {
                 // A peer that does not read its control stream cannot be worked with.

@@ -17,22 +17,17 @@ use sha2::{Digest, Sha256};
 use crate::{
     ControlStreamId, NetworkPrefix, SessionId,
     candidate::Candidate,
+    config::CoordinatorLimits,
     control_streams::{ControlStream, ControlStreams},
     coordinator::registrations::{Full, MAX_ANNOUNCED, NewRegistration, Registered, Registrations},
     nat::observer::OBSERVE_RATE,
-    outbox::Outbox,
-    rate_limit::{PAIR_RATE, Rate, Recent, RecentBuckets, TokenBucket},
+    outbox::{Outbox, Refusal},
+    rate_limit::{Rate, Recent, RecentBuckets, TokenBucket},
     wire::frame::{Frame, PortPrediction, PunchAnswer, PunchMeNow, PunchMoved, Registration, RejectReason},
 };
 
 /// The longest a registration lasts without another `REGISTER`.
 pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(3600);
-/// `REGISTER`s of one peer: candidates change in bursts when a laptop changes networks, and rarely
-/// otherwise.
-pub(crate) const REGISTER_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 10 };
-/// `PUNCH_ME_NOW`s of one peer: a DHT walk dials a hundred peers at once, and hardly ever fifty a
-/// second for long.
-pub(crate) const PUNCH_RATE: Rate = Rate { interval: Duration::from_millis(20), burst: 100 };
 /// `OBSERVED_ADDRESS`es of one peer, over all its control streams, so that a new stream gives no
 /// more of them. One comes with every stream and with every change of our address.
 pub(crate) const OBSERVED_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 5 };
@@ -42,9 +37,6 @@ const MAX_FORWARDS: usize = 65_536;
 const MAX_PAIRS: usize = 65_536;
 /// Peers that left and whose limits are remembered.
 const MAX_DEPARTED: usize = 16_384;
-/// Time for which these limits are remembered: until every bucket is full again. Otherwise a peer
-/// could leave and come back for more.
-const DEPARTED_LIFETIME: Duration = Duration::from_secs(10);
 /// Time in which a responder may send its `PUNCH_REJECTED`.
 const FORWARD_LIFETIME: Duration = Duration::from_secs(10);
 
@@ -80,7 +72,9 @@ struct Forward {
 #[derive(Debug)]
 pub(crate) struct Coordinator {
     active: bool,
+    limits: CoordinatorLimits,
     clients: BTreeMap<PeerId, Client>,
+    /// Until every bucket is full again. Otherwise leaving and coming back would be a way to more.
     departed: Recent<PeerId, Allowance>,
     /// Candidates announced on each link.
     announced: BTreeMap<ControlStreamId, Arc<Vec<Candidate>>>,
@@ -93,15 +87,18 @@ pub(crate) struct Coordinator {
 }
 
 impl Coordinator {
-    pub(crate) fn new(active: bool) -> Self {
+    pub(crate) fn new(active: bool, limits: CoordinatorLimits) -> Self {
+        let rates = [limits.register_rate, limits.request_rate, OBSERVE_RATE, OBSERVED_RATE];
+        let departed_lifetime = rates.into_iter().map(Rate::time_to_fill).max().unwrap_or_default();
         Self {
             active,
+            limits,
             clients: BTreeMap::new(),
-            departed: Recent::new(MAX_DEPARTED, DEPARTED_LIFETIME),
+            departed: Recent::new(MAX_DEPARTED, departed_lifetime),
             announced: BTreeMap::new(),
-            registry: Registrations::default(),
+            registry: Registrations::new(limits.max_registrations),
             forwards: Recent::new(MAX_FORWARDS, FORWARD_LIFETIME),
-            pairs: RecentBuckets::new(PAIR_RATE, MAX_PAIRS),
+            pairs: RecentBuckets::new(limits.pair_rate, MAX_PAIRS),
         }
     }
 
@@ -111,9 +108,7 @@ impl Coordinator {
         if !active {
             self.announced.clear();
             for entry in self.registry.clear() {
-                let generation = entry.registration.generation;
-                let reason = RejectReason::NotWilling;
-                out.frame(entry.link, Frame::RegisterRejected { generation, reason });
+                reject_registration(entry.link, entry.registration.generation, RejectReason::NotWilling, out);
             }
         }
     }
@@ -186,20 +181,25 @@ impl Coordinator {
         let generation = registration.generation;
         match self.try_register((id, link), registration, now) {
             Ok((lifetime, evicted)) => {
-                out.frame(id, Frame::Registered { generation, lifetime });
+                let allowance = self.limits.request_rate;
+                out.frame(id, Frame::Registered { generation, lifetime, allowance });
                 if let Some(evicted) = evicted {
                     out.cap_hit();
-                    let (generation, reason) = (evicted.registration.generation, RejectReason::Full);
-                    out.frame(evicted.link, Frame::RegisterRejected { generation, reason });
+                    reject_registration(
+                        evicted.link,
+                        evicted.registration.generation,
+                        RejectReason::Full,
+                        out,
+                    );
                 }
             }
-            Err(reason) => {
-                match reason {
+            Err(refusal) => {
+                match refusal.reason {
                     RejectReason::Full | RejectReason::RateLimited => out.cap_hit(),
                     RejectReason::Malformed => out.refuse_frame(),
                     _ => {}
                 }
-                out.frame(id, Frame::RegisterRejected { generation, reason });
+                reject_registration(id, generation, refusal, out);
             }
         }
     }
@@ -209,19 +209,20 @@ impl Coordinator {
         (id, link): (ControlStreamId, &ControlStream),
         registration: Registration,
         now: Instant,
-    ) -> Result<(Duration, Option<Registered>), RejectReason> {
+    ) -> Result<(Duration, Option<Registered>), Refusal> {
         if !self.active {
-            return Err(RejectReason::NotWilling);
+            return Err(RejectReason::NotWilling.into());
         }
-        if !self.clients.entry(link.peer).or_default().allowance.register.take(REGISTER_RATE, now) {
-            return Err(RejectReason::RateLimited);
+        let (rate, client) = (self.limits.register_rate, self.clients.entry(link.peer).or_default());
+        if !client.allowance.register.take(rate, now) {
+            return Err(Refusal::rate_limited(client.allowance.register.next(rate, now), now));
         }
         let known = self.registry.get(&link.peer);
         let is_older = known.is_some_and(|entry| {
             entry.link == id && entry.registration.generation >= registration.generation
         });
         if is_older || registration.lifetime.is_zero() || !is_key_of(&registration.peer, &link.peer) {
-            return Err(RejectReason::Malformed);
+            return Err(RejectReason::Malformed.into());
         }
         let lifetime = registration.lifetime.min(MAX_LIFETIME);
         let new = NewRegistration {
@@ -253,14 +254,14 @@ impl Coordinator {
                 let candidates = entry.candidates.to_vec();
                 (entry.link, PunchAnswer { session, round, registration, candidates, observed })
             }
-            Err(reason) => {
+            Err(refusal) => {
                 out.counters.requests_rejected += 1;
-                match reason {
+                match refusal.reason {
                     RejectReason::RateLimited => out.cap_hit(),
                     RejectReason::Malformed => out.refuse_frame(),
                     _ => {}
                 }
-                return out.reject(id, (session, round), reason);
+                return out.reject(id, (session, round), refusal);
             }
         };
         let (responder_link, answer) = answer;
@@ -279,34 +280,36 @@ impl Coordinator {
         (_, link): (ControlStreamId, &ControlStream),
         punch: &PunchMeNow,
         now: Instant,
-    ) -> Result<&Registered, RejectReason> {
+    ) -> Result<&Registered, Refusal> {
         let request = &punch.request;
         if !self.active {
-            return Err(RejectReason::NotWilling);
+            return Err(RejectReason::NotWilling.into());
         }
-        if !self.clients.entry(link.peer).or_default().allowance.punch.take(PUNCH_RATE, now) {
-            return Err(RejectReason::RateLimited);
+        let (rate, client) = (self.limits.request_rate, self.clients.entry(link.peer).or_default());
+        if !client.allowance.punch.take(rate, now) {
+            return Err(Refusal::rate_limited(client.allowance.punch.next(rate, now), now));
         }
         if request.lifetime.is_zero() {
-            return Err(RejectReason::Expired);
+            return Err(RejectReason::Expired.into());
         }
         // A request in another peer's name is not forwarded; the responder would detect it, at a
         // higher cost.
         if !is_key_of(&request.initiator, &link.peer) {
-            return Err(RejectReason::Malformed);
+            return Err(RejectReason::Malformed.into());
         }
         let taken = self.forwards.get(&(request.responder, request.session), now);
         if taken.is_some_and(|forward| forward.initiator != link.peer) {
-            return Err(RejectReason::Malformed);
+            return Err(RejectReason::Malformed.into());
         }
         let known = self.registry.get(&request.responder).filter(|entry| entry.expires > now);
         if known.is_none() {
-            return Err(RejectReason::NotConnected);
+            return Err(RejectReason::NotConnected.into());
         }
-        if !self.pairs.take((link.peer, request.responder), now) {
-            return Err(RejectReason::RateLimited);
+        let pair = (link.peer, request.responder);
+        if !self.pairs.take(pair, now) {
+            return Err(Refusal::rate_limited(self.pairs.next(&pair, now), now));
         }
-        self.registry.ask_for(&request.responder, now).ok_or(RejectReason::NotConnected)
+        self.registry.ask_for(&request.responder, now).ok_or(RejectReason::NotConnected.into())
     }
 
     /// Returns true if a peer is registered over this control stream.
@@ -353,7 +356,7 @@ impl Coordinator {
         let Some(receiver) = as_responder.or_else(as_initiator).or_else(registered) else {
             return out.refuse_frame();
         };
-        if !self.clients.entry(from).or_default().allowance.punch.take(PUNCH_RATE, now) {
+        if !self.clients.entry(from).or_default().allowance.punch.take(self.limits.request_rate, now) {
             return out.cap_hit();
         }
         window.peer = from;
@@ -372,7 +375,7 @@ impl Coordinator {
         if !self.active {
             return out.refuse_frame();
         }
-        if !self.clients.entry(link.peer).or_default().allowance.punch.take(PUNCH_RATE, now) {
+        if !self.clients.entry(link.peer).or_default().allowance.punch.take(self.limits.request_rate, now) {
             return out.cap_hit();
         }
         // Peers ask all their coordinators, and at least one should know the other.
@@ -392,18 +395,28 @@ impl Coordinator {
         &mut self,
         responder: &PeerId,
         (session, round): (SessionId, u32),
-        reason: RejectReason,
+        refusal: Refusal,
         now: Instant,
         out: &mut Outbox,
     ) -> bool {
         match self.forwards.get(&(*responder, session), now) {
             Some(forward) if forward.round == round => {
-                out.reject(forward.link, (session, round), reason);
+                out.reject(forward.link, (session, round), refusal);
                 true
             }
             _ => false,
         }
     }
+}
+
+fn reject_registration(
+    link: ControlStreamId,
+    generation: u64,
+    refusal: impl Into<Refusal>,
+    out: &mut Outbox,
+) {
+    let Refusal { reason, retry_after } = refusal.into();
+    out.frame(link, Frame::RegisterRejected { generation, reason, retry_after });
 }
 
 /// Returns true if `key`, a public key in protobuf encoding, is that of `peer`, without decoding

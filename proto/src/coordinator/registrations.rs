@@ -14,8 +14,6 @@ use libp2p_identity::PeerId;
 
 use crate::{ControlStreamId, NetworkPrefix, candidate::Candidate, wire::frame::Registration};
 
-/// Peers that may be registered at once, at no more than 2 KiB each.
-pub(crate) const MAX_REGISTRATIONS: usize = 10_000;
 /// Candidates of a registration: twice as many as a peer announces by default.
 pub(crate) const MAX_ANNOUNCED: usize = 16;
 
@@ -48,8 +46,10 @@ pub(crate) struct NewRegistration {
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Full;
 
-#[derive(Debug, Default)]
+/// At most `max` registrations, at no more than 2 KiB each.
+#[derive(Debug)]
 pub(crate) struct Registrations {
+    max: usize,
     by_peer: BTreeMap<PeerId, Registered>,
     expiries: BTreeSet<(Instant, PeerId)>,
     /// The peers of each network, those that were asked for longest ago first.
@@ -59,6 +59,16 @@ pub(crate) struct Registrations {
 }
 
 impl Registrations {
+    pub(crate) fn new(max: usize) -> Self {
+        Self {
+            max,
+            by_peer: BTreeMap::new(),
+            expiries: BTreeSet::new(),
+            by_network: BTreeMap::new(),
+            by_size: BTreeSet::new(),
+        }
+    }
+
     pub(crate) fn get(&self, peer: &PeerId) -> Option<&Registered> {
         self.by_peer.get(peer)
     }
@@ -69,7 +79,7 @@ impl Registrations {
         let NewRegistration { peer, link, network, registration, candidates, lifetime } = new;
         let known = self.remove(&peer);
         let evicted = match known {
-            None if self.by_peer.len() >= MAX_REGISTRATIONS => Some(self.evict_for(network).ok_or(Full)?),
+            None if self.by_peer.len() >= self.max => Some(self.evict_for(network).ok_or(Full)?),
             _ => None,
         };
         let (expires, used) = (now + lifetime, known.map_or(now, |known| known.used));
@@ -129,7 +139,7 @@ impl Registrations {
 
     /// Takes all registrations out.
     pub(crate) fn clear(&mut self) -> impl Iterator<Item = Registered> {
-        std::mem::take(self).by_peer.into_values()
+        std::mem::replace(self, Self::new(self.max)).by_peer.into_values()
     }
 
     /// Returns the time at which the next registration expires.
@@ -152,6 +162,8 @@ mod tests {
 
     use super::*;
     use crate::candidate::CandidateKind;
+
+    const MAX: usize = 10_000;
 
     fn candidates() -> Arc<Vec<Candidate>> {
         let address = |n: usize| SocketAddr::from(([192, 0, 2, n as u8], 4001));
@@ -186,8 +198,8 @@ mod tests {
     }
 
     fn full_of(network: &str, now: Instant) -> (Registrations, Vec<PeerId>) {
-        let mut all = Registrations::default();
-        let peers: Vec<_> = (0..MAX_REGISTRATIONS).map(|_| PeerId::random()).collect();
+        let mut all = Registrations::new(MAX);
+        let peers: Vec<_> = (0..MAX).map(|_| PeerId::random()).collect();
         for (n, peer) in (0_u64..).zip(&peers) {
             assert_eq!(
                 all.insert(new(*peer, network), now + Duration::from_micros(n)).map(|e| e.is_some()),
@@ -219,17 +231,16 @@ mod tests {
     fn networks_end_with_equal_shares() {
         let now = Instant::now();
         let (mut all, _) = full_of("192.0.2.1", now);
-        let taken = (0..MAX_REGISTRATIONS)
-            .filter(|_| all.insert(new(PeerId::random(), "198.51.100.1"), now).is_ok())
-            .count();
-        assert_eq!(taken, MAX_REGISTRATIONS / 2);
-        assert_eq!(all.by_peer.len(), MAX_REGISTRATIONS);
+        let taken =
+            (0..MAX).filter(|_| all.insert(new(PeerId::random(), "198.51.100.1"), now).is_ok()).count();
+        assert_eq!(taken, MAX / 2);
+        assert_eq!(all.by_peer.len(), MAX);
     }
 
     #[test]
     fn expired_and_removed_registrations_leave_nothing() {
         let now = Instant::now();
-        let mut all = Registrations::default();
+        let mut all = Registrations::new(MAX);
         let [a, b] = [PeerId::random(), PeerId::random()];
         all.insert(new(a, "192.0.2.1"), now).unwrap();
         all.insert(new(b, "192.0.2.2"), now + Duration::from_secs(1)).unwrap();

@@ -10,6 +10,8 @@ use crate::{
     control_streams::ControlStream,
     event::Event,
     nat::Recorded,
+    outbox::Refusal,
+    registration_client::Grant,
     wire::frame::{Frame, PunchMeNow},
 };
 
@@ -143,6 +145,9 @@ impl Endpoint {
             self.registration_client.link_down(&peer, link, self.links.best_of(&peer), now);
             self.run_registrar(now);
         }
+        if self.links.best_of(&peer).is_none() {
+            self.pacing.forget(&peer);
+        }
         // Sessions may have asked it that no longer need it.
         self.coordinator_lost(link, now);
         self.report_nat();
@@ -161,16 +166,17 @@ impl Endpoint {
                 self.coordinator.register((id, &link), registration, now, &mut self.out);
                 self.offer_observers(id, &link);
             }
-            Frame::Registered { generation, lifetime } => {
-                let answer = (generation, lifetime);
-                let known = self.registration_client.accepted(&link.peer, answer, now, &mut self.out);
+            Frame::Registered { generation, lifetime, allowance } => {
+                let grant = Grant { generation, lifetime };
+                let known = self.registration_client.accepted(&link.peer, grant, now, &mut self.out);
                 self.registration_answered(known, now);
                 if known {
+                    self.pacing.announced(link.peer, allowance);
                     self.test_filtering(id, false, now);
                 }
             }
-            Frame::RegisterRejected { generation, reason } => {
-                let answer = (generation, reason);
+            Frame::RegisterRejected { generation, reason, retry_after } => {
+                let answer = (generation, Refusal { reason, retry_after });
                 let at = (now, &mut self.rng);
                 let known = self.registration_client.rejected(&link.peer, answer, at, &mut self.out);
                 self.registration_answered(known, now);
@@ -200,10 +206,11 @@ impl Endpoint {
             Frame::FilteringAssistResponse { data, rounds, source } => {
                 self.filter_asked(id, (data, rounds, source), now)
             }
-            Frame::PunchRejected { session, round, reason } => {
+            Frame::PunchRejected { session, round, reason, retry_after } => {
                 let request = (session, round);
-                if !self.punch_rejected(&link.peer, request, reason, now)
-                    && !self.coordinator.rejected(&link.peer, request, reason, now, &mut self.out)
+                let refusal = Refusal { reason, retry_after };
+                if !self.punch_rejected(&link.peer, request, refusal, now)
+                    && !self.coordinator.rejected(&link.peer, request, refusal, now, &mut self.out)
                 {
                     self.out.refuse_frame();
                 }

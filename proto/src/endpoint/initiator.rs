@@ -1,6 +1,9 @@
 //! Sessions that we ask for.
 
-use std::time::{Duration, Instant};
+use std::{
+    hash::{DefaultHasher, Hash, Hasher},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use libp2p_identity::PeerId;
@@ -13,7 +16,7 @@ use crate::{
     control_streams::ControlStream,
     event::{FailureReason, Phase, SessionRole},
     nat::strategy::NatProfile,
-    rate_limit::Rate,
+    outbox::Refusal,
     session::{Answered, CoordinatorRequest, InitiatorState, Key, Lookup, ReplyState, Session},
     wire::{
         frame::{Frame, MAX_FIRST_FLIGHT_DATAGRAMS, PunchAnswer, PunchMeNow, PunchRequest, RejectReason},
@@ -21,15 +24,15 @@ use crate::{
     },
 };
 
-/// Coordinators asked at once: one may be slow, another may not know the peer.
+/// Coordinators that an attempt asks while nothing is heard of the peer although one of them has answered.
 pub(super) const MAX_ASKED: usize = 3;
-/// Coordinators asked at once of those that were named for the peer.
-const MAX_NAMED_ASKED: usize = 8;
+/// Coordinators that are asked in place of one that does not know the peer. So few round trips find the one that does among many.
+const ASKED_INSTEAD: usize = 2;
+/// Silence of a peer after which another coordinator is asked, too. One that is slow or lies costs a dial this much.
+/// It is longer than the session of a pair takes that is not on opposite sides of the earth, so that most ask one coordinator.
+pub(super) const STAGGER: Duration = Duration::from_millis(250);
 /// How long nothing is heard of a peer before coordinators are asked again, while the attempt goes on.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often coordinators are asked again for peers that they did not know, over all sessions. Every request counts, and this is
-/// half of what a coordinator takes of a peer, so that the other half is left for those that are not repeated.
-const LOOKUP_RATE: Rate = Rate { interval: Duration::from_millis(40), burst: 50 };
 
 /// Comparison of an answer with the one in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +58,7 @@ impl Endpoint {
         let until = now + self.settings.lookup_timeout;
         if let Some(session) = self.sessions.get_mut(key) {
             session.look_up_until(until);
-            if session.phase == Phase::Discovery && session.flow.is_none() {
+            if session.phase == Phase::Discovery && session.flow.is_none() && !session.awaits_turn() {
                 session.deadline = session.deadline.max(Some(until));
             }
         }
@@ -87,9 +90,7 @@ impl Endpoint {
         self.sessions.name(key, id);
         self.begin_attempt(key);
         self.enter_first(key, now);
-        if self.has_coordinator_for(&peer) {
-            self.open(key, now);
-        }
+        self.prepare(key, None, now);
         self.sessions.reschedule(key);
         Ok(key)
     }
@@ -103,8 +104,57 @@ impl Endpoint {
             .collect()
     }
 
-    fn has_coordinator_for(&self, peer: &PeerId) -> bool {
-        !self.registration_client.connected().is_empty() || !self.named_for(peer).is_empty()
+    /// Connected coordinators that may be asked for the peer of a session, the best first: those of this peer and those that were
+    /// named for the other one alternate. Equally good ones come in an order of this pair's own, so that pairs share them.
+    fn coordinators_for(&self, session: &Session) -> Vec<(PeerId, ControlStreamId)> {
+        let place = |coordinator: &PeerId| {
+            let mut hasher = DefaultHasher::new();
+            (self.peer, session.peer, coordinator).hash(&mut hasher);
+            hasher.finish()
+        };
+        let mut ranked = self.registration_client.ranked();
+        ranked.sort_by_key(|(rank, coordinator, _)| (*rank, place(coordinator)));
+        let mut own: Vec<_> = ranked.into_iter().map(|(_, coordinator, link)| (coordinator, link)).collect();
+        let mut named = self.named_for(&session.peer);
+        named.sort_by_key(|(coordinator, _)| place(coordinator));
+        // Another attempt begins with another coordinator.
+        for coordinators in [&mut own, &mut named] {
+            let shift = session.failures as usize % coordinators.len().max(1);
+            coordinators.rotate_left(shift);
+        }
+        let longest = own.len().max(named.len());
+        let alternating = (0..longest).flat_map(|place| [own.get(place), named.get(place)]);
+        alternating.flatten().copied().collect()
+    }
+
+    /// Returns true if a coordinator takes a request of this session now. Half of each allowance is left for requests that are not
+    /// repeated.
+    fn takes_now(&self, coordinator: &PeerId, session: &Session, now: Instant) -> bool {
+        match session.lookup.as_ref().is_some_and(|lookup| lookup.misses > 0) {
+            true => self.pacing.has_spare(coordinator, now),
+            false => self.pacing.next(coordinator, now) <= now,
+        }
+    }
+
+    /// Begins an attempt once a coordinator takes its request: `first`, or else the one that does soonest. Without any coordinator
+    /// the session waits for one.
+    fn prepare(&mut self, key: Key, first: Option<&PeerId>, now: Instant) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let coordinators = self.coordinators_for(session);
+        let soonest = coordinators.iter().min_by_key(|(coordinator, _)| {
+            let is_other = first.is_some_and(|first| first != coordinator);
+            (is_other, !self.takes_now(coordinator, session, now), self.pacing.next(coordinator, now))
+        });
+        let Some((coordinator, _)) = soonest.copied() else { return };
+        let at = self.pacing.next(&coordinator, now);
+        self.pacing.charge(coordinator, now);
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        session.earlier_mut().turn = Some(coordinator);
+        if at <= now {
+            self.open(key, now);
+        } else {
+            session.deadline = Some(at);
+        }
     }
 
     pub(super) fn new_session_id(&mut self) -> SessionId {
@@ -118,14 +168,16 @@ impl Endpoint {
     }
 
     /// Has the path layer make a first flight.
-    fn open(&mut self, key: Key, now: Instant) {
+    pub(super) fn open(&mut self, key: Key, now: Instant) {
         let flow = self.new_flow();
         let secret = ProbeSecret::new(self.rng.random());
         let binding = FlightBinding::new(&self.peer, &secret.public());
         let Some(session) = self.sessions.get_mut(key) else { return };
-        if session.phase == Phase::Discovery {
-            session.deadline = Some(now + self.settings.phase_timeouts.discovery);
-        }
+        let timeout = match session.phase {
+            Phase::Discovery => self.settings.phase_timeouts.discovery,
+            _ => self.settings.coordination_timeout,
+        };
+        session.deadline = Some(now + timeout);
         session.opening = Some(Box::new(InitiatorState {
             secret,
             first_flight: Vec::new(),
@@ -133,6 +185,7 @@ impl Endpoint {
             asked_at: None,
             request_len: 0,
             ask_again: None,
+            repeat_at: None,
             told: NatProfile::default(),
             used: None,
             unheard_key: session.earlier.as_ref().and_then(|earlier| earlier.unheard_key),
@@ -140,6 +193,7 @@ impl Endpoint {
         let (peer, rtt) = (session.peer, session.earlier.as_ref().and_then(|earlier| earlier.rtt));
         self.sessions.set_flow(key, Some(flow));
         self.out.command(Command::Connect { flow, peer, rtt, binding });
+        self.sessions.reschedule(key);
     }
 
     /// The backoff is over.
@@ -150,21 +204,27 @@ impl Endpoint {
             if now >= until {
                 return self.fail(key, missed, now);
             }
-            if !self.lookups.has(LOOKUP_RATE, now) {
+            let coordinators = self.sessions.get(key).map(|session| self.coordinators_for(session));
+            let has_spare =
+                |(coordinator, _): &(PeerId, ControlStreamId)| self.pacing.has_spare(coordinator, now);
+            if coordinators.is_some_and(|all| !all.is_empty() && !all.iter().any(has_spare)) {
                 let delay = backoff::lookup_delay(misses, &mut self.rng);
-                session.deadline = Some(until.min(now + delay));
+                if let Some(session) = self.sessions.get_mut(key) {
+                    session.deadline = Some(until.min(now + delay));
+                }
                 return self.sessions.reschedule(key);
             }
         }
+        self.try_with(key, None, now);
+    }
+
+    /// Begins another attempt, in which `first` is asked first.
+    fn try_with(&mut self, key: Key, first: Option<&PeerId>, now: Instant) {
         self.begin_attempt(key);
-        let Some(peer) = self.sessions.get(key).map(|session| session.peer) else { return };
-        if !self.has_coordinator_for(&peer) {
+        self.prepare(key, first, now);
+        let Some(session) = self.sessions.get(key) else { return };
+        if !session.awaits_turn() && session.flow.is_none() {
             self.enter(key, Phase::Discovery, now);
-        } else {
-            if let Some(session) = self.sessions.get_mut(key) {
-                session.deadline = Some(now + self.settings.coordination_timeout);
-            }
-            self.open(key, now);
         }
         self.sessions.reschedule(key);
     }
@@ -180,21 +240,20 @@ impl Endpoint {
             if let Some(lookup) = session.lookup.as_mut().filter(|lookup| is_resting && lookup.misses > 0) {
                 // The peer likely registers there within the next moments.
                 lookup.misses = 1;
-                self.try_again(key, now);
+                self.try_with(key, Some(coordinator), now);
                 continue;
             }
             if session.phase == Phase::Coordination
-                && let Some(opening) = session.opening.as_mut().filter(|opening| opening.asked_at.is_some())
+                && session.opening.as_ref().is_some_and(|opening| opening.asked_at.is_some())
             {
-                opening.ask_again = Some(now);
-                self.ask_again(key, now);
+                self.ask_others(key, |other| other == coordinator, 1, now);
             }
             let Some(session) = self.sessions.get(key).filter(|s| s.phase == Phase::Discovery) else {
                 continue;
             };
             match (&session.opening, session.flow) {
                 (Some(opening), Some(_)) if !opening.first_flight.is_empty() => self.ask(key, now),
-                (_, None) => self.open(key, now),
+                (_, None) if !session.awaits_turn() => self.prepare(key, Some(coordinator), now),
                 _ => {}
             }
             self.sessions.reschedule(key);
@@ -220,34 +279,41 @@ impl Endpoint {
         self.sessions.reschedule(key);
     }
 
-    /// Sends `PUNCH_ME_NOW` to the coordinators that are connected.
+    /// Sends `PUNCH_ME_NOW` to the coordinator whose turn it is, and to the best of the other kind: of those that were named for
+    /// the peer, or of this peer's own.
     fn ask(&mut self, key: Key, now: Instant) {
-        let mut coordinators = self.registration_client.connected();
-        let Some(session) = self.sessions.get(key).filter(|session| session.opening.is_some()) else {
+        let Some(session) = self.sessions.get_mut(key).filter(|session| session.opening.is_some()) else {
             return;
         };
-        let mut named = self.named_for(&session.peer);
-        if coordinators.is_empty() && named.is_empty() {
+        let turn = session.take_turn();
+        let Some(session) = self.sessions.get(key) else { return };
+        let coordinators = self.coordinators_for(session);
+        let is_its_turn = |(id, _): &&(PeerId, _)| turn.as_ref() == Some(id);
+        let reserved = coordinators.iter().find(is_its_turn).copied();
+        let Some(first) = reserved.or(coordinators.first().copied()) else {
             // Back to waiting, with the flight at hand; only a retry is not in Discovery already.
             if session.phase != Phase::Discovery {
                 self.enter(key, Phase::Discovery, now);
             }
             return;
+        };
+        let is_own = |id: &PeerId| self.registration_client.contains(id);
+        let is_other_kind =
+            |(id, _): &&(PeerId, _)| is_own(id) != is_own(&first.0) && self.takes_now(id, session, now);
+        let second = coordinators.iter().find(is_other_kind).copied();
+        if reserved.is_none() {
+            self.pacing.charge(first.0, now);
         }
-        // Another attempt begins with other coordinators.
-        for coordinators in [&mut coordinators, &mut named] {
-            let shift = session.failures as usize * MAX_ASKED % coordinators.len().max(1);
-            coordinators.rotate_left(shift);
+        if let Some((coordinator, _)) = second {
+            self.pacing.charge(coordinator, now);
         }
-        coordinators.truncate(MAX_ASKED);
-        named.truncate(MAX_NAMED_ASKED);
-        coordinators.append(&mut named);
         let told = self.traits();
         if let Some(opening) = self.sessions.get_mut(key).and_then(|session| session.opening.as_mut()) {
             opening.asked_at = Some(now);
+            opening.repeat_at = Some(now + SILENCE_TIMEOUT);
             opening.told = told;
         }
-        self.send_request(key, coordinators, now);
+        self.send_request(key, [Some(first), second].into_iter().flatten().collect(), now);
     }
 
     /// Sends `PUNCH_ME_NOW` of the attempt under way to these coordinators, with what we know of ourselves by now.
@@ -278,10 +344,9 @@ impl Endpoint {
         let Some(opening) = self.sessions.get_mut(key).and_then(|session| session.opening.as_mut()) else {
             return;
         };
-        self.lookups.charge(LOOKUP_RATE, now);
         let punch = PunchMeNow { request, signature, observed: None };
         opening.request_len = punch.request_len();
-        opening.ask_again = Some(now + SILENCE_TIMEOUT);
+        opening.ask_again = Some(now + STAGGER);
         for (peer, link) in coordinators {
             match opening.asked.iter_mut().find(|asked| asked.link == link) {
                 Some(asked) => asked.again = true,
@@ -299,42 +364,78 @@ impl Endpoint {
         }
     }
 
-    /// Nothing was heard of the peer for a while. A coordinator that has not been asked may answer sooner than those that were;
-    /// and to those that answered the peer may have told by now where it is, or they may see us elsewhere.
+    /// Nothing was heard of the peer for a while. A coordinator that has not been asked may answer sooner than those that were, or
+    /// know better. To those that answered the peer may have told by now where it is, or they may see us elsewhere.
     pub(super) fn ask_again(&mut self, key: Key, now: Instant) {
-        let mut coordinators = self.registration_client.connected();
-        let named = self.sessions.get(key).map(|session| self.named_for(&session.peer)).unwrap_or_default();
-        coordinators.splice(..0, named);
         let Some(session) = self.sessions.get_mut(key) else { return };
-        if let Some(opening) = &session.opening {
-            let has_answered = |link| {
-                let answered = |asked: &&CoordinatorRequest| asked.standing == ReplyState::Answered;
-                opening.asked.iter().filter(answered).any(|asked| asked.link == link)
-            };
-            coordinators.sort_by_key(|(_, link)| !has_answered(*link));
-        }
         let is_unanswered = session.phase == Phase::Coordination || session.is_unanswered();
-        let phase = session.phase;
+        let is_probing = matches!(session.phase, Phase::Synchronization | Phase::Punching);
         let Some(opening) = session.opening.as_mut().filter(|o| o.ask_again.is_some_and(|at| at <= now))
         else {
             return;
         };
-        opening.ask_again = match phase {
-            _ if is_unanswered => Some(now + SILENCE_TIMEOUT),
-            Phase::Synchronization | Phase::Punching => Some(now + SILENCE_TIMEOUT),
-            _ => None,
+        if !is_unanswered && !is_probing {
+            opening.ask_again = None;
+            return;
+        }
+        let repeat_at = opening.repeat_at.unwrap_or(now);
+        let asks_another = is_unanswered || opening.asked.len() < MAX_ASKED;
+        opening.ask_again = Some(if repeat_at > now { repeat_at } else { now + SILENCE_TIMEOUT });
+        if asks_another && self.ask_others(key, |_| true, 1, now) {
+            return;
+        }
+        if is_probing && repeat_at <= now {
+            self.repeat_request(key, now);
+        }
+    }
+
+    /// Asks coordinators again that were asked in this attempt, those first that answered.
+    fn repeat_request(&mut self, key: Key, now: Instant) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let Some(opening) = &session.opening else { return };
+        let has_answered = |link| {
+            let answered = |asked: &&CoordinatorRequest| asked.standing == ReplyState::Answered;
+            opening.asked.iter().filter(answered).any(|asked| asked.link == link)
         };
-        match phase {
-            _ if is_unanswered => {
-                coordinators.retain(|(_, link)| !opening.asked.iter().any(|asked| asked.link == *link));
-            }
-            Phase::Synchronization | Phase::Punching => {}
-            _ => return,
-        }
+        let mut coordinators = self.coordinators_for(session);
+        coordinators.retain(|(coordinator, _)| self.takes_now(coordinator, session, now));
+        coordinators.sort_by_key(|(_, link)| !has_answered(*link));
         coordinators.truncate(MAX_ASKED);
-        if !coordinators.is_empty() {
-            self.send_request(key, coordinators, now);
+        for (coordinator, _) in &coordinators {
+            self.pacing.charge(*coordinator, now);
         }
+        self.send_request(key, coordinators, now);
+        if let Some(opening) = self.sessions.get_mut(key).and_then(|session| session.opening.as_mut()) {
+            opening.repeat_at = Some(now + SILENCE_TIMEOUT);
+            opening.ask_again = opening.repeat_at;
+        }
+    }
+
+    /// Asks up to `count` coordinators that were not asked in this attempt. Returns true if any was.
+    fn ask_others(
+        &mut self,
+        key: Key,
+        may_ask: impl Fn(&PeerId) -> bool,
+        count: usize,
+        now: Instant,
+    ) -> bool {
+        let Some(session) = self.sessions.get(key) else { return false };
+        let Some(opening) = &session.opening else { return false };
+        let mut others = self.coordinators_for(session);
+        others.retain(|(coordinator, link)| {
+            may_ask(coordinator)
+                && !opening.asked.iter().any(|asked| asked.link == *link)
+                && self.takes_now(coordinator, session, now)
+        });
+        others.truncate(count);
+        if others.is_empty() {
+            return false;
+        }
+        for (coordinator, _) in &others {
+            self.pacing.charge(*coordinator, now);
+        }
+        self.send_request(key, others, now);
+        true
     }
 
     /// A coordinator says where the responder may be reached. Every answer counts that the responder signed, and of different
@@ -367,7 +468,7 @@ impl Endpoint {
             asked.standing = ReplyState::Forged;
             self.registration_client.answered_stale(&link.peer);
             self.out.refuse_frame();
-            return self.judge_standings(key, now);
+            return self.turned_down(key, now);
         };
         asked.standing = ReplyState::Answered;
         let answered = Answered::new(&answer.registration, &answer.candidates);
@@ -378,6 +479,7 @@ impl Endpoint {
         self.out.counters.coordinations += 1;
         self.out.counters.coordination_time +=
             asked_at.map(|at| now.saturating_duration_since(at)).unwrap_or_default();
+        self.outrun(key, &link.peer);
         let news = self.compare(key, &link.peer, answered);
         if phase == Phase::Connected {
             // The responder was faster than its coordinator. Its path is known by QUIC packets, and can be validated now.
@@ -415,6 +517,17 @@ impl Endpoint {
                 self.poll_session(key, now);
             }
             News::Stale => {}
+        }
+    }
+
+    /// A coordinator has answered: those that were asked before it and are silent lose rank.
+    fn outrun(&mut self, key: Key, coordinator: &PeerId) {
+        let Some(opening) = self.sessions.get(key).and_then(|session| session.opening.as_ref()) else {
+            return;
+        };
+        let earlier = opening.asked.iter().take_while(|asked| asked.peer != *coordinator);
+        for slow in earlier.filter(|asked| asked.standing == ReplyState::Pending) {
+            self.registration_client.answered_stale(&slow.peer);
         }
     }
 
@@ -466,7 +579,7 @@ impl Endpoint {
         &mut self,
         from: &PeerId,
         (id, round): (SessionId, u32),
-        reason: RejectReason,
+        refusal: Refusal,
         now: Instant,
     ) -> bool {
         let Some(key) = self.sessions.of_id(id) else { return false };
@@ -480,15 +593,25 @@ impl Endpoint {
             return false;
         };
         // What the responder has taken once it may find too often now; the attempt goes on.
-        if std::mem::take(&mut asked.again) && reason != RejectReason::NotConnected {
+        if std::mem::take(&mut asked.again) && refusal.reason != RejectReason::NotConnected {
             return true;
         }
         // The responder's own session to us goes on instead: its request is on its way here, so wait for that.
-        if reason != RejectReason::Superseded {
-            asked.standing = ReplyState::Rejected(reason);
-            self.judge_standings(key, now);
+        if refusal.reason != RejectReason::Superseded {
+            asked.standing = ReplyState::Rejected(refusal);
+            self.turned_down(key, now);
         }
         true
+    }
+
+    /// A coordinator turned the request down, or cannot answer it any more: others are asked in its place.
+    fn turned_down(&mut self, key: Key, now: Instant) {
+        let Some(session) = self.sessions.get(key) else { return };
+        let is_heard = matches!(session.phase, Phase::Validation | Phase::Connected);
+        if is_heard && !session.is_unanswered() || !self.ask_others(key, |_| true, ASKED_INSTEAD, now) {
+            self.judge_standings(key, now);
+        }
+        self.sessions.reschedule(key);
     }
 
     /// The link to a coordinator is gone, and so is the chance that it answers.
@@ -499,7 +622,7 @@ impl Endpoint {
             let pending = |a: &&mut CoordinatorRequest| a.link == link && a.standing == ReplyState::Pending;
             if let Some(asked) = opening.asked.iter_mut().find(pending) {
                 asked.standing = ReplyState::Lost;
-                self.judge_standings(key, now);
+                self.turned_down(key, now);
             }
         }
     }
@@ -517,10 +640,17 @@ impl Endpoint {
         }
         let reasons = || {
             opening.asked.iter().filter_map(|a| match a.standing {
-                ReplyState::Rejected(reason) => Some(reason),
+                ReplyState::Rejected(refusal) => Some(refusal.reason),
                 _ => None,
             })
         };
+        let retry_after = opening.asked.iter().filter_map(|a| match a.standing {
+            ReplyState::Rejected(Refusal { reason, retry_after }) if is_temporary(reason) => {
+                Some(retry_after)
+            }
+            _ => None,
+        });
+        let retry_after = retry_after.min().unwrap_or_default();
         let lost = opening.asked.iter().any(|a| a.standing == ReplyState::Lost);
         let forged = opening.asked.iter().any(|a| a.standing == ReplyState::Forged);
         let reason = match reasons().find(|reason| is_temporary(*reason)) {
@@ -534,6 +664,11 @@ impl Endpoint {
                 reason.map_or(FailureReason::CoordinationTimeout, FailureReason::Rejected)
             }
         };
+        if !retry_after.is_zero()
+            && let Some(session) = self.sessions.get_mut(key)
+        {
+            session.earlier_mut().retry_after = retry_after;
+        }
         self.fail(key, reason, now);
     }
 }

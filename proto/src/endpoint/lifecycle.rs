@@ -85,6 +85,7 @@ impl Endpoint {
             let waited = now.saturating_duration_since(session.phase_since);
             let reason = match missed {
                 _ if session.phase == Phase::Discovery
+                    && !session.awaits_turn()
                     && waited >= self.settings.phase_timeouts.discovery =>
                 {
                     FailureReason::NoCoordinator
@@ -194,6 +195,9 @@ impl Endpoint {
         self.sessions.set_flow(key, None);
         self.sessions.set_keys(key, None);
         if let Some(session) = self.sessions.get_mut(key) {
+            if let Some(coordinator) = session.take_turn() {
+                self.pacing.give_back(&coordinator);
+            }
             let measured = session.checklist.take().and_then(|checklist| checklist.best_rtt());
             if measured.is_some() {
                 session.earlier_mut().rtt = measured;
@@ -218,11 +222,15 @@ impl Endpoint {
         if session.lookup.as_ref().is_some_and(|lookup| now < lookup.until) && is_miss(reason, has_others) {
             return self.missed(key, reason, now);
         }
+        let retry_after = session.take_retry_after();
         session.failures += 1;
         let again = session.wanted && session.failures < self.settings.max_attempts && is_retryable(reason);
         if again {
             let delay = match reason {
                 FailureReason::NatMeasured => Duration::ZERO,
+                FailureReason::Rejected(RejectReason::RateLimited | RejectReason::Full) => {
+                    backoff::after_refusal(retry_after, session.failures - 1, &mut self.rng)
+                }
                 _ => backoff::delay(session.failures - 1, &mut self.rng),
             };
             self.report_retry(key, reason, delay);
@@ -239,11 +247,12 @@ impl Endpoint {
     /// may have passed on what it could not answer any more. No attempt to punch was made, so none counts.
     fn missed(&mut self, key: Key, reason: FailureReason, now: Instant) {
         let id = self.new_session_id();
-        let lookup = self.sessions.get_mut(key).and_then(|session| session.lookup.as_mut());
-        let Some(lookup) = lookup else { return };
+        let Some(session) = self.sessions.get_mut(key) else { return };
+        let retry_after = session.take_retry_after();
+        let Some(lookup) = &mut session.lookup else { return };
         let delay = match reason {
             FailureReason::Rejected(RejectReason::RateLimited | RejectReason::Full) => {
-                backoff::delay(lookup.misses, &mut self.rng)
+                backoff::after_refusal(retry_after, lookup.misses, &mut self.rng)
             }
             _ => backoff::lookup_delay(lookup.misses, &mut self.rng),
         };
@@ -294,6 +303,9 @@ impl Endpoint {
         }
         if session.is_connected() {
             return self.contact_due(key, now);
+        }
+        if session.awaits_turn() {
+            return self.open(key, now);
         }
         if session.is_resting() {
             return self.try_again(key, now);

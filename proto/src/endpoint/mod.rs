@@ -51,6 +51,7 @@ use crate::{
         observer::{Observers, Observing},
     },
     outbox::Outbox,
+    pacing::Pacing,
     probe_budget::ProbeBudget,
     rate_limit::{PeerBuckets, TokenBucket},
     registration_client::{Identity, RegistrationClient},
@@ -120,8 +121,8 @@ pub struct Endpoint {
     /// For registrations that are renewed because a session hears nothing.
     shown: TokenBucket,
     searches: SearchBudget,
-    /// For asking coordinators again for peers that they did not know.
-    lookups: TokenBucket,
+    /// Requests to coordinators.
+    pacing: Pacing,
     sessions: Table,
     next_flow: u64,
     out: Outbox,
@@ -151,11 +152,14 @@ impl Endpoint {
             renewals: Renewals::default(),
             shown: TokenBucket::default(),
             searches: SearchBudget::new(),
-            lookups: TokenBucket::default(),
+            pacing: Pacing::default(),
             rng,
             network: LocalAddresses::new(config.max_candidates).with_host_candidates(config.host_candidates),
             links: ControlStreams::default(),
-            coordinator: Coordinator::new(matches!(config.role, Role::Server | Role::Bootstrap)),
+            coordinator: Coordinator::new(
+                matches!(config.role, Role::Server | Role::Bootstrap),
+                config.coordinator_limits,
+            ),
             registration_client: RegistrationClient::new(generation, config.coordination_timeout),
             named: BTreeMap::new(),
             gate,

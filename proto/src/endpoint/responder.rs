@@ -19,6 +19,7 @@ use crate::{
     control_streams::ControlStream,
     event::{FailureReason, Phase, SessionRole},
     network_prefix::NetworkPrefix,
+    outbox::Refusal,
     probe_budget::probes_in,
     rate_limit::{HashedBuckets, PAIR_RATE, PeerBuckets, Rate, Recent},
     session::{
@@ -129,13 +130,13 @@ impl RequestLimiter {
         }
     }
 
-    /// Returns true if a request that a coordinator passed on is looked at. Each initiator, and each network, has its own share of
-    /// what a coordinator may pass on.
-    fn admit(&mut self, coordinator: PeerId, punch: &PunchMeNow, now: Instant) -> bool {
+    /// Decides if a request that a coordinator passed on is looked at. Each initiator, and each network, has its own share of
+    /// what a coordinator may pass on. The error is the time from which on it may be.
+    fn admit(&mut self, coordinator: PeerId, punch: &PunchMeNow, now: Instant) -> Result<(), Instant> {
         let key = &punch.request.initiator;
         let asker = (coordinator, key.clone());
         if !self.askers.has(&asker, now) {
-            return false;
+            return Err(self.askers.next(&asker, now));
         }
         let network = network_of(punch);
         let origins = [Some(Origin::Initiator(key.clone())), network.map(Origin::LocalAddresses)];
@@ -145,12 +146,13 @@ impl RequestLimiter {
         let is_admitted = self.coordinators.take_above(reserve, coordinator, now).is_ok()
             || (self.is_acquainted(key, now) && self.acquainted_requests.take(coordinator, now).is_ok());
         if !is_admitted {
-            return false;
+            return Err(self.coordinators.next_above(reserve, &coordinator, now));
         }
         for origin in origins.iter().flatten() {
             self.lately.take(origin, now);
         }
-        self.askers.take(&asker, now)
+        self.askers.take(&asker, now);
+        Ok(())
     }
 
     /// A session that an initiator of this network asked for is under way.
@@ -214,7 +216,13 @@ enum Verdict {
     Repeat(Key),
     /// It came before, likely through another coordinator.
     Ignore,
-    Reject(RejectReason),
+    Reject(Refusal),
+}
+
+impl From<RejectReason> for Verdict {
+    fn from(reason: RejectReason) -> Self {
+        Self::Reject(reason.into())
+    }
 }
 
 impl Endpoint {
@@ -230,13 +238,13 @@ impl Endpoint {
             Verdict::Accept(keys, initiator) => self.respond((id, link), punch, *keys, initiator, now),
             Verdict::Repeat(key) => self.repeated(key, link, punch, now),
             Verdict::Ignore => {}
-            Verdict::Reject(reason) => {
-                match reason {
+            Verdict::Reject(refusal) => {
+                match refusal.reason {
                     RejectReason::Malformed | RejectReason::Expired => self.out.refuse_frame(),
                     RejectReason::RateLimited | RejectReason::Full => self.out.cap_hit(),
                     _ => {}
                 }
-                self.out.reject(id, name, reason);
+                self.out.reject(id, name, refusal);
             }
         }
     }
@@ -246,27 +254,27 @@ impl Endpoint {
         let request = &punch.request;
         if !self.registration_client.has_asked(coordinator, now) {
             self.out.refuse_frame();
-            return Verdict::Reject(RejectReason::NotWilling);
+            return RejectReason::NotWilling.into();
         }
-        if !self.gate.admit(*coordinator, punch, now) {
-            return Verdict::Reject(RejectReason::RateLimited);
+        if let Err(until) = self.gate.admit(*coordinator, punch, now) {
+            return Verdict::Reject(Refusal::rate_limited(until, now));
         }
         if request.lifetime.is_zero() {
-            return Verdict::Reject(RejectReason::Expired);
+            return RejectReason::Expired.into();
         }
         let flight = &request.first_flight;
         if flight.is_empty()
             || flight.len() > MAX_FIRST_FLIGHT_DATAGRAMS
             || flight.iter().any(|datagram| datagram.is_empty())
         {
-            return Verdict::Reject(RejectReason::Malformed);
+            return RejectReason::Malformed.into();
         }
         if !self.network.accepts() {
-            return Verdict::Reject(RejectReason::NotWilling);
+            return RejectReason::NotWilling.into();
         }
         let initiator = match punch.verify() {
             Ok(initiator) if initiator != self.peer => initiator,
-            _ => return Verdict::Reject(RejectReason::Malformed),
+            _ => return RejectReason::Malformed.into(),
         };
         let name = (initiator, request.session, request.round);
         let is_seen = self.gate.seen.get(&name, now).is_some();
@@ -275,7 +283,8 @@ impl Endpoint {
             return Verdict::Ignore;
         }
         if !self.gate.initiators.take(&initiator, now) {
-            return Verdict::Reject(RejectReason::RateLimited);
+            let until = self.gate.initiators.next(&initiator, now);
+            return Verdict::Reject(Refusal::rate_limited(until, now));
         }
         if let Some(key) = repeated.filter(|_| is_seen) {
             return Verdict::Repeat(key);
@@ -288,13 +297,13 @@ impl Endpoint {
             objection = self.objection(&initiator, punch, now);
         }
         if let Some(reason) = objection {
-            return Verdict::Reject(reason);
+            return reason.into();
         }
         let (ours, theirs) = (&self.probe_secret, &request.probe_key);
         match ProbeKeys::derive(ours, theirs, request.session, &initiator, &self.peer, SessionRole::Responder)
         {
             Ok(keys) => Verdict::Accept(Box::new(keys), initiator),
-            Err(_) => Verdict::Reject(RejectReason::Malformed),
+            Err(_) => RejectReason::Malformed.into(),
         }
     }
 

@@ -21,6 +21,7 @@ use crate::{
     event::{FailureReason, PathKind, Phase, SessionRole},
     nat::strategy::NatProfile,
     network_prefix::NetworkPrefix,
+    outbox::Refusal,
     rate_limit::TokenBucket,
     session::{
         checklist::{Checklist, Known},
@@ -28,7 +29,7 @@ use crate::{
         port_search::Search,
     },
     wire::{
-        frame::{Registration, RejectReason},
+        frame::Registration,
         keys::{ProbeKeys, ProbeSecret, TAG_LEN},
     },
 };
@@ -45,7 +46,7 @@ pub(crate) struct Key(u64);
 pub(crate) enum ReplyState {
     Pending,
     Answered,
-    Rejected(RejectReason),
+    Rejected(Refusal),
     Forged,
     Lost,
 }
@@ -92,8 +93,10 @@ pub(crate) struct InitiatorState {
     pub(crate) asked_at: Option<Instant>,
     /// Bytes of the request on the wire.
     pub(crate) request_len: usize,
-    /// When they are asked again if nothing was heard of the peer by then.
+    /// Time at which another coordinator is asked, or those that were asked are asked again, if nothing was heard of the peer.
     pub(crate) ask_again: Option<Instant>,
+    /// Time from which on those that were asked may be asked again.
+    pub(crate) repeat_at: Option<Instant>,
     /// What the responder was told of our NAT.
     pub(crate) told: NatProfile,
     /// The answer in use.
@@ -135,7 +138,7 @@ pub(crate) struct Lookup {
     pub(crate) missed: Option<FailureReason>,
 }
 
-/// Findings of the earlier attempts of a session.
+/// State that one attempt of a session leaves to the next.
 #[derive(Debug, Default)]
 pub(crate) struct Earlier {
     /// The shortest round-trip time that was measured.
@@ -144,6 +147,10 @@ pub(crate) struct Earlier {
     pub(crate) traits: Option<(NatProfile, NatProfile)>,
     /// The peer's probe key in the last attempt that a coordinator answered and in which nothing was heard of the peer.
     pub(crate) unheard_key: Option<[u8; 32]>,
+    /// Time after which those that refused the last request take another; zero if they did not say.
+    pub(crate) retry_after: Duration,
+    /// The coordinator at which the first request of the attempt counts already, until the request is sent.
+    pub(crate) turn: Option<PeerId>,
 }
 
 /// Addresses of the peer that an idle session remembers.
@@ -280,6 +287,11 @@ impl Session {
         self.earlier.get_or_insert_with(Box::default)
     }
 
+    /// Returns the time after which those that refused the last request take another, once.
+    pub(crate) fn take_retry_after(&mut self) -> Duration {
+        self.earlier.as_mut().map(|earlier| std::mem::take(&mut earlier.retry_after)).unwrap_or_default()
+    }
+
     /// Returns true if an attempt has not led to a connection yet, and has not failed.
     pub(crate) fn is_in_flight(&self) -> bool {
         self.attempt_state == AttemptState::InFlight
@@ -333,6 +345,16 @@ impl Session {
     /// Whether it waits between two attempts.
     pub(crate) fn is_resting(&self) -> bool {
         !self.is_in_flight() && !self.is_connected()
+    }
+
+    /// Returns true if the attempt begins once a coordinator takes its request.
+    pub(crate) fn awaits_turn(&self) -> bool {
+        self.flow.is_none() && self.earlier.as_ref().is_some_and(|earlier| earlier.turn.is_some())
+    }
+
+    /// Returns the coordinator at which the first request of the attempt counts already, once.
+    pub(crate) fn take_turn(&mut self) -> Option<PeerId> {
+        self.earlier.as_mut().and_then(|earlier| earlier.turn.take())
     }
 
     /// A dial waits: coordinators are asked again for the peer until then.

@@ -199,7 +199,7 @@ fn rejections_that_nobody_asked_for_do_nothing() {
     world.connect(a, b).unwrap();
     let link = *world.nodes[a].links.keys().next().unwrap();
     let reason = RejectReason::NotWilling;
-    let frame = Frame::PunchRejected { session: SessionId([9; 16]), round: 0, reason };
+    let frame = Frame::PunchRejected { session: SessionId([9; 16]), round: 0, reason, retry_after: ms(0) };
     world.inject(a, link, frame, ms(1));
     world.run_for(ms(1000));
     assert_eq!(world.connected(a).len(), 1);
@@ -222,7 +222,7 @@ fn a_rejection_after_the_peer_itself_was_heard_counts_no_more() {
     let link = *world.nodes[a].links.keys().next().unwrap();
     let session = session.borrow_mut().take().unwrap();
     let reason = RejectReason::NotWilling;
-    world.inject(a, link, Frame::PunchRejected { session, round: 0, reason }, ms(500));
+    world.inject(a, link, Frame::PunchRejected { session, round: 0, reason, retry_after: ms(0) }, ms(500));
     world.run_for(ms(1000));
     assert!(world.failed(a).is_empty());
     assert_eq!(world.nodes[a].endpoint.counters().in_flight, 1);

@@ -82,6 +82,9 @@ pub(crate) struct World {
     pub(crate) nodes: Vec<Node>,
     latency: BTreeMap<(usize, usize), Duration>,
     queue: BTreeMap<(Instant, u64), Delivery>,
+    /// The time at which each node wants to be woken.
+    timers: BTreeSet<(Instant, usize)>,
+    scheduled: Vec<Option<Instant>>,
     sequence: u64,
     next_link: u64,
     pub(crate) tamper: Option<Tamper>,
@@ -107,6 +110,16 @@ pub(crate) fn keypair(seed: u8) -> Keypair {
     Keypair::ed25519_from_bytes([seed; 32]).unwrap()
 }
 
+/// The seed of the node of this number.
+fn seed(number: usize) -> [u8; 32] {
+    let Ok(number) = u8::try_from(number) else {
+        let mut seed = [0; 32];
+        seed[..8].copy_from_slice(&u64::try_from(number).unwrap().to_be_bytes());
+        return seed;
+    };
+    [number; 32]
+}
+
 pub(crate) fn client() -> Config {
     Config { role: Role::Client, ..Config::default() }
 }
@@ -124,6 +137,8 @@ impl World {
             nodes: Vec::new(),
             latency: BTreeMap::new(),
             queue: BTreeMap::new(),
+            timers: BTreeSet::new(),
+            scheduled: Vec::new(),
             sequence: 0,
             next_link: 0,
             tamper: None,
@@ -135,10 +150,10 @@ impl World {
 
     /// Adds a peer with one listener at `local`, behind a NAT if there is an outer address.
     pub(crate) fn add(&mut self, config: &Config, local: &str, outer: Option<&str>) -> usize {
-        let seed = u8::try_from(self.nodes.len() + 1).unwrap();
-        let keypair = keypair(seed);
+        let seed = seed(self.nodes.len() + 1);
+        let keypair = Keypair::ed25519_from_bytes(seed).unwrap();
         let peer = keypair.public().to_peer_id();
-        let mut endpoint = Endpoint::new(config, keypair, [seed; 32], GENERATION);
+        let mut endpoint = Endpoint::new(config, keypair, seed, GENERATION);
         let ip: IpAddr = local.parse().unwrap();
         let local = SocketAddr::new(ip, PORT);
         endpoint.handle_interface_up(ip, 24, self.now);
@@ -236,10 +251,12 @@ impl World {
 
     pub(crate) fn run_for(&mut self, time: Duration) {
         let end = self.now + time;
+        // Tests may have given endpoints inputs of their own.
+        (0..self.nodes.len()).for_each(|node| self.schedule(node));
         loop {
             let queued = self.queue.first_key_value().map(|((at, _), _)| *at);
-            let timers = self.nodes.iter().filter_map(|node| node.endpoint.poll_timeout()).min();
-            let Some(next) = [queued, timers].into_iter().flatten().min().filter(|at| *at <= end) else {
+            let timer = self.timers.first().map(|(at, _)| *at);
+            let Some(next) = [queued, timer].into_iter().flatten().min().filter(|at| *at <= end) else {
                 break;
             };
             self.now = self.now.max(next);
@@ -248,13 +265,25 @@ impl World {
                 self.deliver(delivery);
                 continue;
             }
-            for node in 0..self.nodes.len() {
+            let due = self.timers.iter().take_while(|(at, _)| *at <= self.now).map(|(_, node)| *node);
+            let mut due: Vec<usize> = due.collect();
+            due.sort_unstable();
+            for node in due {
                 if self.nodes[node].endpoint.poll_timeout().is_some_and(|at| at <= self.now) {
                     self.input(node, |endpoint, now| endpoint.handle_timeout(now));
                 }
             }
         }
         self.now = end;
+    }
+
+    fn schedule(&mut self, node: usize) {
+        self.scheduled.resize(self.nodes.len(), None);
+        let next = self.nodes[node].endpoint.poll_timeout();
+        if let Some(old) = std::mem::replace(&mut self.scheduled[node], next) {
+            self.timers.remove(&(old, node));
+        }
+        self.timers.extend(next.map(|at| (at, node)));
     }
 
     fn push(&mut self, at: Instant, delivery: Delivery) {
@@ -391,6 +420,7 @@ impl World {
         while let Some((flow, datagrams)) = flights.pop_front() {
             self.input(node, |endpoint, now| endpoint.handle_first_flight(flow, datagrams, now));
         }
+        self.schedule(node);
     }
 
     fn carry_out(&mut self, node: usize, command: Command) -> Option<(VirtualConnectionId, Vec<Bytes>)> {

@@ -20,6 +20,8 @@ mod harness;
 #[cfg(test)]
 mod inputs;
 #[cfg(test)]
+mod load;
+#[cfg(test)]
 mod lookups;
 #[cfg(test)]
 mod moving;

@@ -15,6 +15,7 @@ use libp2p_punch_proto::{
     config::{Config, Role},
     endpoint::Endpoint,
     event::{Event, SessionRole},
+    rate_limit::Rate,
     wire::{
         frame::{Frame, PunchAnswer, PunchMeNow, PunchRequest, Registration, RejectReason, decode},
         keys::{ProbeKeys, ProbeSecret},
@@ -246,10 +247,13 @@ impl Rig {
                 (l, Frame::Register(signed))
             }
             Input::Registered(l, g) => {
-                (l, Frame::Registered { generation: g.into(), lifetime: Duration::from_secs(30) })
+                let allowance = Rate { burst: u32::from(g), interval: ms(g.into()) };
+                let lifetime = Duration::from_secs(30);
+                (l, Frame::Registered { generation: g.into(), lifetime, allowance })
             }
             Input::RegisterRejected(l, g) => {
-                (l, Frame::RegisterRejected { generation: g.into(), reason: reason(g) })
+                let (reason, retry_after) = (reason(g), ms(u64::from(g) * 100));
+                (l, Frame::RegisterRejected { generation: g.into(), reason, retry_after })
             }
             Input::Punch(l, p, round, true, observed) => (0, self.punch(p.max(l), round, true, observed)),
             Input::Punch(l, p, round, false, observed) => {
@@ -262,7 +266,8 @@ impl Rig {
             Input::Reject(l, r) => {
                 let Some(request) = &self.request else { return };
                 let (session, round) = (request.session, request.round);
-                (l, Frame::PunchRejected { session, round, reason: reason(r) })
+                let retry_after = ms(u64::from(r) * 100);
+                (l, Frame::PunchRejected { session, round, reason: reason(r), retry_after })
             }
             Input::Raw(l, bytes) => match decode(&mut BytesMut::from(&bytes[..])) {
                 Ok(Some(frame)) => (l, frame),

@@ -12,7 +12,10 @@ use super::{
     decode::decode_body,
     wire::{is_v6, peek_varint, put_address, put_bytes, put_ip, put_varint},
 };
-use crate::candidate::{Candidate, CandidateKind};
+use crate::{
+    candidate::{Candidate, CandidateKind},
+    rate_limit::Rate,
+};
 
 /// Bytes of type and payload that a frame may have.
 pub const MAX_FRAME_LEN: usize = 16 * 1024;
@@ -36,6 +39,10 @@ pub const MAX_FILTER_SOURCES: usize = 4;
 pub const MAX_REGISTRATION_LIFETIME: Duration = Duration::from_secs(24 * 60 * 60);
 /// The longest lifetime of a request, five minutes.
 pub const MAX_PUNCH_LIFETIME: Duration = Duration::from_secs(300);
+/// The longest time after which a refused request may be sent again, five minutes.
+pub const MAX_RETRY_AFTER: Duration = Duration::from_secs(300);
+/// The longest time from one request that an allowance grants to the next.
+pub const MAX_ALLOWANCE_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Bytes of a [`PeerId`]: the identity multihash of a key of 42 bytes has 44, that of a SHA-256 34.
 pub(crate) const MAX_PEER_ID_LEN: usize = 64;
@@ -132,15 +139,17 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_registration(out, registration);
             put_nat(out, &registration.nat);
         }
-        Frame::Registered { generation, lifetime } => {
+        Frame::Registered { generation, lifetime, allowance } => {
             put_varint(out, REGISTERED);
             put_varint(out, *generation);
             put_registration_lifetime(out, *lifetime);
+            put_allowance(out, *allowance);
         }
-        Frame::RegisterRejected { generation, reason } => {
+        Frame::RegisterRejected { generation, reason, retry_after } => {
             put_varint(out, REGISTER_REJECTED);
             put_varint(out, *generation);
             put_varint(out, reason_code(*reason));
+            put_retry_after(out, *retry_after);
         }
         Frame::PunchMeNow(punch) => {
             put_observed(out, punch.observed, [PUNCH_ME_NOW, PUNCH_ME_NOW_V4, PUNCH_ME_NOW_V6]);
@@ -157,11 +166,12 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_candidates(out, answer.candidates.iter());
             put_nat(out, &answer.registration.nat);
         }
-        Frame::PunchRejected { session, round, reason } => {
+        Frame::PunchRejected { session, round, reason, retry_after } => {
             put_varint(out, PUNCH_REJECTED);
             out.put_slice(&session.0);
             put_varint(out, (*round).into());
             put_varint(out, reason_code(*reason));
+            put_retry_after(out, *retry_after);
         }
         Frame::Observer(offer) => put_offer(out, None, offer),
         Frame::ObserverAt { ip, offer } => put_offer(out, Some(*ip), offer),
@@ -311,6 +321,17 @@ pub(super) fn put_first_flight(out: &mut BytesMut, datagrams: &[Bytes]) {
 /// Whole seconds.
 pub(super) fn put_registration_lifetime(out: &mut BytesMut, lifetime: Duration) {
     put_varint(out, lifetime.min(MAX_REGISTRATION_LIFETIME).as_secs());
+}
+
+fn put_allowance(out: &mut BytesMut, allowance: Rate) {
+    put_varint(out, allowance.burst.into());
+    let interval = allowance.interval.min(MAX_ALLOWANCE_INTERVAL).as_micros();
+    put_varint(out, u64::try_from(interval).unwrap_or(u64::MAX));
+}
+
+fn put_retry_after(out: &mut BytesMut, retry_after: Duration) {
+    let millis = retry_after.min(MAX_RETRY_AFTER).as_millis();
+    put_varint(out, u64::try_from(millis).unwrap_or(u64::MAX));
 }
 
 fn put_registration(out: &mut BytesMut, registration: &Registration) {

@@ -12,6 +12,7 @@ use super::{
 use crate::{
     SessionId,
     candidate::{Candidate, CandidateKind},
+    rate_limit::Rate,
 };
 
 /// The frame in `body`; `None` if its type is unknown.
@@ -31,10 +32,12 @@ pub(super) fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
             Frame::Register(registration)
         }
         REGISTERED => {
-            Frame::Registered { generation: r.varint("generation")?, lifetime: registration_lifetime(r)? }
+            let (generation, lifetime) = (r.varint("generation")?, registration_lifetime(r)?);
+            Frame::Registered { generation, lifetime, allowance: allowance(r)? }
         }
         REGISTER_REJECTED => {
-            Frame::RegisterRejected { generation: r.varint("generation")?, reason: reason(r)? }
+            let (generation, reason) = (r.varint("generation")?, reason(r)?);
+            Frame::RegisterRejected { generation, reason, retry_after: retry_after(r)? }
         }
         PUNCH_ME_NOW | PUNCH_ME_NOW_V4 | PUNCH_ME_NOW_V6 => {
             let mut punch = PunchMeNow {
@@ -60,6 +63,7 @@ pub(super) fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
             session: SessionId(r.array("session")?),
             round: r.u32("round")?,
             reason: reason(r)?,
+            retry_after: retry_after(r)?,
         },
         OBSERVER => Frame::Observer(offer(r)?),
         OBSERVER_AT_V4 | OBSERVER_AT_V6 => Frame::ObserverAt {
@@ -198,6 +202,16 @@ fn first_flight(r: &mut Reader<'_>) -> Result<Vec<Bytes>, DecodeError> {
 fn registration_lifetime(r: &mut Reader<'_>) -> Result<Duration, DecodeError> {
     let max = MAX_REGISTRATION_LIFETIME.as_secs();
     Ok(Duration::from_secs(r.varint_up_to("registration lifetime", max)?))
+}
+
+fn allowance(r: &mut Reader<'_>) -> Result<Rate, DecodeError> {
+    let burst = r.u32("requests at once")?;
+    let max = MAX_ALLOWANCE_INTERVAL.as_secs() * 1_000_000;
+    Ok(Rate { burst, interval: Duration::from_micros(r.varint_up_to("request interval", max)?) })
+}
+
+fn retry_after(r: &mut Reader<'_>) -> Result<Duration, DecodeError> {
+    Ok(Duration::from_millis(r.varint_up_to("retry after", MAX_RETRY_AFTER.as_secs() * 1000)?))
 }
 
 fn registration(r: &mut Reader<'_>) -> Result<Registration, DecodeError> {

@@ -12,9 +12,9 @@ pub(crate) mod wire;
 #[cfg(test)]
 pub(crate) use codec::MAX_PEER_ID_LEN;
 pub use codec::{
-    MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS, MAX_FRAME_CANDIDATES,
-    MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME,
-    MAX_REGISTRATION_LIFETIME, MAX_SIGNATURE_LEN, decode, encode,
+    MAX_ALLOWANCE_INTERVAL, MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS,
+    MAX_FRAME_CANDIDATES, MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PUBLIC_KEY_LEN,
+    MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_RETRY_AFTER, MAX_SIGNATURE_LEN, decode, encode,
 };
 pub use signed::{SignError, VerifyError};
 pub use wire::{DecodeError, VARINT_MAX};
@@ -27,7 +27,7 @@ use std::{
 use bytes::Bytes;
 use libp2p_identity::PeerId;
 
-use crate::{SessionId, candidate::Candidate};
+use crate::{SessionId, candidate::Candidate, rate_limit::Rate};
 
 /// Frame of the control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,6 +55,8 @@ pub enum Frame {
         /// After this time without another `Register` the registration ends. At most the requested
         /// lifetime.
         lifetime: Duration,
+        /// Requests that the receiver of this frame may send.
+        allowance: Rate,
     },
     /// The receiver of [`Frame::Register`] does not coordinate for its sender.
     RegisterRejected {
@@ -62,6 +64,9 @@ pub enum Frame {
         generation: u64,
         /// Reason.
         reason: RejectReason,
+        /// Time after which to ask again; zero if the sender does not say. In whole milliseconds on
+        /// the wire.
+        retry_after: Duration,
     },
     /// Initiator to coordinator, and coordinator to responder: open your NAT now.
     PunchMeNow(Box<PunchMeNow>),
@@ -75,6 +80,9 @@ pub enum Frame {
         round: u32,
         /// Reason.
         reason: RejectReason,
+        /// Time after which to ask again; zero if the sender does not say. In whole milliseconds on
+        /// the wire.
+        retry_after: Duration,
     },
     /// Coordinator to client: ask these ports where you come from.
     Observer(ObserverOffer),

@@ -139,6 +139,16 @@ fn numbers_above_their_caps_are_refused() {
         decode_body(&[REGISTERED, &[1, 0x80, 0x01, 0x51, 0x81]]),
         Err(DecodeError::AboveCap { field: "registration lifetime", found: 86_401, max: 86_400 })
     );
+    // A second and a microsecond.
+    assert_eq!(
+        decode_body(&[REGISTERED, &[1, 1, 1, 0x80, 0x0f, 0x42, 0x41]]),
+        Err(DecodeError::AboveCap { field: "request interval", found: 1_000_001, max: 1_000_000 })
+    );
+    // 300,001 milliseconds.
+    assert_eq!(
+        decode_body(&[REJECTED, &[1, 2, 0x80, 0x04, 0x93, 0xe1]]),
+        Err(DecodeError::AboveCap { field: "retry after", found: 300_001, max: 300_000 })
+    );
     // A priority of 2^32.
     assert_eq!(
         decode_body(&[ADD_V4, &[1, 192, 0, 2, 1, 0x0f, 0xa1, 0, 0xc0, 0, 0, 1, 0, 0, 0, 0]]),
