@@ -9,6 +9,7 @@ use libp2p_identity::PeerId;
 use libp2p_punch_proto::pacing::{MAX_ALLOWANCE, MIN_ALLOWANCE};
 pub use libp2p_punch_proto::{
     config::{CoordinatorLimits, HostCandidates, PhaseTimeouts, Role},
+    gater::SharedGater,
     rate_limit::Rate,
 };
 
@@ -53,6 +54,9 @@ pub struct Config {
     pub host_candidates: HostCandidates,
     /// Limits on the service of this peer for others, while it coordinates.
     pub coordinator_limits: CoordinatorLimits,
+    /// Decides who is served, and which addresses are announced, before anything is answered or
+    /// probed. By default everybody is served, and all addresses are announced.
+    pub gater: SharedGater,
     /// Pairs of one session whose opening burst runs at the same time. Default 3, 1..=16 and not
     /// above [`max_candidates`](Self::max_candidates).
     pub max_concurrent_attempts: usize,
@@ -99,6 +103,7 @@ impl Default for Config {
             max_candidates: 8,
             host_candidates: HostCandidates::Announced,
             coordinator_limits: CoordinatorLimits::default(),
+            gater: SharedGater::default(),
             max_concurrent_attempts: 3,
             max_attempts: 3,
             coordination_timeout: Duration::from_secs(10),
@@ -263,6 +268,7 @@ impl Config {
             birthday_search: self.birthday_search,
             host_candidates: self.host_candidates,
             coordinator_limits: self.coordinator_limits,
+            gater: self.gater.clone(),
         }
     }
 

@@ -44,6 +44,7 @@ pub mod event {
         wire::frame::RejectReason,
     };
 }
+pub mod gater;
 pub mod io;
 #[cfg(feature = "kad")]
 pub mod kad;

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use crate::rate_limit::{PAIR_RATE, Rate};
+use crate::{
+    gater::SharedGater,
+    rate_limit::{PAIR_RATE, Rate},
+};
 
 /// Part that a peer plays for others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -124,6 +127,9 @@ pub struct Config {
     pub host_candidates: HostCandidates,
     /// Limits of this peer as a coordinator.
     pub coordinator_limits: CoordinatorLimits,
+    /// Decides who is served, and which addresses are announced. By default everybody is, and all
+    /// are.
+    pub gater: SharedGater,
 }
 
 impl Default for Config {
@@ -140,6 +146,7 @@ impl Default for Config {
             birthday_search: true,
             host_candidates: HostCandidates::Announced,
             coordinator_limits: CoordinatorLimits::default(),
+            gater: SharedGater::default(),
         }
     }
 }

@@ -18,6 +18,7 @@ mod coordinator;
 pub mod counters;
 pub mod endpoint;
 pub mod event;
+pub mod gater;
 mod local_addresses;
 pub mod nat;
 mod network_prefix;

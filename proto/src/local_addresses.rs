@@ -11,6 +11,7 @@ use crate::{
     address_policy::{Prefix, Scope, scope},
     candidate::{Candidate, CandidateKind, LocalCandidates},
     config::HostCandidates,
+    gater::SharedGater,
     nat::{NatView, Observations},
 };
 
@@ -61,6 +62,7 @@ pub(crate) struct LocalAddresses {
     pub(crate) candidates: LocalCandidates,
     max_candidates: usize,
     host_candidates: HostCandidates,
+    gater: SharedGater,
 }
 
 impl LocalAddresses {
@@ -72,11 +74,16 @@ impl LocalAddresses {
             candidates: LocalCandidates::default(),
             max_candidates,
             host_candidates: HostCandidates::Announced,
+            gater: SharedGater::default(),
         }
     }
 
     pub(crate) fn with_host_candidates(self, host_candidates: HostCandidates) -> Self {
         Self { host_candidates, ..self }
+    }
+
+    pub(crate) fn with_gater(self, gater: SharedGater) -> Self {
+        Self { gater, ..self }
     }
 
     pub(crate) fn socket_up(&mut self, id: SocketId, local: SocketAddr, accepts: bool) {
@@ -126,10 +133,16 @@ impl LocalAddresses {
 
     /// Returns the addresses of a socket on our interfaces, as far as others may learn them.
     fn announced_addresses_of(&self, socket: &Socket) -> Vec<SocketAddr> {
-        match self.host_candidates {
+        let mut addresses = match self.host_candidates {
             HostCandidates::Announced => self.addresses_of(socket),
             HostCandidates::Hidden => Vec::new(),
-        }
+        };
+        addresses.retain(|address| self.may_announce(address));
+        addresses
+    }
+
+    fn may_announce(&self, address: &SocketAddr) -> bool {
+        self.gater.allows(|gater| gater.allow_announcement(address.ip()))
     }
 
     /// Returns the address of this family at which others reach us, if we accept connections over
@@ -190,7 +203,9 @@ impl LocalAddresses {
                     wanted.push((CandidateKind::Host, address));
                 }
             }
-            for address in self.observations.reflexive(*id).into_iter().take(MAX_REFLEXIVE) {
+            let mut reflexive = self.observations.reflexive(*id);
+            reflexive.retain(|address| self.may_announce(address));
+            for address in reflexive.into_iter().take(MAX_REFLEXIVE) {
                 wanted.push((CandidateKind::ServerReflexive, address));
             }
         }

@@ -4,12 +4,14 @@ use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use libp2p::{Multiaddr, PeerId};
+use libp2p_punch::config::{CoordinatorLimits, Rate};
 
 use crate::{
     demo,
     exit::Failure,
     lab,
-    values::{coordinator_address, listen_address, seconds},
+    node::RelayLimits,
+    values::{coordinator_address, listen_address, per_second, seconds},
 };
 
 /// Direct connections between two peers behind NATs, through a coordinator.
@@ -60,9 +62,84 @@ pub(crate) struct Coordinator {
     /// each other test together how the NATs of their clients filter.
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = coordinator_address)]
     pub(crate) coordinator: Vec<Multiaddr>,
+    /// Limits of the coordinator.
+    #[command(flatten)]
+    pub(crate) limits: CoordinatorFlags,
+    /// Limits of the relay.
+    #[command(flatten)]
+    pub(crate) relay: RelayFlags,
     /// Key and output.
     #[command(flatten)]
     pub(crate) common: Common,
+}
+
+/// Limits of a coordinator.
+#[derive(Debug, Args)]
+pub(crate) struct CoordinatorFlags {
+    /// Peers that are registered at once.
+    #[arg(long, value_name = "N", default_value_t = CoordinatorLimits::default().max_registrations)]
+    pub(crate) max_registrations: usize,
+    /// Registrations of one peer at once.
+    #[arg(long, value_name = "N", default_value_t = CoordinatorLimits::default().register_rate.burst)]
+    pub(crate) register_burst: u32,
+    /// Registrations of one peer a second in the long run.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = per_second)]
+    pub(crate) register_rate: Duration,
+    /// Requests of one peer at once. Registered peers learn of this limit and keep within it.
+    #[arg(long, value_name = "N", default_value_t = CoordinatorLimits::default().request_rate.burst)]
+    pub(crate) request_burst: u32,
+    /// Requests of one peer a second in the long run.
+    #[arg(long, value_name = "N", default_value = "100", value_parser = per_second)]
+    pub(crate) request_rate: Duration,
+    /// Requests of one peer for one other peer at once.
+    #[arg(long, value_name = "N", default_value_t = CoordinatorLimits::default().pair_rate.burst)]
+    pub(crate) pair_burst: u32,
+    /// Requests of one peer for one other peer a second in the long run.
+    #[arg(long, value_name = "N", default_value = "2", value_parser = per_second)]
+    pub(crate) pair_rate: Duration,
+}
+
+impl From<CoordinatorFlags> for CoordinatorLimits {
+    fn from(flags: CoordinatorFlags) -> Self {
+        Self {
+            max_registrations: flags.max_registrations,
+            register_rate: Rate { burst: flags.register_burst, interval: flags.register_rate },
+            request_rate: Rate { burst: flags.request_burst, interval: flags.request_rate },
+            pair_rate: Rate { burst: flags.pair_burst, interval: flags.pair_rate },
+        }
+    }
+}
+
+/// Limits of a relay.
+#[derive(Debug, Args)]
+pub(crate) struct RelayFlags {
+    /// Reservations at once.
+    #[arg(long, value_name = "N", default_value_t = RelayLimits::default().max_reservations)]
+    pub(crate) relay_reservations: usize,
+    /// Relayed connections at once.
+    #[arg(long, value_name = "N", default_value_t = RelayLimits::default().max_circuits)]
+    pub(crate) relay_circuits: usize,
+    /// Relayed connections of one peer at once.
+    #[arg(long, value_name = "N", default_value_t = RelayLimits::default().max_circuits_per_peer)]
+    pub(crate) relay_circuits_per_peer: usize,
+    /// Longest time of a relayed connection.
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
+    pub(crate) relay_circuit_duration: Duration,
+    /// Most bytes of a relayed connection, in each direction.
+    #[arg(long, value_name = "BYTES", default_value_t = RelayLimits::default().max_circuit_bytes)]
+    pub(crate) relay_circuit_bytes: u64,
+}
+
+impl From<RelayFlags> for RelayLimits {
+    fn from(flags: RelayFlags) -> Self {
+        Self {
+            max_reservations: flags.relay_reservations,
+            max_circuits: flags.relay_circuits,
+            max_circuits_per_peer: flags.relay_circuits_per_peer,
+            max_circuit_duration: flags.relay_circuit_duration,
+            max_circuit_bytes: flags.relay_circuit_bytes,
+        }
+    }
 }
 
 /// Arguments of `punch listen`.

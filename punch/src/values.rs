@@ -50,6 +50,17 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads a number of events a second, and returns the time from one to the next.
+pub(crate) fn per_second(text: &str) -> Result<Duration, String> {
+    let refused = "it must be a number a second from 0.01 to 1000000";
+    let value: f64 = text.parse().map_err(|_| refused)?;
+    if (0.01..=1e6).contains(&value) {
+        Ok(Duration::from_secs_f64(value.recip()))
+    } else {
+        Err(refused.into())
+    }
+}
+
 /// Reads a time in milliseconds, of at most a minute.
 pub(crate) fn milliseconds(text: &str) -> Result<Duration, String> {
     let refused = "it must be a number of milliseconds from 0 to 60000";

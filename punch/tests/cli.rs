@@ -82,6 +82,16 @@ fn malformed_multiaddrs_are_refused() {
 }
 
 #[test]
+fn limits_of_a_coordinator_out_of_bounds_are_refused_with_the_bound() {
+    let coordinator = |flag, value| ["coordinator", "--listen", ADDRESS, flag, value];
+    refuses(&coordinator("--request-burst", "19"), 2, &["request_rate", "19 at once", "20 to 1000"]);
+    refuses(&coordinator("--request-rate", "9"), 2, &["request_rate", "1ms to 100ms"]);
+    refuses(&coordinator("--max-registrations", "0"), 2, &["max_registrations", "1..=1000000"]);
+    refuses(&coordinator("--register-rate", "0"), 2, &["--register-rate", "a second"]);
+    refuses(&coordinator("--relay-circuits", "many"), 2, &["--relay-circuits"]);
+}
+
+#[test]
 fn missing_and_unknown_arguments_are_refused() {
     refuses(&["coordinator"], 2, &["--listen"]);
     refuses(&["listen"], 2, &["--coordinator"]);

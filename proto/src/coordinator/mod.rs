@@ -20,6 +20,7 @@ use crate::{
     config::CoordinatorLimits,
     control_streams::{ControlStream, ControlStreams},
     coordinator::registrations::{Full, MAX_ANNOUNCED, NewRegistration, Registered, Registrations},
+    gater::{Remote, SharedGater},
     nat::observer::OBSERVE_RATE,
     outbox::{Outbox, Refusal},
     rate_limit::{Rate, Recent, RecentBuckets, TokenBucket},
@@ -73,6 +74,7 @@ struct Forward {
 pub(crate) struct Coordinator {
     active: bool,
     limits: CoordinatorLimits,
+    gater: SharedGater,
     clients: BTreeMap<PeerId, Client>,
     /// Until every bucket is full again. Otherwise leaving and coming back would be a way to more.
     departed: Recent<PeerId, Allowance>,
@@ -87,12 +89,13 @@ pub(crate) struct Coordinator {
 }
 
 impl Coordinator {
-    pub(crate) fn new(active: bool, limits: CoordinatorLimits) -> Self {
+    pub(crate) fn new(active: bool, limits: CoordinatorLimits, gater: SharedGater) -> Self {
         let rates = [limits.register_rate, limits.request_rate, OBSERVE_RATE, OBSERVED_RATE];
         let departed_lifetime = rates.into_iter().map(Rate::time_to_fill).max().unwrap_or_default();
         Self {
             active,
             limits,
+            gater,
             clients: BTreeMap::new(),
             departed: Recent::new(MAX_DEPARTED, departed_lifetime),
             announced: BTreeMap::new(),
@@ -217,6 +220,9 @@ impl Coordinator {
         if !client.allowance.register.take(rate, now) {
             return Err(Refusal::rate_limited(client.allowance.register.next(rate, now), now));
         }
+        if !self.gater.allows(|gater| gater.allow_registration(&remote_of(link))) {
+            return Err(RejectReason::NotWilling.into());
+        }
         let known = self.registry.get(&link.peer);
         let is_older = known.is_some_and(|entry| {
             entry.link == id && entry.registration.generation >= registration.generation
@@ -297,6 +303,9 @@ impl Coordinator {
         if !is_key_of(&request.initiator, &link.peer) {
             return Err(RejectReason::Malformed.into());
         }
+        if !self.allows_request(link, &request.responder) {
+            return Err(RejectReason::NotWilling.into());
+        }
         let taken = self.forwards.get(&(request.responder, request.session), now);
         if taken.is_some_and(|forward| forward.initiator != link.peer) {
             return Err(RejectReason::Malformed.into());
@@ -310,6 +319,10 @@ impl Coordinator {
             return Err(Refusal::rate_limited(self.pairs.next(&pair, now), now));
         }
         self.registry.ask_for(&request.responder, now).ok_or(RejectReason::NotConnected.into())
+    }
+
+    fn allows_request(&self, link: &ControlStream, responder: &PeerId) -> bool {
+        self.gater.allows(|gater| gater.allow_request(&remote_of(link), responder))
     }
 
     /// Returns true if a peer is registered over this control stream.
@@ -350,7 +363,8 @@ impl Coordinator {
             self.registry.get(&to).map(|entry| entry.link)
         };
         let registered = || {
-            let entry = self.registry.get(&to).filter(|entry| self.active && entry.expires > now)?;
+            let is_served = self.active && self.allows_request(link, &to);
+            let entry = self.registry.get(&to).filter(|entry| is_served && entry.expires > now)?;
             Some(entry.link)
         };
         let Some(receiver) = as_responder.or_else(as_initiator).or_else(registered) else {
@@ -379,7 +393,8 @@ impl Coordinator {
             return out.cap_hit();
         }
         // Peers ask all their coordinators, and at least one should know the other.
-        let receiver = self.registry.get(&moved.peer).filter(|entry| entry.expires > now);
+        let is_allowed = self.allows_request(link, &moved.peer);
+        let receiver = self.registry.get(&moved.peer).filter(|entry| is_allowed && entry.expires > now);
         if let Some(receiver) = receiver.map(|entry| entry.link) {
             moved.peer = link.peer;
             out.counters.requests_forwarded += 1;
@@ -407,6 +422,10 @@ impl Coordinator {
             _ => false,
         }
     }
+}
+
+fn remote_of(link: &ControlStream) -> Remote {
+    Remote { peer: link.peer, address: link.remote }
 }
 
 fn reject_registration(

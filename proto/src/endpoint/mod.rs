@@ -154,11 +154,14 @@ impl Endpoint {
             searches: SearchBudget::new(),
             pacing: Pacing::default(),
             rng,
-            network: LocalAddresses::new(config.max_candidates).with_host_candidates(config.host_candidates),
+            network: LocalAddresses::new(config.max_candidates)
+                .with_host_candidates(config.host_candidates)
+                .with_gater(config.gater.clone()),
             links: ControlStreams::default(),
             coordinator: Coordinator::new(
                 matches!(config.role, Role::Server | Role::Bootstrap),
                 config.coordinator_limits,
+                config.gater.clone(),
             ),
             registration_client: RegistrationClient::new(generation, config.coordination_timeout),
             named: BTreeMap::new(),

@@ -18,6 +18,7 @@ use crate::{
     command::Command,
     control_streams::ControlStream,
     event::{FailureReason, Phase, SessionRole},
+    gater::Remote,
     network_prefix::NetworkPrefix,
     outbox::Refusal,
     probe_budget::probes_in,
@@ -276,6 +277,10 @@ impl Endpoint {
             Ok(initiator) if initiator != self.peer => initiator,
             _ => return RejectReason::Malformed.into(),
         };
+        let remote = Remote { peer: initiator, address: punch.observed };
+        if !self.settings.gater.allows(|gater| gater.allow_connection(&remote, coordinator)) {
+            return RejectReason::NotWilling.into();
+        }
         let name = (initiator, request.session, request.round);
         let is_seen = self.gate.seen.get(&name, now).is_some();
         let repeated = self.repeats(&initiator, request, now);

@@ -16,6 +16,8 @@ mod failures;
 #[cfg(test)]
 mod filtering;
 #[cfg(test)]
+mod gates;
+#[cfg(test)]
 mod harness;
 #[cfg(test)]
 mod inputs;

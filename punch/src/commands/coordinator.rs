@@ -13,9 +13,11 @@ use crate::{
 /// Runs until Ctrl-C or SIGTERM.
 pub(crate) async fn run(arguments: Coordinator) -> Result<Exit, Failure> {
     let stop = Stop::new()?;
+    let coordinator_limits = arguments.limits.into();
     let coordinators = arguments.coordinator;
-    let config = Config { role: Role::Server, coordinators, ..Config::default() };
-    let mut node = service::start(&arguments.common, config, Printer::new(arguments.common.json))?;
+    let config = Config { role: Role::Server, coordinators, coordinator_limits, ..Config::default() };
+    let printer = Printer::new(arguments.common.json);
+    let mut node = service::start_with_relay(&arguments.common, config, arguments.relay.into(), printer)?;
     node.listen_on(&arguments.listen)?;
     service::serve(node, stop).await
 }

@@ -7,6 +7,7 @@ mod address;
 mod echo;
 mod error;
 mod event;
+mod limits;
 mod swarm;
 
 use std::{
@@ -41,6 +42,7 @@ use self::{
 pub(crate) use self::{
     error::{DialFailure, NodeError, session_code},
     event::{Connection, Ignore, NodeEvent, Observer},
+    limits::RelayLimits,
 };
 
 /// Time for connections to close at the end.
@@ -106,10 +108,15 @@ impl<T> Provisional<T> {
 }
 
 impl Node {
-    /// Creates a node over real UDP.
-    pub(crate) fn new(key: Keypair, config: Config, observer: Box<dyn Observer>) -> Result<Self, NodeError> {
+    /// Creates a node over real UDP. `relay_limits` are those of its relay, if it has one.
+    pub(crate) fn new(
+        key: Keypair,
+        config: Config,
+        relay_limits: RelayLimits,
+        observer: Box<dyn Observer>,
+    ) -> Result<Self, NodeError> {
         let coordinators = config.coordinators.clone();
-        Ok(Self::with_swarm(swarm::new(key, config)?, &coordinators, observer))
+        Ok(Self::with_swarm(swarm::new(key, config, relay_limits)?, &coordinators, observer))
     }
 
     /// Creates a node over another network, which tokio's clock drives.

@@ -14,7 +14,7 @@ use libp2p::{
 };
 use libp2p_punch::{Config, Role, io::Network, transport::Stats};
 
-use super::{echo, error::NodeError};
+use super::{echo, error::NodeError, limits::RelayLimits};
 
 /// Time after which an unused connection closes.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -41,8 +41,8 @@ pub(super) struct BuiltSwarm {
 }
 
 /// Builds a swarm over real UDP.
-pub(super) fn new(key: Keypair, config: Config) -> Result<BuiltSwarm, NodeError> {
-    let relay = relay_of(&key, &config);
+pub(super) fn new(key: Keypair, config: Config, relay_limits: RelayLimits) -> Result<BuiltSwarm, NodeError> {
+    let relay = relay_of(&key, &config, relay_limits);
     let (transport, punch) = libp2p_punch::new(&key, config).map_err(NodeError::Library)?;
     assemble(key, transport, punch, relay)
 }
@@ -54,7 +54,7 @@ pub(super) fn with_io(
     network: Arc<dyn Network>,
     runtime: Arc<dyn quinn::Runtime>,
 ) -> Result<BuiltSwarm, NodeError> {
-    let relay = relay_of(&key, &config);
+    let relay = relay_of(&key, &config, RelayLimits::default());
     let (transport, punch) =
         libp2p_punch::with_io(&key, config, network, runtime).map_err(NodeError::Library)?;
     assemble(key, transport, punch, relay)
@@ -96,18 +96,8 @@ fn assemble(
     Ok(BuiltSwarm { swarm, stats })
 }
 
-/// Relay of a coordinator, for peers that cannot connect directly. The limits are those of a last
-/// resort: enough to talk, and to look for a direct path meanwhile.
-fn relay_of(key: &Keypair, config: &Config) -> Option<relay::Behaviour> {
-    let limits = relay::Config {
-        max_reservations: 1024,
-        max_reservations_per_peer: 2,
-        max_circuits: 256,
-        max_circuits_per_peer: 8,
-        max_circuit_duration: Duration::from_secs(60 * 60),
-        max_circuit_bytes: 32 << 20,
-        ..relay::Config::default()
-    };
+/// Relay of a coordinator, for peers that cannot connect directly.
+fn relay_of(key: &Keypair, config: &Config, limits: RelayLimits) -> Option<relay::Behaviour> {
     let peer = PeerId::from(key.public());
-    (config.role == Role::Server).then(|| relay::Behaviour::new(peer, limits))
+    (config.role == Role::Server).then(|| relay::Behaviour::new(peer, limits.into()))
 }
