@@ -100,7 +100,8 @@ prop_compose! {
         nat in nat_report(),
         signature in byte_string(80),
     ) -> Registration {
-        Registration { peer, generation, lifetime, probe_key, nat, signature }
+        let public_signature = Bytes::new();
+        Registration { peer, generation, lifetime, probe_key, nat, signature, public_signature }
     }
 }
 
@@ -186,7 +187,9 @@ fn frame() -> impl Strategy<Value = Frame> {
         (varint(), address()).prop_map(|(sequence, address)| Frame::ObservedAddress { sequence, address }),
         candidate().prop_map(Frame::AddAddress),
         varint().prop_map(|sequence| Frame::RemoveAddress { sequence }),
-        registration().prop_map(Frame::Register),
+        (registration(), byte_string(80)).prop_map(|(registration, public_signature)| {
+            Frame::Register(Registration { public_signature, ..registration })
+        }),
         (varint(), registration_lifetime(), allowance()).prop_map(|(generation, lifetime, allowance)| {
             Frame::Registered { generation, lifetime, allowance }
         }),

@@ -157,7 +157,7 @@ impl Vector {
             "PUNCH_ANSWER" => Frame::PunchAnswer(Box::new(PunchAnswer {
                 session: self.session(),
                 round: self.parsed("round"),
-                registration: self.registration(),
+                registration: Registration { public_signature: Bytes::new(), ..self.registration() },
                 candidates: self.candidates(),
                 observed: self.observed(),
             })),

@@ -3,6 +3,7 @@
 use std::{cell::Cell, rc::Rc};
 
 use libp2p_punch::config::HostCandidates;
+use libp2p_punch_proto::wire::frame::Frame;
 use tracing_subscriber::{Layer, filter::LevelFilter, layer::SubscriberExt};
 
 use crate::{
@@ -46,6 +47,37 @@ fn hidden_host_candidates_are_in_no_frame_that_leaves_the_peer() {
     );
     assert!(announced.0 > 0, "the coordinator and the other peer learn it by default");
     assert_eq!(hidden, (0, 1), "and the peers connect without it");
+}
+
+/// Returns true if the answer of the coordinator to a peer at `outer` names the private address of
+/// the other peer.
+fn answer_names_private_address(outer: &str) -> bool {
+    let mut world = harness::World::new();
+    let a = world.add(&client(), "192.168.2.3", Some(outer));
+    let b = world.add(&client(), PRIVATE, Some("203.0.113.2"));
+    let c = world.add(&server(), "198.51.100.1", None);
+    let named = Rc::new(Cell::new(None));
+    let copy = named.clone();
+    world.tamper = Some(Box::new(move |_, _, frame| {
+        if let Frame::PunchAnswer(answer) = &frame {
+            copy.set(Some(format!("{answer:?}").contains(PRIVATE)));
+        }
+        vec![(ms(0), frame)]
+    }));
+    world.coordinate(a, c);
+    world.coordinate(b, c);
+    world.run_for(ms(1_000));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1_000));
+    let events = &world.nodes[a].events;
+    assert!(events.iter().any(|(_, event)| matches!(event, Event::Connected { .. })));
+    named.get().expect("an answer")
+}
+
+#[test]
+fn a_stranger_learns_no_private_address_from_a_coordinator() {
+    assert!(!answer_names_private_address("203.0.113.1"));
+    assert!(answer_names_private_address("203.0.113.2"), "a neighbour does");
 }
 
 /// Collector of this crate's logs.

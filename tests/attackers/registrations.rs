@@ -54,6 +54,7 @@ impl Coordinator {
             probe_key: [7; 32],
             nat: Bytes::new(),
             signature: Bytes::from_static(&[1; 64]),
+            public_signature: Bytes::from_static(&[1; 64]),
         };
         self.endpoint.handle_frame(link, Frame::Register(registration), self.now);
         let mut answers = self.frames().into_iter().filter(|(to, _)| *to == link);

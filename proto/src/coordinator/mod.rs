@@ -7,6 +7,7 @@ pub(crate) mod registrations;
 
 use std::{
     collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -16,6 +17,7 @@ use sha2::{Digest, Sha256};
 
 use crate::{
     ControlStreamId, NetworkPrefix, SessionId,
+    address_policy::{Scope, scope},
     candidate::Candidate,
     config::CoordinatorLimits,
     control_streams::{ControlStream, ControlStreams},
@@ -256,8 +258,10 @@ impl Coordinator {
         let answer = match self.try_forward((id, link), &punch, now) {
             Ok(entry) => {
                 let observed = links.get(entry.link).and_then(|link| link.remote);
-                let registration = entry.registration.clone();
-                let candidates = entry.candidates.to_vec();
+                let (registration, candidates) = match share_network(link.remote, observed) {
+                    true => (entry.registration.without_public_signature(), entry.candidates.to_vec()),
+                    false => entry.registration.public_part(&entry.candidates),
+                };
                 (entry.link, PunchAnswer { session, round, registration, candidates, observed })
             }
             Err(refusal) => {
@@ -424,6 +428,20 @@ impl Coordinator {
     }
 }
 
+/// Returns true if two clients may learn each other's private addresses: they have one public
+/// address, or both are in networks of this peer's own.
+fn share_network(initiator: Option<SocketAddr>, responder: Option<SocketAddr>) -> bool {
+    let (Some(initiator), Some(responder)) = (initiator, responder) else { return false };
+    let [ours, theirs] = [initiator, responder].map(|address| address.ip().to_canonical());
+    if scope(ours) != Scope::Global || scope(theirs) != Scope::Global {
+        return scope(ours) != Scope::Global && scope(theirs) != Scope::Global;
+    }
+    match (ours, theirs) {
+        (IpAddr::V6(ours), IpAddr::V6(theirs)) => ours.to_bits() >> 64 == theirs.to_bits() >> 64,
+        _ => ours == theirs,
+    }
+}
+
 fn remote_of(link: &ControlStream) -> Remote {
     Remote { peer: link.peer, address: link.remote }
 }
@@ -459,6 +477,26 @@ mod tests {
     use libp2p_identity::Keypair;
 
     use super::*;
+
+    #[test]
+    fn clients_with_one_public_address_or_in_networks_of_ours_learn_private_addresses() {
+        let at = |address: &str| Some(SocketAddr::new(address.parse().unwrap(), 4001));
+        for (ours, theirs, share) in [
+            ("203.0.113.1", "203.0.113.1", true),
+            ("203.0.113.1", "203.0.113.2", false),
+            ("203.0.113.1", "::ffff:203.0.113.1", true),
+            ("2001:db8:1:2::3", "2001:db8:1:2::4", true),
+            ("2001:db8:1:2::3", "2001:db8:1:3::3", false),
+            ("203.0.113.1", "2001:db8:1:2::3", false),
+            ("192.168.1.2", "10.0.0.3", true),
+            ("127.0.0.1", "192.168.1.2", true),
+            ("192.168.1.2", "203.0.113.1", false),
+        ] {
+            assert_eq!(share_network(at(ours), at(theirs)), share, "{ours}, {theirs}");
+            assert_eq!(share_network(at(theirs), at(ours)), share, "{theirs}, {ours}");
+        }
+        assert!(!share_network(None, at("192.168.1.2")) && !share_network(None, None));
+    }
 
     #[test]
     fn a_key_is_told_from_another_without_decoding_it() {

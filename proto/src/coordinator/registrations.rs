@@ -184,6 +184,7 @@ mod tests {
             probe_key: [0; 32],
             nat: Bytes::from_static(&[1; 5]),
             signature: Bytes::from_static(&[1; 64]),
+            public_signature: Bytes::from_static(&[1; 64]),
         };
         let network = NetworkPrefix::of(network.parse::<IpAddr>().unwrap());
         let lifetime = registration.lifetime;
@@ -254,8 +255,9 @@ mod tests {
     #[test]
     fn a_registration_costs_at_most_two_kibibytes() {
         let entry = new(PeerId::random(), "192.0.2.1");
-        let bytes =
-            entry.registration.peer.len() + entry.registration.nat.len() + entry.registration.signature.len();
+        let bytes = entry.registration.peer.len()
+            + entry.registration.nat.len()
+            + 2 * entry.registration.signature.len();
         let parts = [
             MAX_ANNOUNCED * size_of::<Candidate>(),
             size_of::<Registered>() + size_of::<PeerId>(),

@@ -360,7 +360,15 @@ fn ten_thousand_registrations_are_held_and_the_next_is_turned_down_until_one_exp
         let peer = key.encode_protobuf().into();
         (
             key.to_peer_id(),
-            Registration { peer, generation: 1, lifetime, probe_key, nat: Bytes::new(), signature },
+            Registration {
+                peer,
+                generation: 1,
+                lifetime,
+                probe_key,
+                nat: Bytes::new(),
+                public_signature: Bytes::new(),
+                signature,
+            },
         )
     };
     for i in 0..=10_000 {

@@ -137,7 +137,7 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
         Frame::Register(registration) => {
             put_varint(out, REGISTER);
             put_registration(out, registration);
-            put_nat(out, &registration.nat);
+            put_public_signature(out, registration);
         }
         Frame::Registered { generation, lifetime, allowance } => {
             put_varint(out, REGISTERED);
@@ -340,6 +340,12 @@ fn put_registration(out: &mut BytesMut, registration: &Registration) {
     put_registration_lifetime(out, registration.lifetime);
     out.put_slice(&registration.probe_key);
     put_bytes(out, &registration.signature, MAX_SIGNATURE_LEN);
+}
+
+/// Writes what `REGISTER` has after the registration.
+fn put_public_signature(out: &mut BytesMut, registration: &Registration) {
+    put_bytes(out, &registration.public_signature, MAX_SIGNATURE_LEN);
+    put_nat(out, &registration.nat);
 }
 
 fn kind_code(kind: CandidateKind) -> u64 {

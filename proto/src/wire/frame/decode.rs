@@ -28,6 +28,7 @@ pub(super) fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
         REMOVE_ADDRESS => Frame::RemoveAddress { sequence: r.varint("sequence number")? },
         REGISTER => {
             let mut registration = registration(r)?;
+            registration.public_signature = r.bytes("public signature", MAX_SIGNATURE_LEN)?;
             registration.nat = nat(r)?;
             Frame::Register(registration)
         }
@@ -222,6 +223,7 @@ fn registration(r: &mut Reader<'_>) -> Result<Registration, DecodeError> {
         probe_key: r.array("probe key")?,
         nat: Bytes::new(),
         signature: r.bytes("signature", MAX_SIGNATURE_LEN)?,
+        public_signature: Bytes::new(),
     })
 }
 

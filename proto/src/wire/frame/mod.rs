@@ -209,6 +209,9 @@ pub struct Registration {
     /// Report of the peer on its NAT, see [`NatProfile`](crate::nat::strategy::NatProfile); empty
     /// if nothing.
     pub nat: Bytes,
+    /// Signature of the same over all but the candidates that are not global. The coordinator
+    /// answers strangers with it. Only in `REGISTER`; empty in an answer.
+    pub public_signature: Bytes,
     /// Signature of the peer's identity key over peer, generation, lifetime, probe key, candidates
     /// and NAT report.
     pub signature: Bytes,

@@ -15,7 +15,10 @@ use super::{
     },
     wire::{put_bytes, put_varint},
 };
-use crate::candidate::Candidate;
+use crate::{
+    address_policy::{Scope, scope},
+    candidate::Candidate,
+};
 
 const REQUEST_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 punch-me-now";
 const REGISTRATION_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 registration";
@@ -155,9 +158,29 @@ impl Registration {
         check_cap("NAT report", nat.len(), MAX_NAT_REPORT_LEN)?;
         let peer = Bytes::from(keypair.public().encode_protobuf());
         check_key(&peer)?;
-        let mut registration = Self { peer, generation, lifetime, probe_key, nat, signature: Bytes::new() };
-        registration.signature = keypair.sign(&registration.signed_bytes(candidates))?.into();
+        let (signature, public_signature) = (Bytes::new(), Bytes::new());
+        let mut registration =
+            Self { peer, generation, lifetime, probe_key, nat, signature, public_signature };
+        let sign =
+            |candidates: &[Candidate]| keypair.sign(&registration.signed_bytes(candidates)).map(Bytes::from);
+        let public = public_candidates(candidates);
+        let signature = sign(candidates)?;
+        let public_signature =
+            if public.len() == candidates.len() { signature.clone() } else { sign(&public)? };
+        (registration.signature, registration.public_signature) = (signature, public_signature);
         Ok(registration)
+    }
+
+    /// Returns what strangers learn of a registration that commits `candidates`: the global ones,
+    /// and the registration that commits these.
+    pub(crate) fn public_part(&self, candidates: &[Candidate]) -> (Self, Vec<Candidate>) {
+        let signature = self.public_signature.clone();
+        (Self { signature, ..self.without_public_signature() }, public_candidates(candidates))
+    }
+
+    /// Returns this registration as an answer has it.
+    pub(crate) fn without_public_signature(&self) -> Self {
+        Self { public_signature: Bytes::new(), ..self.clone() }
     }
 
     /// Checks that `expected` signed this registration and that it commits exactly `candidates`, in
@@ -193,6 +216,11 @@ impl Registration {
         put_nat(&mut out, &self.nat);
         out
     }
+}
+
+/// Returns the candidates that strangers may learn.
+fn public_candidates(candidates: &[Candidate]) -> Vec<Candidate> {
+    candidates.iter().filter(|candidate| scope(candidate.address.ip()) == Scope::Global).copied().collect()
 }
 
 impl PortPrediction {

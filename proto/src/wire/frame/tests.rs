@@ -178,6 +178,7 @@ fn what_is_above_a_cap_is_cut_so_that_every_frame_fits() {
         probe_key: [4; 32],
         nat: big.clone(),
         signature: big.clone(),
+        public_signature: Bytes::new(),
     };
     let (session, round) = (SessionId([1; 16]), u32::MAX);
     for frame in [
