@@ -26,8 +26,8 @@ pub struct Remote {
 /// Decides who is served, and which addresses are announced. Every method allows everything by
 /// default.
 pub trait Gater: fmt::Debug + Send + Sync {
-    /// Returns true if a peer may connect to this one. The request came through `coordinator`, which
-    /// also says where it sees the peer.
+    /// Returns true if a peer may connect to this one. The request came through `coordinator`,
+    /// which also says where it sees the peer.
     fn allow_connection(&self, initiator: &Remote, coordinator: &PeerId) -> bool {
         let _ = (initiator, coordinator);
         true
