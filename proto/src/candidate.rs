@@ -5,8 +5,6 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use crate::address_policy::{Scope, scope};
-
 /// Origin of a candidate (RFC 8445 §5.1.1; `Predicted` and `PortMapped` are ours).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum CandidateKind {
@@ -122,7 +120,7 @@ impl LocalCandidates {
 
     /// Returns the candidates for a peer that we reach over loopback, or not over loopback.
     pub(crate) fn of(&self, loopback: bool) -> Vec<Candidate> {
-        let usable = |c: &&Candidate| loopback || scope(c.address.ip()) != Scope::Loopback;
+        let usable = |c: &&Candidate| loopback || !c.address.ip().is_loopback();
         self.list.iter().filter(usable).copied().collect()
     }
 }

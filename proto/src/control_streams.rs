@@ -10,8 +10,10 @@ use libp2p_identity::PeerId;
 
 use crate::{ControlStreamId, SocketId};
 
+/// A control stream to a peer, and the ends of its connection.
 #[derive(Debug, Clone)]
 pub(crate) struct ControlStream {
+    pub(crate) id: ControlStreamId,
     pub(crate) peer: PeerId,
     /// Address of the peer, if the connection uses UDP.
     pub(crate) remote: Option<SocketAddr>,
@@ -35,10 +37,35 @@ pub(crate) struct ControlStream {
 const VALIDATION_TIME: Duration = Duration::from_secs(4);
 
 impl ControlStream {
-    /// From when on the peer is known to be where it seems to be; `None` if it has always been
-    /// there.
+    /// Control stream to `peer`, over which nothing was sent yet.
+    pub(crate) fn new(
+        id: ControlStreamId,
+        peer: PeerId,
+        remote: Option<SocketAddr>,
+        socket: Option<SocketId>,
+    ) -> Self {
+        Self {
+            id,
+            peer,
+            remote,
+            socket,
+            next_observation: 0,
+            last_observation: None,
+            moved: None,
+            told_observers: false,
+            told_observers_at: false,
+        }
+    }
+
+    /// Returns the time from which the peer is known to be where it seems to be; `None` if it has
+    /// always been there.
     pub(crate) fn proven_at(&self) -> Option<Instant> {
         self.moved.map(|at| at + VALIDATION_TIME)
+    }
+
+    /// Returns true if the peer is known to be where it seems to be.
+    pub(crate) fn is_proven(&self, now: Instant) -> bool {
+        self.proven_at().is_none_or(|at| at <= now)
     }
 
     pub(crate) fn is_loopback(&self) -> bool {
@@ -53,16 +80,16 @@ pub(crate) struct ControlStreams {
 }
 
 impl ControlStreams {
-    pub(crate) fn insert(&mut self, id: ControlStreamId, link: ControlStream) {
-        self.remove(id);
-        self.by_peer.insert((link.peer, id));
-        self.by_id.insert(id, link);
+    pub(crate) fn insert(&mut self, stream: ControlStream) {
+        self.remove(stream.id);
+        self.by_peer.insert((stream.peer, stream.id));
+        self.by_id.insert(stream.id, stream);
     }
 
     pub(crate) fn remove(&mut self, id: ControlStreamId) -> Option<ControlStream> {
-        let link = self.by_id.remove(&id)?;
-        self.by_peer.remove(&(link.peer, id));
-        Some(link)
+        let stream = self.by_id.remove(&id)?;
+        self.by_peer.remove(&(stream.peer, id));
+        Some(stream)
     }
 
     pub(crate) fn get(&self, id: ControlStreamId) -> Option<&ControlStream> {
@@ -73,29 +100,50 @@ impl ControlStreams {
         self.by_id.get_mut(&id)
     }
 
-    pub(crate) fn iter(&self) -> impl Iterator<Item = (ControlStreamId, &ControlStream)> {
-        self.by_id.iter().map(|(id, link)| (*id, link))
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &ControlStream> {
+        self.by_id.values()
     }
 
-    /// All links, as they are now.
-    pub(crate) fn all(&self) -> Vec<(ControlStreamId, ControlStream)> {
-        self.by_id.iter().map(|(id, link)| (*id, link.clone())).collect()
+    /// Returns copies of all control streams.
+    pub(crate) fn all(&self) -> Vec<ControlStream> {
+        self.by_id.values().cloned().collect()
     }
 
-    /// Notes that `OBSERVER` is sent on a link; whether that is the first time.
+    /// Returns the address at which the peer of a control stream is seen, with the sequence number
+    /// of the `OBSERVED_ADDRESS` that tells the peer of it.
+    pub(crate) fn observe(&mut self, id: ControlStreamId) -> Option<(u64, SocketAddr)> {
+        let stream = self.get_mut(id)?;
+        let address = stream.remote?;
+        let sequence = stream.next_observation;
+        stream.next_observation += 1;
+        Some((sequence, address))
+    }
+
+    /// Notes the sequence number of an `OBSERVED_ADDRESS` from the peer. Returns false unless it is
+    /// above all before it.
+    pub(crate) fn takes_observation(&mut self, id: ControlStreamId, sequence: u64) -> bool {
+        let Some(stream) = self.get_mut(id) else { return false };
+        let is_new = stream.last_observation.is_none_or(|last| sequence > last);
+        if is_new {
+            stream.last_observation = Some(sequence);
+        }
+        is_new
+    }
+
+    /// Notes that `OBSERVER` is sent on a control stream. Returns true the first time.
     pub(crate) fn told_observers(&mut self, id: ControlStreamId) -> bool {
-        self.get_mut(id).is_some_and(|link| !std::mem::replace(&mut link.told_observers, true))
+        self.get_mut(id).is_some_and(|stream| !std::mem::replace(&mut stream.told_observers, true))
     }
 
-    /// Notes that `OBSERVER_AT` is sent on a link. Returns true the first time.
+    /// Notes that `OBSERVER_AT` is sent on a control stream. Returns true the first time.
     pub(crate) fn told_observers_at(&mut self, id: ControlStreamId) -> bool {
-        self.get_mut(id).is_some_and(|link| !std::mem::replace(&mut link.told_observers_at, true))
+        self.get_mut(id).is_some_and(|stream| !std::mem::replace(&mut stream.told_observers_at, true))
     }
 
-    /// Returns the control stream to `peer`: a stream over UDP with known ends, if there is one.
+    /// Returns a control stream to `peer`, one over UDP whose ends are known if there is one.
     pub(crate) fn best_of(&self, peer: &PeerId) -> Option<ControlStreamId> {
         let all = self.by_peer.range((*peer, ControlStreamId(0))..=(*peer, ControlStreamId(u64::MAX)));
-        let known = |id: &ControlStreamId| self.get(*id).is_some_and(|link| link.remote.is_some());
+        let known = |id: &ControlStreamId| self.get(*id).is_some_and(|stream| stream.remote.is_some());
         all.map(|(_, id)| *id).max_by_key(|id| (known(id), *id))
     }
 }

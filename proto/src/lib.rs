@@ -13,6 +13,7 @@ mod backoff;
 pub mod candidate;
 pub mod command;
 pub mod config;
+mod context;
 mod control_streams;
 mod coordinator;
 pub mod counters;

@@ -1,4 +1,4 @@
-//! Outputs of the endpoint, and the counts of its actions.
+//! Outputs of the endpoint, and its counters.
 
 use std::{
     collections::VecDeque,
@@ -30,7 +30,7 @@ pub struct Transmit {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Refusal {
     pub(crate) reason: RejectReason,
-    /// Zero if that is not known.
+    /// Zero if that time is not known.
     pub(crate) retry_after: Duration,
 }
 
@@ -58,6 +58,12 @@ pub(crate) struct Outbox {
 }
 
 impl Outbox {
+    /// Sends a datagram of a NAT test.
+    pub(crate) fn transmit(&mut self, path: Path, payload: [u8; PROBE_LEN]) {
+        self.transmits.push_back(Transmit { path, payload });
+    }
+
+    /// Sends a probe of a session.
     pub(crate) fn probe(&mut self, path: Path, probe: Probe, keys: &ProbeKeys) {
         self.counters.probes_sent += 1;
         self.counters.probe_bytes_sent += PROBE_LEN as u64;
@@ -84,6 +90,12 @@ impl Outbox {
     ) {
         let Refusal { reason, retry_after } = refusal.into();
         self.frame(link, Frame::PunchRejected { session, round, reason, retry_after });
+    }
+
+    /// Counts an answer of a coordinator, and the time that it took.
+    pub(crate) fn coordinated(&mut self, after: Option<Duration>) {
+        self.counters.coordinations += 1;
+        self.counters.coordination_time += after.unwrap_or_default();
     }
 
     pub(crate) fn refuse_frame(&mut self) {

@@ -91,12 +91,14 @@ pub(crate) struct Grant {
     pub(crate) lifetime: Duration,
 }
 
-/// Content of a registration that identifies the peer.
-pub(crate) struct Identity<'a> {
+/// Contents of a registration, and the control streams that it may go over.
+pub(crate) struct Announcement<'a> {
     pub(crate) keypair: &'a Keypair,
     pub(crate) probe_key: [u8; 32],
     /// The NAT report.
     pub(crate) nat: Bytes,
+    pub(crate) local: &'a LocalAddresses,
+    pub(crate) streams: &'a ControlStreams,
 }
 
 #[derive(Debug)]
@@ -294,8 +296,10 @@ impl RegistrationClient {
     pub(crate) fn rejected(
         &mut self,
         peer: &PeerId,
-        (generation, refusal): (u64, Refusal),
-        (now, rng): (Instant, &mut StdRng),
+        generation: u64,
+        refusal: Refusal,
+        now: Instant,
+        rng: &mut StdRng,
         out: &mut Outbox,
     ) -> bool {
         let Some(entry) = self.entries.get_mut(peer) else { return false };
@@ -318,12 +322,12 @@ impl RegistrationClient {
         true
     }
 
-    /// Sends due requests and reports the state of the registrations.
-    pub(crate) fn run(
+    /// Sends the registrations that are due, and reports the status if it has changed.
+    pub(crate) fn handle_timeout(
         &mut self,
-        identity: &Identity<'_>,
-        (network, links): (&LocalAddresses, &ControlStreams),
-        (now, rng): (Instant, &mut StdRng),
+        announcement: &Announcement<'_>,
+        now: Instant,
+        rng: &mut StdRng,
         out: &mut Outbox,
     ) {
         for entry in self.entries.values_mut() {
@@ -340,17 +344,17 @@ impl RegistrationClient {
                 continue;
             }
             entry.due = None;
-            let loopback = links.get(link).is_some_and(|link| link.is_loopback());
-            let candidates = network.candidates_for(loopback);
+            let loopback = announcement.streams.get(link).is_some_and(|link| link.is_loopback());
+            let candidates = announcement.local.candidates_for(loopback);
             self.generation += 1;
             // Only a key that cannot sign fails here, and there is nothing to try again.
             let Ok(registration) = Registration::sign(
-                identity.keypair,
+                announcement.keypair,
                 self.generation,
                 LIFETIME,
-                identity.probe_key,
+                announcement.probe_key,
                 &candidates,
-                identity.nat.clone(),
+                announcement.nat.clone(),
             ) else {
                 continue;
             };

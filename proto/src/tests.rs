@@ -3,10 +3,7 @@
 use crate::{
     config::{Config, CoordinatorLimits},
     coordinator::{MAX_LIFETIME, OBSERVED_RATE, registrations::MAX_ANNOUNCED},
-    endpoint::{
-        ACQUAINTED_PLACES, ACQUAINTED_RATE, COORDINATOR_RATE, FLIGHT_RATE, LATELY, MAX_CONNECTED_TO_ONE,
-        MAX_RESPONDING, MAX_SESSIONS, NEWCOMERS,
-    },
+    endpoint::MAX_SESSIONS,
     nat::{
         binding_lifetime::{HOLD_RATE, MAX_HOLDS},
         early_packets::EARLY_RATE,
@@ -18,10 +15,15 @@ use crate::{
     rate_limit::{PAIR_RATE, Rate},
     session::{
         checklist::{CHALLENGE_RATE, MAX_FORMED, MAX_PAIRS},
+        context::FLIGHT_RATE,
         pair::{MAX_TRIGGERED, SCHEDULE},
         port_search::{
             MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_SHOTS, MAX_WAITING, PROBE_INTERVAL, SPRAY_SOCKETS,
             TARGET_RATE,
+        },
+        request_limiter::{
+            ACQUAINTED_PLACES, ACQUAINTED_RATE, COORDINATOR_RATE, LATELY, MAX_CONNECTED_TO_ONE,
+            MAX_RESPONDING, NEWCOMERS,
         },
     },
     wire::frame::{

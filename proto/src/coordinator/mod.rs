@@ -4,6 +4,7 @@
 //! frames. In its own name it states only the address at which it sees a peer.
 
 pub(crate) mod registrations;
+pub(crate) mod server;
 
 use std::{
     collections::BTreeMap,

@@ -16,6 +16,9 @@ use sha2::Sha256;
 
 use crate::{
     ControlStreamId, Path, SocketId,
+    command::{Command, Pool},
+    context::Context,
+    control_streams::ControlStream,
     nat::{Evidence, Finding, IdleLifetime},
     rate_limit::{PeerBuckets, Rate},
     wire::{
@@ -218,13 +221,9 @@ pub(crate) struct BindingLifetimeTest {
 
 impl BindingLifetimeTest {
     /// A coordinator at `ip` offers to observe.
-    pub(crate) fn offered(
-        &mut self,
-        (link, peer): (ControlStreamId, PeerId),
-        (ip, offer): (IpAddr, &ObserverOffer),
-        now: Instant,
-    ) {
+    pub(crate) fn offered(&mut self, from: &ControlStream, ip: IpAddr, offer: &ObserverOffer, now: Instant) {
         if self.measurement.is_none() && self.result.is_none() {
+            let (link, peer) = (from.id, from.peer);
             let (offer, due) = (offer.clone(), now + START_DELAY);
             let measurement = Measurement { link, peer, ip, offer, begun: None, due, trials: Vec::new() };
             self.measurement = Some(measurement);
@@ -312,6 +311,27 @@ impl BindingLifetimeTest {
         (over && opened).then_some(Step::Close)
     }
 
+    /// Carries out the steps that are due. Returns true if the measurement has ended.
+    pub(crate) fn run(&mut self, cx: &mut Context<'_>) -> bool {
+        let mut has_ended = false;
+        while let Some(step) = self.poll(cx.now) {
+            match step {
+                Step::Open => open_sockets(cx),
+                Step::Send(path, payload) => cx.env.out.transmit(path, payload),
+                Step::Close => {
+                    Self::close(cx);
+                    has_ended = true;
+                }
+            }
+        }
+        has_ended
+    }
+
+    /// Closes the sockets of the measurement.
+    pub(crate) fn close(cx: &mut Context<'_>) {
+        cx.env.out.command(Command::CloseSockets { pool: Pool::BindingLifetimeTest, keep: Vec::new() });
+    }
+
     /// Takes what came to one of our sockets; `false` if it is no answer.
     pub(crate) fn answered(&mut self, socket: SocketId, datagram: &[u8], now: Instant) -> bool {
         let Some(measurement) = &mut self.measurement else { return false };
@@ -346,6 +366,18 @@ impl BindingLifetimeTest {
             self.result =
                 evidence.map(|evidence| Finding::agreed(IdleLifetime { at_least, less_than }, evidence));
         }
+    }
+}
+
+/// Opens the sockets of a measurement, if there is a NAT. Without a NAT the measurement ends without a result.
+fn open_sockets(cx: &mut Context<'_>) {
+    let Some(id) = cx.env.coordinated_socket() else { return };
+    let local = &cx.env.local;
+    let report = local.observations.report(id, &local.current_view(id), &local.addresses_of_socket(id));
+    let is_translated = report.translated.is_some_and(|finding| finding.value);
+    if let Some(local) = local.socket(id).map(|socket| socket.local.ip()).filter(|_| is_translated) {
+        let (pool, count) = (Pool::BindingLifetimeTest, DELAYS.len());
+        cx.env.out.command(Command::OpenSockets { pool, local, count });
     }
 }
 

@@ -14,12 +14,15 @@ use std::{
 };
 
 use libp2p_identity::PeerId;
+use rand::Rng;
 
 use crate::{
     ControlStreamId, SocketId,
+    command::{Command, Pool},
+    context::Context,
     nat::{
         Confidence, Evidence, Finding,
-        observer::{EARLY, RETRY_DELAYS},
+        observer::{EARLY, Observing, RETRY_DELAYS},
     },
     rate_limit::Rate,
 };
@@ -41,7 +44,7 @@ const OPENING: Duration = Duration::from_secs(2);
 /// Delay of a test after our address has changed: a coordinator sends nothing for it before QUIC has validated the new one.
 const SETTLING: Duration = Duration::from_secs(5);
 
-/// A step of a test, for the endpoint to carry out.
+/// A step of a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// Open a socket for the test over this link, in the pool of this number.
@@ -211,6 +214,33 @@ impl EarlyPackets {
             }
         }
         steps
+    }
+
+    /// Carries out the steps that are due.
+    pub(crate) fn run(&mut self, cx: &mut Context<'_>, observing: &mut Observing) {
+        for step in self.poll(cx.now) {
+            match step {
+                Step::Open(stream, number) => {
+                    let socket = cx.env.streams.get(stream).and_then(|stream| stream.socket);
+                    if let Some(socket) = socket.and_then(|socket| cx.env.local.socket(socket)) {
+                        let (pool, local) = (Pool::EarlyPackets(number), socket.local.ip());
+                        cx.env.out.command(Command::OpenSockets { pool, local, count: 1 });
+                    }
+                }
+                Step::Ask(stream, socket, place) => {
+                    let data = cx.env.rng.random();
+                    if let Some((path, payload)) = observing.test(stream, place, socket, data, cx.now) {
+                        cx.env.out.transmit(path, payload);
+                    }
+                }
+                Step::Close(number) => Self::close(cx, number),
+            }
+        }
+    }
+
+    /// Closes the pool of a test.
+    pub(crate) fn close(cx: &mut Context<'_>, number: u32) {
+        cx.env.out.command(Command::CloseSockets { pool: Pool::EarlyPackets(number), keep: Vec::new() });
     }
 
     /// Returns true if this is a socket of a test.

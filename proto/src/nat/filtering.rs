@@ -8,6 +8,7 @@
 
 mod assist;
 mod client;
+mod sending;
 mod server;
 
 use std::time::Duration;

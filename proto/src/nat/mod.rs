@@ -5,6 +5,7 @@
 //! instead of one server with two addresses).
 
 pub mod binding_lifetime;
+pub(crate) mod client;
 pub(crate) mod early_packets;
 pub mod filtering;
 pub(crate) mod hairpin;

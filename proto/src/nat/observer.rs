@@ -26,6 +26,7 @@ use crate::{
         strategy::{Allocation, allocation},
     },
     rate_limit::{Rate, RecentBuckets},
+    session::key::Key,
     wire::{
         frame::ObserverOffer,
         keys::MAC_LEN,
@@ -191,7 +192,7 @@ impl Observers {
     }
 }
 
-/// Whom an answer is for.
+/// Purpose of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
     /// To know how the NAT maps the socket of a link: the port of this place in the offer was asked.
@@ -201,9 +202,20 @@ pub(crate) enum Purpose {
     /// To know whether early packets harm: the port of this place in the offer was asked.
     EarlyPackets(usize),
     /// A session samples its NAT.
-    Session(crate::session::Key),
+    Session(Key),
     /// To know where the socket is seen to which sessions are to move.
     Renewal,
+}
+
+/// Request to a coordinator to report where a socket is seen.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sample {
+    /// The control stream to the coordinator.
+    pub(crate) stream: ControlStreamId,
+    /// The address family of the socket.
+    pub(crate) family: Family,
+    pub(crate) purpose: Purpose,
+    pub(crate) socket: SocketId,
 }
 
 /// An answer.
@@ -408,19 +420,17 @@ impl Observing {
         silent
     }
 
-    /// Asks the first port of a link's coordinator where `socket`, of this family, is seen.
+    /// Asks the first port of a coordinator where a socket is seen.
     pub(crate) fn sample(
         &mut self,
-        link: ControlStreamId,
-        family: Family,
-        purpose: Purpose,
-        socket: SocketId,
+        sample: Sample,
         data: [u8; 8],
         now: Instant,
     ) -> Option<(Path, [u8; PROBE_LEN])> {
-        let offered = &self.services.get(&(link, family))?.offered;
+        let Sample { stream, family, purpose, socket } = sample;
+        let offered = &self.services.get(&(stream, family))?.offered;
         let remote = SocketAddr::new(offered.ip, *offered.offer.ports.first()?);
-        self.ask(link, purpose, Path { socket, remote }, data, now)
+        self.ask(stream, purpose, Path { socket, remote }, data, now)
     }
 
     /// Asks the port at `place` of the offer over the link, from the socket of a test of early packets.

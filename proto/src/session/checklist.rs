@@ -1,7 +1,9 @@
-//! The pairs of a session, when each is probed, and which one is selected (RFC 8445 §6.1.2, paced for punching).
+//! The pairs of a session, when each is probed, and which one is selected (RFC 8445 §6.1.2, paced
+//! for punching).
 //!
-//! Every pair is probed at 0, 33, 67, 133 ms … after its start, no two probes of a session leave within 5 ms, and only
-//! so many pairs are in their opening burst at once. Answers and the challenges that a challenge triggers do not wait.
+//! Every pair is probed at 0, 33, 67, 133 ms … after its start, no two probes of a session leave
+//! within 5 ms, and only a few pairs are in their opening burst at once. Answers and the
+//! challenges that a challenge triggers do not wait.
 
 use std::{
     cmp::Reverse,
@@ -22,19 +24,22 @@ use crate::{
 
 /// The least time between two probes of a session that were not asked for (RFC 8445 §14.2).
 pub(crate) const PACE: Duration = Duration::from_millis(5);
-/// Unanswered probes, the last of them 67 ms after the first, before a peer that may have seen us move is told.
+/// Unanswered probes, the last of them 67 ms after the first, before a peer that may have seen us
+/// move is notified.
 const UNHEARD: u8 = 3;
 /// Pairs that the peer's own probes may add.
 const MAX_PEER_REFLEXIVE: usize = 8;
-/// Pairs of one session, and so paths of its flow. 28 candidates with two sockets, and what the peer's probes add.
+/// Pairs of one session, and so paths of its flow. 28 candidates with two sockets, and what the
+/// peer's probes add.
 pub const MAX_PAIRS: usize = 64;
 /// Pairs that are made of our sockets and the peer's candidates.
 pub(crate) const MAX_FORMED: usize = MAX_PAIRS - MAX_PEER_REFLEXIVE;
-/// Challenges answered in one session: the peer sends a dozen for each pair at most, and only within seconds.
+/// Challenges answered in one session: the peer sends a dozen for each pair at most, and only
+/// within seconds.
 pub(crate) const CHALLENGE_RATE: Rate = Rate { interval: Duration::from_millis(10), burst: 100 };
 
-/// The initiator tells the responder which path it selected, and whoever moved that it is here now, until that is
-/// answered.
+/// The initiator tells the responder which path it selected, and a peer that moved reports its new
+/// address, until that is answered.
 #[derive(Debug, Clone, Copy)]
 struct Nomination {
     sent: u8,
@@ -62,22 +67,25 @@ pub(crate) struct Checklist {
     destination_budget: u32,
     /// Probes that each destination got before it answered.
     spent: BTreeMap<Destination, u32>,
-    /// The coordinator on whose word our server flight went to an address from which nothing came yet.
+    /// The coordinator on whose word our server flight went to an address from which nothing came
+    /// yet.
     pub(crate) flight_vouched_by: Option<PeerId>,
-    /// The server flight for the first announced address from which the peer is heard; `None` once that went.
+    /// The server flight for the first announced address from which the peer is heard; `None` once
+    /// that went.
     pub(crate) flight_once_heard: Option<FlightOnceHeard>,
     last_sent: Option<Instant>,
     pub(crate) selected: Option<Path>,
     /// Nominated by the peer before it was validated here.
     nominated: Option<Path>,
     nomination: Option<Nomination>,
-    /// Our NAT gave up the mapping of the selected path, and it is not known yet whether the peer hears us over another one.
+    /// Our NAT gave up the mapping of the selected path, and it is not known yet whether the peer
+    /// hears us over another one.
     remapped: bool,
     /// The path to which the session is to move as soon as it works.
     destination: Option<Path>,
 }
 
-/// What an idle session remembers of its checklist.
+/// Memory of an idle session of its checklist.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Known {
     pub(crate) path: Path,
@@ -94,7 +102,7 @@ pub(crate) struct Due {
     pub(crate) is_unproven: bool,
 }
 
-/// What an authentic challenge led to.
+/// Consequences of an authentic challenge.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Heard {
     /// Answer it.
@@ -131,19 +139,20 @@ impl Checklist {
         }
     }
 
-    /// Gives each destination this many probes until it answers, from now on. The peer named the destinations.
+    /// Gives each destination this many probes until it answers, from now on. The peer named the
+    /// destinations.
     pub(crate) fn limit_each_destination(&mut self, probes: u32) {
         self.destination_budget = probes;
         self.spent.clear();
     }
 
-    /// Returns true if the destination of `path` may get so many probes more.
+    /// Returns true if the destination of `path` may get this number of probes more.
     pub(crate) fn affords(&self, path: Path, probes: u32) -> bool {
         let spent = self.spent.get(&path.remote.ip().into()).copied().unwrap_or(0);
         spent.saturating_add(probes) <= self.destination_budget
     }
 
-    /// Other bytes went to the destination of `path`, in place of so many probes.
+    /// Other bytes went to the destination of `path`, in place of this number of probes.
     pub(crate) fn charge(&mut self, path: Path, probes: u32) {
         let spent = self.spent.entry(path.remote.ip().into()).or_default();
         *spent = spent.saturating_add(probes);
@@ -166,7 +175,7 @@ impl Checklist {
         self.pairs.iter_mut().find(|pair| pair.path == path)
     }
 
-    /// Whether an authentic probe came on this path.
+    /// Returns true if an authentic probe came on this path.
     pub(crate) fn is_heard(&self, path: Path) -> bool {
         self.get(path).is_some_and(|pair| pair.heard)
     }
@@ -208,7 +217,8 @@ impl Checklist {
         gone
     }
 
-    /// Removes the pairs from which nothing authentic came and whose remote address is out of date, and returns their paths.
+    /// Removes the pairs from which nothing authentic came and whose remote address is out of date,
+    /// and returns their paths.
     pub(crate) fn remove_unheard(&mut self, is_outdated: impl Fn(SocketAddr) -> bool) -> Vec<Path> {
         let is_gone = |pair: &Pair| !pair.heard && is_outdated(pair.path.remote);
         let gone = self.pairs.iter().filter(|pair| is_gone(pair)).map(|pair| pair.path).collect();
@@ -216,8 +226,8 @@ impl Checklist {
         gone
     }
 
-    /// Probes every pair anew: our network changed. A selected path stays selected until it proves dead, and the peer,
-    /// to which it looks like another one now, is asked to follow.
+    /// Probes every pair again: the local network changed. A selected path stays selected until it
+    /// proves dead, and the peer, to which it looks like another one now, is asked to follow.
     pub(crate) fn restart(&mut self, now: Instant) {
         self.budget = self.full_budget;
         self.spent.clear();
@@ -227,12 +237,13 @@ impl Checklist {
         }
     }
 
-    /// Probes every pair anew, within what is left of the budget: the probes sent so far told the peer nothing.
+    /// Probes every pair again, within what is left of the budget: the probes sent so far told the
+    /// peer nothing.
     pub(crate) fn repeat(&mut self, now: Instant) {
         self.pairs.iter_mut().for_each(|pair| pair.restart(now));
     }
 
-    /// Probes the selected path anew: the peer seems to have moved.
+    /// Probes the selected path again: the peer seems to have moved.
     pub(crate) fn recheck_selected(&mut self, now: Instant) {
         if let Some(pair) = self.selected.and_then(|path| self.get_mut(path))
             && pair.state == State::Succeeded
@@ -241,19 +252,22 @@ impl Checklist {
         }
     }
 
-    /// Probes the selected path anew, whose other end sees us at another address now, or not at all.
+    /// Probes the selected path again, whose other end sees this peer at another address now, or
+    /// not at all.
     pub(crate) fn remapped(&mut self, now: Instant) {
         self.remapped = true;
         self.nomination = self.selected.map(|_| Nomination { sent: 0, started: now });
         self.recheck_selected(now);
     }
 
-    /// Moves the session to `path` once that works. Of several paths from a fresh socket the peer may forget others sooner.
+    /// Moves the session to `path` once that works. Of several paths from a fresh socket the peer
+    /// may forget others sooner.
     pub(crate) fn move_to(&mut self, path: Path) {
         self.destination = Some(path);
     }
 
-    /// Whether the peer has to be told that we were [`remapped`](Self::remapped): it does not answer. Says so once.
+    /// Returns true if the peer must learn that this peer was [`remapped`](Self::remapped): it does
+    /// not answer. Says so once.
     pub(crate) fn takes_unheard(&mut self) -> bool {
         let selected = self.selected.and_then(|path| self.get(path));
         let unanswered = selected.filter(|pair| pair.state != State::Succeeded).map_or(0, |pair| pair.sent);
@@ -262,24 +276,24 @@ impl Checklist {
         unheard
     }
 
-    /// Whether probes are to show first if the peer must be told where we are.
+    /// Returns true if a probe must show first that the peer does not hear this peer.
     pub(crate) fn is_remapped(&self) -> bool {
         self.remapped
     }
 
-    /// Whether a path is selected of which it is not known whether it still works.
+    /// Returns true if a path is selected that may no longer work.
     pub(crate) fn is_in_doubt(&self) -> bool {
         let selected = self.selected.and_then(|path| self.get(path));
         selected.is_some_and(|pair| pair.state != State::Succeeded)
     }
 
-    /// Probes those pairs anew that lead to `remote` and have failed.
+    /// Probes the pairs again that lead to `remote` and have failed.
     pub(crate) fn revive(&mut self, remote: SocketAddr, now: Instant) {
         let failed = |pair: &&mut Pair| pair.path.remote == remote && pair.state == State::Failed;
         self.pairs.iter_mut().filter(failed).for_each(|pair| pair.restart(now));
     }
 
-    /// Whether nothing is left to probe.
+    /// Returns true if nothing is left to probe.
     pub(crate) fn is_idle(&self) -> bool {
         self.next_due().is_none()
     }
@@ -296,13 +310,13 @@ impl Checklist {
         self
     }
 
-    /// What [`resume`](Self::resume) needs, if a path is selected.
+    /// Returns the memory for [`resume`](Self::resume), if a path is selected.
     pub(crate) fn known(&self) -> Option<Known> {
         let pair = self.get(self.selected?)?;
         Some(Known { path: pair.path, rtt: pair.rtt? })
     }
 
-    /// When [`poll`](Self::poll) has something to do.
+    /// Returns the time of the next [`poll`](Self::poll).
     pub(crate) fn next_due(&self) -> Option<Instant> {
         let paced = self.last_sent.map(|at| at + PACE);
         let probe = self.next_probe().map(|(at, _)| paced.map_or(at, |paced| at.max(paced)));
@@ -310,7 +324,7 @@ impl Checklist {
         [probe, failing].into_iter().flatten().min()
     }
 
-    /// What is probed next, and when it is due, pace aside.
+    /// Returns the next probe and its time, pace aside.
     fn next_probe(&self) -> Option<(Instant, Next)> {
         // A pair that has nothing left to spend must not keep others from their turn.
         let opens = |pair: &&Pair| pair.is_opening() && self.is_affordable(pair);
@@ -418,8 +432,8 @@ impl Checklist {
         heard
     }
 
-    /// Takes an authentic response from `path`. If it answers a challenge sent on that very path, the path is validated
-    /// (RFC 9000 §8.2.2) and this is its RTT, with whether it is the first.
+    /// Takes an authentic response from `path`. If it answers a challenge sent on that very path,
+    /// the path is validated (RFC 9000 §8.2.2) and this is its RTT, with whether it is the first.
     pub(crate) fn on_response(
         &mut self,
         path: Path,
@@ -443,9 +457,10 @@ impl Checklist {
 
     /// Selects another path if there is reason to, and returns it.
     ///
-    /// The first that is validated is selected by both sides at once. Later the initiator moves to a clearly better one.
-    /// Both follow nominations, which the responder makes only if its address changed, and both leave a path that died.
-    /// A session that is on its way to another path goes there whatever else works.
+    /// The first that is validated is selected by both sides at once. Later the initiator moves to
+    /// a clearly better one. Both follow nominations, which the responder makes only if its address
+    /// changed, and both leave a path that died. A session that is on its way to another path goes
+    /// there whatever else works.
     pub(crate) fn reconsider(&mut self, now: Instant) -> Option<Path> {
         let current = self.selected.and_then(|path| self.get(path));
         let stays = current.is_some_and(|pair| !pair.is_dead());
@@ -486,7 +501,7 @@ impl Checklist {
         self.pairs.iter().filter_map(|pair| pair.rtt).min()
     }
 
-    /// Whether `remote` is one that the peer or its coordinator named.
+    /// Returns true if the peer or its coordinator named `remote`.
     pub(crate) fn is_announced(&self, remote: SocketAddr) -> bool {
         self.pairs.iter().any(|pair| pair.path.remote == remote && pair.origin != Origin::PeerReflexive)
     }

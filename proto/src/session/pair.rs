@@ -8,12 +8,13 @@ use std::{
 
 use crate::{Path, address_policy::is_lan};
 
-/// When each probe of a pair leaves, in milliseconds after the first: about doubling, dense at first because both sides
-/// must hit the same moment, and over before a NAT forgets (RFC 4787 REQ-5).
+/// Time of each probe of a pair, in milliseconds after the first: about doubling, dense at
+/// first because both sides must hit the same moment, and over before a NAT forgets (RFC 4787
+/// REQ-5).
 pub(crate) const SCHEDULE: [u64; 9] = [0, 33, 67, 133, 267, 533, 1067, 2133, 4267];
-/// How many probes make the opening burst of a pair.
+/// Probes of the opening burst of a pair.
 pub(crate) const OPENING: usize = 5;
-/// How long after its last probe a pair may still be answered.
+/// Time after its last probe in which a pair may still be answered.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 /// Challenges of a pair that may still be answered; older ones are forgotten.
 pub(crate) const MAX_OUTSTANDING: usize = 4;
@@ -69,7 +70,7 @@ pub(crate) struct Pair {
     pub(crate) outstanding: Vec<Challenge>,
 }
 
-/// How we came to know the remote address of a pair, the most trusted first.
+/// Source of the remote address of a pair, the most trusted first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Origin {
     /// The coordinator saw the peer there.
@@ -123,7 +124,8 @@ impl Pair {
         (Class::of(self.path.remote.ip()), self.rtt.unwrap_or(Duration::MAX), Reverse(self.priority))
     }
 
-    /// Another class decides; within one the RTT must be a quarter and 5 ms shorter, so that noise moves nothing.
+    /// Another class decides; within one the RTT must be a quarter and 5 ms shorter, so that noise
+    /// moves nothing.
     pub(crate) fn is_clearly_better(&self, than: &Pair) -> bool {
         let (class, rtt, _) = self.rank();
         let (other_class, other_rtt, _) = than.rank();

@@ -1,4 +1,5 @@
-//! Looking for a peer whose NAT gives every destination another port, when plain probes met silence.
+//! Looking for a peer whose NAT gives every destination another port, when plain probes met
+//! silence.
 //!
 //! | strategy | sends from | to | shots |
 //! |---|---|---|---|
@@ -11,12 +12,14 @@
 //! | PredictScanFresh | one socket of its own | the 48 ports after the one that the peer sampled | 1 a port |
 //! | PredictBoth | 32 sockets of its own | the 20th port after the one that the peer sampled, then the 58th | 1 a socket each |
 //!
-//! Towards a peer whose NAT early packets harm, BirthdayOpen and PredictOpen wait: that peer is BirthdayScanFresh or PredictScanFresh, and says where a
-//! fresh socket is once all shots of that socket have left. Only then do they send there, BirthdayOpen once a socket. So each shot of theirs
-//! comes after the flow that it is to meet.
+//! Towards a peer whose NAT early packets harm, BirthdayOpen and PredictOpen wait: that peer is
+//! BirthdayScanFresh or PredictScanFresh, and says where a fresh socket is once all shots of that
+//! socket have left. Only then do they send there, BirthdayOpen once a socket. So each shot of
+//! theirs comes after the flow that it is to meet.
 //!
-//! A shot is one challenge, 300 of them leave in a second, and none to another IP address than the one that the
-//! coordinator observed. That makes [`MAX_SHOTS`] the most that an address which never answered gets in one search.
+//! A shot is one challenge, 300 of them leave in a second, and none to another IP address than the
+//! one that the coordinator observed. That makes [`MAX_SHOTS`] the most that an address which never
+//! answered gets in one search.
 
 mod gate;
 
@@ -35,17 +38,18 @@ pub(crate) use self::gate::MAX_SEARCHES;
 pub(crate) use self::gate::MAX_WAITING;
 #[cfg(test)]
 pub(crate) use self::gate::TARGET_RATE;
-pub(crate) use self::gate::{Admission, LEAST_SPRAY, SearchBudget, Ticket};
+pub(crate) use self::gate::{Admission, SearchBudget, Ticket};
 
 use crate::{
     ControlStreamId, Path, SocketId,
     event::PathKind,
-    nat::strategy::{Allocation, NatProfile, Strategy, gcd},
+    nat::strategy::{Allocation, LEAST_SPRAY, NatProfile, Strategy, WINDOW_SOCKETS, gcd},
 };
 
-/// How long plain probes are met with silence before a search begins.
+/// Time of silence after plain probes before a search begins.
 pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_millis(400);
-/// How long a search may last: the shots take five seconds, and the last one is given time to be answered.
+/// Time that a search may last: the shots take five seconds, and the last one is given time to be
+/// answered.
 pub(crate) const SEARCH_TIMEOUT: Duration = Duration::from_millis(5500);
 /// Time between two shots: 300 in a second.
 pub(crate) const PROBE_INTERVAL: Duration = Duration::from_nanos(3_333_334);
@@ -53,13 +57,11 @@ pub(crate) const PROBE_INTERVAL: Duration = Duration::from_nanos(3_333_334);
 pub(crate) const MAX_SHOTS: u32 = 1500;
 /// Sockets of the side whose NAT gives random ports.
 pub(crate) const SPRAY_SOCKETS: usize = 256;
-/// Sockets of a side whose NAT gives ports in sequence.
-pub(crate) const WINDOW_SOCKETS: usize = 32;
 /// Ports that are looked at after the one that a peer sampled.
 const WINDOW: u32 = 48;
-/// The places in the peer's sequence that both sides aim at, one after the other. The first run of mappings has the first
-/// unless another host took it, or more than 19 before; the second run, in which every socket sends to another port and so
-/// gets another mapping, has the second.
+/// The places in the peer's sequence that both sides aim at, one after the other. The first run of
+/// mappings has the first unless another host took it, or more than 19 before; the second run, in
+/// which every socket sends to another port and so gets another mapping, has the second.
 const AIMS: [u32; 2] = [20, 58];
 /// Fresh sockets from which a peer scans whose NAT early packets harm.
 const SCAN_RUNS: usize = 5;
@@ -69,20 +71,21 @@ const SCAN_RUN: u32 = 256;
 const SCAN_SAMPLE: u32 = 64;
 /// Shots from one socket to another: more than a lossy path loses in a row.
 const SINGLE: u32 = 12;
-/// How long a sample may take before another one is made, from another socket.
+/// Time that a sample may take before another one is made, from another socket.
 const SAMPLE_AGAIN: Duration = Duration::from_millis(250);
 const MAX_SAMPLES: usize = 4;
 /// The ports that a NAT gives to others than system services (RFC 6335 §6).
 const FIRST_PORT: u32 = 1024;
 const PORTS: u32 = 65_536 - FIRST_PORT;
 
-/// How long a search waits for its turn, or for that of the peer's, at most.
+/// Time that a search waits for its turn, or for that of the peer's, at most.
 pub(crate) const MAX_WAIT: Duration = Duration::from_secs(30);
-/// How often a search that waits asks whether it is its turn.
+/// Interval at which a search that waits asks for its turn.
 const TURN_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// An initiator that has given up is known by its silence: as long as it waits, it repeats its request once a second.
+/// An initiator that has given up is known by its silence: as long as it waits, it repeats its
+/// request once a second.
 const ABANDONED_TIMEOUT: Duration = Duration::from_secs(3);
-/// Where in its sequence the peer's NAT is.
+/// Position of the peer's NAT in its sequence of ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Window {
     pub(crate) port: u16,
@@ -97,7 +100,7 @@ impl Window {
     }
 }
 
-/// What a search wants done.
+/// Action of a search, for the session to carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
     /// Plain probing met silence: time for what the strategy says.
@@ -140,17 +143,33 @@ enum Stage {
     Over,
 }
 
+/// Plan of a search.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct SearchPlan {
+    pub(crate) strategy: Strategy,
+    /// The NAT profile of the peer.
+    pub(crate) theirs: NatProfile,
+    /// The control stream to the coordinator that both sides use.
+    pub(crate) stream: ControlStreamId,
+    /// The socket by which the peer knows this peer.
+    pub(crate) from: SocketId,
+    /// The address at which the coordinator saw the peer.
+    pub(crate) target: SocketAddr,
+    /// Time until which plain probes may be answered.
+    pub(crate) begins: Instant,
+}
+
 /// The search of one attempt.
 #[derive(Debug)]
 pub(crate) struct Search {
     pub(crate) strategy: Strategy,
-    /// What the peer says of its NAT.
+    /// The NAT profile of the peer.
     pub(crate) theirs: NatProfile,
-    /// To the coordinator that both sides use.
-    pub(crate) link: ControlStreamId,
-    /// What the peer knows us by.
+    /// The control stream to the coordinator that both sides use.
+    pub(crate) stream: ControlStreamId,
+    /// The socket by which the peer knows this peer.
     from: SocketId,
-    /// Where the coordinator saw the peer.
+    /// The address at which the coordinator saw the peer.
     pub(crate) target: SocketAddr,
     stage: Stage,
     /// It counts as running.
@@ -161,7 +180,7 @@ pub(crate) struct Search {
     peer_waits: bool,
     /// The peer's has had its turn.
     has_peer_begun: bool,
-    /// When the peer asked for this attempt last.
+    /// Time of the peer's last request for this attempt.
     asked: Instant,
     sockets: Vec<SocketId>,
     samples: usize,
@@ -181,14 +200,8 @@ pub(crate) struct Search {
 }
 
 impl Search {
-    pub(crate) fn new(
-        (strategy, theirs): (Strategy, NatProfile),
-        link: ControlStreamId,
-        from: SocketId,
-        target: SocketAddr,
-        begins: Instant,
-        rng: &mut StdRng,
-    ) -> Self {
+    pub(crate) fn new(plan: SearchPlan, rng: &mut StdRng) -> Self {
+        let SearchPlan { strategy, theirs, stream, from, target, begins } = plan;
         let stride = |rng: &mut StdRng| rng.random_range(1..PORTS);
         let mut distance = stride(rng);
         // Only such a distance leads to every port once.
@@ -198,7 +211,7 @@ impl Search {
         Self {
             strategy,
             theirs,
-            link,
+            stream,
             from,
             target,
             stage: Stage::Waiting(begins),
@@ -239,8 +252,8 @@ impl Search {
         }
     }
 
-    /// The coordinator sees the peer at another port by now, or at another address before anything was sent there. Sockets of our
-    /// own send there as well, once.
+    /// The coordinator sees the peer at another port by now, or at another address before anything
+    /// was sent there. Sockets of our own send there as well, once.
     pub(crate) fn retarget(&mut self, target: SocketAddr, now: Instant) {
         let is_allowed = !self.running || target.ip() == self.target.ip();
         // A fresh socket of the peer is where the peer says.
@@ -259,7 +272,7 @@ impl Search {
         }
     }
 
-    /// What a path is that it finds.
+    /// Returns the kind of a path that it finds.
     pub(crate) fn finds(&self) -> Option<PathKind> {
         match self.strategy {
             Strategy::BirthdayOpen | Strategy::BirthdayScan | Strategy::BirthdayScanFresh => {
@@ -347,12 +360,13 @@ impl Search {
         self.asked = now;
     }
 
-    /// Whether it waits for its turn while nobody waits for it any more.
+    /// Returns true if it waits for its turn while nobody waits for it any more.
     pub(crate) fn is_abandoned(&self, now: Instant) -> bool {
         self.ticket.is_some() && now.saturating_duration_since(self.asked) >= ABANDONED_TIMEOUT
     }
 
-    /// Whether it makes sense only at the same time as the peer's, which waits for its turn.
+    /// Returns true if it makes sense only at the same time as the peer's, which waits for its
+    /// turn.
     pub(crate) fn is_held(&self) -> bool {
         use Strategy::{BirthdayScan, BirthdayScanFresh, PredictScan, PredictScanFresh};
         self.peer_waits
@@ -364,8 +378,9 @@ impl Search {
         self.stage = Stage::Held;
     }
 
-    /// The peer's search waits for its turn, or begins. True if ours is to begin with it. A search waits once, before it begins: what
-    /// says otherwise afterwards is late, or somebody plays it again.
+    /// The peer's search waits for its turn, or begins. True if ours is to begin with it. A search
+    /// waits once, before it begins: what says otherwise afterwards is late, or somebody plays it
+    /// again.
     pub(crate) fn peer_turn(&mut self, begins: bool, now: Instant) -> bool {
         if self.has_peer_begun {
             return false;
@@ -387,7 +402,7 @@ impl Search {
         false
     }
 
-    /// Whether it waits for the peer's turn.
+    /// Returns true if it waits for the peer's turn.
     pub(crate) fn waits_for_peer(&self) -> bool {
         self.stage == Stage::Held
     }
@@ -403,7 +418,7 @@ impl Search {
         }
     }
 
-    /// What is due, one thing at a time.
+    /// Returns the actions that are due, one at a time.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Action> {
         if self.next_due()? > now {
             return None;
@@ -494,7 +509,8 @@ impl Search {
         self.step().map(|step| Window { port, step })
     }
 
-    /// Returns true if shots would come too early, as the peer has not told yet where it expects them.
+    /// Returns true if shots would come too early, as the peer has not told yet where it expects
+    /// them.
     fn waits_for_window(&self) -> bool {
         self.theirs.is_fragile() && self.windows == 0
     }
@@ -518,8 +534,9 @@ impl Search {
         }
     }
 
-    /// The peer's NAT was sampled. Only the first window counts, except those of fresh sockets at which we aim. Returns true if a
-    /// search must begin now: plain probes have met silence, and the peer has a socket of which we did not expect to hear.
+    /// The peer's NAT was sampled. Only the first window counts, except those of fresh sockets at
+    /// which we aim. Returns true if a search must begin now: plain probes have met silence, and
+    /// the peer has a socket of which we did not expect to hear.
     pub(crate) fn follow(&mut self, window: Window, now: Instant) -> bool {
         if window.step == 0 && matches!(self.strategy, Strategy::BirthdayOpen | Strategy::PredictOpen { .. })
         {

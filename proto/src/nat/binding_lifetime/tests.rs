@@ -12,7 +12,8 @@ fn measured(passes: impl Fn(u16, bool) -> bool) -> (Option<IdleLifetime>, usize,
     let (start, peer) = (Instant::now(), PeerId::random());
     let (mut idling, mut delayed_replies, mut names) =
         (BindingLifetimeTest::default(), DelayedReplies::new(), 0u64);
-    idling.offered((ControlStreamId(1), peer), ([192, 0, 2, 1].into(), &offer()), start);
+    let from = ControlStream::new(ControlStreamId(1), peer, None, None);
+    idling.offered(&from, [192, 0, 2, 1].into(), &offer(), start);
     let sockets: Vec<SocketId> = (0..8).map(SocketId).collect();
     let delay = |socket: SocketId| DELAYS[socket.0 as usize];
     let mut sent = 0;

@@ -14,7 +14,7 @@ use libp2p_identity::PeerId;
 
 use super::{
     ROUNDS,
-    server::{Due, Sending, Sockets},
+    sending::{Due, Sending, Sockets},
 };
 use crate::{
     ControlStreamId,

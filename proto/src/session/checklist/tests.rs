@@ -8,7 +8,8 @@ fn ms(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
-/// When each path was probed within `until` of the start, as the timers of a session do it.
+/// Returns the times at which each path was probed within `until` of the start, as the timers of a
+/// session do it.
 fn run(checklist: &mut Checklist, start: Instant, until: u64) -> Vec<(u64, Path)> {
     let mut sent = Vec::new();
     let mut data = 0_u64;

@@ -1,4 +1,4 @@
-//! Which searches may begin: bounds over all sessions of a peer.
+//! Bounds on the searches of all sessions.
 
 use std::{
     collections::BTreeSet,
@@ -13,13 +13,12 @@ use crate::rate_limit::{Rate, Recent, TokenBucket};
 pub(crate) const MAX_WAITING: usize = 64;
 /// Searches at once, over all sessions.
 pub(crate) const MAX_SEARCHES: usize = 16;
-/// Sockets that all searches may have open at once: two sprays, or as many windows as there are searches. A search that
-/// would need more waits for its turn; each socket is a file descriptor of the process.
+/// Sockets that all searches may have open at once: two sprays, or as many windows as there are
+/// searches. A search that would need more waits for its turn; each socket is a file descriptor of
+/// the process.
 pub(crate) const MAX_SEARCH_SOCKETS: usize = 2 * SPRAY_SOCKETS;
 /// Sockets of a node that are left for anything but searches: listeners, observers, measurements.
 const OTHER_SOCKETS: usize = 16;
-/// The least sockets of a Spray. With 1,500 shots of the peer it finds 19 of 20 peers; with 256 almost all.
-pub(crate) const LEAST_SPRAY: usize = 128;
 /// Searches towards one IP address.
 pub(crate) const TARGET_RATE: Rate = Rate { interval: Duration::from_secs(10), burst: 4 };
 /// Addresses whose rate is remembered.
@@ -73,8 +72,9 @@ impl SearchBudget {
         self.max_sockets
     }
 
-    /// Decides when a search towards `target` with this number of own sockets may begin. A search with a ticket waits already. The
-    /// sockets count until they are [`closed`](Self::closed), which may be after the search has [`ended`](Self::ended).
+    /// Decides when a search towards `target` with this number of own sockets may begin. A search
+    /// with a ticket waits already. The sockets count until they are [`closed`](Self::closed),
+    /// which may be after the search has [`ended`](Self::ended).
     pub(crate) fn admit(
         &mut self,
         ticket: Option<Ticket>,

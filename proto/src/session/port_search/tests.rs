@@ -11,14 +11,15 @@ fn target() -> SocketAddr {
 }
 
 fn search(strategy: Strategy, now: Instant) -> Search {
-    Search::new(
-        (strategy, NatProfile::default()),
-        ControlStreamId(1),
-        FROM,
-        target(),
-        now + SILENCE_TIMEOUT,
-        &mut StdRng::seed_from_u64(7),
-    )
+    let plan = SearchPlan {
+        strategy,
+        theirs: NatProfile::default(),
+        stream: ControlStreamId(1),
+        from: FROM,
+        target: target(),
+        begins: now + SILENCE_TIMEOUT,
+    };
+    Search::new(plan, &mut StdRng::seed_from_u64(7))
 }
 
 fn own(count: usize) -> Vec<SocketId> {
@@ -139,7 +140,8 @@ fn fragile() -> NatProfile {
     NatProfile { early_packets_harm: true, ..NatProfile::default() }
 }
 
-/// All that a search does from now on, and when; every sample is answered with the port of the socket's number.
+/// All that a search does from now on, and when; every sample is answered with the port of the
+/// socket's number.
 fn actions(search: &mut Search) -> Vec<(Instant, Action)> {
     let mut all = Vec::new();
     while let Some(at) = search.next_due() {
@@ -303,7 +305,8 @@ fn both_aim_at_one_port_in_each_run_so_that_mappings_of_others_in_between_do_no_
             assert!(search.sampled(SocketId(100), 1, now + SILENCE_TIMEOUT).is_some());
             shots(&mut search).into_iter().map(|(_, path)| path.remote.port()).collect::<Vec<_>>()
         });
-        // What each NAT gives to the sockets of its side, in their order, twice: once for each port that they send to.
+        // What each NAT gives to the sockets of its side, in their order, twice: once for each port
+        // that they send to.
         let given = |sampled: u16, others: u16| (0..64).map(move |n| sampled + 1 + others + n);
         let a: BTreeSet<_> = given(5000, others_a).zip(ends[0].iter().copied()).collect();
         let b: BTreeSet<_> = ends[1].iter().copied().zip(given(9000, others_b)).collect();

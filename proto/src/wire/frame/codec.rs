@@ -1,16 +1,15 @@
-//! Frames to bytes, and how they are cut; [`decode`](super::decode) is the way back.
+//! Frames to bytes. [`decode`](super::decode) is the way back.
 
 use std::{
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    DecodeError, Frame, ObserverOffer, PortPrediction, PunchMoved, PunchRequest, Registration, RejectReason,
-    decode::decode_body,
-    wire::{is_v6, peek_varint, put_address, put_bytes, put_ip, put_varint},
+    Frame, ObserverOffer, PortPrediction, PunchMoved, PunchRequest, Registration, RejectReason,
+    wire::{is_v6, put_address, put_bytes, put_ip, put_varint},
 };
 use crate::{
     candidate::{Candidate, CandidateKind},
@@ -91,32 +90,6 @@ pub fn encode(frame: &Frame, out: &mut BytesMut) {
     encode_body(frame, &mut body);
     put_varint(out, body.len() as u64);
     out.put_slice(&body);
-}
-
-/// Takes the next frame off the front of `buffer`; `None` if more bytes are needed.
-///
-/// Frames of unknown type are skipped. A length above [`MAX_FRAME_LEN`] is refused as soon as it is
-/// read. A caller that reads only after `None` therefore never buffers more than one frame and one
-/// read.
-///
-/// # Errors
-///
-/// Any breach of the format. What is left in `buffer` is of no use then: close the stream.
-pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
-    loop {
-        let Some((length, prefix)) = peek_varint(buffer) else { return Ok(None) };
-        let body = match usize::try_from(length) {
-            Ok(body) if body <= MAX_FRAME_LEN => body,
-            _ => return Err(DecodeError::FrameTooLong { length }),
-        };
-        if buffer.len() < prefix + body {
-            return Ok(None);
-        }
-        buffer.advance(prefix);
-        if let Some(frame) = decode_body(&buffer.split_to(body))? {
-            return Ok(Some(frame));
-        }
-    }
 }
 
 fn encode_body(frame: &Frame, out: &mut BytesMut) {

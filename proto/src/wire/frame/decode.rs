@@ -2,12 +2,14 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Buf, Bytes, BytesMut};
 use libp2p_identity::PeerId;
 
 use super::{
     DecodeError, Frame, ObserverOffer, PortPrediction, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest,
-    Registration, RejectReason, codec::*, wire::Reader,
+    Registration, RejectReason,
+    codec::*,
+    wire::{Reader, peek_varint},
 };
 use crate::{
     SessionId,
@@ -15,8 +17,34 @@ use crate::{
     rate_limit::Rate,
 };
 
+/// Takes the next frame off the front of `buffer`; `None` if more bytes are needed.
+///
+/// Frames of unknown type are skipped. A length above [`MAX_FRAME_LEN`] is refused as soon as it is
+/// read. A caller that reads only after `None` therefore never buffers more than one frame and one
+/// read.
+///
+/// # Errors
+///
+/// Any breach of the format. What is left in `buffer` is of no use then: close the stream.
+pub fn decode(buffer: &mut BytesMut) -> Result<Option<Frame>, DecodeError> {
+    loop {
+        let Some((length, prefix)) = peek_varint(buffer) else { return Ok(None) };
+        let body = match usize::try_from(length) {
+            Ok(body) if body <= MAX_FRAME_LEN => body,
+            _ => return Err(DecodeError::FrameTooLong { length }),
+        };
+        if buffer.len() < prefix + body {
+            return Ok(None);
+        }
+        buffer.advance(prefix);
+        if let Some(frame) = decode_body(&buffer.split_to(body))? {
+            return Ok(Some(frame));
+        }
+    }
+}
+
 /// The frame in `body`; `None` if its type is unknown.
-pub(super) fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
+fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
     let r = &mut Reader::new(body);
     let frame_type = r.varint("frame type")?;
     let frame = match frame_type {

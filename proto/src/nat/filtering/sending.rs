@@ -1,0 +1,121 @@
+//! Datagrams of filtering tests on the side that sends, and the sockets from which they leave.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use super::{PAUSES, datagram};
+use crate::{ControlStreamId, Path, SocketId, wire::probe::PROBE_LEN};
+
+/// Time for the sockets to open.
+const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The sockets from which tests are sent, each bound to one address: once it is open, and its port.
+#[derive(Debug, Default)]
+pub(super) struct Sockets(pub(super) BTreeMap<IpAddr, Option<(SocketId, u16)>>);
+
+impl Sockets {
+    /// Takes note of the addresses at which there shall be a socket; those at which one has to be
+    /// opened first.
+    fn want(&mut self, ips: &[IpAddr]) -> Vec<IpAddr> {
+        let missing: Vec<IpAddr> = ips.iter().copied().filter(|ip| !self.0.contains_key(ip)).collect();
+        self.0.extend(missing.iter().map(|ip| (*ip, None)));
+        missing
+    }
+
+    fn at(&self, ip: IpAddr) -> Option<(SocketId, SocketAddr)> {
+        let (socket, port) = self.0.get(&ip).copied().flatten()?;
+        Some((socket, SocketAddr::new(ip, port)))
+    }
+}
+
+/// Datagrams of one test, some of which are still to be sent.
+#[derive(Debug)]
+pub(super) struct Sending {
+    pub(super) data: [u8; 8],
+    pub(super) key: [u8; 32],
+    pub(super) remote: SocketAddr,
+    /// The socket of the connection, if the test is that of a client of our own.
+    control: Option<SocketId>,
+    sources: Vec<IpAddr>,
+    pub(super) sent: u8,
+    pub(super) due: Instant,
+    earliest: Instant,
+}
+
+impl Sending {
+    /// Returns the datagrams that are to be sent from `sources`, and the addresses of these at
+    /// which sockets have to be opened first.
+    pub(super) fn new(
+        (data, key, remote): ([u8; 8], [u8; 32], SocketAddr),
+        (control, sources): (Option<SocketId>, Vec<IpAddr>),
+        sockets: &mut Sockets,
+        (now, earliest): (Instant, Instant),
+    ) -> (Self, Vec<IpAddr>) {
+        let missing = sockets.want(&sources);
+        let is_ready = sources.iter().all(|ip| sockets.at(*ip).is_some());
+        let due = if is_ready { now } else { now + OPEN_TIMEOUT }.max(earliest);
+        (Self { data, key, remote, control, sources, sent: 0, due, earliest }, missing)
+    }
+
+    pub(super) fn due(&self) -> Instant {
+        self.due
+    }
+
+    /// Returns the number of rounds that were sent.
+    pub(super) fn rounds(&self) -> u8 {
+        self.sent
+    }
+
+    /// A socket was opened, or could not be.
+    pub(super) fn opened(&mut self, sockets: &Sockets, now: Instant) {
+        if self.sent == 0 && self.sources.iter().all(|ip| sockets.at(*ip).is_some()) {
+            self.due = self.earliest.max(now);
+        }
+    }
+
+    /// The sockets from which it is sent; before the first round those that could not be opened are
+    /// left out.
+    ///
+    /// `None` if there are none, or where a source cannot be used any more: nothing may be
+    /// concluded from its silence.
+    pub(super) fn open(&mut self, sockets: &Sockets) -> Option<Vec<(SocketId, SocketAddr)>> {
+        if self.sent == 0 {
+            self.sources.retain(|ip| sockets.at(*ip).is_some());
+        }
+        let open: Vec<_> = self.sources.iter().filter_map(|ip| sockets.at(*ip)).collect();
+        (!open.is_empty() && open.len() == self.sources.len()).then_some(open)
+    }
+
+    /// Sends the round that is due, if any is left; whether another one follows.
+    pub(super) fn send(
+        &mut self,
+        open: &[(SocketId, SocketAddr)],
+        now: Instant,
+        transmits: &mut Vec<(Path, [u8; PROBE_LEN])>,
+    ) -> bool {
+        if usize::from(self.sent) < PAUSES.len() {
+            let payload = datagram(self.data, &self.key, self.sent);
+            let sockets = self.control.into_iter().chain(open.iter().map(|(socket, _)| *socket));
+            transmits.extend(sockets.map(|socket| (Path { socket, remote: self.remote }, payload)));
+            self.sent += 1;
+        }
+        let pause = PAUSES.get(usize::from(self.sent));
+        self.due = pause.map_or(self.due, |pause| now + *pause);
+        pause.is_some()
+    }
+}
+
+/// Datagrams and frames that are due.
+#[derive(Debug, Default)]
+pub(crate) struct Due {
+    pub(crate) transmits: Vec<(Path, [u8; PROBE_LEN])>,
+    /// Tests that are over: the link, the name, the rounds that were sent and the sources.
+    pub(crate) ended: Vec<(ControlStreamId, [u8; 8], u8, Vec<SocketAddr>)>,
+    /// Coordinators to ask: the link, name and key of the test, and where the client is.
+    pub(crate) asks: Vec<(ControlStreamId, [u8; 8], [u8; 32], SocketAddr)>,
+    /// Answers to other coordinators: the link, the name, the rounds that were sent and the source.
+    pub(crate) assisted: Vec<(ControlStreamId, [u8; 8], u8, Option<SocketAddr>)>,
+}
