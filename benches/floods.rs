@@ -19,7 +19,9 @@ use libp2p_core::{
     transport::{Boxed, DialOpts, ListenerId, PortUse, TransportEvent},
 };
 use libp2p_identity::{Keypair, PeerId};
-use libp2p_punch::{Behaviour, Config, Event, Role, Transport, config::QuicConfig};
+use libp2p_punch::{
+    Behaviour, Config, Event, RegistrationEvent, Role, SessionEvent, Transport, config::QuicConfig,
+};
 
 const ANY: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 const PLAIN: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse };
@@ -191,7 +193,8 @@ async fn peer_with_a_session() -> SocketAddr {
         let mut peer = swarm(config);
         let at = listening(&mut peer).await;
         until(&mut peer, |event| {
-            matches!(event, SwarmEvent::Behaviour(Event::Registered { .. })).then_some(())
+            matches!(event, SwarmEvent::Behaviour(Event::Registration(RegistrationEvent::Accepted { .. })))
+                .then_some(())
         })
         .await;
         peers.push((peer, at));
@@ -202,8 +205,10 @@ async fn peer_with_a_session() -> SocketAddr {
     let id = *listener.local_peer_id();
     run_forever(listener);
     dialer.dial(id).expect("not dialed yet");
-    until(&mut dialer, |event| matches!(event, SwarmEvent::Behaviour(Event::Connected { .. })).then_some(()))
-        .await;
+    until(&mut dialer, |event| {
+        matches!(event, SwarmEvent::Behaviour(Event::Session(SessionEvent::Connected { .. }))).then_some(())
+    })
+    .await;
     run_forever(dialer);
     socket_of(&at)
 }

@@ -81,7 +81,7 @@ fn main() {
     ] {
         let bound = geometry.iter().sum::<u64>() as f64 / 2.0;
         let figures = figures(HARD, geometry, 0.0, 1);
-        let (took, counters) = (figures.at(1.0), figures.counters);
+        let (took, counters) = (figures.at(1.0), figures.counters.protocol);
         let probes = format!("{}, {} B", counters.probes_sent, counters.probe_bytes_sent);
         println!("| {geometry:?} | {bound:.1} | {took:.1} | {:.1} ms | {probes} |", took - bound);
     }

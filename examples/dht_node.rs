@@ -20,7 +20,7 @@ use libp2p::{
     ping,
     swarm::{NetworkBehaviour, SwarmEvent},
 };
-use libp2p_punch::{Config, Event, Role};
+use libp2p_punch::{Config, Event, RegistrationEvent, Role, SessionEvent};
 
 #[derive(NetworkBehaviour)]
 struct Behaviour {
@@ -85,17 +85,12 @@ async fn main() -> Result<(), Box<dyn Error>> {
                     swarm.behaviour_mut().kad.add_address(&peer_id, address);
                 }
             }
-            SwarmEvent::Behaviour(BehaviourEvent::Punch(Event::CoordinatorFound { coordinator })) => {
-                println!("found the coordinator {coordinator}");
-            }
-            SwarmEvent::Behaviour(BehaviourEvent::Punch(Event::Registered { coordinator })) => {
-                println!("registered with {coordinator}");
-                if let Some(peer) = target.filter(|peer| !swarm.is_connected(peer)) {
+            SwarmEvent::Behaviour(BehaviourEvent::Punch(event)) => {
+                report(&event);
+                let is_registered = matches!(event, Event::Registration(RegistrationEvent::Accepted { .. }));
+                if let Some(peer) = target.filter(|peer| is_registered && !swarm.is_connected(peer)) {
                     swarm.dial(peer)?;
                 }
-            }
-            SwarmEvent::Behaviour(BehaviourEvent::Punch(Event::Connected { peer, kind, .. })) => {
-                println!("connected to {peer} directly, at an address that is {kind}");
             }
             SwarmEvent::Behaviour(BehaviourEvent::Ping(ping)) if Some(ping.peer) == target => {
                 println!("ping {}: {:?}", ping.peer, ping.result);
@@ -105,5 +100,21 @@ async fn main() -> Result<(), Box<dyn Error>> {
             }
             _ => {}
         }
+    }
+}
+
+/// Prints an event of the behaviour that a person wants to see.
+fn report(event: &Event) {
+    match event {
+        Event::Registration(RegistrationEvent::CoordinatorFound { coordinator, .. }) => {
+            println!("found the coordinator {coordinator}");
+        }
+        Event::Registration(RegistrationEvent::Accepted { coordinator, .. }) => {
+            println!("registered with {coordinator}");
+        }
+        Event::Session(SessionEvent::Connected { peer, kind, .. }) => {
+            println!("connected to {peer} directly, at an address that is {kind}");
+        }
+        _ => {}
     }
 }

@@ -17,7 +17,7 @@ use libp2p::{
     ping,
     swarm::{NetworkBehaviour, SwarmEvent},
 };
-use libp2p_punch::{Config, Event, Role};
+use libp2p_punch::{Config, Event, RegistrationEvent, Role};
 
 #[derive(NetworkBehaviour)]
 struct Behaviour {
@@ -60,7 +60,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
                 println!("listening on {address}/p2p/{}", swarm.local_peer_id())
             }
             // From here on, a peer is reached by its PeerId alone.
-            SwarmEvent::Behaviour(BehaviourEvent::Punch(Event::Registered { .. })) => {
+            SwarmEvent::Behaviour(BehaviourEvent::Punch(Event::Registration(
+                RegistrationEvent::Accepted { .. },
+            ))) => {
                 if let Some(peer) = peer {
                     swarm.dial(peer)?;
                 }

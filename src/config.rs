@@ -121,6 +121,7 @@ impl Default for Config {
 
 /// A rule of [`Config`] that was violated: the field, its value and the bound.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum ConfigError {
     /// [`Config::relay_drain`] is out of bounds.
     #[error("relay_drain is {value:?}, it must be at most a day")]

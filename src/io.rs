@@ -92,6 +92,7 @@ pub struct OsNetwork {
 /// Buffers of a UDP socket, in bytes as the operating system counts them: Linux reports twice the
 /// payload that it holds, for its own bookkeeping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct SocketBuffers {
     /// Received bytes that are not read yet.
     pub receive: usize,

@@ -9,7 +9,7 @@
 //!
 //! | module | content |
 //! |---|---|
-//! | [`event`], [`nat`], [`counters`] | reports of the protocol, from the crate `libp2p-punch-proto`, which does no I/O |
+//! | [`event`], [`nat`], [`counters`] | reports to the application, most of them from the crate `libp2p-punch-proto`, which does no I/O |
 //! | [`transport`] | libp2p `Transport` and `StreamMuxer` on quinn, the shared UDP sockets, the path layer |
 //! | [`behaviour`] | libp2p `NetworkBehaviour` and `ConnectionHandler`: control streams in, frames out |
 //! | [`io`] | the traits for sockets, interfaces and routes |
@@ -31,18 +31,21 @@
 pub mod behaviour;
 mod bridge;
 pub mod config;
+pub mod counters;
 #[cfg(any(test, feature = "fuzzing"))]
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod event {
-    //! Events of sessions, registrations, relays and the own NAT.
+    //! Events of sessions, of the own NAT, of registrations and of relays.
 
     pub use libp2p_punch_proto::{
-        Path, SessionId, SocketId, VirtualConnectionId,
         candidate::{Candidate, CandidateKind},
-        event::*,
+        event::{FailureReason, PathKind, Phase, RegistrationStatus, SessionRole},
         wire::frame::RejectReason,
     };
+
+    #[doc(inline)]
+    pub use crate::behaviour::event::*;
 }
 pub mod gater;
 pub mod io;
@@ -51,7 +54,10 @@ pub mod kad;
 pub mod nat {
     //! Properties of the NAT in front of this peer, each finding with its confidence and evidence.
 
-    pub use libp2p_punch_proto::nat::{strategy::Allocation, *};
+    pub use libp2p_punch_proto::nat::{
+        Confidence, Evidence, FilteringBehaviour, Finding, IdleLifetime, MappingBehaviour, Report, Sharing,
+        strategy::Allocation,
+    };
 }
 mod offers;
 pub mod transport;
@@ -61,7 +67,10 @@ use std::sync::Arc;
 use libp2p_identity::Keypair;
 
 #[doc(inline)]
-pub use crate::behaviour::Behaviour;
+pub use crate::behaviour::{
+    Behaviour,
+    event::{Event, NatEvent, RegistrationEvent, RelayEvent, SessionEvent},
+};
 #[doc(inline)]
 pub use crate::config::Config;
 #[doc(inline)]
@@ -73,10 +82,6 @@ use crate::io::{Network, OsNetwork};
 pub use crate::transport::Error;
 #[doc(inline)]
 pub use crate::transport::Transport;
-#[doc(inline)]
-pub use libp2p_punch_proto::counters;
-#[doc(inline)]
-pub use libp2p_punch_proto::event::Event;
 
 /// A transport and a behaviour that work together on the operating system's network.
 ///

@@ -7,6 +7,7 @@ use std::{
 
 /// Origin of a candidate (RFC 8445 §5.1.1; `Predicted` and `PortMapped` are ours).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum CandidateKind {
     /// An address of a local interface.
     Host,

@@ -9,6 +9,7 @@ use crate::{
 
 /// Part that a peer plays for others.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Role {
     /// Coordinates for others once its external address is confirmed, and not before.
     #[default]
@@ -50,6 +51,7 @@ impl Default for PhaseTimeouts {
 
 /// Interface addresses that a peer announces to coordinators and peers.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HostCandidates {
     /// All interface addresses: peers in one network connect without a NAT between them.
     #[default]

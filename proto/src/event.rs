@@ -13,6 +13,7 @@ use crate::{
 
 /// The phases of a session. A retry goes from `Punching` or `Validation` back to `Coordination`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Phase {
     /// Looking for a coordinator that is connected.
     Discovery,
@@ -89,6 +90,7 @@ impl fmt::Display for PathKind {
 
 /// Reason for the failure of an attempt or a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
 pub enum FailureReason {
     /// No coordinator is configured, or none could be reached in time.
     #[error("no coordinator is connected")]
@@ -140,9 +142,10 @@ pub enum FailureReason {
     DialSelf,
 }
 
-/// Something an application may want to know.
+/// Event of an [`Endpoint`](crate::endpoint::Endpoint).
+///
+/// Exhaustive on purpose, as [`Command`](crate::command::Command) is: a driver has to pass each of them on.
 #[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
 pub enum Event {
     /// A session went from one phase to another.
     Phase {
@@ -203,17 +206,6 @@ pub enum Event {
         peer: PeerId,
         /// Sockets that are opened for it.
         sockets: usize,
-    },
-    /// A connected peer coordinates for others, and this peer registers with it.
-    CoordinatorFound {
-        /// The coordinator.
-        coordinator: PeerId,
-    },
-    /// This peer no longer registers with a coordinator that it had found: the coordinator failed
-    /// or stopped, or another is nearer.
-    CoordinatorDropped {
-        /// The coordinator.
-        coordinator: PeerId,
     },
     /// A session ended in a QUIC connection. The swarm of either side may still deny it
     /// ([`Denied`](Event::Denied)).
@@ -295,51 +287,11 @@ pub enum Event {
     },
     /// The state of our registrations as a whole has changed.
     Registration(RegistrationStatus),
-    /// A peer is connected over a relay, and not directly. Traversal is tried again and again.
-    Relayed {
-        /// The other peer.
-        peer: PeerId,
-        /// The relay, if the address of the connection names it.
-        relay: Option<PeerId>,
-    },
-    /// Traversal failed, and no relay could help: the dial fails, too.
-    RelayFailed {
-        /// The other peer.
-        peer: PeerId,
-        /// Reason.
-        reason: RelayFailure,
-    },
-    /// A peer that was connected over a relay is connected directly, and neither side's swarm has
-    /// denied that. The relayed connection is closed once its streams have had time to end.
-    Upgraded {
-        /// The other peer.
-        peer: PeerId,
-    },
-    /// A relay accepted our reservation: peers reach us over it.
-    Reserved {
-        /// The relay.
-        relay: PeerId,
-    },
-    /// A reservation ended, because its relay is gone or because it is not needed any more.
-    Unreserved {
-        /// The relay.
-        relay: PeerId,
-    },
-}
-
-/// Reason why a peer could not be reached over a relay.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
-pub enum RelayFailure {
-    /// No relay is connected that could be asked.
-    #[error("no relay is known")]
-    NoRelay,
-    /// None of the relays that were asked reaches the peer.
-    #[error("no relay reaches the peer")]
-    Unreachable,
 }
 
 /// Share of the configured coordinators that know us.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum RegistrationStatus {
     /// A majority does.
     Majority {

@@ -5,9 +5,9 @@ use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
-use super::frames::FrameSender;
+use super::{event::Event, frames::FrameSender};
 use crate::offers::{self, Offer};
-use libp2p_punch_proto::{ControlStreamId, event::Event, wire::frame::Frame};
+use libp2p_punch_proto::{ControlStreamId, wire::frame::Frame};
 
 /// Message to the driver, in the order of the events.
 #[derive(Debug)]

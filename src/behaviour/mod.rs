@@ -9,6 +9,7 @@
 mod control;
 mod coordinators;
 mod discovery;
+pub(crate) mod event;
 pub(crate) mod frames;
 mod handler;
 pub(crate) mod link;
@@ -41,11 +42,12 @@ use quinn::{AsyncTimer, Runtime};
 
 #[cfg(test)]
 pub(crate) use self::handler::STUCK_TIMEOUT;
-pub use self::handler::{ControlProtocol, FromBehaviour, Handler, ToBehaviour};
+use self::handler::{FromBehaviour, Handler, ToBehaviour};
 pub use self::lookup::CoordinatorLookup;
 use self::{
     coordinators::{Coordinators, Due},
     discovery::{Change, Discovery},
+    event::{Event, NatEvent, RegistrationEvent, SessionEvent},
     frames::QueuedBytes,
     handler::Shared,
     link::{FromDriver, Input, Route},
@@ -56,9 +58,10 @@ use self::{
 };
 use crate::{
     config::{Config, ConfigError, Role, peer_of},
+    counters::Counters,
     offers::{self, Offer, Offers},
 };
-use libp2p_punch_proto::{ControlStreamId, counters::Counters, event::Event, nat::Report};
+use libp2p_punch_proto::{ControlStreamId, nat::Report};
 
 /// The control protocol.
 pub const PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/1.0.0");
@@ -165,7 +168,7 @@ impl Behaviour {
                 ends.secret,
                 match config.role {
                     Role::Auto | Role::Client => config.max_found_coordinators,
-                    Role::Server | Role::Bootstrap => 0,
+                    _ => 0,
                 },
             ),
             ends,
@@ -368,7 +371,7 @@ impl Behaviour {
         match self.role {
             Role::Server | Role::Bootstrap => true,
             Role::Auto => self.reachability.is_reachable(),
-            Role::Client => false,
+            _ => false,
         }
     }
 
@@ -378,7 +381,7 @@ impl Behaviour {
         Counters { frame_bytes_queued: self.queued.get() as u64, ..counters }
     }
 
-    /// Returns the findings about our NAT from the last [`Event::Nat`]; the default before the
+    /// Returns the findings about our NAT from the last [`NatEvent::Report`]; the default before the
     /// first.
     pub fn nat_report(&self) -> &Report {
         &self.nat
@@ -485,7 +488,7 @@ impl Behaviour {
                     if self.coordinators.find(coordinator, addresses, connections, now) {
                         self.register_with(coordinator);
                     }
-                    let event = Event::CoordinatorFound { coordinator };
+                    let event = Event::Registration(RegistrationEvent::CoordinatorFound { coordinator });
                     self.actions.push_back(ToSwarm::GenerateEvent(event));
                 }
                 Change::Drop { coordinator } => {
@@ -493,7 +496,7 @@ impl Behaviour {
                     if self.coordinators.drop_found(&coordinator) {
                         self.end_registration(&coordinator);
                     }
-                    let event = Event::CoordinatorDropped { coordinator };
+                    let event = Event::Registration(RegistrationEvent::CoordinatorDropped { coordinator });
                     self.actions.push_back(ToSwarm::GenerateEvent(event));
                 }
             }
@@ -503,18 +506,18 @@ impl Behaviour {
     /// Draws the consequences of an event that is about to be reported.
     fn note(&mut self, event: &Event, now: Instant) {
         match event {
-            Event::Registered { coordinator } => {
+            Event::Registration(RegistrationEvent::Accepted { coordinator }) => {
                 if self.coordinators.contains(coordinator) && self.coordinators.is_connected(coordinator) {
                     self.registered.insert(*coordinator);
                 }
                 self.discovery.succeeded(coordinator);
             }
-            Event::RegistrationRejected { coordinator, .. } => {
+            Event::Registration(RegistrationEvent::Rejected { coordinator, .. }) => {
                 self.registered.remove(coordinator);
                 self.discovery.failed(coordinator, now);
             }
-            Event::Phase { peer, from: None, .. } => self.look_for(*peer),
-            Event::Retry { peer, .. } => {
+            Event::Session(SessionEvent::Phase { peer, from: None, .. }) => self.look_for(*peer),
+            Event::Session(SessionEvent::Retry { peer, .. }) => {
                 self.look_up(*peer);
                 self.replace_unknowing(*peer);
             }
@@ -524,7 +527,7 @@ impl Behaviour {
 
     /// An observed address is a candidate for an external address; other behaviours confirm it.
     fn report_candidate(&mut self, event: &Event) {
-        let Event::Observed { observer, address, .. } = event else { return };
+        let Event::Nat(NatEvent::Observed { observer, address, .. }) = event else { return };
         let address = quic_v1(*address);
         if !is_global_quic(&address, &self.local_peer) {
             return;
@@ -813,12 +816,14 @@ impl NetworkBehaviour for Behaviour {
                 FromDriver::Event(event) => {
                     self.report_candidate(&event);
                     self.note(&event, self.ends.runtime.now());
-                    if let Event::Failed { peer, .. } | Event::Connected { peer, .. } = &event
+                    if let Event::Session(
+                        SessionEvent::Failed { peer, .. } | SessionEvent::Connected { peer, .. },
+                    ) = &event
                         && self.upgrading.remove(peer)
                     {
                         self.release_named(*peer);
                     }
-                    if let Event::Nat(report) = &event {
+                    if let Event::Nat(NatEvent::Report(report)) = &event {
                         self.nat = (**report).clone();
                     }
                     let is_coordinator = |peer: &PeerId| self.coordinators.contains(peer);

@@ -12,12 +12,14 @@ use futures::{SinkExt, StreamExt, channel::mpsc};
 use libp2p_identity::PeerId;
 use quinn::{AsyncTimer, Runtime};
 
-use super::{dials::Dials, reports::Reports, routes::Routes};
+use super::{dials::Dials, events, reports::Reports, routes::Routes};
 use crate::{
     behaviour::{
+        event::{Event, SessionEvent},
         frames::{FrameSender, Unsent},
         link::{Input, Route},
     },
+    counters::Counters,
     io::InterfaceWatch,
     offers::{Offer, Offers},
     transport::{
@@ -30,9 +32,8 @@ use crate::{
 };
 use libp2p_punch_proto::{
     ControlStreamId, Path,
-    counters::Counters,
     endpoint::Endpoint,
-    event::{Event, SessionRole},
+    event::SessionRole,
     wire::frame::{Frame, RejectReason},
 };
 
@@ -316,9 +317,14 @@ impl Driver {
 
     /// Carries out the decisions of the endpoint: probes before the QUIC flights that follow them.
     fn drain(&mut self, now: Instant) {
+        let mut events = Vec::new();
         loop {
             while let Some(transmit) = self.endpoint.poll_transmit() {
                 self.shared.path.send_probe(transmit.path, &transmit.payload);
+            }
+            // Translated while the sockets are there that they name.
+            while let Some(event) = self.endpoint.poll_event() {
+                events.push(events::public(event, |socket| self.shared.path.local_addr(socket)));
             }
             while let Some(command) = self.endpoint.poll_command() {
                 tracing::trace!(?command, "path layer");
@@ -328,7 +334,7 @@ impl Driver {
             let Some((link, frame)) = self.endpoint.poll_frame() else { break };
             self.send_frame(link, frame, now);
         }
-        while let Some(event) = self.endpoint.poll_event() {
+        for event in events {
             self.report(event);
         }
     }
@@ -357,11 +363,11 @@ impl Driver {
 
     fn report(&mut self, event: Event) {
         tracing::trace!(?event, "endpoint");
-        let failure = match &event {
-            Event::Failed { peer, reason, .. } => Some((*peer, *reason)),
+        let failure = match event {
+            Event::Session(SessionEvent::Failed { peer, reason, .. }) => Some((peer, reason)),
             _ => None,
         };
-        if let Event::PathLost { peer, role: SessionRole::Initiator } = event {
+        if let Event::Session(SessionEvent::PathLost { peer, role: SessionRole::Initiator }) = event {
             self.channels.events.lost(peer, None);
         }
         self.channels.events.event(event);
@@ -371,9 +377,13 @@ impl Driver {
     }
 
     fn publish_counters(&self) {
-        let events_dropped = self.channels.events.dropped();
-        let counters =
-            Counters { paths: self.shared.path.counters(), events_dropped, ..self.endpoint.counters() };
+        let counters = Counters {
+            protocol: self.endpoint.counters(),
+            paths: self.shared.path.counters(),
+            events_dropped: self.channels.events.dropped(),
+            // Counted by the behaviour.
+            frame_bytes_queued: 0,
+        };
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
     }
 

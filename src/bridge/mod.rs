@@ -6,6 +6,7 @@
 
 mod dials;
 mod driver;
+mod events;
 mod reports;
 mod routes;
 #[cfg(test)]
@@ -24,10 +25,11 @@ use self::{driver::Driver, reports::Reports};
 use crate::{
     behaviour::{Behaviour, Ends},
     config::Config,
+    counters::Counters,
     io::{InterfaceWatch, Network},
     transport::{Error, Transport, path::PathLayer, quic::Quic},
 };
-use libp2p_punch_proto::{counters::Counters, endpoint::Endpoint};
+use libp2p_punch_proto::endpoint::Endpoint;
 
 /// Messages that may wait on each channel before its sender has to.
 const QUEUE: usize = 256;

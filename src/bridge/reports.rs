@@ -9,8 +9,10 @@ use std::{
 use futures::{SinkExt, channel::mpsc};
 use libp2p_identity::PeerId;
 
-use crate::behaviour::link::FromDriver;
-use libp2p_punch_proto::event::Event;
+use crate::behaviour::{
+    event::{Event, SessionEvent},
+    link::FromDriver,
+};
 
 /// Reports that may wait for a busy swarm before the driver takes no more input. Sessions under way
 /// still end, so one more report for each session may follow.
@@ -99,11 +101,13 @@ impl Reports {
 fn is_informational(event: &Event) -> bool {
     matches!(
         event,
-        Event::Phase { .. }
-            | Event::Candidates { .. }
-            | Event::PathValidated { .. }
-            | Event::PathSelected { .. }
-            | Event::Search { .. }
+        Event::Session(
+            SessionEvent::Phase { .. }
+                | SessionEvent::Candidates { .. }
+                | SessionEvent::PathValidated { .. }
+                | SessionEvent::PathSelected { .. }
+                | SessionEvent::Search { .. }
+        )
     )
 }
 
@@ -121,11 +125,11 @@ mod tests {
 
     fn failed(peer: PeerId) -> Event {
         let (role, reason) = (SessionRole::Initiator, FailureReason::NoCoordinator);
-        Event::Failed { peer, role, reason, elapsed: Duration::ZERO }
+        Event::Session(SessionEvent::Failed { peer, role, reason, elapsed: Duration::ZERO })
     }
 
     fn search(peer: PeerId) -> Event {
-        Event::Search { peer, sockets: 0 }
+        Event::Session(SessionEvent::Search { peer, sockets: 0 })
     }
 
     #[test]
@@ -145,13 +149,15 @@ mod tests {
             let Poll::Ready(Some(news)) = receiver.poll_next_unpin(&mut cx) else { break };
             told.push(news);
         }
-        let searches = told.iter().filter(|n| matches!(n, FromDriver::Event(Event::Search { .. }))).count();
+        let is_search =
+            |n: &&FromDriver| matches!(n, FromDriver::Event(Event::Session(SessionEvent::Search { .. })));
+        let searches = told.iter().filter(is_search).count();
         assert_eq!(searches as u64 + reports.dropped(), 10);
         assert!(reports.dropped() >= 9);
         let lasting: Vec<_> = told
             .iter()
             .filter_map(|news| match news {
-                FromDriver::Event(Event::Failed { peer, .. }) => Some((false, *peer)),
+                FromDriver::Event(Event::Session(SessionEvent::Failed { peer, .. })) => Some((false, *peer)),
                 FromDriver::Collect { peer, .. } => Some((true, *peer)),
                 FromDriver::Event(_) | FromDriver::InterfaceUp | FromDriver::Lost { .. } => None,
             })

@@ -16,8 +16,12 @@ use libp2p_swarm::{NetworkBehaviour, ToSwarm};
 use quinn::TokioRuntime;
 
 use super::*;
-use crate::{config::PhaseTimeouts, io::OsNetwork};
-use libp2p_punch_proto::event::{Event, FailureReason};
+use crate::{
+    behaviour::event::{Event, SessionEvent},
+    config::PhaseTimeouts,
+    io::OsNetwork,
+};
+use libp2p_punch_proto::event::FailureReason;
 
 /// More than the driver owes before it stops to take input.
 const DIALS: usize = 5000;
@@ -26,7 +30,7 @@ fn failed(behaviour: &mut Behaviour) -> usize {
     let mut cx = Context::from_waker(noop_waker_ref());
     let mut failed = 0;
     while let Poll::Ready(action) = behaviour.poll(&mut cx) {
-        if let ToSwarm::GenerateEvent(Event::Failed { reason, .. }) = action {
+        if let ToSwarm::GenerateEvent(Event::Session(SessionEvent::Failed { reason, .. })) = action {
             assert_eq!(reason, FailureReason::NoCoordinator);
             failed += 1;
         }

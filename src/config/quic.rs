@@ -13,6 +13,7 @@ pub const SOCKET_BUFFER: RangeInclusive<usize> = 4_096..=1 << 30;
 
 /// Algorithm that finds the rate of a path.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CongestionController {
     /// RFC 9438. The default of most systems.
     #[default]
@@ -25,6 +26,7 @@ pub enum CongestionController {
 
 /// Cipher that a handshake prefers. If the remote insists on another cipher, that cipher is used.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CipherPreference {
     /// AES-128-GCM where the CPU has instructions for it, ChaCha20-Poly1305 elsewhere.
     #[default]

@@ -81,6 +81,7 @@ pub use self::{
     connection::Connection,
     error::Error,
     handshake::Upgrade,
+    path::PathCounters,
     stats::{ConnectionNumber, ConnectionOrigin, ConnectionStats, Stats, StatsEvent, StatsEvents},
     stream::Stream,
     tls::{Cipher, HandshakeMode},

@@ -27,6 +27,7 @@ pub struct ConnectionNumber(pub(super) u64);
 
 /// Origin of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum ConnectionOrigin {
     /// We dialed the address.
     Dial,
@@ -37,7 +38,7 @@ pub enum ConnectionOrigin {
     PunchAsListener,
     /// A traversal session, which either side began, and how it found the address of the peer at
     /// which it connected. Where the session went and when is in
-    /// [`Event`](libp2p_punch_proto::event::Event).
+    /// [`SessionEvent`](crate::event::SessionEvent).
     Session(PathKind),
 }
 
@@ -103,6 +104,7 @@ pub struct ConnectionStats {
 
 /// Event of a connection, with its statistics at that time.
 #[derive(Debug, Clone, PartialEq)]
+#[non_exhaustive]
 pub enum StatsEvent {
     /// A connection was authenticated.
     Opened(ConnectionStats),

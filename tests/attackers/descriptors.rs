@@ -155,7 +155,7 @@ async fn a_node_with_too_few_descriptors_for_a_search_says_so_at_once() {
     registered(&mut dialer).await;
     dialer.dial(peer).unwrap();
     let reason = until(&mut dialer, |event| match event {
-        SwarmEvent::Behaviour(Event::Failed { reason, .. }) => Some(reason),
+        SwarmEvent::Behaviour(Event::Session(SessionEvent::Failed { reason, .. })) => Some(reason),
         SwarmEvent::ConnectionEstablished { peer_id, .. } => {
             assert_ne!(peer_id, peer, "a search of half the size was lucky");
             None

@@ -150,7 +150,9 @@ async fn a_slow_client_that_goes_on_forging_one_address_is_told_of_it_by_no_coor
     let copy = observed.clone();
     tokio::spawn(async move {
         loop {
-            if let SwarmEvent::Behaviour(Event::Observed { address, .. }) = client.select_next_some().await {
+            if let SwarmEvent::Behaviour(Event::Nat(NatEvent::Observed { address, .. })) =
+                client.select_next_some().await
+            {
                 copy.lock().unwrap().push(address);
             }
         }

@@ -33,7 +33,9 @@ fn frames_with_private_address(host_candidates: HostCandidates) -> (usize, usize
     world.connect(a, b).unwrap();
     world.run_for(ms(5_000));
     let connected = world.nodes[a].events.iter();
-    let connected = connected.filter(|(_, event)| matches!(event, Event::Connected { .. })).count();
+    let connected = connected
+        .filter(|(_, event)| matches!(event, libp2p_punch_proto::event::Event::Connected { .. }))
+        .count();
     (named.get(), connected)
 }
 

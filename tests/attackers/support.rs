@@ -19,7 +19,7 @@ pub(crate) use libp2p_core::{
 };
 pub(crate) use libp2p_identity::Keypair;
 pub(crate) use libp2p_punch::{
-    Behaviour, Config, Event, Role, Transport,
+    Behaviour, Config, Event, NatEvent, RegistrationEvent, Role, SessionEvent, Transport,
     config::QuicConfig,
     io::{Interfaces, Network},
     transport::{Connection, Error, Stats, Upgrade},
@@ -121,7 +121,11 @@ pub(crate) async fn until<T>(
 
 /// Waits until a coordinator has accepted this swarm's registration.
 pub(crate) async fn registered(swarm: &mut Swarm<Behaviour>) {
-    until(swarm, |event| matches!(event, SwarmEvent::Behaviour(Event::Registered { .. })).then_some(())).await
+    until(swarm, |event| {
+        matches!(event, SwarmEvent::Behaviour(Event::Registration(RegistrationEvent::Accepted { .. })))
+            .then_some(())
+    })
+    .await
 }
 
 /// Behaviour of an attacker's sockets from now on.

@@ -10,7 +10,7 @@ use libp2p::{
     swarm::{NetworkBehaviour, SwarmEvent},
     yamux,
 };
-use libp2p_punch::{Behaviour, Config, Event, Role};
+use libp2p_punch::{Behaviour, Config, Event, RelayEvent, Role};
 use libp2p_punch_sim::{Host, World};
 
 use crate::{
@@ -83,7 +83,8 @@ fn peer(host: &Arc<Host>, number: u8, config: Config) -> Swarm<Peer> {
 
 async fn reserved(swarm: &mut Swarm<Peer>) {
     until(swarm, |event| {
-        matches!(event, SwarmEvent::Behaviour(PeerEvent::Punch(Event::Reserved { .. }))).then_some(())
+        matches!(event, SwarmEvent::Behaviour(PeerEvent::Punch(Event::Relay(RelayEvent::Reserved { .. }))))
+            .then_some(())
     })
     .await;
 }
@@ -133,7 +134,7 @@ fn a_peer_that_only_a_traversal_reaches_is_not_taken_for_reachable() {
                         assert!(event.result.is_err(), "{event:?}");
                         tested.insert(event.tested_addr);
                     }
-                    SwarmEvent::Behaviour(PeerEvent::Punch(Event::Unreserved { relay })) => {
+                    SwarmEvent::Behaviour(PeerEvent::Punch(Event::Relay(RelayEvent::Unreserved { relay, .. }))) => {
                         panic!("the reservation with {relay} is given up")
                     }
                     _ => {}

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use libp2p::{Swarm, swarm::SwarmEvent};
-use libp2p_punch::{Behaviour, Event};
+use libp2p_punch::{Behaviour, Event, SessionEvent};
 use libp2p_punch_proto::endpoint::PROBATION;
 use libp2p_punch_sim::World;
 use tokio::time::{Instant, timeout};
@@ -38,7 +38,7 @@ fn a_thousand_sessions_at_once_all_end_direct() {
             let mut connected = 0;
             while connected < listeners.len() {
                 connected += until(&mut dialer, |event| match event {
-                    SwarmEvent::Behaviour(Event::Connected { elapsed, .. }) => {
+                    SwarmEvent::Behaviour(Event::Session(SessionEvent::Connected { elapsed, .. })) => {
                         assert!(elapsed < Duration::from_secs(1), "a session took {elapsed:?}");
                         Some(1)
                     }
@@ -50,7 +50,7 @@ fn a_thousand_sessions_at_once_all_end_direct() {
             // A connection counts once no swarm can deny it any more.
             let never = until(&mut dialer, |_| None::<()>);
             assert!(timeout(2 * PROBATION, never).await.is_err());
-            let counters = dialer.behaviour().counters();
+            let counters = dialer.behaviour().counters().protocol;
             assert_eq!(counters.attempts, counters.successes, "{counters:?}");
             connected
         });
@@ -114,8 +114,10 @@ fn a_hundred_peers_reach_one_at_once() {
 /// Waits for the next session to connect, at its first attempt.
 async fn connected(dialer: &mut Swarm<Behaviour>) {
     until(dialer, |event| match event {
-        SwarmEvent::Behaviour(Event::Connected { .. }) => Some(()),
-        SwarmEvent::Behaviour(Event::Retry { reason, .. }) => panic!("another attempt was needed: {reason}"),
+        SwarmEvent::Behaviour(Event::Session(SessionEvent::Connected { .. })) => Some(()),
+        SwarmEvent::Behaviour(Event::Session(SessionEvent::Retry { reason, .. })) => {
+            panic!("another attempt was needed: {reason}")
+        }
         SwarmEvent::OutgoingConnectionError { error, .. } => panic!("{error}"),
         _ => None,
     })
@@ -149,7 +151,7 @@ fn twenty_that_need_a_search_of_the_same_peer_have_their_turns_and_end_direct() 
             dialer.dial(listener).expect("not dialed yet");
             // A dial that waits for long needs another attempt: its QUIC handshake has a time-out.
             until(&mut dialer, |event| match event {
-                SwarmEvent::Behaviour(Event::Connected { .. }) => Some(()),
+                SwarmEvent::Behaviour(Event::Session(SessionEvent::Connected { .. })) => Some(()),
                 SwarmEvent::OutgoingConnectionError { error, .. } => panic!("{error}"),
                 _ => None,
             })

@@ -9,7 +9,7 @@ use libp2p::{
     relay,
     swarm::{ConnectionId, NetworkBehaviour, SwarmEvent},
 };
-use libp2p_punch::{Behaviour, Config, Event};
+use libp2p_punch::{Behaviour, Config, Event, NatEvent};
 use libp2p_punch_sim::World;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -44,7 +44,8 @@ async fn stock(world: &World, site: Site, number: u8, relay: &Multiaddr) -> Swar
     });
     swarm.dial(relay.clone()).expect("not dialed yet");
     until(&mut swarm, |event| {
-        matches!(event, SwarmEvent::Behaviour(StockEvent::Punch(Event::Observed { .. }))).then_some(())
+        matches!(event, SwarmEvent::Behaviour(StockEvent::Punch(Event::Nat(NatEvent::Observed { .. }))))
+            .then_some(())
     })
     .await;
     swarm

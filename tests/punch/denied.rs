@@ -18,7 +18,7 @@ use libp2p::{
         THandlerOutEvent, ToSwarm, dummy,
     },
 };
-use libp2p_punch::{Behaviour, Event};
+use libp2p_punch::{Behaviour, Event, NatEvent, RelayEvent, SessionEvent};
 use libp2p_punch_sim::World;
 
 use crate::{
@@ -144,8 +144,11 @@ fn with_a_peer(limited: bool) -> (Vec<Seen>, u64) {
                 relay,
             });
             until(&mut listener, |event| {
-                matches!(event, SwarmEvent::Behaviour(LimitedEvent::Punch(Event::Reserved { .. })))
-                    .then_some(())
+                matches!(
+                    event,
+                    SwarmEvent::Behaviour(LimitedEvent::Punch(Event::Relay(RelayEvent::Reserved { .. })))
+                )
+                .then_some(())
             })
             .await;
             run(listener)
@@ -167,13 +170,18 @@ fn with_a_peer(limited: bool) -> (Vec<Seen>, u64) {
 #[test]
 fn a_peer_that_denies_the_direct_connection_is_tried_ever_less_often() {
     let (seen, packets) = with_a_peer(true);
-    let is_session = |seen: &Seen| matches!(seen, Seen::Punch(Event::Connected { .. }));
+    let is_session =
+        |seen: &Seen| matches!(seen, Seen::Punch(Event::Session(SessionEvent::Connected { .. })));
     let (_, idle) = with_a_peer(false);
     let sessions = count(&seen, is_session);
     println!("{sessions} sessions, {packets} packets a minute; {idle} with a peer that denies none");
     assert!((2..=9).contains(&sessions), "{sessions} sessions in five minutes");
     assert!(packets <= idle * 3 / 2, "{packets} packets a minute");
-    assert_eq!(count(&seen, |seen| matches!(seen, Seen::Punch(Event::Upgraded { .. }))), 0, "it never was");
+    assert_eq!(
+        count(&seen, |seen| matches!(seen, Seen::Punch(Event::Relay(RelayEvent::Upgraded { .. })))),
+        0,
+        "it never was"
+    );
     let [opened, closed] = [
         count(&seen, |seen| matches!(seen, Seen::Connected { .. })),
         count(&seen, |seen| matches!(seen, Seen::Closed { .. })),
@@ -225,7 +233,7 @@ impl Side {
 
     /// Attempts, successes, failures, failures by denial, and attempts under way.
     fn outcomes(&self) -> [u64; 5] {
-        let counters = self.swarm.behaviour().punch.counters();
+        let counters = self.swarm.behaviour().punch.counters().protocol;
         [counters.attempts, counters.successes, counters.failures, counters.denied, counters.in_flight]
     }
 }
@@ -264,12 +272,16 @@ fn a_session_whose_connection_the_swarm_of_either_side_denies_is_a_failure_on_bo
         for side in dialed(by, false) {
             let events = &side.events;
             assert_eq!(
-                side.count(|event| matches!(event, Event::Connected { .. })),
+                side.count(|event| matches!(event, Event::Session(SessionEvent::Connected { .. }))),
                 1,
                 "{by:?}: {events:#?}"
             );
             assert_eq!(side.outcomes(), [1, 0, 1, 1, 0], "{by:?}");
-            assert_eq!(side.count(|event| matches!(event, Event::Denied { .. })), 1, "{by:?}: {events:#?}");
+            assert_eq!(
+                side.count(|event| matches!(event, Event::Session(SessionEvent::Denied { .. }))),
+                1,
+                "{by:?}: {events:#?}"
+            );
         }
     }
 }
@@ -279,7 +291,11 @@ fn a_session_whose_connection_is_used_is_a_success_however_soon_it_ends() {
     for is_short in [false, true] {
         for side in dialed(DeniedBy::Nobody, is_short) {
             assert_eq!(side.outcomes(), [1, 1, 0, 0, 0], "short: {is_short}");
-            assert_eq!(side.count(|event| matches!(event, Event::Denied { .. })), 0, "short: {is_short}");
+            assert_eq!(
+                side.count(|event| matches!(event, Event::Session(SessionEvent::Denied { .. }))),
+                0,
+                "short: {is_short}"
+            );
         }
     }
 }
@@ -308,9 +324,10 @@ fn a_hopeless_peer_is_not_tried_more_often_because_others_come_and_go() {
             dialer.disconnect_peer_id(other).expect("it is connected");
             let rest = watch(&mut dialer, listener, Duration::from_secs(5)).await;
             for seen in [seen, rest] {
-                let is_failure = |seen: &Seen| matches!(seen, Seen::Punch(Event::Failed { peer, .. }) if *peer == listener);
+                let is_failure = |seen: &Seen| matches!(seen, Seen::Punch(Event::Session(SessionEvent::Failed { peer, .. })) if *peer == listener);
                 failures += count(&seen, is_failure);
-                observations += count(&seen, |seen| matches!(seen, Seen::Punch(Event::Observed { .. })));
+                observations +=
+                    count(&seen, |seen| matches!(seen, Seen::Punch(Event::Nat(NatEvent::Observed { .. }))));
             }
         }
         println!("{failures} failures and {observations} observations in five minutes");

@@ -5,7 +5,7 @@ use std::{net::UdpSocket, sync::Arc, time::Duration};
 use libp2p::{
     Multiaddr, PeerId, Swarm, SwarmBuilder, identity::Keypair, multiaddr::Protocol, swarm::SwarmEvent,
 };
-use libp2p_punch::{Behaviour, Config, Event, Role};
+use libp2p_punch::{Behaviour, Config, Event, Role, SessionEvent};
 use libp2p_punch_sim::{Host, World};
 use tokio::time::Instant;
 
@@ -82,11 +82,16 @@ fn a_dropped_swarm_gives_its_port_back_after_the_time_that_its_flows_linger() {
 /// Dials a peer that exists, and a peer that does not.
 async fn in_every_phase(dialer: &mut Swarm<Behaviour>, peer: PeerId) {
     dialer.dial(peer).expect("not dialed yet");
-    until(dialer, |event| matches!(event, SwarmEvent::Behaviour(Event::Connected { .. })).then_some(()))
-        .await;
+    until(dialer, |event| {
+        matches!(event, SwarmEvent::Behaviour(Event::Session(SessionEvent::Connected { .. }))).then_some(())
+    })
+    .await;
     // Another session, which will not be answered.
     dialer.dial(PeerId::random()).expect("not dialed yet");
-    until(dialer, |event| matches!(event, SwarmEvent::Behaviour(Event::Phase { .. })).then_some(())).await;
+    until(dialer, |event| {
+        matches!(event, SwarmEvent::Behaviour(Event::Session(SessionEvent::Phase { .. }))).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]

@@ -7,7 +7,7 @@ use libp2p::{
     PeerId, Swarm,
     swarm::{DialError, dial_opts::DialOpts},
 };
-use libp2p_punch::Event;
+use libp2p_punch::{Event, RelayEvent};
 use libp2p_punch_sim::{Host, Link, Nat, World};
 use tokio::time::Instant;
 
@@ -101,7 +101,8 @@ fn the_attempt_goes_on_beside_the_relayed_connection() {
         let seen = watch(&mut dialer, listener, Duration::from_secs(10)).await;
         let direct = seen.iter().filter(|seen| matches!(seen, Seen::Connected { relayed: false, .. }));
         assert_eq!(direct.count(), 1, "{seen:#?}");
-        assert!(seen.contains(&Seen::Punch(Event::Upgraded { peer: listener })), "{seen:#?}");
+        let is_upgrade = |seen: &Seen| matches!(seen, Seen::Punch(Event::Relay(RelayEvent::Upgraded { peer, .. })) if *peer == listener);
+        assert!(seen.iter().any(is_upgrade), "{seen:#?}");
     });
 }
 

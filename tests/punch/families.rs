@@ -3,7 +3,7 @@
 use std::{net::Ipv6Addr, sync::Arc, time::Duration};
 
 use libp2p::{Multiaddr, Swarm, SwarmBuilder, multiaddr::Protocol, swarm::SwarmEvent};
-use libp2p_punch::{Behaviour, Config, Event, Role};
+use libp2p_punch::{Behaviour, Config, Event, Role, SessionEvent};
 use libp2p_punch_sim::{Filtering, Hairpin, Host, Mapping, Nat, Ports, World};
 use tokio::time::{Instant, timeout};
 
@@ -90,7 +90,8 @@ fn timed_dial(
         dialer.dial(id).expect("not dialed yet");
         let mut selected = None;
         let mut note = |event: &SwarmEvent<Event>| {
-            if let SwarmEvent::Behaviour(Event::PathSelected { peer, path }) = event
+            if let SwarmEvent::Behaviour(Event::Session(SessionEvent::PathSelected { peer, path, .. })) =
+                event
                 && *peer == id
             {
                 selected = Some(path.remote.to_string());

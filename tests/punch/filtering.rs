@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use libp2p::{Multiaddr, PeerId, swarm::SwarmEvent};
-use libp2p_punch::{Config, Event, Role};
+use libp2p_punch::{Config, Event, NatEvent, Role};
 use libp2p_punch_proto::nat::{
     Confidence, FilteringBehaviour as Filtering, MappingBehaviour as Mapping, Report,
 };
@@ -66,7 +66,7 @@ async fn report(world: &World, site: Site, coordinator: &Multiaddr, loss: f64) -
         tokio::select! {
             () = &mut end => return told,
             event = swarm.select_next_some() => {
-                if let SwarmEvent::Behaviour(Event::Nat(report)) = event {
+                if let SwarmEvent::Behaviour(Event::Nat(NatEvent::Report(report))) = event {
                     assert_eq!(swarm.behaviour().nat_report(), &*report, "the event is what can be read");
                     told = *report;
                 }
@@ -174,7 +174,9 @@ fn a_coordinator_that_does_not_answer_is_evidence_of_blocked_udp() {
         let host = Site::EIM_APDF.host(&world, 1, 0.0);
         let mut swarm = swarm(&host, 1, config, |punch, _| punch);
         loop {
-            if let SwarmEvent::Behaviour(Event::Nat(report)) = swarm.select_next_some().await {
+            if let SwarmEvent::Behaviour(Event::Nat(NatEvent::Report(report))) =
+                swarm.select_next_some().await
+            {
                 return report;
             }
         }

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use libp2p::swarm::SwarmEvent;
-use libp2p_punch::Event;
+use libp2p_punch::{Event, NatEvent, SessionEvent};
 use libp2p_punch_proto::nat::IdleLifetime;
 use libp2p_punch_sim::{Filtering, Host, Mapping, Nat, Ports, World};
 use tokio::time::{Instant, timeout, timeout_at};
@@ -55,7 +55,7 @@ fn a_session_outlives_the_mappings_of_both_sides_and_soon_without_a_stall() {
         println!("at first {first:?}, later {slowest:?}, usually {usual:?}");
         assert!(first <= IDLE, "{first:?}");
         // Each side moves before each of its mappings ends.
-        assert!(dialer.behaviour().punch.counters().renewals >= 500 / 60);
+        assert!(dialer.behaviour().punch.counters().protocol.renewals >= 500 / 60);
         let lifetime = dialer.behaviour().punch.nat_report().mapping_lifetime.as_ref().unwrap().value;
         assert!((54..=66).contains(&lifetime.as_secs()), "{lifetime:?}");
     });
@@ -72,7 +72,7 @@ fn a_client_that_only_idles_learns_its_new_address_within_seconds() {
         let begin = Instant::now();
         while seen.len() < 4 {
             let at = until(&mut client, |event| match event {
-                SwarmEvent::Behaviour(Event::Observed { address, .. }) => Some(address),
+                SwarmEvent::Behaviour(Event::Nat(NatEvent::Observed { address, .. })) => Some(address),
                 _ => None,
             });
             seen.push((at.await, begin.elapsed()));
@@ -172,7 +172,10 @@ fn replaced(seed: u64) -> [Duration; 2] {
         while !closed {
             dialer.behaviour_mut().echo.send_request(&peer, "anybody there?".to_owned());
             let event = until(&mut dialer, |event| match event {
-                SwarmEvent::Behaviour(ApplicationEvent::Punch(Event::PathLost { peer: who, .. })) => {
+                SwarmEvent::Behaviour(ApplicationEvent::Punch(Event::Session(SessionEvent::PathLost {
+                    peer: who,
+                    ..
+                }))) => {
                     assert_eq!(who, peer);
                     Some(false)
                 }

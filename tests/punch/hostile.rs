@@ -55,7 +55,7 @@ fn a_session_keeps_half_of_its_throughput_in_a_flood_of_forged_probes_and_then_a
         assert!(during <= 2 * before, "{before:?} without, {during:?} with the flood");
         assert!(after <= before * 11 / 10, "{before:?} before, {after:?} after the flood");
         let counters = dialer.behaviour().punch.counters();
-        assert!(counters.probes_refused + counters.paths.probes_dropped > 1_000, "{counters:?}");
+        assert!(counters.protocol.probes_refused + counters.paths.probes_dropped > 1_000, "{counters:?}");
     });
 }
 

@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 use futures::StreamExt;
 use libp2p::{PeerId, swarm::SwarmEvent};
 use libp2p_punch::{
-    Event,
+    Event, SessionEvent,
     transport::{ConnectionOrigin, Stats},
 };
 use libp2p_punch_proto::event::PathKind;
@@ -26,7 +26,9 @@ struct Told {
 impl Told {
     fn note(&mut self, peer: PeerId, event: SwarmEvent<Event>, stats: &Stats) {
         match event {
-            SwarmEvent::Behaviour(Event::Connected { peer: with, kind, .. }) if with == peer => {
+            SwarmEvent::Behaviour(Event::Session(SessionEvent::Connected { peer: with, kind, .. }))
+                if with == peer =>
+            {
                 self.event = Some(kind);
             }
             SwarmEvent::ConnectionEstablished { peer_id, .. } if peer_id == peer => {

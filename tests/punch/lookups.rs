@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use libp2p::swarm::SwarmEvent;
-use libp2p_punch::Event;
+use libp2p_punch::{Event, SessionEvent};
 use libp2p_punch_proto::{event::FailureReason, wire::frame::RejectReason};
 use libp2p_punch_sim::World;
 use tokio::time::{Instant, sleep};
@@ -29,9 +29,9 @@ fn a_peer_that_starts_seconds_after_the_dial_is_connected_directly_by_that_dial(
                 run(swarm(&host, 2, config, |punch, _| punch));
             });
             until(&mut dialer, |event| match event {
-                SwarmEvent::Behaviour(Event::Connected { .. }) => Some(()),
+                SwarmEvent::Behaviour(Event::Session(SessionEvent::Connected { .. })) => Some(()),
                 SwarmEvent::OutgoingConnectionError { error, .. } => panic!("{late} ms late: {error}"),
-                SwarmEvent::Behaviour(Event::Retry { reason, .. }) => {
+                SwarmEvent::Behaviour(Event::Session(SessionEvent::Retry { reason, .. })) => {
                     assert_eq!(reason, FailureReason::Rejected(RejectReason::NotConnected));
                     None
                 }

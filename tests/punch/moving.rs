@@ -36,8 +36,9 @@ fn application(host: &Arc<Host>, number: u8, coordinator: &libp2p::Multiaddr) ->
 
 async fn registered(swarm: &mut Swarm<Application>) {
     until(swarm, |event| {
-        use libp2p_punch::Event::Registered;
-        matches!(event, SwarmEvent::Behaviour(ApplicationEvent::Punch(Registered { .. }))).then_some(())
+        use libp2p_punch::{Event::Registration, RegistrationEvent::Accepted};
+        matches!(event, SwarmEvent::Behaviour(ApplicationEvent::Punch(Registration(Accepted { .. }))))
+            .then_some(())
     })
     .await;
 }

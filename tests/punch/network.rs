@@ -8,7 +8,7 @@ use libp2p::{
     identity::Keypair,
     swarm::{NetworkBehaviour, SwarmEvent},
 };
-use libp2p_punch::{Behaviour, Config, Event, Role, Transport, transport::Stats};
+use libp2p_punch::{Behaviour, Config, Event, RegistrationEvent, Role, Transport, transport::Stats};
 use libp2p_punch_sim::{Filtering, Host, Link, Mapping, Nat, Ports, World};
 
 /// The port of every listener.
@@ -180,7 +180,11 @@ where
 
 /// Waits until the coordinator has accepted this swarm's registration.
 pub(crate) async fn registered(swarm: &mut Swarm<Behaviour>) {
-    until(swarm, |event| matches!(event, SwarmEvent::Behaviour(Event::Registered { .. })).then_some(())).await
+    until(swarm, |event| {
+        matches!(event, SwarmEvent::Behaviour(Event::Registration(RegistrationEvent::Accepted { .. })))
+            .then_some(())
+    })
+    .await
 }
 
 /// Runs `future` on a runtime of its own, whose clock jumps to the next timer whenever nothing else

@@ -12,7 +12,7 @@ use libp2p::{
         dial_opts::{DialOpts, PeerCondition},
     },
 };
-use libp2p_punch::{Behaviour, Config, Event, Role};
+use libp2p_punch::{Behaviour, Config, Event, RegistrationEvent, Role};
 use libp2p_punch_sim::{Host, World};
 use tokio::time::{Instant, timeout};
 
@@ -189,12 +189,16 @@ fn a_node_coordinates_once_an_address_is_confirmed_and_its_peers_hear_of_it() {
         assert!(!auto.behaviour().punch.is_coordinator(), "nobody has confirmed an address");
         assert_eq!(peer.behaviour().punch.coordinators(), []);
         auto.add_external_address(address.clone());
-        while !matches!(next(&mut auto, &mut peer).await, NodeEvent::Punch(Event::CoordinatorFound { .. })) {}
+        while !matches!(
+            next(&mut auto, &mut peer).await,
+            NodeEvent::Punch(Event::Registration(RegistrationEvent::CoordinatorFound { .. }))
+        ) {}
         assert!(auto.behaviour().punch.is_coordinator());
         auto.remove_external_address(&address);
-        while !matches!(next(&mut auto, &mut peer).await, NodeEvent::Punch(Event::CoordinatorDropped { .. }))
-        {
-        }
+        while !matches!(
+            next(&mut auto, &mut peer).await,
+            NodeEvent::Punch(Event::Registration(RegistrationEvent::CoordinatorDropped { .. }))
+        ) {}
         assert_eq!(peer.behaviour().punch.coordinators(), []);
     });
 }
@@ -303,7 +307,9 @@ fn a_failed_dial_of_the_application_costs_no_coordinator() {
         until(&mut peer, |event| {
             assert!(!matches!(
                 event,
-                SwarmEvent::Behaviour(NodeEvent::Punch(Event::CoordinatorDropped { .. }))
+                SwarmEvent::Behaviour(NodeEvent::Punch(Event::Registration(
+                    RegistrationEvent::CoordinatorDropped { .. }
+                )))
             ));
             matches!(event, SwarmEvent::OutgoingConnectionError { .. }).then_some(())
         })
@@ -324,8 +330,8 @@ fn a_coordinator_that_the_application_names_stays_when_it_is_no_longer_chosen() 
         peer.behaviour_mut().punch.add_coordinator(address.clone()).expect("it names its peer");
         peer.add_external_address("/ip4/203.0.113.77/udp/4001/quic-v1".parse().expect("valid"));
         until(&mut peer, |event| {
-            let dropped = Event::CoordinatorDropped { coordinator };
-            matches!(event, SwarmEvent::Behaviour(NodeEvent::Punch(event)) if event == dropped).then_some(())
+            let SwarmEvent::Behaviour(NodeEvent::Punch(Event::Registration(event))) = event else { return None };
+            matches!(event, RegistrationEvent::CoordinatorDropped { coordinator: dropped, .. } if dropped == coordinator).then_some(())
         })
         .await;
         let left = peer.behaviour().punch.coordinators();

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use libp2p::{PeerId, Swarm, swarm::SwarmEvent};
-use libp2p_punch::{Behaviour, Event};
+use libp2p_punch::{Behaviour, Event, RegistrationEvent};
 use libp2p_punch_sim::World;
 use tokio::time::{Instant, timeout};
 
@@ -51,7 +51,11 @@ fn a_peer_whose_interface_comes_back_is_registered_and_dials_within_a_second_and
                     connected(&mut me, other, begin).await
                 } else {
                     until(&mut me, |event| {
-                        matches!(event, SwarmEvent::Behaviour(Event::Registered { .. })).then_some(())
+                        matches!(
+                            event,
+                            SwarmEvent::Behaviour(Event::Registration(RegistrationEvent::Accepted { .. }))
+                        )
+                        .then_some(())
                     })
                     .await;
                     begin.elapsed()

@@ -40,8 +40,9 @@ fn application(world: &World, number: u8, coordinator: &libp2p::Multiaddr) -> Sw
 
 async fn registered(swarm: &mut Swarm<Application>) {
     until(swarm, |event| {
-        use libp2p_punch::Event::Registered;
-        matches!(event, SwarmEvent::Behaviour(ApplicationEvent::Punch(Registered { .. }))).then_some(())
+        use libp2p_punch::{Event::Registration, RegistrationEvent::Accepted};
+        matches!(event, SwarmEvent::Behaviour(ApplicationEvent::Punch(Registration(Accepted { .. }))))
+            .then_some(())
     })
     .await;
 }

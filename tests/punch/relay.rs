@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use futures::StreamExt;
 use libp2p::{Multiaddr, multiaddr::Protocol, swarm::SwarmEvent};
-use libp2p_punch::{Config, Event, Role};
-use libp2p_punch_proto::event::RelayFailure;
+use libp2p_punch::event::RelayFailure;
+use libp2p_punch::{Config, Event, RegistrationEvent, RelayEvent, Role, SessionEvent};
 use libp2p_punch_sim::World;
 
 use crate::{
@@ -35,10 +35,16 @@ fn a_dial_that_cannot_be_direct_ends_relayed() {
         dialer.behaviour_mut().echo.send_request(&listener, "hello".to_owned());
         let seen = watch(&mut dialer, listener, 3 * MINUTE).await;
         assert_eq!(connections(&seen), [true], "{seen:#?}");
-        assert!(has(&seen, |event| matches!(event, Event::Relayed { relay: Some(_), .. })), "{seen:#?}");
+        assert!(
+            has(&seen, |event| matches!(event, Event::Relay(RelayEvent::Connected { relay: Some(_), .. }))),
+            "{seen:#?}"
+        );
         assert!(seen.contains(&Seen::Echoed(Ok("hello".to_owned()))), "{seen:#?}");
         assert!(!seen.iter().any(|seen| matches!(seen, Seen::NotDialed(_))), "{seen:#?}");
-        let attempts = seen.iter().filter(|seen| matches!(seen, Seen::Punch(Event::Failed { .. }))).count();
+        let attempts = seen
+            .iter()
+            .filter(|seen| matches!(seen, Seen::Punch(Event::Session(SessionEvent::Failed { .. }))))
+            .count();
         assert!(attempts >= 3, "a direct connection was looked for {attempts} times: {seen:#?}");
     });
 }
@@ -50,7 +56,10 @@ fn a_dial_that_can_be_direct_touches_no_relay() {
         dialer.dial(listener).expect("not dialed yet");
         let seen = watch(&mut dialer, listener, MINUTE / 2).await;
         assert_eq!(connections(&seen), [false], "{seen:#?}");
-        assert!(!has(&seen, |event| matches!(event, Event::Relayed { .. })), "{seen:#?}");
+        assert!(
+            !has(&seen, |event| matches!(event, Event::Relay(RelayEvent::Connected { .. }))),
+            "{seen:#?}"
+        );
     });
 }
 
@@ -64,12 +73,18 @@ fn without_fallback_a_dial_that_cannot_be_direct_fails() {
         let listener = serve(listener, Duration::ZERO);
         let config = Config { relay_fallback: false, ..client(&address) };
         let mut dialer = peer(&world, Site::APDM_RANDOM, 1, config);
-        punch_event(&mut dialer, |event| matches!(event, Event::Registered { .. }).then_some(())).await;
+        punch_event(&mut dialer, |event| {
+            matches!(event, Event::Registration(RegistrationEvent::Accepted { .. })).then_some(())
+        })
+        .await;
         dialer.dial(listener).expect("not dialed yet");
         let seen = watch(&mut dialer, listener, MINUTE).await;
         assert!(seen.iter().any(|seen| matches!(seen, Seen::NotDialed(_))), "{seen:#?}");
         assert!(connections(&seen).is_empty(), "{seen:#?}");
-        assert!(!has(&seen, |event| matches!(event, Event::Reserved { .. } | Event::RelayFailed { .. })));
+        assert!(!has(&seen, |event| matches!(
+            event,
+            Event::Relay(RelayEvent::Reserved { .. } | RelayEvent::Failed { .. })
+        )));
     });
 }
 
@@ -83,7 +98,10 @@ fn if_no_relay_helps_the_dial_fails_with_the_reason_of_traversal() {
         registered(&mut listener).await;
         let listener = run(listener);
         let mut dialer = peer(&world, Site::APDM_RANDOM, 1, client(&address));
-        punch_event(&mut dialer, |event| matches!(event, Event::Registered { .. }).then_some(())).await;
+        punch_event(&mut dialer, |event| {
+            matches!(event, Event::Registration(RegistrationEvent::Accepted { .. })).then_some(())
+        })
+        .await;
         dialer.dial(listener).expect("not dialed yet");
         let seen = watch(&mut dialer, listener, MINUTE).await;
         let why = seen.iter().filter_map(|seen| match seen {
@@ -91,8 +109,13 @@ fn if_no_relay_helps_the_dial_fails_with_the_reason_of_traversal() {
             _ => None,
         });
         assert_eq!(why.count(), 1, "{seen:#?}");
-        let reason = RelayFailure::Unreachable;
-        assert!(has(&seen, |event| *event == Event::RelayFailed { peer: listener, reason }), "{seen:#?}");
+        assert!(
+            has(
+                &seen,
+                |event| matches!(event, Event::Relay(RelayEvent::Failed { peer, reason: RelayFailure::Unreachable, .. }) if *peer == listener)
+            ),
+            "{seen:#?}"
+        );
     });
 }
 
@@ -121,7 +144,7 @@ fn a_peer_that_nobody_reaches_keeps_two_reservations_and_replaces_a_lost_one() {
         let first = [reserved(&mut swarm).await, reserved(&mut swarm).await];
         assert_ne!(first[0], first[1]);
         let seen = watch(&mut swarm, own, MINUTE).await;
-        assert!(!has(&seen, |event| matches!(event, Event::Reserved { .. })), "{seen:#?}");
+        assert!(!has(&seen, |event| matches!(event, Event::Relay(RelayEvent::Reserved { .. }))), "{seen:#?}");
 
         let is_first = |address: &Multiaddr| address.iter().last() == Some(Protocol::P2p(first[0]));
         let (host, _, task) =
@@ -129,7 +152,7 @@ fn a_peer_that_nobody_reaches_keeps_two_reservations_and_replaces_a_lost_one() {
         task.abort();
         world.set_link(host, libp2p_punch_sim::Link { loss: 1.0, ..Default::default() });
         let lost = punch_event(&mut swarm, |event| match event {
-            Event::Unreserved { relay } => Some(*relay),
+            Event::Relay(RelayEvent::Unreserved { relay, .. }) => Some(*relay),
             _ => None,
         });
         assert_eq!(lost.await, first[0]);
@@ -149,8 +172,9 @@ fn reservations_are_given_up_as_soon_as_the_peer_is_reachable() {
         swarm.add_external_address("/ip4/198.51.100.1/udp/4001/quic-v1".parse().expect("valid"));
         let own = *swarm.local_peer_id();
         let seen = watch(&mut swarm, own, MINUTE).await;
-        assert!(has(&seen, |event| *event == Event::Unreserved { relay }), "{seen:#?}");
-        assert!(!has(&seen, |event| matches!(event, Event::Reserved { .. })), "{seen:#?}");
+        let is_end = |event: &Event| matches!(event, Event::Relay(RelayEvent::Unreserved { relay: ended, .. }) if *ended == relay);
+        assert!(has(&seen, is_end), "{seen:#?}");
+        assert!(!has(&seen, |event| matches!(event, Event::Relay(RelayEvent::Reserved { .. }))), "{seen:#?}");
         assert!(!swarm.listeners().any(|address| address.iter().any(|part| part == Protocol::P2pCircuit)));
     });
 }
@@ -164,8 +188,11 @@ fn a_server_makes_no_reservation() {
         let mut swarm = peer(&world, Site::Public, 1, config);
         let own = *swarm.local_peer_id();
         let seen = watch(&mut swarm, own, MINUTE).await;
-        assert!(has(&seen, |event| matches!(event, Event::Registered { .. })), "{seen:#?}");
-        assert!(!has(&seen, |event| matches!(event, Event::Reserved { .. })), "{seen:#?}");
+        assert!(
+            has(&seen, |event| matches!(event, Event::Registration(RegistrationEvent::Accepted { .. }))),
+            "{seen:#?}"
+        );
+        assert!(!has(&seen, |event| matches!(event, Event::Relay(RelayEvent::Reserved { .. }))), "{seen:#?}");
     });
 }
 
@@ -198,7 +225,9 @@ fn a_relayed_connection_is_upgraded_and_closed_once_its_streams_have_ended() {
         let seen = watch(&mut dialer, listener, 5 * MINUTE).await;
         assert_eq!(connections(&seen), [false], "{seen:#?}");
         let position = |wanted: &dyn Fn(&Seen) -> bool| seen.iter().position(wanted).expect("seen");
-        let upgraded = position(&|seen| *seen == Seen::Punch(Event::Upgraded { peer: listener }));
+        let upgraded = position(
+            &|seen| matches!(seen, Seen::Punch(Event::Relay(RelayEvent::Upgraded { peer, .. })) if *peer == listener),
+        );
         let echoed = position(&|seen| *seen == Seen::Echoed(Ok("over the relay".to_owned())));
         let closed = position(&|seen| *seen == Seen::Closed { id: relayed });
         assert!(upgraded < echoed && echoed < closed, "{seen:#?}");
@@ -238,7 +267,7 @@ fn without_a_relay_client(role: Role) {
                 event = dialer.select_next_some() => match event {
                     SwarmEvent::OutgoingConnectionError { .. } => failures += 1,
                     SwarmEvent::ListenerClosed { .. } | SwarmEvent::ListenerError { .. } => panic!("{event:?}"),
-                    SwarmEvent::Behaviour(Event::RelayFailed { .. } | Event::Unreserved { .. }) => {
+                    SwarmEvent::Behaviour(Event::Relay(RelayEvent::Failed { .. } | RelayEvent::Unreserved { .. })) => {
                         panic!("{event:?}")
                     }
                     _ => {}

@@ -138,7 +138,7 @@ pub(crate) fn clients(coordinators: &[Multiaddr]) -> Config {
 /// Waits until a relay has accepted this peer.
 pub(crate) async fn reserved(swarm: &mut Swarm<Peer>) -> PeerId {
     punch_event(swarm, |event| match event {
-        Event::Reserved { relay } => Some(*relay),
+        Event::Relay(libp2p_punch::RelayEvent::Reserved { relay, .. }) => Some(*relay),
         _ => None,
     })
     .await

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use libp2p::{Multiaddr, Swarm, swarm::SwarmEvent};
-use libp2p_punch::{Behaviour, Event};
+use libp2p_punch::{Behaviour, Event, SessionEvent};
 use libp2p_punch_proto::nat::MappingBehaviour as Mapping;
 use libp2p_punch_sim::{Host, World};
 use tokio::time::{Instant, timeout_at};
@@ -71,7 +71,7 @@ fn sockets_that_die_everywhere_cost_no_connection_and_no_coordinator() {
             SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == peer => {
                 Some(!endpoint.is_relayed())
             }
-            SwarmEvent::Behaviour(Event::Failed { reason, .. }) => panic!("{reason}"),
+            SwarmEvent::Behaviour(Event::Session(SessionEvent::Failed { reason, .. })) => panic!("{reason}"),
             _ => None,
         })
         .await;

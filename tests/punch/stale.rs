@@ -4,7 +4,7 @@
 use std::{sync::Arc, time::Duration};
 
 use libp2p::swarm::SwarmEvent;
-use libp2p_punch::{Behaviour, Event};
+use libp2p_punch::{Behaviour, Event, SessionEvent};
 use libp2p_punch_sim::{Gateway, Host, Link, Nat, Ports, World};
 use tokio::time::{Instant, sleep, timeout};
 
@@ -21,7 +21,7 @@ fn site(world: &World, number: u8) -> (Arc<Gateway>, Arc<Host>) {
 async fn connected(dialer: &mut libp2p::Swarm<Behaviour>) -> Duration {
     let begin = Instant::now();
     until(dialer, |event| match event {
-        SwarmEvent::Behaviour(Event::Connected { .. }) => Some(()),
+        SwarmEvent::Behaviour(Event::Session(SessionEvent::Connected { .. })) => Some(()),
         SwarmEvent::OutgoingConnectionError { error, .. } => panic!("{error}"),
         _ => None,
     })

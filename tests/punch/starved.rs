@@ -16,7 +16,7 @@ use libp2p::{
     multiaddr::Protocol,
     swarm::{NetworkBehaviour, SwarmEvent, dial_opts::DialOpts},
 };
-use libp2p_punch::{Behaviour, Config, Event, Transport};
+use libp2p_punch::{Behaviour, Config, Event, RegistrationEvent, SessionEvent, Transport};
 use libp2p_punch_sim::{Host, World};
 use tokio::time::{Instant, sleep};
 
@@ -283,8 +283,13 @@ fn a_dial_that_another_behaviour_denies_begins_no_session() {
             blocked: allow_block_list::Behaviour::default(),
         });
         until(&mut dialer, |event| {
-            matches!(event, SwarmEvent::Behaviour(BlockingEvent::Punch(Event::Registered { .. })))
-                .then_some(())
+            matches!(
+                event,
+                SwarmEvent::Behaviour(BlockingEvent::Punch(Event::Registration(
+                    RegistrationEvent::Accepted { .. }
+                )))
+            )
+            .then_some(())
         })
         .await;
         dialer.behaviour_mut().blocked.block_peer(peer);
@@ -297,7 +302,7 @@ fn a_dial_that_another_behaviour_denies_begins_no_session() {
                 event = dialer.select_next_some() => {
                     let is_session = matches!(
                         event,
-                        SwarmEvent::Behaviour(BlockingEvent::Punch(Event::Phase { .. } | Event::Failed { .. }))
+                        SwarmEvent::Behaviour(BlockingEvent::Punch(Event::Session(SessionEvent::Phase { .. }) | Event::Session(SessionEvent::Failed { .. })))
                     );
                     assert!(!is_session, "{event:?}");
                 }

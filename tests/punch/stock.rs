@@ -224,8 +224,8 @@ fn autonat_relay_dcutr_and_identify_work_in_one_swarm_with_ours() {
         let world = World::new(1);
         let (_, address) = coordinator(&world);
         let is_registered = |event: &SwarmEvent<EverythingEvent>| {
-            use libp2p_punch::Event::Registered;
-            matches!(event, SwarmEvent::Behaviour(EverythingEvent::Punch(Registered { .. })))
+            use libp2p_punch::{Event::Registration, RegistrationEvent::Accepted};
+            matches!(event, SwarmEvent::Behaviour(EverythingEvent::Punch(Registration(Accepted { .. }))))
         };
         let mut listener = everything(&world, 2, &address);
         until(&mut listener, |event| is_registered(&event).then_some(())).await;

@@ -20,7 +20,8 @@ use libp2p_core::{
 };
 use libp2p_identity::Keypair;
 use libp2p_punch::{
-    Behaviour, Config, ConfigError, Error, Event, Role, Transport, config::QuicConfig, transport::Connection,
+    Behaviour, Config, ConfigError, Error, Event, RegistrationEvent, Role, Transport, config::QuicConfig,
+    transport::Connection,
 };
 use libp2p_punch_sim::{Nat, World};
 
@@ -146,7 +147,9 @@ fn swarm(host: &Arc<libp2p_punch_sim::Host>, config: Config) -> (libp2p::Swarm<B
 
 async fn registered(swarm: &mut libp2p::Swarm<Behaviour>) {
     loop {
-        if let SwarmEvent::Behaviour(Event::Registered { .. }) = swarm.select_next_some().await {
+        if let SwarmEvent::Behaviour(Event::Registration(RegistrationEvent::Accepted { .. })) =
+            swarm.select_next_some().await
+        {
             break;
         }
     }

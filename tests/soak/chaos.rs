@@ -423,7 +423,7 @@ impl Chaos {
                 continue;
             };
             let sockets = peer.host.open_sockets();
-            let counters = &report.counters;
+            let counters = &report.counters.protocol;
             let expected: BTreeSet<_> = self.expected(number).collect();
             let connected: BTreeSet<_> = report.connected.iter().copied().collect();
             // Two coordinators that dial each other at once have a connection in each direction.

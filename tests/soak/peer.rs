@@ -21,8 +21,8 @@ use libp2p::{
         dial_opts::{DialOpts, PeerCondition},
     },
 };
-use libp2p_punch::{Behaviour, Config, Event, transport::Stats};
-use libp2p_punch_proto::counters::Counters;
+use libp2p_punch::counters::Counters;
+use libp2p_punch::{Behaviour, Config, Event, SessionEvent, transport::Stats};
 use libp2p_punch_sim::Host;
 use rand::{Rng, SeedableRng, rngs::StdRng};
 use tokio::{task::JoinHandle, time::Instant};
@@ -267,8 +267,12 @@ impl Driver {
             SwarmEvent::OutgoingConnectionError { connection_id, error, .. } => {
                 self.dials.end(connection_id, Some(error.to_string()));
             }
-            SwarmEvent::Behaviour(Event::Connected { .. }) => self.dials.ledger.lock().connected_events += 1,
-            SwarmEvent::Behaviour(Event::Failed { .. }) => self.dials.ledger.lock().failed_events += 1,
+            SwarmEvent::Behaviour(Event::Session(SessionEvent::Connected { .. })) => {
+                self.dials.ledger.lock().connected_events += 1
+            }
+            SwarmEvent::Behaviour(Event::Session(SessionEvent::Failed { .. })) => {
+                self.dials.ledger.lock().failed_events += 1
+            }
             _ => {}
         }
     }

@@ -552,6 +552,9 @@ impl NatClient {
         let observations = &env.local.observations;
         let mut report = observations.report(socket, &env.local.current_view(socket), &local);
         report.udp_blocked = udp_blocked;
+        if report.translated.is_some() {
+            report.local_address = env.local.socket(socket).map(|socket| socket.local);
+        }
         report.filtering = self.filtering_behaviour(socket);
         report.allocation = self
             .allocation(env, socket)

@@ -21,8 +21,9 @@ use crate::{
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// The socket that the rest is about, once it was seen by anybody.
-    pub socket: Option<SocketId>,
+    /// Address to which the socket is bound that the findings are about, possibly a wildcard. `None` until an observer has
+    /// seen the socket.
+    pub local_address: Option<SocketAddr>,
     /// Where most observers see it.
     pub public_address: Option<Finding<SocketAddr>>,
     /// Whether a NAT is in the way at all: observers see another address than those of this host.
@@ -67,6 +68,7 @@ pub struct Finding<T> {
 
 /// How sure a finding is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
 pub enum Confidence {
     /// The word of one observer, or observers that disagree.
     Low,
@@ -98,6 +100,7 @@ pub struct IdleLifetime {
 
 /// Who is seen at one public IP address.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Sharing {
     /// The address.
     pub address: IpAddr,
@@ -164,7 +167,7 @@ type Said<'a> = (
 impl Report {
     /// Whether the findings are the same, whatever new evidence there is for them.
     pub fn says_the_same(&self, other: &Self) -> bool {
-        self.socket == other.socket && self.said() == other.said()
+        self.local_address == other.local_address && self.said() == other.said()
     }
 
     fn said(&self) -> Said<'_> {
@@ -217,7 +220,6 @@ impl Observations {
             Some(finding)
         }
         Report {
-            socket: (!used.is_empty()).then_some(socket),
             public_address: finding(vote.is_contested, public_address),
             translated: finding(vote.is_contested, all().map(|evidence| (is_translated, evidence))),
             mapping: finding(vote.is_contested, view.mapping.zip(all())),

@@ -12,6 +12,7 @@ pub(crate) const LEAST_SPRAY: usize = 128;
 
 /// How a NAT picks the external port of a new mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Allocation {
     /// The socket's own port.
     Preserving,

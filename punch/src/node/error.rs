@@ -113,6 +113,7 @@ pub(crate) fn session_code(reason: FailureReason) -> &'static str {
         FailureReason::Cancelled => "cancelled",
         FailureReason::TooManySessions => "too_many_sessions",
         FailureReason::DialSelf => "dial_self",
+        _ => "other",
     }
 }
 
@@ -126,6 +127,7 @@ fn rejection_code(reason: RejectReason) -> &'static str {
         RejectReason::Full => "full",
         RejectReason::Malformed => "malformed",
         RejectReason::Superseded => "superseded",
+        _ => "other",
     }
 }
 

@@ -30,7 +30,7 @@ use libp2p::{
 use libp2p_punch::{config::Config, io::Network, transport::Stats};
 use libp2p_punch::{
     event::Path,
-    event::{Event, RegistrationStatus},
+    event::{Event, NatEvent, RegistrationEvent, RegistrationStatus, SessionEvent},
 };
 use tokio::time::{Instant, sleep_until, timeout, timeout_at};
 
@@ -422,32 +422,35 @@ impl Node {
 
     fn on_library_event(&mut self, event: Event) {
         match event {
-            Event::Registered { coordinator } => {
+            Event::Registration(RegistrationEvent::Accepted { coordinator, .. }) => {
                 let before = self.registrations.insert(coordinator, Registration::Accepted);
                 if before != Some(Registration::Accepted) {
                     self.emit(NodeEvent::Registered { coordinator });
                 }
             }
-            Event::RegistrationRejected { coordinator, reason } => {
+            Event::Registration(RegistrationEvent::Rejected { coordinator, reason, .. }) => {
                 self.registrations.insert(coordinator, Registration::Failed(reason.to_string()));
                 self.emit(NodeEvent::RegistrationFailed { coordinator, reason: Some(reason) });
             }
-            Event::Registration(RegistrationStatus::Partial { registered, configured }) => {
+            Event::Registration(RegistrationEvent::Status(RegistrationStatus::Partial {
+                registered,
+                configured,
+            })) => {
                 tracing::warn!(registered, configured, "only a minority of the coordinators knows us");
             }
-            Event::Registration(RegistrationStatus::None { configured }) => {
+            Event::Registration(RegistrationEvent::Status(RegistrationStatus::None { configured })) => {
                 tracing::error!(configured, "no coordinator knows us");
             }
-            Event::Nat(report) => self.emit(NodeEvent::Nat(report)),
-            Event::PathSelected { peer, path } => {
+            Event::Nat(NatEvent::Report(report)) => self.emit(NodeEvent::Nat(report)),
+            Event::Session(SessionEvent::PathSelected { peer, path, .. }) => {
                 self.emit(NodeEvent::Traversal(event));
                 self.on_path(peer, path);
             }
-            Event::Connected { peer, path, elapsed, .. } => {
+            Event::Session(SessionEvent::Connected { peer, path, elapsed, .. }) => {
                 self.session_durations.insert(peer, elapsed);
                 self.on_path(peer, path);
             }
-            Event::Failed { peer, reason, .. } => {
+            Event::Session(SessionEvent::Failed { peer, reason, .. }) => {
                 let is_requested = self.dial.is_some_and(|dial| dial.peer == peer);
                 let is_connected = self.swarm.is_connected(&peer);
                 self.emit(NodeEvent::SessionFailed { peer, reason, is_requested, is_connected });

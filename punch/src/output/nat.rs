@@ -13,7 +13,7 @@ use super::units::milliseconds;
 /// Returns true if there is a finding to print: a node without coordinators of its own learns
 /// little.
 pub(super) fn is_known(report: &Report) -> bool {
-    report.socket.is_some() || value(&report.udp_blocked) == Some(true)
+    report.translated.is_some() || value(&report.udp_blocked) == Some(true)
 }
 
 /// Returns the `nat` line. An unknown property is `null`; a known one has value, confidence and
@@ -79,6 +79,7 @@ fn allocation_json(allocation: &Allocation) -> Value {
         Allocation::Preserving => json!({ "kind": "preserving" }),
         Allocation::Sequential { step } => json!({ "kind": "sequential", "step": step }),
         Allocation::Random => json!({ "kind": "random" }),
+        _ => json!({ "kind": "other" }),
     }
 }
 
@@ -153,6 +154,7 @@ fn allocation_words(allocation: Allocation) -> String {
         Allocation::Preserving => "it keeps our port".into(),
         Allocation::Sequential { step } => format!("sequential ports with a step of {step}"),
         Allocation::Random => "random ports".into(),
+        _ => "ports of another order".into(),
     }
 }
 

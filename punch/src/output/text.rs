@@ -2,8 +2,8 @@
 
 use libp2p::PeerId;
 use libp2p_punch::{
-    event::Event,
     event::{Candidate, CandidateKind},
+    event::{Event, NatEvent, RelayEvent, SessionEvent},
 };
 
 use super::{
@@ -82,43 +82,49 @@ pub(super) fn failed(peer: PeerId, message: &str) -> Entry {
 
 fn traversal(event: &Event) -> Option<Entry> {
     Some(match event {
-        Event::Phase { peer, from, to, .. } => {
+        Event::Session(SessionEvent::Phase { peer, from, to, .. }) => {
             let from = from.map(|phase| format!("after {phase}, ")).unwrap_or_default();
             Entry::new("phase", format!("{to:<15} {from}with {}", short(peer)))
         }
-        Event::Retry { peer, attempt, reason, delay } => {
+        Event::Session(SessionEvent::Retry { peer, attempt, reason, delay, .. }) => {
             let (attempt, delay) = (attempt + 2, delay.as_secs_f64());
             Entry::new("retry", format!("attempt {attempt} in {delay:.1} s with {}: {reason}", short(peer)))
         }
-        Event::Candidates { local, remote, .. } => {
+        Event::Session(SessionEvent::Candidates { local, remote, .. }) => {
             Entry::new("candidates", format!("ours {}; theirs {}", candidates(local), candidates(remote)))
         }
-        Event::PathValidated { path, rtt, .. } => {
+        Event::Session(SessionEvent::PathValidated { path, rtt, .. }) => {
             Entry::new("path", format!("to {} answers after {} ms", path.remote, milliseconds(*rtt)))
         }
-        Event::PathSelected { path, .. } => Entry::new("selected", format!("the path to {}", path.remote)),
-        Event::Observed { observer, address, .. } => {
+        Event::Session(SessionEvent::PathSelected { path, .. }) => {
+            Entry::new("selected", format!("the path to {}", path.remote))
+        }
+        Event::Nat(NatEvent::Observed { observer, address, .. }) => {
             Entry::new("observed", format!("{} sees us at {address}", short(observer)))
         }
-        Event::Relayed { peer, relay } => {
+        Event::Relay(RelayEvent::Connected { peer, relay, .. }) => {
             let relay = relay.as_ref().map(|relay| format!(" over {}", short(relay)));
             Entry::new("relayed", format!("{} is connected{}", short(peer), relay.unwrap_or_default()))
         }
-        Event::Denied { peer, .. } => Entry::new(
+        Event::Session(SessionEvent::Denied { peer, .. }) => Entry::new(
             "denied",
             format!("the connection with {}: its swarm, or ours, does not want it", short(peer)),
         ),
-        Event::PathLost { peer, .. } => {
+        Event::Session(SessionEvent::PathLost { peer, .. }) => {
             Entry::new("lost", format!("every path to {}: its NAT, or ours, forgot us", short(peer)))
         }
-        Event::RelayFailed { peer, reason } => {
+        Event::Relay(RelayEvent::Failed { peer, reason, .. }) => {
             Entry::new("no relay", format!("to {}: {reason}", short(peer)))
         }
-        Event::Upgraded { peer } => {
+        Event::Relay(RelayEvent::Upgraded { peer, .. }) => {
             Entry::new("upgraded", format!("{} is connected directly now", short(peer)))
         }
-        Event::Reserved { relay } => Entry::new("reserved", format!("with the relay {}", short(relay))),
-        Event::Unreserved { relay } => Entry::new("unreserved", format!("with the relay {}", short(relay))),
+        Event::Relay(RelayEvent::Reserved { relay, .. }) => {
+            Entry::new("reserved", format!("with the relay {}", short(relay)))
+        }
+        Event::Relay(RelayEvent::Unreserved { relay, .. }) => {
+            Entry::new("unreserved", format!("with the relay {}", short(relay)))
+        }
         _ => return None,
     })
 }
@@ -140,6 +146,7 @@ fn kind(kind: CandidateKind) -> &'static str {
         CandidateKind::Predicted => "predicted",
         CandidateKind::PortMapped => "mapped",
         CandidateKind::Relayed => "relayed",
+        _ => "other",
     }
 }
 

@@ -45,10 +45,15 @@ use self::{
     reservations::{Outcome, Reservations},
     upgrades::{News, Origin, Upgrades},
 };
-use super::{FromBehaviour, link::Input, quic_v1};
+use super::{
+    FromBehaviour,
+    event::{Event, NatEvent, RelayEvent, RelayFailure, SessionEvent},
+    link::Input,
+    quic_v1,
+};
 use crate::config::{Config, Role};
 use libp2p_punch_proto::{
-    event::{Event, FailureReason, Phase, RelayFailure},
+    event::{FailureReason, Phase},
     wire::frame::RejectReason,
 };
 
@@ -141,14 +146,20 @@ impl Relaying {
         now: Instant,
     ) {
         match event {
-            Event::Retry { peer, reason, .. } if met_silence(*reason) && self.dials.is_awaited(peer) => {
+            Event::Session(SessionEvent::Retry { peer, reason, .. })
+                if met_silence(*reason) && self.dials.is_awaited(peer) =>
+            {
                 self.dial_over_relay(*peer, now);
             }
-            Event::Retry { peer, reason: UNKNOWN_PEER, .. } if !self.relays.knows_some_of(peer) => {
+            Event::Session(SessionEvent::Retry { peer, reason: UNKNOWN_PEER, .. })
+                if !self.relays.knows_some_of(peer) =>
+            {
                 self.dials.mark_unknown(peer);
             }
-            Event::Phase { peer, to: Phase::Synchronization, .. } => self.dials.mark_known(peer, now),
-            Event::Failed { peer, reason, .. } => {
+            Event::Session(SessionEvent::Phase { peer, to: Phase::Synchronization, .. }) => {
+                self.dials.mark_known(peer, now)
+            }
+            Event::Session(SessionEvent::Failed { peer, reason, .. }) => {
                 self.upgrades.failed(peer, now);
                 // Without a dial that waits for the session, no relay is needed.
                 if *reason != FailureReason::Cancelled && self.dials.is_awaited(peer) {
@@ -159,11 +170,11 @@ impl Relaying {
                     }
                 }
             }
-            Event::Connected { peer, .. } => {
+            Event::Session(SessionEvent::Connected { peer, .. }) => {
                 self.ended.remove(peer);
                 self.dials.end_head_start(peer);
             }
-            Event::Observed { observer, address, .. }
+            Event::Nat(NatEvent::Observed { observer, address, .. })
                 if is_coordinator(observer) && self.observed.is_change(*observer, address.ip()) =>
             {
                 self.upgrades.network_changed(now);
@@ -227,12 +238,12 @@ impl Relaying {
         self.ended.remove(&peer);
         self.out.push_back(Output::Driver(Input::Release(peer)));
         if !self.has_no_client {
-            self.report(Event::RelayFailed { peer, reason });
+            self.report(RelayEvent::Failed { peer, reason });
         }
     }
 
-    fn report(&mut self, event: Event) {
-        self.out.push_back(Output::Swarm(ToSwarm::GenerateEvent(event)));
+    fn report(&mut self, event: RelayEvent) {
+        self.out.push_back(Output::Swarm(ToSwarm::GenerateEvent(Event::Relay(event))));
     }
 
     fn no_longer_waiting(&mut self, id: ConnectionId) {
@@ -270,7 +281,7 @@ impl Relaying {
                 false => Origin::Accepted,
             };
             if self.upgrades.relayed(peer, id, origin, now) == News::Relayed {
-                self.report(Event::Relayed { peer, relay: relay_of(address) });
+                self.report(RelayEvent::Connected { peer, relay: relay_of(address) });
             }
             self.keep_alive(peer);
             return;
@@ -362,7 +373,7 @@ impl Relaying {
         if reachable {
             for (id, relay) in self.reservations.give_up() {
                 self.out.push_back(Output::Swarm(ToSwarm::RemoveListener { id }));
-                relay.into_iter().for_each(|relay| self.report(Event::Unreserved { relay }));
+                relay.into_iter().for_each(|relay| self.report(RelayEvent::Unreserved { relay }));
             }
         }
     }
@@ -392,7 +403,7 @@ impl Relaying {
         match self.reservations.opened(listener, now) {
             Some(Outcome::Accepted(relay, took)) => {
                 self.relays.succeeded(&relay, took);
-                self.report(Event::Reserved { relay });
+                self.report(RelayEvent::Reserved { relay });
             }
             Some(Outcome::Refused(_) | Outcome::Lost(_)) | None => {}
         }
@@ -404,7 +415,7 @@ impl Relaying {
                 tracing::debug!(%relay, "no reservation");
                 self.relays.failed(&relay);
             }
-            Some(Outcome::Lost(relay)) => self.report(Event::Unreserved { relay }),
+            Some(Outcome::Lost(relay)) => self.report(RelayEvent::Unreserved { relay }),
             Some(Outcome::Accepted(..)) | None => {}
         }
     }
@@ -455,7 +466,8 @@ impl Relaying {
             return Some(Output::Swarm(ToSwarm::ListenOn { opts }));
         }
         if let Some(peer) = self.upgrades.proved(now) {
-            return Some(Output::Swarm(ToSwarm::GenerateEvent(Event::Upgraded { peer })));
+            self.report(RelayEvent::Upgraded { peer });
+            return self.out.pop_front();
         }
         if let Some((peer_id, id)) = self.upgrades.drained(now) {
             let connection = CloseConnection::One(id);

@@ -58,7 +58,7 @@ mod tests;
 use std::{
     fmt,
     io::{self, IoSliceMut},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::Ordering::Relaxed},
     time::Duration,
 };
@@ -69,6 +69,7 @@ use quinn::{AsyncUdpSocket, Endpoint, Runtime, crypto::HmacKey, udp::RecvMeta};
 use tokio::sync::mpsc;
 
 pub(crate) use self::endpoint::{FlowGuard, FlowView};
+pub use self::stats::PathCounters;
 use self::{
     cid::{CID_LEN, CidKey},
     demux::destination_cid,
@@ -83,7 +84,6 @@ use crate::{io::Network, transport::socket_budget::SocketBudget};
 use libp2p_punch_proto::{
     Path, SocketId, VirtualConnectionId,
     command::{Command, Pool},
-    counters::PathCounters,
 };
 
 /// Makes the QUIC and TLS configuration of a session.
@@ -257,6 +257,11 @@ impl PathLayer {
     pub(crate) fn remove_socket(&self, id: SocketId) {
         let socket = self.shared.write().retire_socket(id);
         drop(socket);
+    }
+
+    /// Returns the address to which a socket is bound; `None` if the socket is gone.
+    pub(crate) fn local_addr(&self, id: SocketId) -> Option<SocketAddr> {
+        self.shared.read().socket(id)?.io.local_addr().ok()
     }
 
     /// Sends a probe at once or not at all; whether the socket took it.

@@ -53,6 +53,7 @@ const RAW_MARKER: &[u8] = &[
 
 /// Way in which the remote presented its identity.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum HandshakeMode {
     /// As an Ed25519 key (RFC 7250 and RFC 8410).
     RawPublicKey,

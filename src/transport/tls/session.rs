@@ -10,6 +10,7 @@ use quinn_proto::{
 
 /// Cipher of a connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Cipher {
     /// AES in Galois/Counter Mode, with 128 or 256 bits.
     AesGcm,

@@ -271,6 +271,7 @@ pub struct PunchAnswer {
 
 /// Reason for the rejection of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, thiserror::Error)]
+#[non_exhaustive]
 pub enum RejectReason {
     /// The coordinator does not know the responder, or has no connection to it.
     #[error("the peer is not connected to the coordinator")]
