@@ -37,7 +37,8 @@ const SETTLE_TIME: Duration = Duration::from_millis(150);
 type Muxers = Boxed<(PeerId, StreamMuxerBox)>;
 
 fn ours(quic: QuicConfig) -> Muxers {
-    let config = Config { quic, ..Config::default() };
+    let mut config = Config::default();
+    config.quic = quic;
     let transport = Transport::new(&Keypair::generate_ed25519(), config).expect("valid");
     transport.map(|(peer, connection), _| (peer, StreamMuxerBox::new(connection))).boxed()
 }
@@ -184,12 +185,17 @@ fn run_forever(mut swarm: Swarm<Behaviour>) {
 
 /// A peer with a session: where it listens.
 async fn peer_with_a_session() -> SocketAddr {
-    let mut coordinator = swarm(Config { role: Role::Server, ..Config::default() });
+    let mut coordinator = swarm({
+        let mut config = Config::default();
+        config.role = Role::Server;
+        config
+    });
     let address = listening(&mut coordinator).await.with(Protocol::P2p(*coordinator.local_peer_id()));
     run_forever(coordinator);
     let mut peers = Vec::new();
     for _ in 0..2 {
-        let config = Config { coordinators: vec![address.clone()], ..Config::default() };
+        let mut config = Config::default();
+        config.coordinators = vec![address.clone()];
         let mut peer = swarm(config);
         let at = listening(&mut peer).await;
         until(&mut peer, |event| {
@@ -234,14 +240,27 @@ fn main() -> io::Result<()> {
     println!("|---|---|---|");
     // What makes them ends with its runtime.
     let flights = runtime()?.block_on(initials())?;
-    let retry = || QuicConfig { retry_threshold: 0, ..QuicConfig::default() };
+    let retry = || {
+        let mut quic = QuicConfig::default();
+        quic.retry_threshold = 0;
+        quic
+    };
     report("Initial, ours, answered with a Retry", async || {
         cost(serve(ours(retry())).await, flights.clone()).await
     })?;
-    let accept =
-        || QuicConfig { retry_threshold: u32::MAX, max_half_open: u32::MAX, ..QuicConfig::default() };
+    let accept = || {
+        let mut quic = QuicConfig::default();
+        quic.retry_threshold = u32::MAX;
+        quic.max_half_open = u32::MAX;
+        quic
+    };
     report("Initial, ours, accepted", async || cost(serve(ours(accept())).await, flights.clone()).await)?;
-    let full = || QuicConfig { retry_threshold: u32::MAX, max_half_open: 1, ..QuicConfig::default() };
+    let full = || {
+        let mut quic = QuicConfig::default();
+        quic.retry_threshold = u32::MAX;
+        quic.max_half_open = 1;
+        quic
+    };
     report("Initial, ours, refused", async || cost(serve(ours(full())).await, flights.clone()).await)?;
     report("Initial, libp2p-quic, accepted", async || {
         cost(serve(libp2p_quic()).await, flights.clone()).await

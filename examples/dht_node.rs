@@ -41,7 +41,11 @@ async fn main() -> Result<(), Box<dyn Error>> {
     // A node with `Role::Auto` coordinates once AutoNAT or the application has confirmed a global
     // address of it.
     let role = if bootstrap.is_some() { Role::Auto } else { Role::Server };
-    let (transport, mut punch) = libp2p_punch::new(&keypair, Config { role, ..Config::default() })?;
+    let (transport, mut punch) = libp2p_punch::new(&keypair, {
+        let mut config = Config::default();
+        config.role = role;
+        config
+    })?;
     // Dials of a peer ask the DHT which nodes are nearest to it: these coordinate for it.
     let kad = kad::Behaviour::new(local_peer, MemoryStore::new(local_peer));
     let kad = libp2p_punch::kad::Behaviour::new(kad, punch.coordinator_lookup());

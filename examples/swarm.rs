@@ -33,11 +33,9 @@ async fn main() -> Result<(), Box<dyn Error>> {
     let peer: Option<PeerId> = arguments.next().map(|text| text.parse()).transpose()?;
 
     let keypair = Keypair::generate_ed25519();
-    let config = Config {
-        role: if coordinator.is_some() { Role::Auto } else { Role::Server },
-        coordinators: coordinator.into_iter().collect(),
-        ..Config::default()
-    };
+    let mut config = Config::default();
+    config.role = if coordinator.is_some() { Role::Auto } else { Role::Server };
+    config.coordinators = coordinator.into_iter().collect();
     let (transport, punch) = libp2p_punch::new(&keypair, config)?;
     let mut swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()

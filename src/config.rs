@@ -32,7 +32,14 @@ pub const MAX_ATTEMPTS: RangeInclusive<u32> = 1..=16;
 pub const MAX_REGISTRATIONS: RangeInclusive<usize> = 1..=1_000_000;
 
 /// Configuration of the transport and the behaviour.
+///
+/// ```
+/// let mut config = libp2p_punch::Config::default();
+/// config.role = libp2p_punch::Role::Client;
+/// config.quic.max_connections = Some(1_000);
+/// ```
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Config {
     /// Service of this peer for others. Default [`Role::Auto`].
     pub role: Role,

@@ -16,6 +16,7 @@ pub struct Counters {
     pub paths: PathCounters,
     /// Bytes of frames that wait for control streams now.
     pub frame_bytes_queued: u64,
-    /// Events about the progress of sessions that were not reported, because the swarm was too busy to take them.
+    /// Events about the progress of sessions that were not reported, because the swarm was too busy
+    /// to take them.
     pub events_dropped: u64,
 }

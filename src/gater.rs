@@ -7,7 +7,8 @@
 //! libp2p's `allow_block_list` and `connection_limits` judge connections, and no other behaviour
 //! can ask them. Peers that the swarm will refuse are refused before the punch only if the gater
 //! knows them, too: share the block list with it. [`QuicConfig::max_connections`] is known here.
-//! All others are punched for first, and count as [denied](crate::event::Event::Denied) then.
+//! All others are punched for first, and count as [denied](crate::event::SessionEvent::Denied)
+//! then.
 //!
 //! [`QuicConfig::max_connections`]: crate::config::QuicConfig::max_connections
 //!

@@ -1,39 +1,90 @@
 //! Interface to the machine: UDP sockets, interface addresses and the routing table.
 //!
-//! All access to the network goes through [`Network`]; clocks and tasks go through
-//! [`quinn::Runtime`]. A whole swarm can therefore run over a simulated network with tokio's paused
-//! time. [`OsNetwork`] is the real one.
+//! All access to the network goes through [`Network`]; clocks and tasks go through [`Runtime`].
+//! A whole swarm can therefore run over a simulated network with tokio's paused time. [`OsNetwork`]
+//! is the real one.
 
 mod interfaces;
 mod socket;
 
 use std::{
     fmt, io,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs, UdpSocket},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs},
     sync::Arc,
 };
 
 use futures::{StreamExt, stream::BoxStream};
-pub use if_watch::{IfEvent, IpNet};
-use quinn::{AsyncUdpSocket, Runtime};
+use if_watch::{IfEvent, IpNet};
+use quinn::AsyncUdpSocket;
 use socket2::{Domain, Protocol, Socket, Type};
 
 pub(crate) use self::interfaces::{Change, InterfaceWatch};
 
-/// Interface addresses coming up and going down; the addresses that are there at the start come
-/// first.
-pub type Interfaces = BoxStream<'static, io::Result<IfEvent>>;
+/// Address of an interface, with the length of its network prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InterfaceAddress {
+    /// The address.
+    pub ip: IpAddr,
+    /// Length of the prefix in bits.
+    pub prefix_len: u8,
+}
+
+/// Change of the interface addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InterfaceEvent {
+    /// An address is there.
+    Up(InterfaceAddress),
+    /// An address is gone.
+    Down(InterfaceAddress),
+}
+
+/// Changes of the interface addresses; the addresses that are there at the start come first.
+pub type Interfaces = BoxStream<'static, io::Result<InterfaceEvent>>;
+
+/// UDP socket of a [`Network`].
+#[derive(Debug, Clone)]
+pub struct UdpSocket(Arc<dyn AsyncUdpSocket>);
+
+impl UdpSocket {
+    /// Takes a socket as quinn uses it.
+    pub fn new(socket: Arc<dyn AsyncUdpSocket>) -> Self {
+        Self(socket)
+    }
+
+    /// Returns the socket as quinn uses it.
+    pub fn into_inner(self) -> Arc<dyn AsyncUdpSocket> {
+        self.0
+    }
+}
+
+/// Clock, timers and tasks.
+#[derive(Debug, Clone)]
+pub struct Runtime(Arc<dyn quinn::Runtime>);
+
+impl Runtime {
+    /// Takes a runtime as quinn uses it.
+    pub fn new(runtime: Arc<dyn quinn::Runtime>) -> Self {
+        Self(runtime)
+    }
+
+    /// Returns the tokio runtime of the caller.
+    pub fn tokio() -> Self {
+        Self(Arc::new(quinn::TokioRuntime))
+    }
+
+    pub(crate) fn into_inner(self) -> Arc<dyn quinn::Runtime> {
+        self.0
+    }
+}
 
 /// A source of UDP sockets and of knowledge about the interfaces beneath them.
 pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// Binds a UDP socket. An IPv6 socket carries IPv6 only.
     ///
-    /// `runtime` is the runtime that will poll the socket.
-    ///
     /// A socket that the system took away returns an error from `poll_recv`, or `NotConnected`,
     /// `ConnectionAborted` or `BrokenPipe` from `try_send`. The crate then binds another socket, at
     /// the same port first.
-    fn bind(&self, address: SocketAddr, runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>>;
+    fn bind(&self, address: SocketAddr) -> io::Result<UdpSocket>;
 
     /// Watches the interface addresses.
     ///
@@ -46,7 +97,7 @@ pub trait Network: fmt::Debug + Send + Sync + 'static {
     /// The list replaces events that a watcher missed. A network whose watcher misses nothing need
     /// not implement it. Without a watcher and without a list, the addresses of
     /// [`source_for`](Self::source_for) are used.
-    fn addresses(&self) -> io::Result<Vec<IpNet>> {
+    fn addresses(&self) -> io::Result<Vec<InterfaceAddress>> {
         Err(io::Error::new(io::ErrorKind::Unsupported, "this network does not list its addresses"))
     }
 
@@ -83,6 +134,7 @@ const MAX_ZONE: usize = 64;
 
 /// The operating system's network.
 #[derive(Debug, Clone, Copy, Default)]
+#[non_exhaustive]
 pub struct OsNetwork {
     /// Receive and send buffer size to ask for, in bytes; the kernel may grant less.
     /// `None` leaves the system's default.
@@ -132,7 +184,7 @@ fn buffers(socket: &Socket) -> io::Result<SocketBuffers> {
 }
 
 impl Network for OsNetwork {
-    fn bind(&self, address: SocketAddr, _: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    fn bind(&self, address: SocketAddr) -> io::Result<UdpSocket> {
         let socket = Socket::new(Domain::for_address(address), Type::DGRAM, Some(Protocol::UDP))?;
         if address.is_ipv6() {
             socket.set_only_v6(true)?;
@@ -142,7 +194,7 @@ impl Network for OsNetwork {
             tracing::debug!(asked = self.socket_buffer, receive, send, "socket buffers");
         }
         socket.bind(&address.into())?;
-        Ok(Arc::new(socket::OsSocket::new(socket.into())?))
+        Ok(UdpSocket(Arc::new(socket::OsSocket::new(socket.into())?)))
     }
 
     #[cfg(unix)]
@@ -153,19 +205,24 @@ impl Network for OsNetwork {
     }
 
     fn interfaces(&self) -> io::Result<Interfaces> {
-        Ok(if_watch::tokio::IfWatcher::new()?.boxed())
+        let address = |net: IpNet| InterfaceAddress { ip: net.addr(), prefix_len: net.prefix_len() };
+        let event = move |event| match event {
+            IfEvent::Up(net) => InterfaceEvent::Up(address(net)),
+            IfEvent::Down(net) => InterfaceEvent::Down(address(net)),
+        };
+        Ok(if_watch::tokio::IfWatcher::new()?.map(move |next| next.map(event)).boxed())
     }
 
-    fn addresses(&self) -> io::Result<Vec<IpNet>> {
+    fn addresses(&self) -> io::Result<Vec<InterfaceAddress>> {
         let listed = if_addrs::get_if_addrs()?;
-        let net = |interface: if_addrs::Interface| {
-            let length = match &interface.addr {
+        let address = |interface: if_addrs::Interface| {
+            let prefix_len = match &interface.addr {
                 if_addrs::IfAddr::V4(v4) => v4.prefixlen,
                 if_addrs::IfAddr::V6(v6) => v6.prefixlen,
             };
-            IpNet::new(interface.ip(), length).ok()
+            InterfaceAddress { ip: interface.ip(), prefix_len }
         };
-        Ok(listed.into_iter().filter_map(net).collect())
+        Ok(listed.into_iter().map(address).collect())
     }
 
     fn source_for(&self, destination: IpAddr) -> io::Result<IpAddr> {
@@ -174,7 +231,7 @@ impl Network for OsNetwork {
             IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
         };
         // Connecting a UDP socket sends nothing; it only asks the routing table. Port 9 is discard.
-        let socket = UdpSocket::bind((any, 0))?;
+        let socket = std::net::UdpSocket::bind((any, 0))?;
         socket.connect((destination, 9))?;
         Ok(socket.local_addr()?.ip())
     }
@@ -230,8 +287,8 @@ mod tests {
     #[tokio::test]
     async fn a_port_in_use_is_an_error_at_bind() {
         let network = OsNetwork::default();
-        let first = network.bind(SocketAddr::from(([127, 0, 0, 1], 0)), &quinn::TokioRuntime).unwrap();
-        let error = network.bind(first.local_addr().unwrap(), &quinn::TokioRuntime).unwrap_err();
+        let first = network.bind(SocketAddr::from(([127, 0, 0, 1], 0))).unwrap().into_inner();
+        let error = network.bind(first.local_addr().unwrap()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::AddrInUse);
     }
 }

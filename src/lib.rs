@@ -77,7 +77,7 @@ pub use crate::config::Config;
 pub use crate::config::ConfigError;
 #[doc(inline)]
 pub use crate::config::Role;
-use crate::io::{Network, OsNetwork};
+use crate::io::{Network, OsNetwork, Runtime};
 #[doc(inline)]
 pub use crate::transport::Error;
 #[doc(inline)]
@@ -94,10 +94,9 @@ pub use crate::transport::Transport;
 /// use libp2p::{SwarmBuilder, identity::Keypair};
 ///
 /// let keypair = Keypair::generate_ed25519();
-/// let config = libp2p_punch::Config {
-///     // coordinators: vec!["/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3Koo…".parse()?],
-///     ..Default::default()
-/// };
+/// let mut config = libp2p_punch::Config::default();
+/// // Coordinators are found among the connected peers. Others are named, each with its peer id:
+/// config.coordinators = vec![/* "/ip4/192.0.2.1/udp/4001/quic-v1/p2p/12D3KooW…".parse()? */];
 /// let (transport, punch) = libp2p_punch::new(&keypair, config)?;
 /// let mut swarm = SwarmBuilder::with_existing_identity(keypair)
 ///     .with_tokio()
@@ -120,7 +119,7 @@ pub fn new(keypair: &Keypair, config: Config) -> Result<(Transport, Behaviour), 
         return Err(Error::NoRuntime);
     }
     let network = OsNetwork { socket_buffer: config.quic.socket_buffer };
-    with_io(keypair, config, Arc::new(network), Arc::new(quinn::TokioRuntime))
+    with_io(keypair, config, Arc::new(network), Runtime::tokio())
 }
 
 /// As [`new`], on a network and a clock of the caller's choice, such as a simulated one.
@@ -132,7 +131,7 @@ pub fn with_io(
     keypair: &Keypair,
     config: Config,
     network: Arc<dyn Network>,
-    runtime: Arc<dyn quinn::Runtime>,
+    runtime: Runtime,
 ) -> Result<(Transport, Behaviour), Error> {
-    bridge::build(keypair, config, network, runtime)
+    bridge::build(keypair, config, network, runtime.into_inner())
 }

@@ -26,6 +26,7 @@ pub enum Role {
 ///
 /// The time-out of the coordination phase is [`Config::coordination_timeout`].
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct PhaseTimeouts {
     /// Wait for a connected coordinator, if no dial waits for the session; otherwise
     /// [`Config::lookup_timeout`] holds. Default 5 s.

@@ -144,7 +144,8 @@ pub enum FailureReason {
 
 /// Event of an [`Endpoint`](crate::endpoint::Endpoint).
 ///
-/// Exhaustive on purpose, as [`Command`](crate::command::Command) is: a driver has to pass each of them on.
+/// Exhaustive on purpose, as [`Command`](crate::command::Command) is: a driver has to pass each of
+/// them on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
     /// A session went from one phase to another.

@@ -7,8 +7,7 @@ use std::{
     task::Waker,
 };
 
-use libp2p_punch::io::{Interfaces, Network};
-use quinn::{AsyncUdpSocket, Runtime};
+use libp2p_punch::io::{Interfaces, Network, UdpSocket};
 use rand::Rng;
 
 use crate::{
@@ -129,9 +128,9 @@ impl Host {
 }
 
 impl Network for Host {
-    fn bind(&self, address: SocketAddr, _: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    fn bind(&self, address: SocketAddr) -> io::Result<UdpSocket> {
         self.engine.with(|state| state.host_mut(self.id).refuse(address))?;
-        Ok(self.socket(address)?)
+        Ok(UdpSocket::new(self.socket(address)?))
     }
 
     fn interfaces(&self) -> io::Result<Interfaces> {

@@ -28,7 +28,8 @@ pub enum Event {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub struct Path {
-    /// Address to which the local socket is bound, possibly a wildcard; `None` if the socket was closed meanwhile.
+    /// Address to which the local socket is bound, possibly a wildcard; `None` if the socket was
+    /// closed meanwhile.
     pub local: Option<SocketAddr>,
     /// Address of the peer, as the local socket sees it.
     pub remote: SocketAddr,
@@ -54,8 +55,8 @@ pub enum SessionEvent {
         /// Duration of the phase that ended.
         after: Duration,
     },
-    /// An attempt failed, and another one follows. Of attempts that fail in a row because the peer could not be asked for, only
-    /// the first is reported, and the first for each other reason.
+    /// An attempt failed, and another one follows. Of attempts that fail in a row because the peer
+    /// could not be asked for, only the first is reported, and the first for each other reason.
     #[non_exhaustive]
     Retry {
         /// The other peer.
@@ -103,7 +104,8 @@ pub enum SessionEvent {
         /// Sockets that are opened for the search.
         sockets: usize,
     },
-    /// The session ended in a QUIC connection. The swarm of either side may still deny it ([`Denied`](Self::Denied)).
+    /// The session ended in a QUIC connection. The swarm of either side may still deny it
+    /// ([`Denied`](Self::Denied)).
     #[non_exhaustive]
     Connected {
         /// The other peer.
@@ -124,14 +126,15 @@ pub enum SessionEvent {
         peer: PeerId,
         /// Role of this peer.
         role: SessionRole,
-        /// Reason of the last failed attempt. A dial that is dropped while coordinators are asked again for the peer fails for
-        /// the reason for which they are.
+        /// Reason of the last failed attempt. A dial that is dropped while coordinators are asked
+        /// again for the peer fails for the reason for which they are.
         reason: FailureReason,
         /// Time since the session began.
         elapsed: Duration,
     },
-    /// The connection of the session was denied after [`Connected`](Self::Connected): the swarm of either side did not take it,
-    /// because of a limit, a block list or another behaviour, or because nothing waited for it any more.
+    /// The connection of the session was denied after [`Connected`](Self::Connected): the swarm of
+    /// either side did not take it, because of a limit, a block list or another behaviour, or
+    /// because nothing waited for it any more.
     #[non_exhaustive]
     Denied {
         /// The other peer.
@@ -139,8 +142,8 @@ pub enum SessionEvent {
         /// Role of this peer.
         role: SessionRole,
     },
-    /// The peer of a connected session is heard through a coordinator, and no path to it works any more. The connection is
-    /// closed, and the side that dialed dials again.
+    /// The peer of a connected session is heard through a coordinator, and no path to it works any
+    /// more. The connection is closed, and the side that dialed dials again.
     #[non_exhaustive]
     PathLost {
         /// The other peer.
@@ -154,12 +157,14 @@ pub enum SessionEvent {
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NatEvent {
-    /// An observer reported the address at which it sees a socket: the first one, or another one than before.
+    /// An observer reported the address at which it sees a socket: the first one, or another one
+    /// than before.
     #[non_exhaustive]
     Observed {
         /// The peer that reports the address.
         observer: PeerId,
-        /// Address to which the socket is bound, possibly a wildcard; `None` if the socket was closed meanwhile.
+        /// Address to which the socket is bound, possibly a wildcard; `None` if the socket was
+        /// closed meanwhile.
         local: Option<SocketAddr>,
         /// The address that the observer sees.
         address: SocketAddr,
@@ -167,13 +172,15 @@ pub enum NatEvent {
     /// The findings about the NAT in front of one socket changed.
     #[non_exhaustive]
     Mapping {
-        /// Address to which the socket is bound, possibly a wildcard; `None` if the socket was closed meanwhile.
+        /// Address to which the socket is bound, possibly a wildcard; `None` if the socket was
+        /// closed meanwhile.
         local: Option<SocketAddr>,
         /// Mapping behaviour (RFC 4787 §4.1); `None` while not known.
         mapping: Option<MappingBehaviour>,
         /// True if the NAT keeps the port of the socket; `None` while not known.
         port_preserved: Option<bool>,
-        /// Constant distance between the ports of consecutive mappings; `None` if there is none, or not known.
+        /// Constant distance between the ports of consecutive mappings; `None` if there is none, or
+        /// not known.
         allocation_step: Option<u16>,
     },
     /// The findings about the NAT changed. The report has all of them, with their evidence.
@@ -190,8 +197,8 @@ pub enum RegistrationEvent {
         /// The coordinator.
         coordinator: PeerId,
     },
-    /// This peer no longer registers with a coordinator that it had found: the coordinator failed or stopped, or another one is
-    /// nearer.
+    /// This peer no longer registers with a coordinator that it had found: the coordinator failed
+    /// or stopped, or another one is nearer.
     #[non_exhaustive]
     CoordinatorDropped {
         /// The coordinator.
@@ -235,8 +242,8 @@ pub enum RelayEvent {
         /// Reason of the failure.
         reason: RelayFailure,
     },
-    /// A peer that was connected over a relay is connected directly, and neither side's swarm has denied that. The relayed
-    /// connection is closed once its streams have had time to end.
+    /// A peer that was connected over a relay is connected directly, and neither side's swarm has
+    /// denied that. The relayed connection is closed once its streams have had time to end.
     #[non_exhaustive]
     Upgraded {
         /// The other peer.

@@ -381,8 +381,8 @@ impl Behaviour {
         Counters { frame_bytes_queued: self.queued.get() as u64, ..counters }
     }
 
-    /// Returns the findings about our NAT from the last [`NatEvent::Report`]; the default before the
-    /// first.
+    /// Returns the findings about our NAT from the last [`NatEvent::Report`]; the default before
+    /// the first.
     pub fn nat_report(&self) -> &Report {
         &self.nat
     }

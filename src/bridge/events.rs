@@ -1,4 +1,5 @@
-//! Events of the endpoint as applications see them: a local address in place of the name of a socket.
+//! Events of the endpoint as applications see them: a local address in place of the name of a
+//! socket.
 
 use std::net::SocketAddr;
 

@@ -41,7 +41,8 @@ fn failed(behaviour: &mut Behaviour) -> usize {
 #[tokio::test(start_paused = true)]
 async fn a_swarm_that_is_busy_hears_of_every_failure_later_and_nothing_new_begins_meanwhile() {
     let discovery = Duration::from_millis(500);
-    let phase_timeouts = PhaseTimeouts { discovery, ..PhaseTimeouts::default() };
+    let mut phase_timeouts = PhaseTimeouts::default();
+    phase_timeouts.discovery = discovery;
     let config = Config { phase_timeouts, relay_fallback: false, ..Config::default() };
     let keypair = Keypair::generate_ed25519();
     let (mut transport, mut behaviour) =

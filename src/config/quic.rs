@@ -39,6 +39,7 @@ pub enum CipherPreference {
 
 /// QUIC settings. The defaults are those of `libp2p-quic` where it has the setting.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct QuicConfig {
     /// Time-out of a handshake. Default 5 s, 100 ms..=300 s.
     pub handshake_timeout: Duration,

@@ -31,11 +31,10 @@ use futures::{
     FutureExt, StreamExt,
     stream::{self, BoxStream},
 };
-use if_watch::IfEvent;
 use quinn::Runtime;
 use tokio::sync::watch;
 
-use super::{Interfaces, Network};
+use super::{InterfaceEvent, Interfaces, Network};
 
 /// Interval of the checks of the addresses while nothing watches them.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
@@ -204,7 +203,7 @@ struct Watcher {
 enum Woken {
     /// All readers are gone.
     Abandoned,
-    Event(Option<io::Result<IfEvent>>),
+    Event(Option<io::Result<InterfaceEvent>>),
     Due,
 }
 
@@ -292,15 +291,15 @@ impl Keeper {
         false
     }
 
-    fn on_event(&mut self, event: Option<io::Result<IfEvent>>) {
+    fn on_event(&mut self, event: Option<io::Result<InterfaceEvent>>) {
         match event {
             Some(Ok(event)) => {
                 let Some(Watcher { told, .. }) = &mut self.watcher else { return };
                 match event {
-                    IfEvent::Up(net) => told.insert(net.addr(), net.prefix_len()),
-                    IfEvent::Down(net) => {
-                        self.announced.remove(&net.addr());
-                        told.remove(&net.addr())
+                    InterfaceEvent::Up(address) => told.insert(address.ip, address.prefix_len),
+                    InterfaceEvent::Down(address) => {
+                        self.announced.remove(&address.ip);
+                        told.remove(&address.ip)
                     }
                 };
             }
@@ -357,7 +356,7 @@ impl Keeper {
         let listed = if self.lists { self.network.addresses() } else { Err(unsupported()) };
         match (listed, &self.watcher) {
             (Ok(addresses), _) => {
-                return addresses.into_iter().map(|net| (net.addr(), net.prefix_len())).collect();
+                return addresses.into_iter().map(|address| (address.ip, address.prefix_len)).collect();
             }
             (Err(error), _) if error.kind() == io::ErrorKind::Unsupported => self.lists = false,
             (Err(_), _) => {}

@@ -149,9 +149,9 @@ impl Connection {
         self.live.stats()
     }
 
-    /// Everything that QUIC counts, down to the kinds of frames. The remote address of a session is
-    /// not in it.
-    pub fn quic_stats(&self) -> quinn::ConnectionStats {
+    /// Everything that QUIC counts, down to the kinds of frames.
+    #[cfg(test)]
+    pub(crate) fn quic_stats(&self) -> quinn::ConnectionStats {
         self.live.connection.stats()
     }
 }

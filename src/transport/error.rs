@@ -20,24 +20,24 @@ pub enum Error {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The identity key cannot be used for TLS.
-    #[error("The identity key cannot be used for TLS: {0}")]
+    #[error("the identity key cannot be used for TLS")]
     Identity(#[source] Box<dyn std::error::Error + Send + Sync>),
     /// QUIC refused to start dialing.
     #[error(transparent)]
-    Connect(#[from] quinn::ConnectError),
+    Connect(ConnectError),
     /// The handshake or the established connection failed.
     #[error(transparent)]
-    Connection(#[from] quinn::ConnectionError),
+    Connection(ConnectionError),
     /// A socket, the interface watcher or the routing table failed.
     #[error(transparent)]
     Io(#[from] io::Error),
     /// The handshake took longer than
     /// [`QuicConfig::handshake_timeout`](crate::config::QuicConfig::handshake_timeout).
-    #[error("Handshake with the remote timed out.")]
+    #[error("the handshake with the remote timed out")]
     HandshakeTimedOut,
     /// Another peer than the dialed peer answered. That peer was refused during the handshake,
     /// before any byte of the application.
-    #[error("Expected peer {expected}, found {}.", .got.as_ref().map_or_else(|| "another".to_owned(), |peer| peer.to_string()))]
+    #[error("expected peer {expected}, found {}", .got.as_ref().map_or_else(|| "another".to_owned(), |peer| peer.to_string()))]
     WrongPeerId {
         /// The peer that was dialed.
         expected: PeerId,
@@ -45,37 +45,60 @@ pub enum Error {
         got: Option<Box<PeerId>>,
     },
     /// The handshake ended without an identity of the remote.
-    #[error("The remote did not prove an identity.")]
+    #[error("the remote did not prove an identity")]
     NoPeerIdentity,
     /// A dial in the role of the listener needs a listener that sends from the right address.
-    #[error("Tried to dial as listener without an active listener.")]
+    #[error("a dial in the role of the listener needs an active listener")]
     NoActiveListenerForDialAsListener,
     /// An incoming connection was beyond
     /// [`QuicConfig::max_connections`](crate::config::QuicConfig::max_connections) or
     /// [`QuicConfig::max_connections_per_prefix`](crate::config::QuicConfig::max_connections_per_prefix).
-    #[error(
-        "There are as many connections as quic.max_connections or quic.max_connections_per_prefix allows."
-    )]
+    #[error("quic.max_connections or quic.max_connections_per_prefix allows no further connection")]
     TooManyConnections,
     /// A hole punch towards this address is under way already.
-    #[error("Already punching hole for {0}.")]
+    #[error("a hole punch towards {0} is under way already")]
     HolePunchInProgress(SocketAddr),
     /// No direct path to the peer was found.
-    #[error("No direct path to the peer: {0}")]
+    #[error("no direct path to the peer")]
     Traversal(#[source] FailureReason),
     /// There is no tokio runtime to run in.
-    #[error("There is no tokio runtime: call this within one.")]
+    #[error("there is no tokio runtime: call this within one")]
     NoRuntime,
     /// The task that carries out traversals has ended.
-    #[error("The traversal driver has stopped.")]
+    #[error("the traversal driver has stopped")]
     DriverStopped,
+}
+
+/// Reason for which QUIC refused to start dialing.
+#[derive(Debug, thiserror::Error)]
+#[error(transparent)]
+pub struct ConnectError(quinn::ConnectError);
+
+/// Reason for which a QUIC handshake or connection failed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error(transparent)]
+pub struct ConnectionError(quinn::ConnectionError);
+
+impl From<quinn::ConnectError> for Error {
+    fn from(error: quinn::ConnectError) -> Self {
+        Self::Connect(ConnectError(error))
+    }
+}
+
+impl From<quinn::ConnectionError> for Error {
+    fn from(error: quinn::ConnectionError) -> Self {
+        Self::Connection(ConnectionError(error))
+    }
 }
 
 impl Error {
     /// Returns true if a handshake waited in vain. A peer that refuses the handshake or presents
     /// another key has answered.
     pub(crate) fn is_silence(&self) -> bool {
-        matches!(self, Self::HandshakeTimedOut | Self::Connection(quinn::ConnectionError::TimedOut))
+        matches!(
+            self,
+            Self::HandshakeTimedOut | Self::Connection(ConnectionError(quinn::ConnectionError::TimedOut))
+        )
     }
 
     /// Explains why a handshake failed in which `expected` was pinned and, perhaps, `got` was met.
@@ -90,7 +113,7 @@ impl Error {
             {
                 Self::WrongPeerId { expected, got: got.map(Box::new) }
             }
-            _ => Self::Connection(error),
+            _ => error.into(),
         }
     }
 }

@@ -50,7 +50,6 @@ mod tests;
 
 use std::{
     collections::VecDeque,
-    io,
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
@@ -79,7 +78,7 @@ use self::{
 };
 pub use self::{
     connection::Connection,
-    error::Error,
+    error::{ConnectError, ConnectionError, Error},
     handshake::Upgrade,
     path::PathCounters,
     stats::{ConnectionNumber, ConnectionOrigin, ConnectionStats, Stats, StatsEvent, StatsEvents},
@@ -88,7 +87,7 @@ pub use self::{
 };
 use crate::{
     config::Config,
-    io::{InterfaceWatch, Network, OsNetwork},
+    io::{self, InterfaceWatch, Network, OsNetwork},
     offers::Offers,
 };
 use libp2p_punch_proto::SocketId;
@@ -146,7 +145,7 @@ impl Transport {
     /// sign.
     pub fn new(keypair: &Keypair, config: Config) -> Result<Self, Error> {
         let network = OsNetwork { socket_buffer: config.quic.socket_buffer };
-        Self::with_io(keypair, config, Arc::new(network), Arc::new(quinn::TokioRuntime))
+        Self::with_io(keypair, config, Arc::new(network), io::Runtime::tokio())
     }
 
     /// A transport over other sockets and another clock.
@@ -158,11 +157,12 @@ impl Transport {
         keypair: &Keypair,
         config: Config,
         network: Arc<dyn Network>,
-        runtime: Arc<dyn Runtime>,
+        runtime: io::Runtime,
     ) -> Result<Self, Error> {
         config.validate()?;
         let quic = Quic::new(keypair, &config.quic)?;
-        Ok(Self::build(TransportContext::new(network, runtime, quic, None), Notices::new(None), None, None))
+        let context = TransportContext::new(network, runtime.into_inner(), quic, None);
+        Ok(Self::build(context, Notices::new(None), None, None))
     }
 
     /// Creates a transport that reports its sockets and connections to a driver. A dial of an
@@ -303,8 +303,10 @@ impl Transport {
             }
             listener::Event::Closed => {
                 self.close_listener(index);
-                let reason =
-                    io::Error::new(io::ErrorKind::BrokenPipe, "the QUIC endpoint has ended with its runtime");
+                let reason = std::io::Error::new(
+                    std::io::ErrorKind::BrokenPipe,
+                    "the QUIC endpoint has ended with its runtime",
+                );
                 Some(Event::ListenerClosed { listener_id, reason: Err(reason.into()) })
             }
             listener::Event::Incoming(incoming) => self.on_incoming(index, *incoming),

@@ -34,7 +34,7 @@ use quinn::{
 use tokio::sync::Notify;
 
 use super::{socket_budget::SocketPlace, time::Delay};
-use crate::io::Network;
+use crate::io::{Network, UdpSocket};
 
 /// Receive calls in a row that may bring nothing before other tasks get their turn.
 const MAX_EMPTY_RECEIVES: usize = 32;
@@ -120,7 +120,7 @@ impl Socket {
         address: SocketAddr,
         place: SocketPlace,
     ) -> io::Result<Arc<Self>> {
-        let (io, local) = bind(&**network, &**runtime, address)?;
+        let (io, local) = bind(&**network, address)?;
         let state =
             State { current: Some(io), generation: 0, local, replaced_at: None, failed_at: None, streak: 0 };
         Ok(Arc::new_cyclic(|this| Self {
@@ -200,7 +200,7 @@ impl Socket {
         if any_port {
             address.set_port(0);
         }
-        let (io, after) = bind(&*self.network, &*self.runtime, address)?;
+        let (io, after) = bind(&*self.network, address)?;
         let now = self.runtime.now();
         let mut state = self.write();
         state.generation += 1;
@@ -269,12 +269,8 @@ async fn replace(socket: Weak<Socket>, runtime: Arc<dyn Runtime>, retry: Arc<Not
     }
 }
 
-fn bind(
-    network: &dyn Network,
-    runtime: &dyn Runtime,
-    address: SocketAddr,
-) -> io::Result<(Arc<dyn AsyncUdpSocket>, SocketAddr)> {
-    let bound = network.bind(address, runtime).and_then(|io| {
+fn bind(network: &dyn Network, address: SocketAddr) -> io::Result<(Arc<dyn AsyncUdpSocket>, SocketAddr)> {
+    let bound = network.bind(address).map(UdpSocket::into_inner).and_then(|io| {
         let local = io.local_addr()?;
         Ok((io, local))
     });

@@ -25,10 +25,11 @@ const LIFETIME: Duration = Duration::from_secs(300);
 /// A coordinator that runs; its address, and its behaviour's counters as of the last event or tick.
 async fn coordinator(world: &World) -> (Multiaddr, Arc<Mutex<Vec<u64>>>) {
     let host = world.public_host(COORDINATOR);
-    let config = Config { role: Role::Server, ..Config::default() };
+    let mut config = Config::default();
+    config.role = Role::Server;
     let keypair = identity(254);
     let (transport, punch) =
-        libp2p_punch::with_io(&keypair, config, host, Arc::new(quinn::TokioRuntime)).unwrap();
+        libp2p_punch::with_io(&keypair, config, host, libp2p_punch::io::Runtime::tokio()).unwrap();
     let never = Duration::from_secs(365 * 24 * 60 * 60);
     let mut swarm: Swarm<Behaviour> = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
@@ -162,7 +163,8 @@ async fn a_client_that_does_not_read_holds_64_kib_and_its_stream_is_closed() {
         responders.push(responder);
     }
     // The peer grants the coordinator almost no window.
-    let quic = QuicConfig { max_stream_data: 1_200, ..QuicConfig::default() };
+    let mut quic = QuicConfig::default();
+    quic.max_stream_data = 1_200;
     let mut silent = Client::new(&world, 66, &address, quic).await;
     let mut stream = silent.open().await;
     let mut asked = 0;

@@ -1,6 +1,6 @@
 //! Sockets, and so file descriptors, that others make a node open.
 
-use quinn::{AsyncUdpSocket, Runtime};
+use libp2p_punch::io::UdpSocket;
 use tokio::task::JoinSet;
 
 use crate::support::*;
@@ -20,8 +20,8 @@ struct Limited {
 }
 
 impl Network for Limited {
-    fn bind(&self, address: SocketAddr, runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        self.host.bind(address, runtime)
+    fn bind(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+        self.host.bind(address)
     }
 
     fn interfaces(&self) -> io::Result<Interfaces> {
@@ -50,12 +50,10 @@ struct Attack {
 impl Attack {
     async fn new(descriptors: usize) -> Self {
         let world = World::new(1);
-        let config = Config {
-            coordinators: vec![coordinator(&world)],
-            max_attempts: 16,
-            relay_fallback: false,
-            ..Config::default()
-        };
+        let mut config = Config::default();
+        config.coordinators = vec![coordinator(&world)];
+        config.max_attempts = 16;
+        config.relay_fallback = false;
         let gateway = world.nat(Nat::random(), [198, 51, 100, 2]);
         let host = gateway.host([192, 168, 2, 2]);
         let network = Arc::new(Limited { host: host.clone(), descriptors });

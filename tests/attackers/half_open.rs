@@ -27,7 +27,8 @@ async fn one_network_takes_only_its_share_of_the_half_open_places() {
             copy.fetch_add(packet.payload.len() as u64 + 28, Relaxed);
         }
     });
-    let patient = QuicConfig { handshake_timeout: Duration::from_secs(60), ..QuicConfig::default() };
+    let mut patient = QuicConfig::default();
+    patient.handshake_timeout = Duration::from_secs(60);
     let mut attacking = transport(Arc::new(attacker), 66, patient);
     let flood = tokio::spawn(async move {
         loop {
@@ -54,11 +55,9 @@ async fn one_network_takes_only_its_share_of_the_connections() {
     const SHARE: u32 = 8;
     let world = World::new(1);
     let server = world.public_host([203, 0, 113, 2]);
-    let quic = QuicConfig {
-        max_connections: Some(2 * SHARE),
-        max_connections_per_prefix: Some(SHARE),
-        ..QuicConfig::default()
-    };
+    let mut quic = QuicConfig::default();
+    quic.max_connections = Some(2 * SHARE);
+    quic.max_connections_per_prefix = Some(SHARE);
     serve(transport(server, 2, quic), &[SERVER]);
     let (mut kept, mut refused) = (Vec::new(), 0);
     // Two hosts of one /24.

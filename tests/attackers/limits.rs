@@ -14,8 +14,13 @@ async fn connections_by_sessions(quic: QuicConfig, address_of: impl Fn(u8) -> [u
     let coordinator = coordinator(&world);
     // The box lets nothing in that was not asked for, so that no plain dial gets through.
     let host = world.nat(Nat::default(), [192, 0, 2, 2]).host([192, 168, 2, 2]);
-    let config = Config { coordinators: vec![coordinator.clone()], ..Config::default() };
-    let mut victim = swarm(host, 2, Config { quic, ..config.clone() });
+    let mut config = Config::default();
+    config.coordinators = vec![coordinator.clone()];
+    let mut victim = swarm(host, 2, {
+        let mut config = config.clone();
+        config.quic = quic;
+        config
+    });
     registered(&mut victim).await;
     let peer = *victim.local_peer_id();
     let (sessions, established) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
@@ -46,7 +51,8 @@ async fn connections_by_sessions(quic: QuicConfig, address_of: impl Fn(u8) -> [u
 
 #[tokio::test(start_paused = true)]
 async fn connections_of_sessions_count_for_the_limit_on_connections() {
-    let quic = QuicConfig { max_connections: Some(LIMIT), ..QuicConfig::default() };
+    let mut quic = QuicConfig::default();
+    quic.max_connections = Some(LIMIT);
     let (connections, ever) = connections_by_sessions(quic, |n| [198, 51, n, 1]).await;
     println!("max_connections is {LIMIT}: {connections} connections, {ever} of them by sessions");
     // One connection is that with the coordinator, which the victim dialed.
@@ -55,7 +61,8 @@ async fn connections_of_sessions_count_for_the_limit_on_connections() {
 
 #[tokio::test(start_paused = true)]
 async fn connections_of_sessions_count_for_the_share_of_a_network() {
-    let quic = QuicConfig { max_connections_per_prefix: Some(LIMIT), ..QuicConfig::default() };
+    let mut quic = QuicConfig::default();
+    quic.max_connections_per_prefix = Some(LIMIT);
     let (connections, ever) = connections_by_sessions(quic, |n| [198, 51, 100, n]).await;
     println!("max_connections_per_prefix is {LIMIT}: {ever} sessions of one /24, {connections} connections");
     assert_eq!(ever, LIMIT as usize);

@@ -74,7 +74,8 @@ impl Scene {
         let server = world.public_host([203, 0, 113, 2]);
         let attacker = Attacker::new(world.public_host([203, 0, 113, 66]));
         let behaving = attacker.behaving();
-        let quic = QuicConfig { path_mtu_discovery, ..QuicConfig::default() };
+        let mut quic = QuicConfig::default();
+        quic.path_mtu_discovery = path_mtu_discovery;
         let stats = serve(transport(server, 2, quic), &[SERVER]);
         let mut dialer = transport(Arc::new(attacker), 66, QuicConfig::default());
         let (_, mut connection) = dialer.dial(SERVER.parse().unwrap(), FRESH).unwrap().await.unwrap();
@@ -143,7 +144,9 @@ async fn a_slow_client_that_goes_on_forging_one_address_is_told_of_it_by_no_coor
     world.set_link(&host, Link::with_latency(Duration::from_millis(1_500)));
     let attacker = Attacker::new(host);
     let behaving = attacker.behaving();
-    let config = Config { role: Role::Client, coordinators: vec![coordinator], ..Config::default() };
+    let mut config = Config::default();
+    config.role = Role::Client;
+    config.coordinators = vec![coordinator];
     let mut client = swarm(Arc::new(attacker), 66, config);
     registered(&mut client).await;
     let observed = Arc::new(Mutex::new(Vec::new()));

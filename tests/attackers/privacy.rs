@@ -17,7 +17,8 @@ const PRIVATE: &str = "192.168.2.2";
 /// Returns the frames that name the private address of a peer, after another peer has dialed it.
 fn frames_with_private_address(host_candidates: HostCandidates) -> (usize, usize) {
     let mut world = harness::World::new();
-    let config = libp2p_punch_proto::config::Config { host_candidates, ..client() };
+    let mut config = client();
+    config.host_candidates = host_candidates;
     let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
     let b = world.add(&config, PRIVATE, Some("203.0.113.2"));
     let c = world.add(&server(), "198.51.100.1", None);
@@ -72,7 +73,9 @@ fn answer_names_private_address(outer: &str) -> bool {
     world.connect(a, b).unwrap();
     world.run_for(ms(1_000));
     let events = &world.nodes[a].events;
-    assert!(events.iter().any(|(_, event)| matches!(event, Event::Connected { .. })));
+    assert!(
+        events.iter().any(|(_, event)| matches!(event, libp2p_punch_proto::event::Event::Connected { .. }))
+    );
     named.get().expect("an answer")
 }
 
@@ -132,7 +135,8 @@ async fn no_address_is_logged_above_debug() {
     let subscriber = tracing_subscriber::registry().with(log.clone().with_filter(LevelFilter::INFO));
     let _default = tracing::subscriber::set_default(subscriber);
     let world = World::new(1);
-    let config = Config { coordinators: vec![coordinator(&world)], ..Config::default() };
+    let mut config = Config::default();
+    config.coordinators = vec![coordinator(&world)];
     let [dialer, responder] = [3, 2].map(|n| {
         let host = world.nat(Nat::default(), [198, 51, 100, n]).host([192, 168, n, 2]);
         (host.clone(), swarm(host, n, config.clone()))

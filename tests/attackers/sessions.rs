@@ -16,7 +16,11 @@ async fn sessions_that_follow_each_other_do_not_wait_for_the_places_of_those_tha
     let coordinator = coordinator(&world);
     let [mut dialer, mut responder] = [2, 3].map(|n| {
         let host = world.public_host([203, 0, 113, n]);
-        swarm(host, n, Config { coordinators: vec![coordinator.clone()], ..Config::default() })
+        swarm(host, n, {
+            let mut config = Config::default();
+            config.coordinators = vec![coordinator.clone()];
+            config
+        })
     });
     registered(&mut responder).await;
     registered(&mut dialer).await;

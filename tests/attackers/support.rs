@@ -21,14 +21,14 @@ pub(crate) use libp2p_identity::Keypair;
 pub(crate) use libp2p_punch::{
     Behaviour, Config, Event, NatEvent, RegistrationEvent, Role, SessionEvent, Transport,
     config::QuicConfig,
-    io::{Interfaces, Network},
+    io::{Interfaces, Network, UdpSocket},
     transport::{Connection, Error, Stats, Upgrade},
 };
 pub(crate) use libp2p_punch_proto::event::FailureReason;
 pub(crate) use libp2p_punch_sim::{Gateway, Host, Link, Nat, World};
 
 use quinn::{
-    AsyncUdpSocket, Runtime, UdpPoller,
+    AsyncUdpSocket, UdpPoller,
     udp::{RecvMeta, Transmit},
 };
 
@@ -41,8 +41,9 @@ pub(crate) const FRESH: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: 
 
 /// A transport whose identity follows from `seed`.
 pub(crate) fn transport(network: Arc<dyn Network>, seed: u8, quic: QuicConfig) -> Transport {
-    let config = Config { quic, ..Config::default() };
-    Transport::with_io(&identity(seed), config, network, Arc::new(quinn::TokioRuntime)).unwrap()
+    let mut config = Config::default();
+    config.quic = quic;
+    Transport::with_io(&identity(seed), config, network, libp2p_punch::io::Runtime::tokio()).unwrap()
 }
 
 pub(crate) fn identity(seed: u8) -> Keypair {
@@ -74,7 +75,7 @@ pub(crate) fn serve(mut transport: Transport, addresses: &[&str]) -> Stats {
 /// A swarm that listens on port 4001.
 pub(crate) fn swarm(network: Arc<dyn Network>, seed: u8, config: Config) -> Swarm<Behaviour> {
     let keypair = identity(seed);
-    let runtime = Arc::new(quinn::TokioRuntime);
+    let runtime = libp2p_punch::io::Runtime::tokio();
     let (transport, punch) = libp2p_punch::with_io(&keypair, config, network, runtime).unwrap();
     let mut swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
@@ -92,7 +93,11 @@ pub(crate) fn swarm(network: Arc<dyn Network>, seed: u8, config: Config) -> Swar
 /// A coordinator at 203.0.113.254.
 pub(crate) fn coordinator(world: &World) -> Multiaddr {
     let host = world.public_host([203, 0, 113, 254]);
-    let peer = run(swarm(host, 254, Config { role: Role::Server, ..Config::default() }));
+    let peer = run(swarm(host, 254, {
+        let mut config = Config::default();
+        config.role = Role::Server;
+        config
+    }));
     format!("/ip4/203.0.113.254/udp/4001/quic-v1/p2p/{peer}").parse().unwrap()
 }
 
@@ -165,9 +170,10 @@ impl Attacker {
 }
 
 impl Network for Attacker {
-    fn bind(&self, address: SocketAddr, runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        let inner = self.host.bind(address, runtime)?;
-        Ok(Arc::new(AttackerSocket { inner, host: self.host.clone(), behaving: self.behaving.clone() }))
+    fn bind(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+        let inner = self.host.bind(address)?.into_inner();
+        let (host, behaving) = (self.host.clone(), self.behaving.clone());
+        Ok(UdpSocket::new(Arc::new(AttackerSocket { inner, host, behaving })))
     }
 
     fn interfaces(&self) -> io::Result<Interfaces> {

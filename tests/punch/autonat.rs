@@ -41,7 +41,8 @@ struct Peer {
 /// A coordinator, relay and AutoNAT server at 203.0.113.254.
 fn server(world: &World) -> Multiaddr {
     let host = world.public_host([203, 0, 113, 254]);
-    let config = Config { role: Role::Server, ..Config::default() };
+    let mut config = Config::default();
+    config.role = Role::Server;
     let mut server = swarm(&host, 254, config, |punch, keypair| Server {
         punch,
         relay: relay::Behaviour::new(keypair.public().to_peer_id(), relay::Config::default()),

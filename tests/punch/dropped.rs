@@ -96,8 +96,12 @@ async fn in_every_phase(dialer: &mut Swarm<Behaviour>, peer: PeerId) {
 
 #[tokio::test]
 async fn the_ports_of_a_swarm_are_free_after_it_was_dropped_with_sessions_in_every_phase() {
-    let (coordinator, coordinator_port) =
-        on_loopback(Config { role: Role::Server, ..Config::default() }).await;
+    let (coordinator, coordinator_port) = on_loopback({
+        let mut config = Config::default();
+        config.role = Role::Server;
+        config
+    })
+    .await;
     let peer = *coordinator.local_peer_id();
     let address: Multiaddr =
         format!("/ip4/127.0.0.1/udp/{coordinator_port}/quic-v1/p2p/{peer}").parse().expect("valid");

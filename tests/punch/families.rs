@@ -43,7 +43,16 @@ fn direct_peer(host: &Arc<Host>, seed: u8, config: Config, listen: &[&str]) -> S
 fn coordinator(world: &World) -> (Arc<Host>, [Multiaddr; 2]) {
     let host = world.public_host([203, 0, 113, 254]);
     world.attach(&host, v6(0xfe));
-    let swarm = direct_peer(&host, 254, Config { role: Role::Server, ..Config::default() }, &[V4, V6]);
+    let swarm = direct_peer(
+        &host,
+        254,
+        {
+            let mut config = Config::default();
+            config.role = Role::Server;
+            config
+        },
+        &[V4, V6],
+    );
     let id = run(swarm);
     let addresses = [
         format!("/ip4/203.0.113.254/udp/4001/quic-v1/p2p/{id}"),
@@ -80,7 +89,11 @@ fn timed_dial(
             }
         }
         let coordinator = addresses[family].clone();
-        let config = || Config { coordinators: vec![coordinator.clone()], ..Config::default() };
+        let config = || {
+            let mut config = Config::default();
+            config.coordinators = vec![coordinator.clone()];
+            config
+        };
         let mut listener = direct_peer(&hosts[1], 2, config(), listen);
         registered(&mut listener).await;
         let id = run(listener);
@@ -252,7 +265,8 @@ fn dial_between(peers: [Families; 2], known: &[usize], rtt: Duration) -> Result<
             // A peer that reaches none of the known addresses uses the address that it can reach.
             let usable = [peers[at].usable(&known), peers[at].usable(&addresses)];
             let coordinators = usable.into_iter().find(|usable| !usable.is_empty()).expect("one family");
-            let config = Config { coordinators, ..Config::default() };
+            let mut config = Config::default();
+            config.coordinators = coordinators;
             direct_peer(&hosts[at], at as u8 + 1, config, peers[at].listen())
         };
         let (mut dialer, mut listener) = (swarm(0), swarm(1));

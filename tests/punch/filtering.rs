@@ -23,7 +23,9 @@ fn coordinator(world: &World, last: u8, addresses: u8, others: Vec<Multiaddr>) -
         world.attach(&host, [203, 0, 113, last - next]);
     }
     world.set_link(&host, Link::with_latency(Duration::from_millis(20)));
-    let config = Config { role: Role::Server, coordinators: others, ..Config::default() };
+    let mut config = Config::default();
+    config.role = Role::Server;
+    config.coordinators = others;
     let peer = run(swarm(&host, last, config, |punch, _| punch));
     at(last, peer)
 }

@@ -80,7 +80,11 @@ fn a_dial_before_the_nat_is_measured_begins_anew_once_plain_probes_met_silence()
 
 #[test]
 fn a_dial_before_the_nat_is_measured_is_hopeless_as_soon_as_it_is_known_to_be() {
-    let once = || Config { max_attempts: 1, ..Config::default() };
+    let once = || {
+        let mut config = Config::default();
+        config.max_attempts = 1;
+        config
+    };
     let dial = Dial::new(Site::APDM_RANDOM, Site::APDM_RANDOM, EVEN, 1);
     let dial = Dial { hasty: true, configs: [once(), once()], ..dial };
     let why = dial.run().expect_err("no way through");
@@ -150,7 +154,11 @@ fn a_box_without_a_firewall_finds_random_and_sequential_nats_in_one_search_which
         let mut times = Vec::new();
         for seed in 0..10 {
             let pair = if seed % 2 == 0 { (Site::Bare, hard) } else { (hard, Site::Bare) };
-            let once = || Config { max_attempts: 1, ..Config::default() };
+            let once = || {
+                let mut config = Config::default();
+                config.max_attempts = 1;
+                config
+            };
             let dial = Dial { configs: [once(), once()], ..Dial::new(pair.0, pair.1, EVEN, seed) };
             match dial.run() {
                 Ok(took) if took < Duration::from_millis(most) => times.push(took),

@@ -63,7 +63,11 @@ impl Dial {
     async fn dial(self) -> Result<Duration, String> {
         let world = World::new(self.seed);
         let (c, address) = coordinator(&world);
-        let config = |config: &Config| Config { coordinators: vec![address.clone()], ..config.clone() };
+        let config = |config: &Config| {
+            let mut config = config.clone();
+            config.coordinators = vec![address.clone()];
+            config
+        };
         let a = nats::host(self.dialer, &world, 1, self.loss, self.others);
         let b = nats::host(self.listener, &world, 2, self.loss, self.others);
         let Geometry { a: to_a, b: to_b, d } = self.geometry;

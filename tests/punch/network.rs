@@ -121,7 +121,7 @@ pub(crate) fn keypair(seed: u8) -> Keypair {
 /// Returns the parts of a swarm at `host`.
 pub(crate) fn parts(host: &Arc<Host>, seed: u8, config: Config) -> (Keypair, Transport, Behaviour) {
     let keypair = keypair(seed);
-    let runtime = Arc::new(quinn::TokioRuntime);
+    let runtime = libp2p_punch::io::Runtime::tokio();
     let (transport, punch) = libp2p_punch::with_io(&keypair, config, host.clone(), runtime).expect("valid");
     (keypair, transport, punch)
 }
@@ -137,7 +137,16 @@ pub(crate) fn listening<B: NetworkBehaviour>(mut swarm: Swarm<B>) -> Swarm<B> {
 pub(crate) fn coordinator(world: &World) -> (Arc<Host>, Multiaddr) {
     let host = world.public_host([203, 0, 113, 254]);
     world.set_link(&host, Link::with_latency(Duration::ZERO));
-    let mut swarm = swarm(&host, 254, Config { role: Role::Server, ..Config::default() }, |punch, _| punch);
+    let mut swarm = swarm(
+        &host,
+        254,
+        {
+            let mut config = Config::default();
+            config.role = Role::Server;
+            config
+        },
+        |punch, _| punch,
+    );
     let address = format!("/ip4/203.0.113.254/udp/{PORT}/quic-v1/p2p/{}", swarm.local_peer_id());
     tokio::spawn(async move {
         loop {
@@ -149,7 +158,11 @@ pub(crate) fn coordinator(world: &World) -> (Arc<Host>, Multiaddr) {
 
 /// The configuration of a peer that uses this coordinator.
 pub(crate) fn client(coordinator: &Multiaddr) -> Config {
-    Config { coordinators: vec![coordinator.clone()], ..Config::default() }
+    {
+        let mut config = Config::default();
+        config.coordinators = vec![coordinator.clone()];
+        config
+    }
 }
 
 /// Drives a swarm until `pick` finds what it looks for.

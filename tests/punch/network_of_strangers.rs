@@ -42,7 +42,11 @@ fn public_node(world: &World, number: u8, config: Config) -> (Swarm<Node>, Multi
 }
 
 fn server() -> Config {
-    Config { role: Role::Server, ..Config::default() }
+    {
+        let mut config = Config::default();
+        config.role = Role::Server;
+        config
+    }
 }
 
 fn circuit(coordinator: &Multiaddr, peer: PeerId) -> Multiaddr {
@@ -139,7 +143,11 @@ fn a_peer_behind_a_nat_registers_with_coordinators_among_the_peers_that_it_is_co
         let addresses = [1, 2, 3, 4, 5].map(|number| {
             // The fourth node does not coordinate.
             let role = if number == 4 { Role::Client } else { Role::Server };
-            let (swarm, address) = public_node(&world, number, Config { role, ..Config::default() });
+            let (swarm, address) = public_node(&world, number, {
+                let mut config = Config::default();
+                config.role = role;
+                config
+            });
             run(swarm);
             address
         });
@@ -208,7 +216,8 @@ fn a_coordinator_that_leaves_is_replaced() {
     on_paused_time(async {
         let world = World::new(1);
         let mut running = Vec::new();
-        let config = Config { max_found_coordinators: 1, ..Config::default() };
+        let mut config = Config::default();
+        config.max_found_coordinators = 1;
         let mut peer = node(&Site::EIM_APDF.host(&world, 1, 0.0), 11, config);
         for number in [1, 2] {
             let (mut swarm, address) = public_node(&world, number, server());

@@ -50,7 +50,8 @@ fn an_address_that_the_internet_does_not_reach_ends_no_reservation() {
 fn coordinates_at(confirmed: &'static str) -> bool {
     on_paused_time(async move {
         let world = World::new(1);
-        let config = Config { role: Role::Auto, ..Config::default() };
+        let mut config = Config::default();
+        config.role = Role::Auto;
         let mut coordinator = swarm(&Site::Public.host(&world, 1, 0.0), 1, config, |punch, _| punch);
         coordinator.add_external_address(confirmed.parse().expect("valid"));
         let peer = run(coordinator);

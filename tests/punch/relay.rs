@@ -71,7 +71,8 @@ fn without_fallback_a_dial_that_cannot_be_direct_fails() {
         let mut listener = peer(&world, Site::APDM_RANDOM, 2, client(&address));
         reserved(&mut listener).await;
         let listener = serve(listener, Duration::ZERO);
-        let config = Config { relay_fallback: false, ..client(&address) };
+        let mut config = client(&address);
+        config.relay_fallback = false;
         let mut dialer = peer(&world, Site::APDM_RANDOM, 1, config);
         punch_event(&mut dialer, |event| {
             matches!(event, Event::Registration(RegistrationEvent::Accepted { .. })).then_some(())
@@ -184,7 +185,8 @@ fn a_server_makes_no_reservation() {
     on_paused_time(async {
         let world = World::new(1);
         let (_, address, _) = relay(&world, 254);
-        let config = Config { role: Role::Server, ..client(&address) };
+        let mut config = client(&address);
+        config.role = Role::Server;
         let mut swarm = peer(&world, Site::Public, 1, config);
         let own = *swarm.local_peer_id();
         let seen = watch(&mut swarm, own, MINUTE).await;
@@ -250,7 +252,8 @@ fn without_a_relay_client(role: Role) {
         let world = World::new(1);
         let (_, address, _) = relay(&world, 254);
         let plain = |number, role| {
-            let config = Config { role, ..client(&address) };
+            let mut config = client(&address);
+            config.role = role;
             swarm(&Site::APDM_RANDOM.host(&world, number, 0.0), number, config, |punch, _| punch)
         };
         let (mut listener, mut dialer) = (plain(2, Role::Auto), plain(1, role));

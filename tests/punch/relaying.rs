@@ -46,7 +46,8 @@ pub(crate) enum Seen {
 pub(crate) fn relay(world: &World, number: u8) -> (Arc<Host>, Multiaddr, JoinHandle<()>) {
     let host = world.public_host([203, 0, 113, number]);
     world.set_link(&host, Link::with_latency(Duration::ZERO));
-    let config = Config { role: Role::Server, ..Config::default() };
+    let mut config = Config::default();
+    config.role = Role::Server;
     let mut swarm = swarm(&host, number, config, |punch, keypair| {
         // The tests are about the peers, not about the limits of relays.
         let limits = relay::Config {
@@ -132,7 +133,11 @@ pub(crate) fn peer_with_idle_timeout(
 
 /// The configuration of a peer that uses these coordinators.
 pub(crate) fn clients(coordinators: &[Multiaddr]) -> Config {
-    Config { coordinators: coordinators.to_vec(), ..Config::default() }
+    {
+        let mut config = Config::default();
+        config.coordinators = coordinators.to_vec();
+        config
+    }
 }
 
 /// Waits until a relay has accepted this peer.

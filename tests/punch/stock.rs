@@ -52,7 +52,7 @@ fn listen<B: NetworkBehaviour>(mut swarm: Swarm<B>) -> Swarm<B> {
 }
 
 fn transport(host: &Arc<Host>, keypair: &Keypair) -> Transport {
-    let runtime = Arc::new(quinn::TokioRuntime);
+    let runtime = libp2p_punch::io::Runtime::tokio();
     Transport::with_io(keypair, Config::default(), host.clone(), runtime).expect("valid")
 }
 
@@ -192,7 +192,7 @@ struct Everything {
 fn everything(world: &World, number: u8, coordinator: &Multiaddr) -> Swarm<Everything> {
     let host = Site::EIM_APDF.host(world, number, 0.0);
     let keypair = key(number);
-    let runtime = Arc::new(quinn::TokioRuntime);
+    let runtime = libp2p_punch::io::Runtime::tokio();
     let (transport, punch) =
         libp2p_punch::with_io(&keypair, client(coordinator), host, runtime).expect("valid");
     listen(

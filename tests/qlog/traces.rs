@@ -51,9 +51,14 @@ impl Drop for Scratch {
 }
 
 fn traced(folder: &Path) -> Config {
-    Config {
-        quic: QuicConfig { qlog: Some(folder.to_owned()), ..QuicConfig::default() },
-        ..Config::default()
+    {
+        let mut config = Config::default();
+        config.quic = {
+            let mut quic = QuicConfig::default();
+            quic.qlog = Some(folder.to_owned());
+            quic
+        };
+        config
     }
 }
 
@@ -129,7 +134,7 @@ async fn every_connection_writes_a_trace_on_both_sides() {
 /// A swarm that runs on its own, or that the test goes on with.
 fn swarm(host: &Arc<libp2p_punch_sim::Host>, config: Config) -> (libp2p::Swarm<Behaviour>, Multiaddr) {
     let keypair = Keypair::generate_ed25519();
-    let runtime = Arc::new(quinn::TokioRuntime);
+    let runtime = libp2p_punch::io::Runtime::tokio();
     let (transport, punch) = libp2p_punch::with_io(&keypair, config, host.clone(), runtime).unwrap();
     let mut swarm = SwarmBuilder::with_existing_identity(keypair)
         .with_tokio()
@@ -160,7 +165,8 @@ async fn a_session_writes_a_trace_of_its_own() {
     let scratch = Scratch::new("session");
     let folder = &scratch.folder;
     let world = World::new(1);
-    let server = Config { role: Role::Server, ..Config::default() };
+    let mut server = Config::default();
+    server.role = Role::Server;
     let (mut coordinator, address) = swarm(&world.public_host([203, 0, 113, 254]), server);
     tokio::spawn(async move {
         loop {
@@ -169,7 +175,8 @@ async fn a_session_writes_a_trace_of_its_own() {
     });
     let peer = |last: u8| {
         let host = world.nat(Nat::default(), [198, 51, 100, last]).host([192, 168, last, 2]);
-        let config = Config { coordinators: vec![address.clone()], ..traced(&folder.join(last.to_string())) };
+        let mut config = traced(&folder.join(last.to_string()));
+        config.coordinators = vec![address.clone()];
         swarm(&host, config).0
     };
     let [mut dialer, mut listener] = [1, 2].map(peer);

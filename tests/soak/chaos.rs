@@ -267,11 +267,20 @@ impl Chaos {
             };
             let config = if is_coordinator {
                 let others = addresses.iter().filter(|address| **address != addresses[usize::from(number)]);
-                Config { role: Role::Server, coordinators: others.cloned().collect(), ..Config::default() }
+                {
+                    let mut config = Config::default();
+                    config.role = Role::Server;
+                    config.coordinators = others.cloned().collect();
+                    config
+                }
             } else {
                 let known = if rng.random_bool(0.7) { COORDINATORS } else { 1 };
                 let known = addresses.choose_multiple(&mut rng, known).cloned().collect();
-                Config { coordinators: known, ..Config::default() }
+                {
+                    let mut config = Config::default();
+                    config.coordinators = known;
+                    config
+                }
             };
             let address = host.addresses()[0];
             let id = keypair.public().to_peer_id();

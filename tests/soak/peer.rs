@@ -137,7 +137,7 @@ impl Running {
 }
 
 fn swarm(host: &Arc<Host>, keypair: Keypair, config: Config) -> (Swarm<Behaviour>, Stats) {
-    let runtime = Arc::new(quinn::TokioRuntime);
+    let runtime = libp2p_punch::io::Runtime::tokio();
     let (transport, punch) =
         libp2p_punch::with_io(&keypair, config, host.clone(), runtime).expect("the configuration is valid");
     let stats = transport.stats();

@@ -134,7 +134,7 @@ async fn a_client_only_endpoint_does_not_answer() {
     let address = listen(&mut a, V4).await;
     let Connected { send_back, .. } = connect(&mut a, &mut b, address.clone(), PLAIN).await;
     let error = a.dial(send_back, PLAIN).unwrap().await.unwrap_err();
-    assert_eq!(error.to_string(), "Handshake with the remote timed out.");
+    assert_eq!(error.to_string(), "the handshake with the remote timed out");
     let b_address = listen(&mut b, V4).await;
     let Connected { send_back, .. } = connect(&mut b, &mut a, b_address, PLAIN).await;
     assert_eq!(send_back, address);

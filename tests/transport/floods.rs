@@ -32,9 +32,10 @@ fn host(world: &World, last: u8, rate: Option<u64>) -> Arc<Host> {
 }
 
 fn transport(host: &Arc<Host>, quic: QuicConfig) -> Transport {
-    let config = Config { quic, ..Config::default() };
+    let mut config = Config::default();
+    config.quic = quic;
     let keypair = Keypair::generate_ed25519();
-    Transport::with_io(&keypair, config, host.clone(), Arc::new(quinn::TokioRuntime)).unwrap()
+    Transport::with_io(&keypair, config, host.clone(), libp2p_punch::io::Runtime::tokio()).unwrap()
 }
 
 /// A server, and one connection that fills the link in both directions.
@@ -187,12 +188,10 @@ async fn a_flood_of_initials_leaves_half_of_the_throughput() {
 
 #[tokio::test(start_paused = true)]
 async fn it_is_retry_that_keeps_a_flood_of_initials_from_being_answered_threefold() {
-    let unguarded = QuicConfig {
-        retry_threshold: u32::MAX,
-        max_half_open: u32::MAX,
-        max_half_open_per_prefix: None,
-        ..QuicConfig::default()
-    };
+    let mut unguarded = QuicConfig::default();
+    unguarded.retry_threshold = u32::MAX;
+    unguarded.max_half_open = u32::MAX;
+    unguarded.max_half_open_per_prefix = None;
     let measured = flood_of_initials(unguarded).await;
     assert!(measured.kept() < 50, "{measured:?}");
 }
@@ -202,7 +201,9 @@ async fn half_open_handshakes_at_the_cap_leave_half_of_the_throughput() {
     const CAP: u32 = 128;
     /// To the server and back. Its queue may add a sixth to that.
     const FAR: Duration = Duration::from_millis(400);
-    let quic = QuicConfig { retry_threshold: 0, max_half_open: CAP, ..QuicConfig::default() };
+    let mut quic = QuicConfig::default();
+    quic.retry_threshold = 0;
+    quic.max_half_open = CAP;
     let mut scene = Scene::new(quic).await;
     let lead = Duration::from_secs(3);
     let gap = Duration::from_millis(200);

@@ -14,13 +14,19 @@ const MAX_HALF_OPEN: u32 = 24;
 const SERVER: [u8; 4] = [203, 0, 113, 2];
 
 fn transport(host: &Arc<Host>, quic: QuicConfig) -> Transport {
-    let config = Config { quic, ..Config::default() };
+    let mut config = Config::default();
+    config.quic = quic;
     let keypair = Keypair::generate_ed25519();
-    Transport::with_io(&keypair, config, host.clone(), Arc::new(quinn::TokioRuntime)).unwrap()
+    Transport::with_io(&keypair, config, host.clone(), libp2p_punch::io::Runtime::tokio()).unwrap()
 }
 
 fn guarded() -> QuicConfig {
-    QuicConfig { retry_threshold: RETRY_THRESHOLD, max_half_open: MAX_HALF_OPEN, ..QuicConfig::default() }
+    {
+        let mut quic = QuicConfig::default();
+        quic.retry_threshold = RETRY_THRESHOLD;
+        quic.max_half_open = MAX_HALF_OPEN;
+        quic
+    }
 }
 
 /// Sends first flights of clients that then fall silent, each with connection IDs of its own.
@@ -135,7 +141,8 @@ async fn clients_that_prove_their_address_and_then_fall_silent_are_refused_at_th
 async fn connections_beyond_the_limit_are_refused_until_others_end() {
     let world = World::new(1);
     let [server, client] = [2, 3].map(|last| world.public_host([203, 0, 113, last]));
-    let quic = QuicConfig { max_connections: Some(2), ..QuicConfig::default() };
+    let mut quic = QuicConfig::default();
+    quic.max_connections = Some(2);
     let mut listener = transport(&server, quic);
     let address = listen(&mut listener, "/ip4/0.0.0.0/udp/4001/quic-v1").await;
     let mut dialer = transport(&client, QuicConfig::default());

@@ -11,9 +11,8 @@ use std::{
 
 use futures::{StreamExt, stream};
 use libp2p_core::transport::TransportEvent;
-use libp2p_punch::io::{Interfaces, IpNet, Network};
+use libp2p_punch::io::{InterfaceAddress, Interfaces, Network, UdpSocket};
 use libp2p_punch_sim::{Host, World};
-use quinn::{AsyncUdpSocket, Runtime};
 use tokio::time::{Instant, timeout_at};
 
 use super::support::*;
@@ -46,8 +45,8 @@ struct Faulty {
 }
 
 impl Network for Faulty {
-    fn bind(&self, address: SocketAddr, runtime: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        self.host.bind(address, runtime)
+    fn bind(&self, address: SocketAddr) -> io::Result<UdpSocket> {
+        self.host.bind(address)
     }
 
     fn interfaces(&self) -> io::Result<Interfaces> {
@@ -68,9 +67,10 @@ impl Network for Faulty {
         }
     }
 
-    fn addresses(&self) -> io::Result<Vec<IpNet>> {
+    fn addresses(&self) -> io::Result<Vec<InterfaceAddress>> {
+        let address = |ip: IpAddr| InterfaceAddress { ip, prefix_len: if ip.is_ipv4() { 32 } else { 128 } };
         match self.watcher {
-            Watcher::Overruns => Ok(self.host.addresses().into_iter().map(IpNet::from).collect()),
+            Watcher::Overruns => Ok(self.host.addresses().into_iter().map(address).collect()),
             _ => Err(io::ErrorKind::Unsupported.into()),
         }
     }
@@ -84,7 +84,7 @@ fn faulty(watcher: Watcher, faults: usize) -> (Arc<Faulty>, Transport) {
     let host = World::new(1).public_host(BEFORE);
     let network = Arc::new(Faulty { host, watcher, faults, started: AtomicUsize::new(0) });
     let keypair = Keypair::generate_ed25519();
-    let runtime = Arc::new(quinn::TokioRuntime);
+    let runtime = libp2p_punch::io::Runtime::tokio();
     let transport = Transport::with_io(&keypair, Config::default(), network.clone(), runtime).unwrap();
     (network, transport)
 }
@@ -154,7 +154,7 @@ async fn without_a_watcher_a_listener_at_one_address_works_and_is_reached() {
         &Keypair::generate_ed25519(),
         Config::default(),
         network,
-        Arc::new(quinn::TokioRuntime),
+        libp2p_punch::io::Runtime::tokio(),
     )
     .unwrap();
     connect(&mut transport, &mut dialer, address, PLAIN).await;

@@ -34,7 +34,7 @@ fn hosts() -> Hosts {
 
 fn transport(host: &Arc<Host>) -> Transport {
     let keypair = Keypair::generate_ed25519();
-    Transport::with_io(&keypair, Config::default(), host.clone(), Arc::new(quinn::TokioRuntime)).unwrap()
+    Transport::with_io(&keypair, Config::default(), host.clone(), libp2p_punch::io::Runtime::tokio()).unwrap()
 }
 
 fn any(port: u16) -> String {
@@ -238,7 +238,7 @@ fn stubborn_server(host: &Host) -> quinn::Endpoint {
     let tls = QuicServerConfig::try_from(libp2p_tls::make_server_config(&identity).unwrap()).unwrap();
     let mut config = quinn::ServerConfig::with_crypto(Arc::new(tls));
     config.migration(false);
-    let socket = host.bind(([0, 0, 0, 0], 4001).into(), &quinn::TokioRuntime).unwrap();
+    let socket = host.bind(([0, 0, 0, 0], 4001).into()).unwrap().into_inner();
     let runtime = Arc::new(quinn::TokioRuntime);
     quinn::Endpoint::new_with_abstract_socket(quinn::EndpointConfig::default(), Some(config), socket, runtime)
         .unwrap()

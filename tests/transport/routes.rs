@@ -22,7 +22,7 @@ fn host(world: &World, addresses: &[&str]) -> Arc<Host> {
 
 fn transport(host: &Arc<Host>) -> Transport {
     let keypair = Keypair::generate_ed25519();
-    Transport::with_io(&keypair, Config::default(), host.clone(), Arc::new(quinn::TokioRuntime)).unwrap()
+    Transport::with_io(&keypair, Config::default(), host.clone(), libp2p_punch::io::Runtime::tokio()).unwrap()
 }
 
 fn at(address: &str, port: u16) -> Multiaddr {

@@ -11,9 +11,10 @@ use super::support::*;
 const RATE: u64 = 1_000_000;
 
 fn transport(host: &Arc<Host>, quic: QuicConfig) -> Transport {
-    let config = Config { quic, ..Config::default() };
+    let mut config = Config::default();
+    config.quic = quic;
     let keypair = Keypair::generate_ed25519();
-    Transport::with_io(&keypair, config, host.clone(), Arc::new(quinn::TokioRuntime)).unwrap()
+    Transport::with_io(&keypair, config, host.clone(), libp2p_punch::io::Runtime::tokio()).unwrap()
 }
 
 /// A connection from one public host to another, both of this configuration, and their world.
@@ -53,7 +54,8 @@ async fn every_congestion_controller_fills_a_link() {
     for congestion_controller in
         [CongestionController::Cubic, CongestionController::NewReno, CongestionController::Bbr]
     {
-        let quic = QuicConfig { congestion_controller, ..QuicConfig::default() };
+        let mut quic = QuicConfig::default();
+        quic.congestion_controller = congestion_controller;
         let link = Link { rate: Some(RATE), ..Link::with_latency(Duration::from_millis(10)) };
         let (_, _, mut connected) = pair(&quic, link).await;
         transfer(&mut connected, RATE as usize).await;
@@ -73,7 +75,10 @@ async fn the_path_mtu_stays_within_its_bounds() {
         (false, 1_200, 1_452, 1_500, 1_200),
         (false, 1_400, 1_452, 1_500, 1_400),
     ] {
-        let quic = QuicConfig { path_mtu_discovery, initial_mtu, max_mtu, ..QuicConfig::default() };
+        let mut quic = QuicConfig::default();
+        quic.path_mtu_discovery = path_mtu_discovery;
+        quic.initial_mtu = initial_mtu;
+        quic.max_mtu = max_mtu;
         let link = Link { mtu: carries, ..Link::with_latency(Duration::from_millis(5)) };
         let (_, _, mut connected) = pair(&quic, link).await;
         let begun_with = connected.at_dialer.1.stats().path_mtu;
@@ -90,11 +95,9 @@ async fn the_path_mtu_stays_within_its_bounds() {
 #[tokio::test(start_paused = true)]
 async fn a_silent_connection_is_kept_alive_and_one_whose_peer_is_gone_ends_with_the_time_out() {
     let idle = Duration::from_secs(3);
-    let quic = QuicConfig {
-        max_idle_timeout: idle,
-        keep_alive_interval: Duration::from_secs(1),
-        ..QuicConfig::default()
-    };
+    let mut quic = QuicConfig::default();
+    quic.max_idle_timeout = idle;
+    quic.keep_alive_interval = Duration::from_secs(1);
     let (world, hosts, mut connected) = pair(&quic, Link::with_latency(Duration::from_millis(5))).await;
     tokio::time::sleep(10 * idle).await;
     echo(&mut connected.at_dialer.1, &mut connected.at_listener.1).await;
@@ -116,7 +119,11 @@ async fn a_handshake_ends_with_its_own_time_out() {
     let handshake_timeout = Duration::from_millis(700);
     let world = World::new(1);
     let host = world.public_host([203, 0, 113, 1]);
-    let mut dialer = transport(&host, QuicConfig { handshake_timeout, ..QuicConfig::default() });
+    let mut dialer = transport(&host, {
+        let mut quic = QuicConfig::default();
+        quic.handshake_timeout = handshake_timeout;
+        quic
+    });
     let begin = Instant::now();
     let nobody = "/ip4/203.0.113.9/udp/9/quic-v1".parse().unwrap();
     let error = dialer.dial(nobody, PLAIN).unwrap().await.unwrap_err();
@@ -126,7 +133,9 @@ async fn a_handshake_ends_with_its_own_time_out() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_takes_no_more_than_its_windows() {
-    let quic = QuicConfig { max_stream_data: 40_000, max_connection_data: 100_000, ..QuicConfig::default() };
+    let mut quic = QuicConfig::default();
+    quic.max_stream_data = 40_000;
+    quic.max_connection_data = 100_000;
     let (_, _, mut connected) = pair(&quic, Link::with_latency(Duration::from_millis(5))).await;
     let mut sent = Vec::new();
     let mut streams = Vec::new();

@@ -17,7 +17,7 @@ fn hosts() -> (Arc<Host>, Arc<Host>) {
 
 fn transport(host: &Arc<Host>) -> Transport {
     let keypair = Keypair::generate_ed25519();
-    Transport::with_io(&keypair, Config::default(), host.clone(), Arc::new(quinn::TokioRuntime)).unwrap()
+    Transport::with_io(&keypair, Config::default(), host.clone(), libp2p_punch::io::Runtime::tokio()).unwrap()
 }
 
 /// The events of a listener within a time, in words, and connections that came in.

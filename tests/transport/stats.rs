@@ -12,7 +12,12 @@ use libp2p_punch_sim::{Host, World};
 use super::support::*;
 
 fn with(quic: QuicConfig) -> Transport {
-    Transport::new(&Keypair::generate_ed25519(), Config { quic, ..Config::default() }).unwrap()
+    Transport::new(&Keypair::generate_ed25519(), {
+        let mut config = Config::default();
+        config.quic = quic;
+        config
+    })
+    .unwrap()
 }
 
 #[tokio::test]
@@ -57,7 +62,8 @@ async fn the_cipher_that_is_preferred_is_the_one_that_is_used() {
         (CipherPreference::Aes128Gcm, Cipher::AesGcm),
         (CipherPreference::ChaCha20Poly1305, Cipher::ChaCha20Poly1305),
     ] {
-        let config = QuicConfig { cipher, ..QuicConfig::default() };
+        let mut config = QuicConfig::default();
+        config.cipher = cipher;
         let (mut a, mut b) = (with(config.clone()), with(config));
         let address = listen(&mut a, V4).await;
         let connected = connect(&mut a, &mut b, address, PLAIN).await;
@@ -69,14 +75,16 @@ async fn the_cipher_that_is_preferred_is_the_one_that_is_used() {
 
 #[tokio::test(start_paused = true)]
 async fn a_post_quantum_dial_needs_two_datagrams_and_connects_with_whoever_does_not_care() {
-    let post_quantum = QuicConfig { post_quantum: true, ..QuicConfig::default() };
+    let mut post_quantum = QuicConfig::default();
+    post_quantum.post_quantum = true;
     let mut sent = Vec::new();
     for quic in [QuicConfig::default(), post_quantum] {
         let world = World::new(1);
         let hosts = [1, 2, 3].map(|last| world.public_host([203, 0, 113, last]));
         let on = |host: &Arc<Host>, quic| {
-            let config = Config { quic, ..Config::default() };
-            let runtime = Arc::new(quinn::TokioRuntime);
+            let mut config = Config::default();
+            config.quic = quic;
+            let runtime = libp2p_punch::io::Runtime::tokio();
             Transport::with_io(&Keypair::generate_ed25519(), config, host.clone(), runtime).unwrap()
         };
         let (mut a, mut b) = (on(&hosts[0], QuicConfig::default()), on(&hosts[1], quic));

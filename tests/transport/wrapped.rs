@@ -50,7 +50,7 @@ async fn a_name_pins_the_peer_and_leads_to_our_addresses_only() {
         upgrade.await.map(|_| ()).unwrap_err();
     });
     let error = dial.await.unwrap_err().to_string();
-    assert!(error.contains(&format!("Expected peer {wrong}")), "{error}");
+    assert!(error.contains(&format!("expected peer {wrong}")), "{error}");
 
     let elsewhere = b.dial("/dns4/localhost/tcp/1".parse().unwrap(), PLAIN).unwrap();
     let error = elsewhere.await.unwrap_err().to_string();

@@ -20,9 +20,14 @@ fn host(world: &World, addresses: &[&str]) -> Arc<Host> {
 }
 
 fn transport(host: &Arc<Host>, link_local: bool) -> Transport {
-    let config = Config { quic: QuicConfig { link_local, ..QuicConfig::default() }, ..Config::default() };
+    let mut config = Config::default();
+    config.quic = {
+        let mut quic = QuicConfig::default();
+        quic.link_local = link_local;
+        quic
+    };
     let keypair = Keypair::generate_ed25519();
-    Transport::with_io(&keypair, config, host.clone(), Arc::new(quinn::TokioRuntime)).unwrap()
+    Transport::with_io(&keypair, config, host.clone(), libp2p_punch::io::Runtime::tokio()).unwrap()
 }
 
 /// Returns the addresses that a wildcard listener announces, until it is idle.

@@ -15,7 +15,10 @@ pub(crate) async fn run(arguments: Coordinator) -> Result<Exit, Failure> {
     let stop = Stop::new()?;
     let coordinator_limits = arguments.limits.into();
     let coordinators = arguments.coordinator;
-    let config = Config { role: Role::Server, coordinators, coordinator_limits, ..Config::default() };
+    let mut config = Config::default();
+    config.role = Role::Server;
+    config.coordinators = coordinators;
+    config.coordinator_limits = coordinator_limits;
     let printer = Printer::new(arguments.common.json);
     let mut node = service::start_with_relay(&arguments.common, config, arguments.relay.into(), printer)?;
     node.listen_on(&arguments.listen)?;

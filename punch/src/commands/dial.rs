@@ -24,7 +24,9 @@ const ECHO_INTERVAL: Duration = Duration::from_millis(100);
 pub(crate) async fn run(arguments: Dial) -> Result<Exit, Failure> {
     let (peer, coordinators) = arguments.targets()?;
     let mut stop = Stop::new()?;
-    let config = Config { role: Role::Client, coordinators, ..Config::default() };
+    let mut config = Config::default();
+    config.role = Role::Client;
+    config.coordinators = coordinators;
     let printer = Printer::new(arguments.common.json);
     let mut node = service::start(&arguments.common, config, printer.clone())?;
     node.listen_anywhere()?;

@@ -13,7 +13,8 @@ use crate::{
 /// Runs until Ctrl-C or SIGTERM; fails if no coordinator accepts the registration at the start.
 pub(crate) async fn run(arguments: Listen) -> Result<Exit, Failure> {
     let mut stop = Stop::new()?;
-    let config = Config { coordinators: arguments.coordinator, ..Config::default() };
+    let mut config = Config::default();
+    config.coordinators = arguments.coordinator;
     let mut node = service::start(&arguments.common, config, Printer::new(arguments.common.json))?;
     if arguments.listen.is_empty() {
         node.listen_anywhere()?;

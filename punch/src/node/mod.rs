@@ -127,7 +127,7 @@ impl Node {
         observer: Box<dyn Observer>,
     ) -> Result<Self, NodeError> {
         let coordinators = config.coordinators.clone();
-        let swarm = swarm::with_io(key, config, network, Arc::new(quinn::TokioRuntime))?;
+        let swarm = swarm::with_io(key, config, network, libp2p_punch::io::Runtime::tokio())?;
         Ok(Self::with_swarm(swarm, &coordinators, observer))
     }
 

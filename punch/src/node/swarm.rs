@@ -52,7 +52,7 @@ pub(super) fn with_io(
     key: Keypair,
     config: Config,
     network: Arc<dyn Network>,
-    runtime: Arc<dyn quinn::Runtime>,
+    runtime: libp2p_punch::io::Runtime,
 ) -> Result<BuiltSwarm, NodeError> {
     let relay = relay_of(&key, &config, RelayLimits::default());
     let (transport, punch) =

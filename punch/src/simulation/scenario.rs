@@ -159,14 +159,17 @@ impl Scenario {
         let coordinator_id = keys.coordinator.public().to_peer_id();
         let listener_id = keys.listener.public().to_peer_id();
 
-        let config = Config { role: Role::Server, ..Config::default() };
+        let mut config = Config::default();
+        config.role = Role::Server;
         let mut coordinator =
             Node::with_network(keys.coordinator, config, hosts.coordinator, Box::new(Ignore))?;
         coordinator.listen_on(slice::from_ref(&listen))?;
         tokio::spawn(async move { coordinator.run().await });
 
         let coordinators = vec![listen.with(Protocol::P2p(coordinator_id))];
-        let config = Config { role: Role::Client, coordinators, ..Config::default() };
+        let mut config = Config::default();
+        config.role = Role::Client;
+        config.coordinators = coordinators;
         let mut listener =
             Node::with_network(keys.listener, config.clone(), hosts.listener, observers.listener)?;
         listener.listen_on(&[wildcard()])?;

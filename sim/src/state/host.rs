@@ -10,8 +10,8 @@ use std::{
 };
 
 use futures::{StreamExt, channel::mpsc, stream};
-use if_watch::{IfEvent, IpNet};
-use libp2p_punch::io::Interfaces;
+use if_watch::IpNet;
+use libp2p_punch::io::{InterfaceAddress, InterfaceEvent, Interfaces};
 use rand::{Rng, rngs::StdRng};
 
 use crate::{
@@ -39,13 +39,17 @@ pub(crate) struct BindRefusal {
     pub(crate) with_port_only: bool,
 }
 
+fn address_of(net: IpNet) -> InterfaceAddress {
+    InterfaceAddress { ip: net.addr(), prefix_len: net.prefix_len() }
+}
+
 /// State of a host.
 #[derive(Debug, Default)]
 pub(crate) struct HostState {
     pub(crate) config: SocketConfig,
     interfaces: Vec<Interface>,
     sockets: BTreeMap<u16, Vec<(IpAddr, Weak<ReceiveBuffer>)>>,
-    watchers: Vec<mpsc::UnboundedSender<IfEvent>>,
+    watchers: Vec<mpsc::UnboundedSender<InterfaceEvent>>,
     pub(crate) refusal: Option<BindRefusal>,
 }
 
@@ -110,7 +114,8 @@ impl HostState {
             Some(known) => *known = Interface { net, realm, up },
             None => self.interfaces.push(Interface { net, realm, up }),
         }
-        let event = if up { IfEvent::Up(net) } else { IfEvent::Down(net) };
+        let event =
+            if up { InterfaceEvent::Up(address_of(net)) } else { InterfaceEvent::Down(address_of(net)) };
         self.watchers.retain(|watcher| watcher.unbounded_send(event).is_ok());
         Some(())
     }
@@ -118,7 +123,7 @@ impl HostState {
     pub(crate) fn watch(&mut self) -> Interfaces {
         let (sender, receiver) = mpsc::unbounded();
         self.watchers.push(sender);
-        let present: Vec<_> = self.up().map(IfEvent::Up).collect();
+        let present: Vec<_> = self.up().map(|net| InterfaceEvent::Up(address_of(net))).collect();
         stream::iter(present).chain(receiver).map(Ok).boxed()
     }
 

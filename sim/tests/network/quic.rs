@@ -14,7 +14,7 @@ use quinn::{
 use tokio::time::Instant;
 
 fn endpoint(host: &Host, server: bool) -> Endpoint {
-    let socket = host.bind(([0, 0, 0, 0], 4001).into(), &TokioRuntime).unwrap();
+    let socket = host.bind(([0, 0, 0, 0], 4001).into()).unwrap().into_inner();
     let identity = Keypair::ed25519_from_bytes([u8::from(server); 32]).unwrap();
     let tls = QuicServerConfig::try_from(libp2p_tls::make_server_config(&identity).unwrap()).unwrap();
     let config = server.then(|| ServerConfig::with_crypto(Arc::new(tls)));

@@ -7,8 +7,7 @@ use std::{
 
 use crate::support::{Observers, ms, socket, within_a_second};
 use futures::{FutureExt, StreamExt};
-use if_watch::IfEvent;
-use libp2p_punch::io::Network;
+use libp2p_punch::io::{InterfaceAddress, InterfaceEvent, Network};
 use libp2p_punch_sim::{Filtering, Hairpin, Host, Mapping, Nat, Socket, Verdict, World};
 
 const SERVER: [u8; 4] = [203, 0, 113, 9];
@@ -100,14 +99,14 @@ async fn interfaces_are_announced_at_first_and_when_they_change() {
     let host = World::new(1).public_host(SERVER);
     let mut events = host.interfaces().unwrap();
     let mut next = || events.next().now_or_never().map(|event| event.unwrap().unwrap());
-    let [old, new] = ["203.0.113.9/24", "203.0.113.10/24"].map(|net| net.parse().unwrap());
-    assert_eq!(next(), Some(IfEvent::Up(old)));
+    let [old, new] = [9, 10].map(|last| InterfaceAddress { ip: [203, 0, 113, last].into(), prefix_len: 24 });
+    assert_eq!(next(), Some(InterfaceEvent::Up(old)));
     assert_eq!(next(), None);
     host.renumber(SERVER, [203, 0, 113, 10]);
-    assert_eq!(next(), Some(IfEvent::Down(old)));
-    assert_eq!(next(), Some(IfEvent::Up(new)));
+    assert_eq!(next(), Some(InterfaceEvent::Down(old)));
+    assert_eq!(next(), Some(InterfaceEvent::Up(new)));
     host.interface_up(SERVER);
-    assert_eq!(next(), Some(IfEvent::Up(old)));
+    assert_eq!(next(), Some(InterfaceEvent::Up(old)));
     assert_eq!(next(), None);
 }
 

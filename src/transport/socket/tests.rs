@@ -15,11 +15,11 @@ struct Scripted {
 struct Script(Mutex<VecDeque<io::Result<usize>>>, SocketAddr);
 
 impl Network for Scripted {
-    fn bind(&self, address: SocketAddr, _: &dyn Runtime) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+    fn bind(&self, address: SocketAddr) -> io::Result<UdpSocket> {
         self.bound.lock().unwrap().push(address);
         let script = self.scripts.lock().unwrap().pop_front().unwrap_or_default();
         let local = SocketAddr::new(address.ip(), if address.port() == 0 { 50_000 } else { address.port() });
-        Ok(Arc::new(Script(Mutex::new(script.into()), local)))
+        Ok(UdpSocket::new(Arc::new(Script(Mutex::new(script.into()), local))))
     }
 
     fn interfaces(&self) -> io::Result<crate::io::Interfaces> {

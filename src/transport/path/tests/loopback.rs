@@ -4,7 +4,7 @@
 use std::{net::SocketAddr, sync::Arc};
 
 use libp2p_identity::Keypair;
-use quinn::{Connection, TokioRuntime};
+use quinn::Connection;
 use tokio::sync::mpsc;
 
 use super::{
@@ -28,7 +28,7 @@ impl Side {
         let key = Keypair::generate_ed25519();
         let (layer, notices) = layer(Configs(key.clone()), 64);
         let network = OsNetwork { socket_buffer: Some(4 << 20) };
-        let socket = network.bind(address.parse().unwrap(), &TokioRuntime).unwrap();
+        let socket = network.bind(address.parse().unwrap()).unwrap().into_inner();
         let address = socket.local_addr().unwrap();
         binding(&layer, &Configs(key.clone()), SOCKET, socket);
         Self { key, layer, notices, address }
