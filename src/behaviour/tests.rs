@@ -80,7 +80,7 @@ fn queue_caps() -> Vec<(&'static str, String)> {
         ),
         ("bytes of frames that wait for all control streams", format!("{} MiB", MAX_IN_ALL >> 20)),
         (
-            "time for which a control stream takes nothing, though frames wait",
+            "time for which a control stream takes nothing while frames wait",
             format!("{} s", STUCK_TIMEOUT.as_secs()),
         ),
     ]

@@ -269,8 +269,9 @@ mod tests {
 
     #[test]
     fn the_document_gives_the_number_of_places() {
-        let row =
-            format!("| flows that take QUIC packets from one address at one socket | {MAX_FLOWS_PER_PATH} |");
+        let row = format!(
+            "| virtual connections that take QUIC packets from one address at one socket | {MAX_FLOWS_PER_PATH} |"
+        );
         assert!(include_str!("../../../docs/protocol.md").contains(&row));
     }
 
