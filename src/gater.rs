@@ -35,7 +35,8 @@
 //! }
 //!
 //! let blocked = Arc::new(BlockList::default());
-//! let config = Config { gater: SharedGater::new(blocked.clone()), ..Config::default() };
+//! let mut config = Config::default();
+//! config.gater = SharedGater::new(blocked.clone());
 //! blocked.0.lock().unwrap().insert(PeerId::random());
 //! # assert_eq!(config.validate(), Ok(()));
 //! ```
