@@ -42,7 +42,7 @@ use self::{
     fallback::{Circuit, Fallback, TimedOut},
     observed::ObservedAddresses,
     relays::{Relays, circuit, relay_of},
-    reservations::{Outcome, Reservations},
+    reservations::{Outcome, Released, Reservations},
     upgrades::{News, Origin, Upgrades},
 };
 use super::{
@@ -371,10 +371,15 @@ impl Relaying {
     pub(super) fn set_reachable(&mut self, reachable: bool) {
         self.is_reachable = reachable;
         if reachable {
-            for (id, relay) in self.reservations.give_up() {
-                self.out.push_back(Output::Swarm(ToSwarm::RemoveListener { id }));
-                relay.into_iter().for_each(|relay| self.report(RelayEvent::Unreserved { relay }));
-            }
+            let released = self.reservations.give_up();
+            self.end(released);
+        }
+    }
+
+    fn end(&mut self, reservations: Vec<Released>) {
+        for Released { listener, relay } in reservations {
+            self.out.push_back(Output::Swarm(ToSwarm::RemoveListener { id: listener }));
+            self.report(RelayEvent::Unreserved { relay });
         }
     }
 
@@ -382,9 +387,8 @@ impl Relaying {
     pub(super) fn forget(&mut self, relay: &PeerId) {
         self.relays.forget(relay);
         self.observed.forget(relay);
-        if let Some(id) = self.reservations.forget(relay) {
-            self.out.push_back(Output::Swarm(ToSwarm::RemoveListener { id }));
-        }
+        let released = self.reservations.forget(relay);
+        self.end(released);
     }
 
     /// We have other addresses than before.
@@ -405,6 +409,7 @@ impl Relaying {
                 self.relays.succeeded(&relay, took);
                 self.report(RelayEvent::Reserved { relay });
             }
+            Some(Outcome::Unwanted(id)) => self.out.push_back(Output::Swarm(ToSwarm::RemoveListener { id })),
             Some(Outcome::Refused(_) | Outcome::Lost(_)) | None => {}
         }
     }
@@ -416,7 +421,7 @@ impl Relaying {
                 self.relays.failed(&relay);
             }
             Some(Outcome::Lost(relay)) => self.report(RelayEvent::Unreserved { relay }),
-            Some(Outcome::Accepted(..)) | None => {}
+            Some(Outcome::Accepted(..) | Outcome::Unwanted(_)) | None => {}
         }
     }
 

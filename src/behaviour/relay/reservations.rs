@@ -26,7 +26,27 @@ struct Reservation {
     listener: ListenerId,
     relay: PeerId,
     asked: Instant,
-    accepted: bool,
+    state: State,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    /// The relay has not answered.
+    Asked,
+    /// The relay has not answered, and the reservation is no longer wanted. libp2p-relay 0.22
+    /// panics if
+    /// its listener is removed before the answer.
+    Unwanted,
+    /// The relay accepted us.
+    Accepted,
+}
+
+/// Reservation that is no longer wanted.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Released {
+    /// Listener to remove.
+    pub(super) listener: ListenerId,
+    pub(super) relay: PeerId,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -44,6 +64,8 @@ pub(super) enum Outcome {
     Refused(PeerId),
     /// A reservation ended.
     Lost(PeerId),
+    /// The relay accepted us after the reservation was given up: this listener is to be removed.
+    Unwanted(ListenerId),
 }
 
 /// Our reservations, and when to ask for more.
@@ -56,7 +78,7 @@ pub(super) struct Reservations {
 impl Reservations {
     /// The next relay to ask, of those given best first.
     pub(super) fn next(&self, ranked: &[(PeerId, Multiaddr)], now: Instant) -> Option<(PeerId, Multiaddr)> {
-        if self.current.len() >= MAX_RESERVATIONS {
+        if self.is_complete() {
             return None;
         }
         ranked.iter().find(|(relay, _)| self.is_free(relay) && self.rest(relay) <= Some(now)).cloned()
@@ -64,10 +86,14 @@ impl Reservations {
 
     /// Returns the earliest time at which [`next`](Self::next) may find a relay.
     pub(super) fn next_time(&self, ranked: &[(PeerId, Multiaddr)]) -> Option<Instant> {
-        if self.current.len() >= MAX_RESERVATIONS {
+        if self.is_complete() {
             return None;
         }
         ranked.iter().filter(|(relay, _)| self.is_free(relay)).filter_map(|(relay, _)| self.rest(relay)).min()
+    }
+
+    fn is_complete(&self) -> bool {
+        self.current.iter().filter(|r| r.state != State::Unwanted).count() >= MAX_RESERVATIONS
     }
 
     fn is_free(&self, relay: &PeerId) -> bool {
@@ -79,47 +105,66 @@ impl Reservations {
     }
 
     pub(super) fn asked(&mut self, relay: PeerId, listener: ListenerId, now: Instant) {
-        self.current.push(Reservation { listener, relay, asked: now, accepted: false });
+        self.current.push(Reservation { listener, relay, asked: now, state: State::Asked });
     }
 
     /// The listener has an address.
     pub(super) fn opened(&mut self, listener: ListenerId, now: Instant) -> Option<Outcome> {
-        let reservation = self.current.iter_mut().find(|r| r.listener == listener && !r.accepted)?;
-        reservation.accepted = true;
-        self.rests.remove(&reservation.relay);
-        Some(Outcome::Accepted(reservation.relay, now.saturating_duration_since(reservation.asked)))
+        let index = self.current.iter().position(|r| r.listener == listener)?;
+        let reservation = self.current.get_mut(index)?;
+        match reservation.state {
+            State::Accepted => None,
+            State::Unwanted => {
+                self.current.swap_remove(index);
+                Some(Outcome::Unwanted(listener))
+            }
+            State::Asked => {
+                reservation.state = State::Accepted;
+                self.rests.remove(&reservation.relay);
+                let took = now.saturating_duration_since(reservation.asked);
+                Some(Outcome::Accepted(reservation.relay, took))
+            }
+        }
     }
 
     /// The listener is gone.
     pub(super) fn closed(&mut self, listener: ListenerId, now: Instant) -> Option<Outcome> {
         let index = self.current.iter().position(|r| r.listener == listener)?;
-        let Reservation { relay, accepted, .. } = self.current.swap_remove(index);
+        let Reservation { relay, state, .. } = self.current.swap_remove(index);
         let refusals = self.rests.get(&relay).map_or(0, |rest| rest.refusals);
-        let (delay, refusals) = match accepted {
-            true => (LOSS_DELAY, 0),
-            false => {
+        let (outcome, delay, refusals) = match state {
+            State::Accepted => (Outcome::Lost(relay), LOSS_DELAY, 0),
+            State::Asked => {
                 let delay = REFUSAL_DELAY.saturating_mul(2u32.saturating_pow(refusals)).min(MAX_DELAY);
-                (delay, refusals.saturating_add(1))
+                (Outcome::Refused(relay), delay, refusals.saturating_add(1))
             }
+            State::Unwanted => return None,
         };
         self.rests.insert(relay, Rest { until: now + delay, refusals });
-        Some(if accepted { Outcome::Lost(relay) } else { Outcome::Refused(relay) })
+        Some(outcome)
     }
 
     pub(super) fn contains(&self, listener: ListenerId) -> bool {
         self.current.iter().any(|reservation| reservation.listener == listener)
     }
 
-    /// Gives all of them up: the listeners to close, and the relays that had accepted.
-    pub(super) fn give_up(&mut self) -> Vec<(ListenerId, Option<PeerId>)> {
-        self.current.drain(..).map(|r| (r.listener, r.accepted.then_some(r.relay))).collect()
+    /// Gives up all reservations. Returns those that can be ended now.
+    pub(super) fn give_up(&mut self) -> Vec<Released> {
+        self.release(|_| true)
     }
 
-    /// Forgets a peer that is no relay of ours any longer.
-    pub(super) fn forget(&mut self, relay: &PeerId) -> Option<ListenerId> {
+    /// Gives up the reservation with a peer that is no relay of ours any longer.
+    pub(super) fn forget(&mut self, relay: &PeerId) -> Vec<Released> {
         self.rests.remove(relay);
-        let index = self.current.iter().position(|reservation| reservation.relay == *relay)?;
-        Some(self.current.swap_remove(index).listener)
+        self.release(|reservation| reservation.relay == *relay)
+    }
+
+    fn release(&mut self, is_unwanted: impl Fn(&Reservation) -> bool) -> Vec<Released> {
+        for reservation in self.current.iter_mut().filter(|r| r.state == State::Asked && is_unwanted(r)) {
+            reservation.state = State::Unwanted;
+        }
+        let ended = self.current.extract_if(.., |r| r.state == State::Accepted && is_unwanted(r));
+        ended.map(|Reservation { listener, relay, .. }| Released { listener, relay }).collect()
     }
 
     /// A coordinator is connected that was not: it may be asked at once. An earlier refusal may
@@ -160,7 +205,32 @@ mod tests {
         assert_eq!(ask(&mut reservations, &ranked, now).0, ranked[1].0);
         assert_eq!(reservations.next(&ranked, now), None);
         assert_eq!(reservations.next_time(&ranked), None);
-        assert_eq!(reservations.give_up().len(), 2);
+    }
+
+    #[test]
+    fn a_reservation_that_is_given_up_before_the_answer_is_removed_after_it() {
+        let now = Instant::now();
+        let (mut reservations, ranked) = three(now);
+        let (_, accepted) = ask(&mut reservations, &ranked, now);
+        let (relay, asked) = ask(&mut reservations, &ranked, now);
+        reservations.opened(accepted, now);
+        let released = reservations.give_up();
+        assert_eq!(released, [Released { listener: accepted, relay: ranked[0].0 }]);
+        assert!(reservations.contains(asked) && !reservations.is_free(&relay));
+        assert_eq!(reservations.opened(asked, now), Some(Outcome::Unwanted(asked)));
+        assert!(!reservations.contains(asked) && reservations.is_free(&relay));
+        // Its end is no loss, and no refusal.
+        assert_eq!(reservations.closed(asked, now), None);
+    }
+
+    #[test]
+    fn a_refusal_of_a_reservation_that_was_given_up_does_not_count() {
+        let now = Instant::now();
+        let (mut reservations, ranked) = three(now);
+        let (_, listener) = ask(&mut reservations, &ranked, now);
+        assert!(reservations.give_up().is_empty());
+        assert_eq!(reservations.closed(listener, now), None);
+        assert_eq!(reservations.next(&ranked, now), Some(ranked[0].clone()));
     }
 
     #[test]
@@ -209,8 +279,8 @@ mod tests {
         let now = Instant::now();
         let (mut reservations, ranked) = three(now);
         let (relay, listener) = ask(&mut reservations, &ranked, now);
-        assert!(reservations.contains(listener));
-        assert_eq!(reservations.forget(&relay), Some(listener));
-        assert!(!reservations.contains(listener) && reservations.forget(&relay).is_none());
+        reservations.opened(listener, now);
+        assert_eq!(reservations.forget(&relay), [Released { listener, relay }]);
+        assert!(!reservations.contains(listener) && reservations.forget(&relay).is_empty());
     }
 }
