@@ -26,6 +26,10 @@ const FAILURE_DELAY: Duration = Duration::from_secs(60);
 const MAX_FAILURE_DELAY: Duration = Duration::from_secs(3600);
 /// Time for a chosen coordinator to be connected and to register us.
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(30);
+/// Time between two searches for coordinators while some are missing. It doubles each time.
+const MIN_REFRESH_INTERVAL: Duration = Duration::from_secs(10);
+/// Longest such time, and the time while none is missing: nearer coordinators may have come.
+const MAX_REFRESH_INTERVAL: Duration = Duration::from_secs(600);
 /// Bits of an address that name the network within which not all coordinators may be.
 const IPV4_PREFIX: u32 = 16;
 const IPV6_PREFIX: u32 = 32;
@@ -94,6 +98,9 @@ pub(super) struct Discovery {
     has_news: bool,
     /// Time at which a failed coordinator may be chosen again.
     next: Option<Instant>,
+    /// Time of the next search for coordinators near this peer.
+    refresh_at: Option<Instant>,
+    refresh_interval: Duration,
 }
 
 impl Discovery {
@@ -108,6 +115,8 @@ impl Discovery {
             is_reachable: false,
             has_news: false,
             next: None,
+            refresh_at: None,
+            refresh_interval: MIN_REFRESH_INTERVAL,
         }
     }
 
@@ -163,6 +172,25 @@ impl Discovery {
         let delay = FAILURE_DELAY.saturating_mul(2u32.saturating_pow(known.failures)).min(MAX_FAILURE_DELAY);
         known.failures = known.failures.saturating_add(1);
         known.not_before = Some(now + delay);
+        // Others may have to be found in its place.
+        self.refresh_interval = MIN_REFRESH_INTERVAL;
+        self.refresh_at = self.refresh_at.map(|at| at.min(now + MIN_REFRESH_INTERVAL));
+    }
+
+    /// Returns true if the sources of coordinators are to look for those near this peer now.
+    pub(super) fn refresh(&mut self, now: Instant) -> bool {
+        if self.is_reachable || self.max == 0 {
+            self.refresh_at = None;
+            return false;
+        }
+        if *self.refresh_at.get_or_insert(now + self.refresh_interval) > now {
+            return false;
+        }
+        let is_complete = self.chosen.len() >= self.max && self.pending.is_empty();
+        let doubled = self.refresh_interval.saturating_mul(2).min(MAX_REFRESH_INTERVAL);
+        self.refresh_interval = if is_complete { MAX_REFRESH_INTERVAL } else { doubled };
+        self.refresh_at = Some(now + self.refresh_interval);
+        true
     }
 
     /// A coordinator registered us.
@@ -196,9 +224,9 @@ impl Discovery {
         self.chosen.contains(peer)
     }
 
-    /// Returns the time of the next choice.
+    /// Returns the time of the next choice or search.
     pub(super) fn next_time(&self) -> Option<Instant> {
-        self.next
+        [self.next, self.refresh_at].into_iter().flatten().min()
     }
 
     /// Chooses again, but for those that are `configured`. A coordinator that works is dropped only
@@ -323,6 +351,29 @@ mod tests {
 
     fn changes(discovery: &mut Discovery, now: Instant) -> Vec<Change> {
         std::iter::from_fn(|| discovery.poll(|_| false, now)).collect()
+    }
+
+    #[test]
+    fn missing_coordinators_are_looked_for_ever_less_often_and_again_soon_after_a_loss() {
+        let (mut discovery, start) = (discovery(3), Instant::now());
+        let searches = |discovery: &mut Discovery, from: u64, to: u64| {
+            let due = |second: &u64| discovery.refresh(start + Duration::from_secs(*second));
+            (from..to).filter(due).collect::<Vec<_>>()
+        };
+        assert_eq!(searches(&mut discovery, 0, 200), [10, 30, 70, 150]);
+        let all = peers(3);
+        for (network, peer) in (1..).zip(&all) {
+            discovery.coordinates(*peer, Some(address(network, 1)), Vec::new());
+        }
+        let now = start + Duration::from_secs(200);
+        changes(&mut discovery, now);
+        all.iter().for_each(|peer| discovery.succeeded(peer));
+        changes(&mut discovery, now);
+        assert_eq!(searches(&mut discovery, 200, 1_000), [310, 910]);
+        discovery.failed(&all[0], start + Duration::from_secs(1_000));
+        assert_eq!(searches(&mut discovery, 1_000, 1_011), [1_010]);
+        discovery.set_reachable(true);
+        assert_eq!(searches(&mut discovery, 1_011, 5_000), []);
     }
 
     fn by_distance(discovery: &Discovery, mut peers: Vec<PeerId>) -> Vec<PeerId> {

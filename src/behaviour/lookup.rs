@@ -103,6 +103,8 @@ pub(super) struct Lookups {
     lookups: BTreeMap<PeerId, Lookup>,
     /// Peers for which the sources have no request yet.
     waiting: VecDeque<PeerId>,
+    /// This peer, if the sources are to look for the nodes near it.
+    refresh: Option<PeerId>,
 }
 
 /// Coordinators of one peer.
@@ -124,6 +126,7 @@ impl Lookups {
             own_dials: OwnDials::default(),
             lookups: BTreeMap::new(),
             waiting: VecDeque::new(),
+            refresh: None,
         }
     }
 
@@ -149,6 +152,12 @@ impl Lookups {
             self.lookups.insert(peer, Lookup::default());
             self.waiting.push_back(peer);
         }
+    }
+
+    /// Asks all sources for the coordinators near this peer itself. A source finds them by
+    /// connecting to them; its answers are not needed.
+    pub(super) fn refresh(&mut self, local_peer: PeerId) {
+        self.refresh = Some(local_peer);
     }
 
     /// Ends the lookup of `peer`.
@@ -225,17 +234,27 @@ impl Lookups {
 
     /// Sends the next peers to the sources that have room.
     fn tell(&mut self, cx: &mut Context<'_>) {
+        if let Some(local_peer) = self.refresh
+            && self.send(local_peer, cx)
+        {
+            self.refresh = None;
+        }
         while let Some(peer) = self.waiting.front().copied() {
-            if self.lookups.contains_key(&peer) {
-                let is_ready =
-                    |source: &mut mpsc::Sender<PeerId>| !matches!(source.poll_ready(cx), Poll::Pending);
-                if !self.sources.iter_mut().map(is_ready).fold(true, |all, ready| all & ready) {
-                    return;
-                }
-                self.sources.retain_mut(|source| source.try_send(peer).is_ok());
+            if self.lookups.contains_key(&peer) && !self.send(peer, cx) {
+                return;
             }
             self.waiting.pop_front();
         }
+    }
+
+    /// Sends a peer to all sources. Returns false if some source has no room.
+    fn send(&mut self, peer: PeerId, cx: &mut Context<'_>) -> bool {
+        let is_ready = |source: &mut mpsc::Sender<PeerId>| !matches!(source.poll_ready(cx), Poll::Pending);
+        let all_ready = self.sources.iter_mut().map(is_ready).fold(true, |all, ready| all & ready);
+        if all_ready {
+            self.sources.retain_mut(|source| source.try_send(peer).is_ok());
+        }
+        all_ready
     }
 
     /// Returns the next coordinator that was found.

@@ -480,6 +480,9 @@ impl Behaviour {
     /// Registers with the coordinators that were found, and lets go of those that are no longer
     /// wanted.
     fn choose_coordinators(&mut self, now: Instant) {
+        if self.discovery.refresh(now) {
+            self.lookups.refresh(self.local_peer);
+        }
         while let Some(change) = self.discovery.poll(|peer| self.coordinators.is_configured(peer), now) {
             match change {
                 Change::Choose { coordinator, addresses } => {

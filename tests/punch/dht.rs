@@ -118,19 +118,26 @@ fn run(mut swarm: Swarm<Node>, bootstrap: Option<(PeerId, Multiaddr)>) -> Runnin
     Running { peer, registered, orders }
 }
 
-/// A network of `public` nodes and one node behind a NAT for each of `sites`, once these have found
+fn address_of(number: u8) -> Multiaddr {
+    format!("/ip4/203.{number}.113.1/udp/{PORT}/quic-v1").parse().expect("valid")
+}
+
+/// A node at 203.`number`.113.1, which coordinates.
+fn public(world: &World, number: u8, bootstrap: Option<(PeerId, Multiaddr)>) -> Running {
+    let mut swarm = node(&world.public_host([203, number, 113, 1]), 100 + number);
+    // What AutoNAT or the operator finds out. Kademlia serves then.
+    swarm.add_external_address(address_of(number));
+    run(swarm, bootstrap)
+}
+
+/// A network of `count` public nodes and one node behind a NAT for each of `sites`, once these
+/// have found
 /// coordinators.
-async fn network(world: &World, public: u8, sites: &[Site]) -> Vec<Running> {
+async fn network(world: &World, count: u8, sites: &[Site]) -> Vec<Running> {
     let mut bootstrap = None;
-    for number in 0..public {
-        let ip = [203, number, 113, 1];
-        let mut swarm = node(&world.public_host(ip), 100 + number);
-        let address: Multiaddr =
-            format!("/ip4/203.{number}.113.1/udp/{PORT}/quic-v1").parse().expect("valid");
-        // What AutoNAT or the operator finds out. Kademlia serves then.
-        swarm.add_external_address(address.clone());
-        let running = run(swarm, bootstrap.clone());
-        bootstrap.get_or_insert((running.peer, address));
+    for number in 0..count {
+        let running = public(world, number, bootstrap.clone());
+        bootstrap.get_or_insert((running.peer, address_of(number)));
     }
     let mut hidden = Vec::new();
     for (number, site) in (1..).zip(sites) {
@@ -140,6 +147,24 @@ async fn network(world: &World, public: u8, sites: &[Site]) -> Vec<Running> {
         node.registered.wait_for(|count| *count >= 3).await.expect("it runs");
     }
     hidden
+}
+
+#[test]
+fn a_peer_that_joined_before_the_coordinators_finds_them_without_a_second_bootstrap() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let first = public(&world, 0, None);
+        let bootstrap = Some((first.peer, address_of(0)));
+        let mut hidden = run(node(&Site::EIM_APDF.host(&world, 1, 0.0), 1), bootstrap.clone());
+        hidden.registered.wait_for(|count| *count >= 1).await.expect("it runs");
+        for number in 1..6 {
+            public(&world, number, bootstrap.clone());
+        }
+        let began = Instant::now();
+        hidden.registered.wait_for(|count| *count >= 3).await.expect("it runs");
+        // Kademlia itself looks again after five minutes.
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    });
 }
 
 #[test]
