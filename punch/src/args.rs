@@ -9,7 +9,7 @@ use libp2p_punch::config::{CoordinatorLimits, Rate};
 use crate::{
     demo,
     exit::Failure,
-    lab,
+    lab, network,
     node::RelayLimits,
     values::{coordinator_address, listen_address, per_second, seconds},
 };
@@ -35,6 +35,9 @@ pub(crate) enum Command {
     /// Connect to a peer, send it something, and leave. Exit code: 0 direct, 10 relayed, 11 failed,
     /// 2 usage.
     Dial(Dial),
+    /// Simulate a network of nodes without configured coordinators. Exit code: 11 if any dial
+    /// failed.
+    Network(network::Arguments),
     /// Try every pair of NAT kinds, on real NATs or simulated ones. Exit code: 11 if any dial
     /// failed.
     Lab(lab::Arguments),

@@ -15,6 +15,7 @@ mod demo;
 mod exit;
 mod key;
 mod lab;
+mod network;
 mod node;
 mod output;
 mod signal;
@@ -58,6 +59,7 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Coordinator(arguments) => in_real_time(coordinator::run(arguments)),
         Command::Listen(arguments) => in_real_time(listen::run(arguments)),
         Command::Lab(arguments) => lab::run(&arguments),
+        Command::Network(arguments) => network::run(&arguments),
         Command::Dial(arguments) => in_real_time(dial::run(arguments)),
     }
 }

@@ -2,10 +2,10 @@
 //! code, no hang.
 
 use std::{
-    fs,
+    env, fs,
     net::UdpSocket,
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{self, Command, Output, Stdio},
 };
 
 use serde_json::Value;
@@ -358,4 +358,21 @@ mod running {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         one_sentence(&["coordinator"], &output, &["stdout"]);
     }
+}
+
+#[test]
+fn in_a_simulated_network_without_configured_coordinators_every_dial_connects() {
+    let file = env::temp_dir().join(format!("punch-network-{}.json", process::id()));
+    let path = file.to_str().expect("the path is text");
+    let arguments = ["network", "--nodes", "12", "--public", "40", "--dials", "12", "--loss", "0"];
+    let output = punch(&[&arguments[..], &["--json", path]].concat());
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let results: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    fs::remove_file(&file).unwrap();
+    assert_eq!(results["hidden"], results["hidden_with_all_coordinators"]);
+    let dials = &results["rounds"][0]["dials"];
+    assert_eq!(dials["failed"], 0, "{results:#}");
+    let count = |name: &str| dials[name].as_u64().unwrap();
+    let all: u64 = ["connected_before", "direct", "relayed_then_direct", "relayed"].map(count).iter().sum();
+    assert_eq!(all, 12);
 }

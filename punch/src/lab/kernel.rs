@@ -11,10 +11,12 @@ use punch_lab::{
 use super::{
     args::Arguments,
     matrix::{Implementation, Matrix, Mode, PairDial, Study},
-    progress::Progress,
     workers::Workers,
 };
-use crate::{exit::Failure, output::print};
+use crate::{
+    exit::Failure,
+    output::{Progress, print},
+};
 
 /// Program of the stock implementation, in the directory of this program.
 const STOCK: &str = "punch-stock";

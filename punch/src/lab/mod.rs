@@ -9,7 +9,6 @@ mod json;
 #[cfg_attr(not(target_os = "linux"), path = "no_kernel.rs")]
 mod kernel;
 mod matrix;
-mod progress;
 mod simulated;
 mod svg;
 mod table;

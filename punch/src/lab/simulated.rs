@@ -7,12 +7,12 @@ use punch_lab::{Kind, Outcome};
 use super::{
     args::Arguments,
     matrix::{Conditions, Implementation, Matrix, Mode, PairDial, Study},
-    progress::Progress,
     workers::Workers,
 };
 use crate::{
     exit::Failure,
     node::DialFailure,
+    output::Progress,
     simulation::{NatSpec, RoundTrips, Scenario, run_in_simulated_time},
 };
 

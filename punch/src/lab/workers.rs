@@ -10,8 +10,7 @@ use tokio::{
     sync::mpsc,
 };
 
-use super::progress::Progress;
-use crate::{exit::Failure, signal::Stop};
+use crate::{exit::Failure, output::Progress, signal::Stop};
 
 /// Threads for the work. Once they exist, Ctrl-C and SIGTERM end the work in order instead of the
 /// program at once.

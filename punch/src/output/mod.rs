@@ -3,12 +3,14 @@
 mod json;
 mod nat;
 mod printer;
+mod progress;
 mod stdout;
 mod text;
 mod units;
 
 pub(crate) use self::{
     printer::Printer,
+    progress::Progress,
     stdout::print,
     text::TextLog,
     units::{milliseconds, short},

@@ -9,7 +9,7 @@ use std::{
 const WIDTH: usize = 32;
 
 /// Progress bar. Removed from the terminal on drop.
-pub(super) struct Progress {
+pub(crate) struct Progress {
     shown: bool,
     what: &'static str,
     done: usize,
@@ -19,7 +19,7 @@ pub(super) struct Progress {
 
 impl Progress {
     /// Shows a bar for work of this number of steps.
-    pub(super) fn new(what: &'static str, all: usize) -> Self {
+    pub(crate) fn new(what: &'static str, all: usize) -> Self {
         let progress = Self { shown: io::stderr().is_terminal(), what, done: 0, all, begun: Instant::now() };
         progress.show();
         progress
@@ -27,12 +27,12 @@ impl Progress {
 
     /// Creates a bar that is never shown.
     #[cfg(test)]
-    pub(super) fn silent() -> Self {
+    pub(crate) fn silent() -> Self {
         Self { shown: false, what: "", done: 0, all: 0, begun: Instant::now() }
     }
 
     /// Counts one step that is done.
-    pub(super) fn step(&mut self) {
+    pub(crate) fn step(&mut self) {
         self.done += 1;
         self.show();
     }
