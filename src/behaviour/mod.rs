@@ -2,7 +2,7 @@
 //!
 //! The decisions are in [`proto`](libp2p_punch_proto), which the bridge's driver runs in its own
 //! task. The behaviour keeps the connections to the coordinators open, and gives every connection a
-//! [`Handler`] that links it to the driver. It offers an address for every dial of a peer that a
+//! `Handler` that links it to the driver. It offers an address for every dial of a peer that a
 //! coordinator may know (see `offers`), so that `swarm.dial(peer)` punches in parallel to all other
 //! attempts.
 
