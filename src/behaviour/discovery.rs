@@ -373,7 +373,7 @@ mod tests {
         discovery.failed(&all[0], start + Duration::from_secs(1_000));
         assert_eq!(searches(&mut discovery, 1_000, 1_011), [1_010]);
         discovery.set_reachable(true);
-        assert_eq!(searches(&mut discovery, 1_011, 5_000), []);
+        assert_eq!(searches(&mut discovery, 1_011, 5_000), [] as [u64; 0]);
     }
 
     fn by_distance(discovery: &Discovery, mut peers: Vec<PeerId>) -> Vec<PeerId> {
