@@ -59,6 +59,7 @@ pub mod nat {
         strategy::Allocation,
     };
 }
+mod contacts;
 mod offers;
 pub mod transport;
 

@@ -30,7 +30,7 @@ use std::{
 };
 
 use futures::{SinkExt, StreamExt, channel::mpsc};
-use libp2p_core::{Endpoint, Multiaddr, multiaddr::Protocol, transport::PortUse};
+use libp2p_core::{ConnectedPoint, Endpoint, Multiaddr, multiaddr::Protocol, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
     CloseConnection, ConnectionDenied, ConnectionId, DialError, FromSwarm, ListenError, ListenOpts,
@@ -58,10 +58,14 @@ use self::{
 };
 use crate::{
     config::{Config, ConfigError, Role, peer_of},
+    contacts::Contacts,
     counters::Counters,
     offers::{self, Offer, Offers},
 };
-use libp2p_punch_proto::{ControlStreamId, nat::Report};
+use libp2p_punch_proto::{
+    ControlStreamId,
+    nat::{FilteringBehaviour, Report},
+};
 
 /// The control protocol.
 pub const PROTOCOL_NAME: StreamProtocol = StreamProtocol::new("/libp2p-punch/1.0.0");
@@ -80,6 +84,7 @@ pub(crate) struct Ends {
     pub(crate) driver: mpsc::Sender<Input>,
     pub(crate) events: mpsc::Receiver<FromDriver>,
     pub(crate) offers: Offers,
+    pub(crate) contacts: Contacts,
     pub(crate) counters: Arc<Mutex<Counters>>,
     pub(crate) runtime: Arc<dyn Runtime>,
     /// Chooses among the coordinators that are found. Others must not be able to guess it.
@@ -464,6 +469,53 @@ impl Behaviour {
         }
     }
 
+    /// Takes news about the addresses of this peer, and tells all parts if it became reachable, or
+    /// no longer is.
+    fn update_reachability(&mut self, update: impl FnOnce(&mut Reachability)) {
+        let was_reachable = self.reachability.is_reachable();
+        update(&mut self.reachability);
+        let is_reachable = self.reachability.is_reachable();
+        if is_reachable != was_reachable {
+            self.set_reachable(is_reachable);
+        }
+    }
+
+    fn update_reachability_with(&mut self, event: &FromSwarm<'_>) {
+        match event {
+            FromSwarm::NewExternalAddrCandidate(event) => {
+                self.update_reachability(|reachability| reachability.observed(event.addr));
+            }
+            FromSwarm::ExternalAddrConfirmed(event) => {
+                self.update_reachability(|reachability| reachability.confirmed(event.addr));
+            }
+            FromSwarm::ExternalAddrExpired(event) => {
+                self.update_reachability(|reachability| reachability.expired(event.addr));
+            }
+            FromSwarm::NewListenAddr(event) if !is_circuit(event.addr) => {
+                self.update_reachability(|reachability| reachability.listening(event.addr));
+            }
+            FromSwarm::ExpiredListenAddr(event) if !is_circuit(event.addr) => {
+                self.update_reachability(|reachability| reachability.not_listening(event.addr));
+            }
+            FromSwarm::ConnectionEstablished(event) if !event.endpoint.is_relayed() => {
+                if let ConnectedPoint::Listener { send_back_addr, .. } = event.endpoint {
+                    self.connected_from(send_back_addr);
+                }
+            }
+            _ => {}
+        }
+    }
+
+    /// A peer has connected to us. If this host had not sent to the peer's address, nobody else
+    /// needs a coordinator to reach us.
+    fn connected_from(&mut self, remote: &Multiaddr) {
+        if let Route::Udp(remote) = Route::of(remote)
+            && self.ends.contacts.note(remote.ip())
+        {
+            self.update_reachability(|reachability| reachability.reached_from(remote.ip().to_canonical()));
+        }
+    }
+
     fn set_reachable(&mut self, reachable: bool) {
         self.inputs.push_back(Input::Reachable(reachable));
         self.relaying.set_reachable(reachable);
@@ -710,6 +762,7 @@ impl NetworkBehaviour for Behaviour {
 
     fn on_swarm_event(&mut self, event: FromSwarm<'_>) {
         let now = self.ends.runtime.now();
+        self.update_reachability_with(&event);
         match event {
             FromSwarm::ConnectionEstablished(event) => {
                 self.dial_ended(event.connection_id);
@@ -750,12 +803,6 @@ impl NetworkBehaviour for Behaviour {
                 self.forget_link(event.connection_id);
             }
             FromSwarm::DialFailure(event) => self.dial_failed(&event, now),
-            FromSwarm::ExternalAddrConfirmed(event) if self.reachability.confirmed(event.addr) => {
-                self.set_reachable(true);
-            }
-            FromSwarm::ExternalAddrExpired(event) if self.reachability.expired(event.addr) => {
-                self.set_reachable(false);
-            }
             FromSwarm::NewListenAddr(event) => {
                 if !is_circuit(event.addr) {
                     self.network_changed();
@@ -828,6 +875,10 @@ impl NetworkBehaviour for Behaviour {
                     }
                     if let Event::Nat(NatEvent::Report(report)) = &event {
                         self.nat = (**report).clone();
+                        let filtering = self.nat.filtering.as_ref().map(|finding| &finding.value);
+                        if filtering == Some(&FilteringBehaviour::EndpointIndependent) {
+                            self.update_reachability(Reachability::filters_nothing);
+                        }
                     }
                     let is_coordinator = |peer: &PeerId| self.coordinators.contains(peer);
                     self.relaying.handle_event(&event, is_coordinator, self.ends.runtime.now());

@@ -1,46 +1,122 @@
 //! Addresses at which any peer on the Internet reaches us without help.
 //!
-//! An external address is confirmed by AutoNAT, by UPnP or by the application, and each of them may
-//! confirm an address that only the own network, or only another transport, reaches. Such an
-//! address must not end reservations or make us a coordinator.
+//! An external address is confirmed by AutoNAT, by a port mapping or by the application, and each
+//! of them may confirm an address that only the own network, or only another transport, reaches.
+//! Such an address must not end reservations or make us a coordinator.
+//!
+//! AutoNAT dials back from a server to which we have sent, and a NAT with address-dependent
+//! filtering (RFC 4787 §5) lets that through. So an address that somebody has observed, and that is
+//! not an address of this host, counts only with a proof that the NAT is open to everybody: a
+//! connection from an address to which this host has never sent, or a filtering test. An address
+//! that was confirmed without having been observed is the word of the application or of a port
+//! mapping, and counts.
 
-use std::collections::BTreeSet;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
 use libp2p_punch_proto::address_policy::{Scope, scope};
 
+/// Observed addresses that are remembered. Once there are as many, every address counts as
+/// observed.
+const MAX_OBSERVED: usize = 64;
+
 /// The confirmed external addresses that count.
 #[derive(Debug)]
 pub(super) struct Reachability {
     local_peer: PeerId,
-    addresses: BTreeSet<Multiaddr>,
+    /// Confirmed addresses, and for each whether it had been observed before.
+    confirmed: BTreeMap<Multiaddr, bool>,
+    /// Addresses at which somebody claims to see us.
+    observed: BTreeSet<Multiaddr>,
+    /// Addresses of this host on which it listens.
+    local: BTreeSet<IpAddr>,
+    /// Somebody to whom we had not sent has reached us.
+    is_open: bool,
 }
 
 impl Reachability {
     pub(super) fn new(local_peer: PeerId) -> Self {
-        Self { local_peer, addresses: BTreeSet::new() }
+        Self {
+            local_peer,
+            confirmed: BTreeMap::new(),
+            observed: BTreeSet::new(),
+            local: BTreeSet::new(),
+            is_open: false,
+        }
     }
 
     pub(super) fn is_reachable(&self) -> bool {
-        !self.addresses.is_empty()
+        let is_proved = |(address, was_observed): (&Multiaddr, &bool)| {
+            !was_observed || self.is_open || ip_of(address).is_some_and(|ip| self.local.contains(&ip))
+        };
+        self.confirmed.iter().any(is_proved)
     }
 
-    /// An external address was confirmed. Returns true if we are reachable from now on, and were
-    /// not before.
-    pub(super) fn confirmed(&mut self, address: &Multiaddr) -> bool {
-        let was_reachable = self.is_reachable();
-        if is_global_quic(address, &self.local_peer) {
-            self.addresses.insert(address.clone());
+    /// Records an address at which somebody claims to see us.
+    pub(super) fn observed(&mut self, address: &Multiaddr) {
+        if self.observed.len() < MAX_OBSERVED && is_global_quic(address, &self.local_peer) {
+            self.observed.insert(without_peer(address));
         }
-        !was_reachable && !self.addresses.is_empty()
     }
 
-    /// Removes an expired external address. Returns true if it was the last that made us reachable.
-    pub(super) fn expired(&mut self, address: &Multiaddr) -> bool {
-        self.addresses.remove(address) && self.addresses.is_empty()
+    /// Records an external address that was confirmed.
+    pub(super) fn confirmed(&mut self, address: &Multiaddr) {
+        if is_global_quic(address, &self.local_peer) {
+            let is_full = self.observed.len() >= MAX_OBSERVED;
+            let was_observed = is_full || self.observed.contains(&without_peer(address));
+            self.confirmed.entry(address.clone()).or_insert(was_observed);
+        }
     }
+
+    /// Removes an external address that expired.
+    pub(super) fn expired(&mut self, address: &Multiaddr) {
+        self.confirmed.remove(address);
+        if self.confirmed.is_empty() {
+            self.is_open = false;
+        }
+    }
+
+    /// Records an address on which we listen.
+    pub(super) fn listening(&mut self, address: &Multiaddr) {
+        self.local.extend(ip_of(address));
+    }
+
+    /// Removes an address on which we listened. The host may be in another network now.
+    pub(super) fn not_listening(&mut self, address: &Multiaddr) {
+        if ip_of(address).is_some_and(|ip| self.local.remove(&ip)) {
+            self.is_open = false;
+        }
+    }
+
+    /// Records a connection that came from an address to which we had not sent. The NAT in front of
+    /// us lets everybody in, unless the address is in our own network: it may be that NAT's own.
+    pub(super) fn reached_from(&mut self, address: IpAddr) {
+        let is_own =
+            || self.observed.iter().chain(self.confirmed.keys()).any(|own| ip_of(own) == Some(address));
+        self.is_open |= scope(address) == Scope::Global && !is_own();
+    }
+
+    /// Records that a test has found endpoint-independent filtering.
+    pub(super) fn filters_nothing(&mut self) {
+        self.is_open = true;
+    }
+}
+
+fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
+    match address.iter().next()? {
+        Protocol::Ip4(ip) => Some(ip.into()),
+        Protocol::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+fn without_peer(address: &Multiaddr) -> Multiaddr {
+    address.iter().take_while(|part| !matches!(part, Protocol::P2p(_))).collect()
 }
 
 /// Returns true for `/ip4|ip6|dns…/HOST/udp/PORT/quic-v1` with a host that has a meaning everywhere
@@ -111,15 +187,62 @@ mod tests {
         }
     }
 
+    fn reachability() -> Reachability {
+        Reachability::new(PeerId::random())
+    }
+
     #[test]
-    fn the_first_address_makes_us_reachable_and_the_last_one_ends_it() {
-        let mut reachability = Reachability::new(PeerId::random());
+    fn the_first_address_makes_us_reachable_and_the_end_of_the_last_one_ends_it() {
+        let mut reachability = reachability();
         let (one, two) = (parse(GLOBAL), parse("/ip4/198.51.100.2/udp/4001/quic-v1"));
-        let private = parse("/ip4/10.0.0.7/udp/4001/quic-v1");
-        assert!(!reachability.confirmed(&private));
-        assert!(reachability.confirmed(&one));
-        assert!(!reachability.confirmed(&two) && !reachability.confirmed(&one));
-        assert!(!reachability.expired(&one) && !reachability.expired(&private));
-        assert!(reachability.expired(&two) && !reachability.expired(&two));
+        reachability.confirmed(&parse("/ip4/10.0.0.7/udp/4001/quic-v1"));
+        assert!(!reachability.is_reachable());
+        reachability.confirmed(&one);
+        assert!(reachability.is_reachable());
+        reachability.confirmed(&two);
+        reachability.expired(&one);
+        assert!(reachability.is_reachable());
+        reachability.expired(&two);
+        assert!(!reachability.is_reachable());
+    }
+
+    #[test]
+    fn an_observed_address_of_another_host_needs_somebody_new_who_reaches_us() {
+        let mut reachability = reachability();
+        reachability.listening(&parse("/ip4/10.0.0.7/udp/4001/quic-v1"));
+        reachability.observed(&parse(GLOBAL));
+        reachability.confirmed(&parse(&format!("{GLOBAL}/p2p/{}", reachability.local_peer)));
+        assert!(!reachability.is_reachable(), "AutoNAT dials back from a server to which we have sent");
+        for own in ["10.0.0.8", "100.64.0.1", "198.51.100.1"] {
+            reachability.reached_from(own.parse().unwrap());
+            assert!(!reachability.is_reachable(), "{own} is within the NAT, or is the NAT");
+        }
+        reachability.reached_from("192.0.2.1".parse().unwrap());
+        assert!(reachability.is_reachable());
+        reachability.not_listening(&parse("/ip4/10.0.0.7/udp/4001/quic-v1"));
+        assert!(!reachability.is_reachable(), "the host is in another network");
+        reachability.filters_nothing();
+        assert!(reachability.is_reachable());
+    }
+
+    #[test]
+    fn an_observed_address_of_this_host_needs_no_proof() {
+        let mut reachability = reachability();
+        reachability.observed(&parse(GLOBAL));
+        reachability.confirmed(&parse(GLOBAL));
+        reachability.listening(&parse("/ip4/198.51.100.1/udp/4001/quic-v1"));
+        assert!(reachability.is_reachable());
+    }
+
+    #[test]
+    fn invented_observations_are_capped_and_gain_no_trust() {
+        let mut reachability = reachability();
+        for port in 1..200 {
+            reachability.observed(&parse(&format!("/ip4/198.51.100.9/udp/{port}/quic-v1")));
+        }
+        assert_eq!(reachability.observed.len(), MAX_OBSERVED);
+        reachability.observed(&parse(GLOBAL));
+        reachability.confirmed(&parse(GLOBAL));
+        assert!(!reachability.is_reachable());
     }
 }

@@ -15,7 +15,15 @@ fn behaviour() -> Behaviour {
     let (driver, _) = mpsc::channel(16);
     let (_, events) = mpsc::channel(16);
     let (counters, runtime) = (Arc::default(), Arc::new(TokioRuntime));
-    let ends = Ends { driver, events, offers: Offers::default(), counters, runtime, secret: [0; 32] };
+    let ends = Ends {
+        driver,
+        events,
+        offers: Offers::default(),
+        contacts: Contacts::default(),
+        counters,
+        runtime,
+        secret: [0; 32],
+    };
     Behaviour::new(PeerId::random(), &Config::default(), ends).unwrap()
 }
 

@@ -19,6 +19,7 @@ use crate::{
         frames::{FrameSender, Unsent},
         link::{Input, Route},
     },
+    contacts::Contacts,
     counters::Counters,
     io::InterfaceWatch,
     offers::{Offer, Offers},
@@ -61,6 +62,7 @@ pub(super) struct Shared {
     pub(super) path: Arc<PathLayer>,
     pub(super) connections: Arc<ConnectionTable>,
     pub(super) offers: Offers,
+    pub(super) contacts: Contacts,
     pub(super) ready: Ready,
 }
 
@@ -320,6 +322,7 @@ impl Driver {
         let mut events = Vec::new();
         loop {
             while let Some(transmit) = self.endpoint.poll_transmit() {
+                self.shared.contacts.note(transmit.path.remote.ip());
                 self.shared.path.send_probe(transmit.path, &transmit.payload);
             }
             // Translated while the sockets are there that they name.

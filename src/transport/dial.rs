@@ -62,6 +62,8 @@ impl Transport {
         }
     }
 
+    /// Dials an address of the peer's own, and takes the connection of a session if that is there
+    /// earlier.
     fn dial_address(
         &mut self,
         remote: SocketAddr,
@@ -81,6 +83,7 @@ impl Transport {
             connection.told(remote);
             return Ok(future::ready(Ok((peer, connection))).boxed());
         }
+        self.contacts.note(remote.ip());
         let env = self.env.clone();
         let driver = self.notices.sender();
         let plain = plain_dial(PlainDial { env, remote, peer, reused, driver: driver.clone() });
@@ -107,6 +110,7 @@ impl Transport {
     fn dial_as_listener(&mut self, remote: SocketAddr, peer: PeerId) -> Result<Dial, Error> {
         let listener = self.listener_towards(remote).ok_or(Error::NoActiveListenerForDialAsListener)?;
         let socket = listener.binding.wire.socket();
+        self.contacts.note(remote.ip());
         // Registered before the first poll, so that a faster remote is not mistaken for another
         // peer.
         let punch = self.punches.register(remote, peer)?;

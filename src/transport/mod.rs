@@ -87,6 +87,7 @@ pub use self::{
 };
 use crate::{
     config::Config,
+    contacts::Contacts,
     io::{self, InterfaceWatch, Network, OsNetwork},
     offers::Offers,
 };
@@ -122,6 +123,8 @@ pub struct Transport {
     notices: Notices,
     /// Dials that a traversal may answer.
     offers: Offers,
+    /// Addresses to which this host may have sent.
+    contacts: Contacts,
     /// Connections of sessions that no dial waits for.
     ready: Ready,
     /// Connections that peers opened through sessions. `None` without a driver.
@@ -193,6 +196,7 @@ impl Transport {
             punches: Punches::default(),
             notices,
             offers: Offers::default(),
+            contacts: Contacts::default(),
             ready: Ready::default(),
             inbound,
             interfaces,
@@ -214,6 +218,11 @@ impl Transport {
 
     pub(crate) fn offers(&self) -> Offers {
         self.offers.clone()
+    }
+
+    /// Returns the addresses to which this host may have sent.
+    pub(crate) fn contacts(&self) -> Contacts {
+        self.contacts.clone()
     }
 
     pub(crate) fn ready(&self) -> Ready {

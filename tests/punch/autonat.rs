@@ -146,3 +146,55 @@ fn a_peer_that_only_a_traversal_reaches_is_not_taken_for_reachable() {
         assert!(listener.listeners().any(|address| address.iter().any(|part| part == Protocol::P2pCircuit)));
     });
 }
+
+/// Runs a peer until AutoNAT has confirmed the address that its NAT gives it.
+async fn confirmed(swarm: &mut Swarm<Peer>) {
+    until(swarm, |event| {
+        matches!(event, SwarmEvent::ExternalAddrConfirmed { address } if address.to_string().starts_with("/ip4/198.51.100."))
+            .then_some(())
+    })
+    .await;
+}
+
+/// Runs a peer for a minute. Returns true if it gives up its reservation.
+async fn gives_up_its_reservation(swarm: &mut Swarm<Peer>) -> bool {
+    let unreserved = until(swarm, |event| {
+        matches!(event, SwarmEvent::Behaviour(PeerEvent::Punch(Event::Relay(RelayEvent::Unreserved { .. }))))
+            .then_some(())
+    });
+    tokio::time::timeout(std::time::Duration::from_secs(60), unreserved).await.is_ok()
+}
+
+#[test]
+fn a_peer_that_only_its_contacts_reach_is_not_taken_for_reachable() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let address = server(&world);
+        let mut hidden = peer(&Site::EIM_ADF.host(&world, 2, 0.0), 2, client(&address));
+        reserved(&mut hidden).await;
+        confirmed(&mut hidden).await;
+        assert!(!gives_up_its_reservation(&mut hidden).await);
+        assert!(!hidden.behaviour().punch.is_coordinator());
+    });
+}
+
+#[test]
+fn a_peer_behind_a_nat_is_reachable_once_a_stranger_has_reached_it() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let address = server(&world);
+        let mut open = peer(&Site::EIM_EIF.host(&world, 2, 0.0), 2, client(&address));
+        let id = *open.local_peer_id();
+        reserved(&mut open).await;
+        confirmed(&mut open).await;
+        assert!(!gives_up_its_reservation(&mut open).await);
+
+        let mut stranger = swarm(&Site::Public.host(&world, 1, 0.0), 1, Config::default(), |punch, _| punch);
+        let address: Multiaddr =
+            format!("/ip4/198.51.100.2/udp/4001/quic-v1/p2p/{id}").parse().expect("valid");
+        stranger.dial(address).expect("not dialed yet");
+        run(stranger);
+        assert!(gives_up_its_reservation(&mut open).await);
+        assert!(open.behaviour().punch.is_coordinator());
+    });
+}

@@ -170,7 +170,8 @@ fn reservations_are_given_up_as_soon_as_the_peer_is_reachable() {
         let mut swarm = peer(&world, Site::EIM_EIF, 1, client(&address));
         let relay = reserved(&mut swarm).await;
         assert!(swarm.listeners().any(|address| address.iter().any(|part| part == Protocol::P2pCircuit)));
-        swarm.add_external_address("/ip4/198.51.100.1/udp/4001/quic-v1".parse().expect("valid"));
+        // A port that the NAT forwards.
+        swarm.add_external_address("/ip4/198.51.100.1/udp/4002/quic-v1".parse().expect("valid"));
         let own = *swarm.local_peer_id();
         let seen = watch(&mut swarm, own, MINUTE).await;
         let is_end = |event: &Event| matches!(event, Event::Relay(RelayEvent::Unreserved { relay: ended, .. }) if *ended == relay);
