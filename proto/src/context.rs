@@ -127,6 +127,12 @@ impl Context<'_> {
         registrations.handle_timeout(&announcement, self.now, rng, out);
     }
 
+    /// Ends the registration with a coordinator at once. Otherwise it lasts for its lifetime.
+    pub(crate) fn withdraw(&mut self, coordinator: &PeerId) {
+        let Environment { identity, registrations, out, .. } = &mut *self.env;
+        registrations.withdraw(coordinator, &identity.keypair, identity.probe_secret.public(), out);
+    }
+
     /// Tells a peer the address at which this peer sees it.
     pub(crate) fn tell_observed_address(&mut self, id: ControlStreamId) {
         if let Some((sequence, address)) = self.env.streams.observe(id) {

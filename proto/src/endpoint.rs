@@ -365,9 +365,14 @@ impl Endpoint {
         sessions.set_coordinators_of(&mut cx, peer, coordinators);
     }
 
-    /// No longer uses `peer` as a coordinator.
+    /// No longer uses `peer` as a coordinator. The registration lasts until its lifetime ends, for
+    /// those that look for this peer there. A peer that others reach without help ends the
+    /// registration at once.
     pub fn remove_coordinator(&mut self, peer: &PeerId, now: Instant) {
         if self.env.registrations.contains(peer) {
+            if self.server.coordinator.is_active() {
+                self.env.at(now).withdraw(peer);
+            }
             self.env.registrations.remove(peer, now);
             self.env.local.observations.distrust(peer);
             let mut cx = self.env.at(now);

@@ -152,6 +152,26 @@ impl RegistrationClient {
         }
     }
 
+    /// Asks a coordinator to end a registration: a REGISTER with the lifetime 0, which has no answer.
+    pub(crate) fn withdraw(
+        &mut self,
+        coordinator: &PeerId,
+        keypair: &Keypair,
+        probe_key: [u8; 32],
+        out: &mut Outbox,
+    ) {
+        let Some(entry) = self.entries.get(coordinator) else { return };
+        let (Some(link), Some(_)) = (entry.link, entry.generation) else { return };
+        self.generation += 1;
+        let candidates = &entry.announced;
+        // A key that cannot sign has not registered either.
+        if let Ok(withdrawal) =
+            Registration::sign(keypair, self.generation, Duration::ZERO, probe_key, candidates, Bytes::new())
+        {
+            out.frame(link, Frame::Register(withdrawal));
+        }
+    }
+
     /// Returns true if `peer` is a coordinator of ours.
     pub(crate) fn contains(&self, peer: &PeerId) -> bool {
         self.entries.contains_key(peer)

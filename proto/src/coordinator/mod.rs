@@ -108,6 +108,11 @@ impl Coordinator {
         }
     }
 
+    /// Returns true if this peer coordinates for others: they reach it without help.
+    pub(crate) fn is_active(&self) -> bool {
+        self.active
+    }
+
     /// Begins or ends to coordinate. At the end, registered peers get a rejection.
     pub(crate) fn set_active(&mut self, active: bool, out: &mut Outbox) {
         self.active = active;
@@ -185,6 +190,9 @@ impl Coordinator {
         out: &mut Outbox,
     ) {
         let generation = registration.generation;
+        if registration.lifetime.is_zero() {
+            return self.withdraw((id, link), &registration, out);
+        }
         match self.try_register((id, link), registration, now) {
             Ok((lifetime, evicted)) => {
                 let allowance = self.limits.request_rate;
@@ -210,6 +218,23 @@ impl Coordinator {
         }
     }
 
+    /// Ends the registration of a peer that asks for it, over the control stream that registered the
+    /// peer. There is no answer.
+    fn withdraw(
+        &mut self,
+        (id, link): (ControlStreamId, &ControlStream),
+        withdrawal: &Registration,
+        out: &mut Outbox,
+    ) {
+        let is_later =
+            |entry: &Registered| entry.link == id && entry.registration.generation < withdrawal.generation;
+        if is_key_of(&withdrawal.peer, &link.peer) && self.registry.get(&link.peer).is_some_and(is_later) {
+            self.registry.remove(&link.peer);
+        } else {
+            out.refuse_frame();
+        }
+    }
+
     fn try_register(
         &mut self,
         (id, link): (ControlStreamId, &ControlStream),
@@ -230,7 +255,7 @@ impl Coordinator {
         let is_older = known.is_some_and(|entry| {
             entry.link == id && entry.registration.generation >= registration.generation
         });
-        if is_older || registration.lifetime.is_zero() || !is_key_of(&registration.peer, &link.peer) {
+        if is_older || !is_key_of(&registration.peer, &link.peer) {
             return Err(RejectReason::Malformed.into());
         }
         let lifetime = registration.lifetime.min(MAX_LIFETIME);

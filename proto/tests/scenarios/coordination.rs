@@ -112,6 +112,25 @@ fn a_registration_that_is_not_renewed_expires_at_the_coordinator() {
 }
 
 #[test]
+fn a_peer_that_has_become_reachable_ends_its_registration_at_once() {
+    let mut world = World::new();
+    let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
+    let b = world.add(&Config::default(), "203.0.113.2", None);
+    let c = world.add(&server(), "198.51.100.1", None);
+    world.coordinate(a, c);
+    world.coordinate(b, c);
+    world.run_for(ms(1000));
+    let coordinator = world.nodes[c].peer;
+    world.input(b, |endpoint, now| endpoint.set_publicly_reachable(true, now));
+    world.input(b, |endpoint, now| endpoint.remove_coordinator(&coordinator, now));
+    world.run_for(ms(1000));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(60));
+    assert_eq!(world.retries(a)[0].1, FailureReason::Rejected(RejectReason::NotConnected));
+    assert_eq!(world.nodes[c].endpoint.counters().frames_refused, 0);
+}
+
+#[test]
 fn a_peer_whose_link_is_gone_is_not_connected() {
     let (mut world, a, b, _) = triangle();
     let link = *world.nodes[b].links.keys().next().unwrap();
