@@ -152,7 +152,7 @@ impl RegistrationClient {
         }
     }
 
-    /// Asks a coordinator to end a registration: a REGISTER with the lifetime 0, which has no answer.
+    /// Asks a coordinator to end a registration: a REGISTER with the lifetime 0, without an answer.
     pub(crate) fn withdraw(
         &mut self,
         coordinator: &PeerId,

@@ -218,8 +218,8 @@ impl Coordinator {
         }
     }
 
-    /// Ends the registration of a peer that asks for it, over the control stream that registered the
-    /// peer. There is no answer.
+    /// Ends the registration of a peer that asks for it, over the control stream of the
+    /// registration. There is no answer.
     fn withdraw(
         &mut self,
         (id, link): (ControlStreamId, &ControlStream),
