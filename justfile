@@ -38,4 +38,4 @@ bench NAME:
 
 # The crates as they would be published
 package:
-    cargo package --locked -p libp2p-punch-proto -p libp2p-punch -p libp2p-punch-sim
+    cargo package --locked -p libp2p-punch-proto -p libp2p-punch -p libp2p-punch-node -p libp2p-punch-sim

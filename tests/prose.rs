@@ -7,7 +7,7 @@ use std::{
 
 /// Folders with Rust sources.
 const SOURCES: &[&str] =
-    &["benches", "examples", "fuzz", "interop", "lab", "proto", "punch", "sim", "src", "tests"];
+    &["benches", "examples", "fuzz", "interop", "lab", "node", "proto", "punch", "sim", "src", "tests"];
 
 /// Folders and files whose comments do not follow the rules yet.
 const UNCHECKED_SOURCES: &[&str] = &["proto/src/nat"];
