@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     Arguments,
-    report::{Report, Round, Tally, Traffic, quantile},
+    report::{IdleNode, Report, Round, Tally, quantile},
 };
 use crate::output::milliseconds;
 
@@ -27,7 +27,7 @@ pub(super) fn document(arguments: &Arguments, report: &Report) -> Value {
         "registered_after_ms": milliseconds(joined.waited),
         "rounds": report.rounds.iter().map(round).collect::<Vec<_>>(),
         "requests_by_coordinator": report.load.requests,
-        "idle": { "hidden": traffic(&report.idle.hidden), "coordinators": traffic(&report.idle.coordinators) },
+        "idle": { "hidden": idle(&report.idle.hidden), "coordinators": idle(&report.idle.coordinators) },
         "simulated_ms": milliseconds(report.elapsed),
     })
 }
@@ -67,8 +67,10 @@ fn quantiles(sorted: &[Duration]) -> Value {
     json!({ "p50": at(0.5), "p90": at(0.9), "p99": at(0.99), "max": at(1.0) })
 }
 
-fn traffic(traffic: &Traffic) -> Value {
+fn idle(node: &IdleNode) -> Value {
+    let traffic = &node.traffic;
     json!({
+        "peers": node.peers,
         "datagrams_sent": traffic.datagrams_sent,
         "bytes_sent": traffic.bytes_sent,
         "datagrams_received": traffic.datagrams_received,

@@ -78,6 +78,8 @@ pub(super) struct Status {
     /// Coordinators that have registered the node.
     pub(super) registered: Vec<PeerId>,
     pub(super) is_coordinator: bool,
+    /// Peers with which the node has a connection.
+    pub(super) peers: usize,
     /// Requests that the node passed on for others.
     pub(super) forwarded: u64,
 }
@@ -332,6 +334,7 @@ impl Running {
         let now = Status {
             registered: registered.map(|coordinator| coordinator.peer).collect(),
             is_coordinator: punch.is_coordinator(),
+            peers: self.swarm.network_info().num_peers(),
             forwarded: punch.counters().protocol.requests_forwarded,
         };
         self.status.send_if_modified(|known| {

@@ -225,11 +225,20 @@ impl Traffic {
     }
 }
 
-/// Traffic of the nodes while nobody dials, for each second.
+/// Nodes while nobody dials.
 #[derive(Debug)]
 pub(super) struct Idle {
-    pub(super) hidden: Traffic,
-    pub(super) coordinators: Traffic,
+    pub(super) hidden: IdleNode,
+    pub(super) coordinators: IdleNode,
+}
+
+/// Means of the nodes of one kind.
+#[derive(Debug)]
+pub(super) struct IdleNode {
+    /// Traffic, for each second.
+    pub(super) traffic: Traffic,
+    /// Connected peers.
+    pub(super) peers: f64,
 }
 
 /// Returns a share in percent.

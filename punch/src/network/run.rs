@@ -17,7 +17,7 @@ use super::{
     args::{Arguments, share_of},
     node::{Dialed, Node},
     population::{Population, can_be_direct, ip},
-    report::{Attempt, Idle, Joined, Load, Report, Round, Traffic},
+    report::{Attempt, Idle, IdleNode, Joined, Load, Report, Round, Traffic},
 };
 use crate::{exit::Failure, output::Progress};
 
@@ -200,7 +200,11 @@ impl Network<'_> {
     fn idle(&self, meter: &TrafficMeter) -> Idle {
         let of = |is_coordinator: bool| {
             let nodes = self.nodes.iter().filter(|node| node.status().is_coordinator == is_coordinator);
-            Traffic::mean(nodes.map(|node| meter.of(ip(&node.site))), IDLE_TIME)
+            let peers: Vec<_> = nodes.clone().map(|node| node.status().peers).collect();
+            IdleNode {
+                traffic: Traffic::mean(nodes.map(|node| meter.of(ip(&node.site))), IDLE_TIME),
+                peers: peers.iter().sum::<usize>() as f64 / peers.len().max(1) as f64,
+            }
         };
         Idle { hidden: of(false), coordinators: of(true) }
     }

@@ -2,7 +2,7 @@
 
 use std::{fmt::Write as _, time::Duration};
 
-use super::report::{Joined, Load, Report, Round, Tally, Traffic, percent, quantile};
+use super::report::{IdleNode, Joined, Load, Report, Round, Tally, Traffic, percent, quantile};
 
 /// Returns the results, a paragraph for each part.
 pub(super) fn of(report: &Report) -> String {
@@ -87,12 +87,14 @@ fn load(load: &Load) -> String {
     )
 }
 
-fn idle(name: &str, traffic: &Traffic) -> String {
-    let Traffic { datagrams_sent, bytes_sent, datagrams_received, bytes_received } = traffic;
+fn idle(name: &str, node: &IdleNode) -> String {
+    let Traffic { datagrams_sent, bytes_sent, datagrams_received, bytes_received } = node.traffic;
     format!(
-        "Idle {name}: sends {bytes_sent:.0} B/s in {:.0} datagrams a minute, receives {bytes_received:.0} B/s in {:.0}\n",
+        "Idle {name}: sends {bytes_sent:.0} B/s in {:.0} datagrams a minute, receives {bytes_received:.0} B/s in {:.0}, \
+         has {:.1} connected peers\n",
         datagrams_sent * 60.0,
-        datagrams_received * 60.0
+        datagrams_received * 60.0,
+        node.peers
     )
 }
 
