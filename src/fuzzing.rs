@@ -8,8 +8,8 @@ use bytes::BytesMut;
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
+use crate::transport::addr;
 pub use crate::transport::{fuzz_certificate as certificates, fuzz_datagrams as datagrams};
-use crate::{behaviour::link::Route, transport::addr};
 use libp2p_punch_proto::{
     SessionId,
     event::SessionRole,
@@ -67,8 +67,6 @@ pub fn addresses(bytes: &[u8]) {
     for address in [Multiaddr::try_from(bytes.to_vec()).ok(), text].into_iter().flatten() {
         if let Some((socket, peer)) = addr::to_socket(&address) {
             assert_eq!(addr::to_socket(&addr::from_socket(socket)), Some((socket, None)));
-            let is_offer = crate::offers::is_offer(&address);
-            assert_eq!(Route::of(&address), if is_offer { Route::Unresolved } else { Route::Udp(socket) });
             assert_eq!(crate::config::peer_of(&address), peer);
             let can_be_dialed = socket.port() != 0 && !socket.ip().is_unspecified();
             assert_eq!(addr::is_remote(socket), can_be_dialed);
@@ -80,7 +78,6 @@ pub fn addresses(bytes: &[u8]) {
                 std::iter::once(Protocol::Ip6zone(zone.into())).chain(rest.iter()).collect();
             assert_eq!(addr::to_zoned(&again).map(|(_, socket, _)| socket), Some(socket));
             assert_eq!(crate::config::peer_of(&address), peer);
-            assert_eq!(Route::of(&address), Route::Other);
         }
     }
 }

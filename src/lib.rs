@@ -30,6 +30,7 @@
 
 pub mod behaviour;
 mod bridge;
+mod carrier;
 pub mod config;
 pub mod counters;
 #[cfg(any(test, feature = "fuzzing"))]

@@ -1,4 +1,4 @@
-//! A node for applications on [`libp2p-punch`](https://docs.rs/libp2p-punch).
+//! Tickets for applications on [`libp2p-punch`](https://docs.rs/libp2p-punch).
 //!
 //! A [`Ticket`] holds all that one node needs to reach another: a PeerId, addresses and
 //! coordinators, as one short word of text.

@@ -12,25 +12,23 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{
-    SinkExt,
-    channel::mpsc,
-    future::{Ready, ready},
-};
+use futures::future::{Ready, ready};
 use libp2p_core::upgrade::{InboundUpgrade, ReadyUpgrade, UpgradeInfo};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
     ConnectionHandler, ConnectionHandlerEvent, StreamProtocol, StreamUpgradeError, SubstreamProtocol,
     handler::{ConnectionEvent, FullyNegotiatedInbound, FullyNegotiatedOutbound, ProtocolsChange},
 };
+use tokio::sync::mpsc;
+use tokio_util::sync::PollSender;
 
 use super::{
     COORDINATOR_PROTOCOL_NAME, PROTOCOL_NAME,
     control::Control,
     frames::{FrameReceiver, QueuedBytes, frame_queue},
-    link::{Input, Route},
+    link::Input,
 };
-use crate::offers::Offer;
+use crate::{carrier::carrier_of, offers::Offer};
 use libp2p_punch_proto::{
     ControlStreamId,
     wire::frame::{Frame, Registration},
@@ -101,8 +99,10 @@ impl InboundUpgrade<libp2p_swarm::Stream> for ControlProtocol {
 pub struct Handler {
     link: ControlStreamId,
     peer: PeerId,
+    /// A relay carries the connection.
+    is_relayed: bool,
     runtime: Arc<dyn quinn::Runtime>,
-    driver: mpsc::Sender<Input>,
+    driver: PollSender<Input>,
     /// We opened the connection, and so open the control stream.
     opens: bool,
     reopens: u8,
@@ -150,7 +150,8 @@ pub(super) struct Shared {
 
 impl Handler {
     pub(super) fn new(
-        (link, peer, route): (ControlStreamId, PeerId, Route),
+        link: ControlStreamId,
+        peer: PeerId,
         opens: bool,
         is_coordinator: bool,
         shared: Shared,
@@ -159,8 +160,9 @@ impl Handler {
         Self {
             link,
             peer,
+            is_relayed: false,
             runtime,
-            driver,
+            driver: PollSender::new(driver),
             queued,
             further: None,
             stuck: None,
@@ -168,7 +170,7 @@ impl Handler {
             reopens: 0,
             streams: [None, None],
             frames: None,
-            pending: VecDeque::from([Input::Opened { link, peer, route }]),
+            pending: VecDeque::new(),
             is_coordinator,
             coordinates: false,
             news: VecDeque::new(),
@@ -190,18 +192,25 @@ impl Handler {
         Self { coordinates, ..self }
     }
 
+    /// A relay carries the connection: none of our sockets does directly.
+    pub(super) fn relayed(self, is_relayed: bool) -> Self {
+        Self { is_relayed, ..self }
+    }
+
     /// The swarm knows the connection by the address of this offer, if of any.
     pub(super) fn dialed_at(self, offer: Option<Arc<Offer>>) -> Self {
         Self { offer, ..self }
     }
 
-    fn add(&mut self, slot: usize, stream: libp2p_swarm::Stream) {
-        self.streams[slot] = Some(Control::new(stream));
+    fn add(&mut self, slot: usize, mut stream: libp2p_swarm::Stream) {
         if self.frames.is_none() {
-            let (sender, receiver) = frame_queue(self.queued.clone());
+            let connection = if self.is_relayed { None } else { carrier_of(&mut stream) };
+            let (frames, receiver) = frame_queue(self.queued.clone());
             self.frames = Some(receiver);
-            self.pending.push_back(Input::Speaks { link: self.link, frames: sender });
+            let (link, peer) = (self.link, self.peer);
+            self.pending.push_back(Input::Speaks { link, peer, connection, frames });
         }
+        self.streams[slot] = Some(Control::new(stream));
     }
 
     fn drop_stream(&mut self, slot: usize, why: &dyn std::fmt::Display) {
@@ -265,17 +274,17 @@ impl Handler {
 
     fn poll_driver(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         loop {
-            match self.driver.poll_ready_unpin(cx) {
+            match self.driver.poll_reserve(cx) {
                 Poll::Ready(Ok(())) => {}
                 // The driver is gone, and with it the node.
                 Poll::Ready(Err(_)) | Poll::Pending => return Poll::Pending,
             }
-            if let Some(input) = self.pending.pop_front() {
-                let _ = self.driver.start_send_unpin(input);
-                continue;
-            }
-            let Some(input) = self.poll_streams(cx) else { return Poll::Pending };
-            let _ = self.driver.start_send_unpin(input);
+            let Some(input) = self.pending.pop_front().or_else(|| self.poll_streams(cx)) else {
+                // Other connections wait for a place in the channel.
+                self.driver.abort_send();
+                return Poll::Pending;
+            };
+            let _ = self.driver.send_item(input);
         }
     }
 
@@ -469,9 +478,8 @@ mod tests {
 
     fn handler() -> Handler {
         let (driver, _) = mpsc::channel(1);
-        let of = (ControlStreamId(1), PeerId::random(), Route::Other);
         let shared = Shared { driver, runtime: Arc::new(TokioRuntime), queued: QueuedBytes::default() };
-        Handler::new(of, false, false, shared)
+        Handler::new(ControlStreamId(1), PeerId::random(), false, false, shared)
     }
 
     fn register(generation: u64) -> Frame {

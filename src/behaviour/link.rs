@@ -2,23 +2,26 @@
 
 use std::{collections::BTreeSet, net::SocketAddr, sync::Arc};
 
-use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 
 use super::{event::Event, frames::FrameSender};
-use crate::offers::{self, Offer};
+use crate::{carrier::ConnectionNumber, offers::Offer};
 use libp2p_punch_proto::{ControlStreamId, wire::frame::Frame};
 
 /// Message to the driver, in the order of the events.
 #[derive(Debug)]
 pub(crate) enum Input {
-    /// A libp2p connection was established, over any transport.
-    Opened { link: ControlStreamId, peer: PeerId, route: Route },
-    /// Both sides of that connection speak the control protocol; frames to the peer go into
-    /// `frames`.
-    Speaks { link: ControlStreamId, frames: FrameSender },
+    /// Both sides of a connection speak the control protocol.
+    Speaks {
+        link: ControlStreamId,
+        peer: PeerId,
+        /// The QUIC connection, if one carries the control stream directly.
+        connection: Option<ConnectionNumber>,
+        /// Takes frames to the peer.
+        frames: FrameSender,
+    },
     /// The peer of a connection is at another address now.
-    Moved { link: ControlStreamId, remote: SocketAddr },
+    Moved { link: ControlStreamId },
     /// A frame came in.
     Received { link: ControlStreamId, frame: Frame },
     /// The control stream is gone; the connection may still be there.
@@ -60,71 +63,4 @@ pub(crate) enum FromDriver {
     /// A connection with this peer was closed here, because it could not move with our address.
     /// `dialed` is where the peer was dialed, if it was, and not through a session.
     Lost { peer: PeerId, dialed: Option<SocketAddr> },
-}
-
-/// UDP path of a connection, as its libp2p address describes it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Route {
-    /// A QUIC connection to this very address.
-    Udp(SocketAddr),
-    /// A QUIC connection to an address that only the transport knows: a DNS name, or a punched
-    /// path.
-    Unresolved,
-    /// No QUIC connection of ours: another transport, or a relay in between.
-    Other,
-}
-
-impl Route {
-    pub(crate) fn of(address: &Multiaddr) -> Self {
-        let mut parts = address.iter();
-        if address.iter().any(|part| part == Protocol::P2pCircuit) {
-            return Route::Other;
-        }
-        if offers::is_offer(address) {
-            return Route::Unresolved;
-        }
-        let ip = match parts.next() {
-            Some(Protocol::Ip4(ip)) => Some(ip.into()),
-            Some(Protocol::Ip6(ip)) => Some(ip.into()),
-            Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)) => None,
-            _ => return Route::Other,
-        };
-        match (ip, parts.next(), parts.next()) {
-            (Some(ip), Some(Protocol::Udp(port)), Some(Protocol::QuicV1)) => {
-                Route::Udp(SocketAddr::new(ip, port))
-            }
-            (None, Some(Protocol::Udp(_)), Some(Protocol::QuicV1)) => Route::Unresolved,
-            (None, Some(Protocol::P2p(_)) | None, None) => Route::Unresolved,
-            _ => Route::Other,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::offers::Offers;
-
-    #[test]
-    fn an_address_tells_what_is_known_of_its_udp_path() {
-        let peer = PeerId::random();
-        for (address, route) in [
-            ("/ip4/192.0.2.1/udp/4001/quic-v1".to_owned(), Route::Udp(([192, 0, 2, 1], 4001).into())),
-            (
-                format!("/ip6/2001:db8::1/udp/1/quic-v1/p2p/{peer}"),
-                Route::Udp("[2001:db8::1]:1".parse().unwrap()),
-            ),
-            (format!("/p2p/{peer}"), Route::Other),
-            (Offers::default().open(peer).unwrap().address().to_string(), Route::Unresolved),
-            ("/dns4/example.org/udp/4001/quic-v1".to_owned(), Route::Unresolved),
-            (format!("/dnsaddr/example.org/p2p/{peer}"), Route::Unresolved),
-            ("/ip4/192.0.2.1/tcp/4001".to_owned(), Route::Other),
-            ("/dns4/example.org/tcp/4001".to_owned(), Route::Other),
-            (format!("/ip4/192.0.2.1/udp/1/quic-v1/p2p/{peer}/p2p-circuit/p2p/{peer}"), Route::Other),
-            (format!("/p2p/{peer}/p2p-circuit"), Route::Other),
-            ("/ip4/192.0.2.1/udp/1/webrtc-direct".to_owned(), Route::Other),
-        ] {
-            assert_eq!(Route::of(&address.parse().unwrap()), route, "{address}");
-        }
-    }
 }

@@ -22,14 +22,12 @@ mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
-    net::SocketAddr,
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
     time::Instant,
 };
 
-use futures::{SinkExt, StreamExt, channel::mpsc};
 use libp2p_core::{ConnectedPoint, Endpoint, Multiaddr, multiaddr::Protocol, transport::PortUse};
 use libp2p_identity::PeerId;
 use libp2p_swarm::{
@@ -39,6 +37,8 @@ use libp2p_swarm::{
     dial_opts::{DialOpts, PeerCondition},
 };
 use quinn::{AsyncTimer, Runtime};
+use tokio::sync::mpsc;
+use tokio_util::sync::PollSender;
 
 #[cfg(test)]
 pub(crate) use self::handler::STUCK_TIMEOUT;
@@ -50,7 +50,7 @@ use self::{
     event::{Event, NatEvent, RegistrationEvent, SessionEvent},
     frames::QueuedBytes,
     handler::Shared,
-    link::{FromDriver, Input, Route},
+    link::{FromDriver, Input},
     lookup::{Found, Lookups},
     reachability::{Reachability, is_global_quic},
     redials::{Lost, Redials},
@@ -61,6 +61,7 @@ use crate::{
     contacts::Contacts,
     counters::Counters,
     offers::{self, Offer, Offers},
+    transport::addr,
 };
 use libp2p_punch_proto::{
     ControlStreamId,
@@ -141,6 +142,7 @@ pub struct Behaviour {
     role: Role,
     relaying: Relaying,
     redials: Redials,
+    driver: PollSender<Input>,
     /// For the driver, when its channel is full.
     inputs: VecDeque<Input>,
     actions: VecDeque<ToSwarm<Event, FromBehaviour>>,
@@ -176,6 +178,7 @@ impl Behaviour {
                     _ => 0,
                 },
             ),
+            driver: PollSender::new(ends.driver.clone()),
             ends,
             coordinators: Coordinators::default(),
             lookups: Lookups::new(),
@@ -415,7 +418,8 @@ impl Behaviour {
         };
         let dial = self.dialing.get(&id).filter(|_| offers::is_offer(address));
         let offer = dial.map(|dial| dial.offer.clone());
-        Handler::new((link, peer, Route::of(address)), opens, is_coordinator, shared)
+        Handler::new(link, peer, opens, is_coordinator, shared)
+            .relayed(is_circuit(address))
             .dialed_at(offer)
             .coordinates(self.is_coordinator())
     }
@@ -509,7 +513,7 @@ impl Behaviour {
     /// A peer has connected to us. If this host had not sent to the peer's address, nobody else
     /// needs a coordinator to reach us.
     fn connected_from(&mut self, remote: &Multiaddr) {
-        if let Route::Udp(remote) = Route::of(remote)
+        if let Some((remote, _)) = addr::to_socket(remote)
             && self.ends.contacts.note(remote.ip())
         {
             self.update_reachability(|reachability| reachability.reached_from(remote.ip().to_canonical()));
@@ -583,7 +587,7 @@ impl Behaviour {
     /// An observed address is a candidate for an external address; other behaviours confirm it.
     fn report_candidate(&mut self, event: &Event) {
         let Event::Nat(NatEvent::Observed { observer, address, .. }) = event else { return };
-        let address = quic_v1(*address);
+        let address = addr::from_socket(*address);
         if !is_global_quic(&address, &self.local_peer) {
             return;
         }
@@ -595,13 +599,13 @@ impl Behaviour {
 
     fn poll_inputs(&mut self, cx: &mut Context<'_>) {
         while !self.inputs.is_empty() {
-            match self.ends.driver.poll_ready_unpin(cx) {
+            match self.driver.poll_reserve(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return self.inputs.clear(),
                 Poll::Pending => return,
             }
             if let Some(input) = self.inputs.pop_front() {
-                let _ = self.ends.driver.start_send_unpin(input);
+                let _ = self.driver.send_item(input);
             }
         }
     }
@@ -670,7 +674,7 @@ impl Behaviour {
         }
         let opts = DialOpts::peer_id(peer)
             .condition(PeerCondition::DisconnectedAndNotDialing)
-            .addresses(dialed.into_iter().map(quic_v1).collect())
+            .addresses(dialed.into_iter().map(addr::from_socket).collect())
             .extend_addresses_through_behaviour();
         self.actions.push_back(ToSwarm::Dial { opts: opts.build() });
     }
@@ -789,9 +793,8 @@ impl NetworkBehaviour for Behaviour {
                 }
             }
             FromSwarm::AddressChange(event) => {
-                let link = self.links.get(&event.connection_id).map(|link| link.id);
-                if let (Some(link), Route::Udp(remote)) = (link, Route::of(event.new.get_remote_address())) {
-                    self.inputs.push_back(Input::Moved { link, remote });
+                if let Some(link) = self.links.get(&event.connection_id) {
+                    self.inputs.push_back(Input::Moved { link: link.id });
                 }
             }
             FromSwarm::ListenFailure(event) => {
@@ -861,7 +864,7 @@ impl NetworkBehaviour for Behaviour {
         if let Some(action) = self.actions.pop_front() {
             return Poll::Ready(action);
         }
-        while let Poll::Ready(Some(news)) = self.ends.events.poll_next_unpin(cx) {
+        while let Poll::Ready(Some(news)) = self.ends.events.poll_recv(cx) {
             match news {
                 FromDriver::Event(event) => {
                     self.report_candidate(&event);
@@ -901,9 +904,4 @@ impl NetworkBehaviour for Behaviour {
 
 fn is_circuit(address: &Multiaddr) -> bool {
     address.iter().any(|part| part == Protocol::P2pCircuit)
-}
-
-/// `/ip4|ip6/…/udp/…/quic-v1`.
-fn quic_v1(address: SocketAddr) -> Multiaddr {
-    Multiaddr::from(address.ip()).with(Protocol::Udp(address.port())).with(Protocol::QuicV1)
 }

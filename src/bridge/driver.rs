@@ -8,20 +8,26 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{SinkExt, StreamExt, channel::mpsc};
 use libp2p_identity::PeerId;
 use quinn::{AsyncTimer, Runtime};
+use tokio_util::sync::PollSender;
 
-use super::{dials::Dials, events, reports::Reports, routes::Routes};
+use super::{
+    dials::Dials,
+    events,
+    inbox::{Inbox, Input},
+    reports::Reports,
+};
 use crate::{
     behaviour::{
         event::{Event, SessionEvent},
         frames::{FrameSender, Unsent},
-        link::{Input, Route},
+        link,
     },
+    carrier::ConnectionNumber,
     contacts::Contacts,
     counters::Counters,
-    io::InterfaceWatch,
+    io::Change,
     offers::{Offer, Offers},
     transport::{
         Connection,
@@ -41,19 +47,17 @@ use libp2p_punch_proto::{
 /// Inputs handled before other tasks get a turn.
 const BUDGET: usize = 1024;
 
-/// The driver's ends of the channels.
-pub(super) struct Channels {
-    pub(super) notices: mpsc::Receiver<Notice>,
-    pub(super) path_notices: tokio::sync::mpsc::Receiver<PathNotice>,
-    pub(super) inputs: mpsc::Receiver<Input>,
-    pub(super) events: Reports,
-    pub(super) inbound: mpsc::Sender<InboundSession>,
+/// The driver's ends of the channels to the behaviour and to the transport.
+pub(super) struct Outputs {
+    pub(super) news: Reports,
+    pub(super) inbound: PollSender<InboundSession>,
 }
 
-/// A libp2p connection, and its control stream once there is one.
+/// A libp2p connection with a control stream.
 struct Link {
     peer: PeerId,
-    path: Option<Path>,
+    connection: Option<ConnectionNumber>,
+    /// `None` once the control stream has ended.
     frames: Option<FrameSender>,
 }
 
@@ -71,11 +75,10 @@ pub(super) struct Driver {
     endpoint: Endpoint,
     shared: Shared,
     runtime: Arc<dyn Runtime>,
-    interfaces: Option<InterfaceWatch>,
-    channels: Channels,
+    inbox: Inbox,
+    outputs: Outputs,
     counters: Arc<Mutex<Counters>>,
     links: BTreeMap<ControlStreamId, Link>,
-    routes: Routes,
     dials: Dials,
     inbound: VecDeque<InboundSession>,
     timer: Option<Pin<Box<dyn AsyncTimer>>>,
@@ -86,8 +89,8 @@ impl Driver {
         endpoint: Endpoint,
         shared: Shared,
         runtime: Arc<dyn Runtime>,
-        interfaces: InterfaceWatch,
-        channels: Channels,
+        inbox: Inbox,
+        outputs: Outputs,
         counters: Arc<Mutex<Counters>>,
         may_relay: bool,
     ) -> Self {
@@ -95,11 +98,10 @@ impl Driver {
             endpoint,
             shared,
             runtime,
-            interfaces: Some(interfaces),
-            channels,
+            inbox,
+            outputs,
             counters,
             links: BTreeMap::new(),
-            routes: Routes::default(),
             dials: Dials::new(may_relay),
             inbound: VecDeque::new(),
             timer: None,
@@ -110,36 +112,27 @@ impl Driver {
     /// behind; `Err` if all users of the driver are gone.
     fn step(&mut self, cx: &mut Context<'_>, now: Instant) -> Result<bool, Gone> {
         // A sender of inputs waits, or drops inputs that may be lost, as its channel fills up.
-        self.channels.events.poll(cx);
-        if self.channels.events.is_full() {
+        self.outputs.news.poll(cx);
+        if self.outputs.news.is_full() {
             return Ok(false);
         }
-        // Probes first: their timing measures NATs and round-trip times.
-        if let Poll::Ready(Some(notice)) = self.channels.path_notices.poll_recv(cx) {
-            self.handle_path(notice, now);
-            return Ok(true);
-        }
-        match self.channels.notices.poll_next_unpin(cx) {
-            Poll::Ready(Some(notice)) => {
-                self.handle_notice(notice, now);
-                return Ok(true);
-            }
-            Poll::Ready(None) => return Err(Gone),
-            Poll::Pending => {}
-        }
-        match self.channels.inputs.poll_next_unpin(cx) {
+        match self.inbox.poll_next(cx) {
             Poll::Ready(Some(input)) => {
-                // The notices of the transport from before the swarm saw the connection come first.
-                while let Poll::Ready(Some(notice)) = self.channels.notices.poll_next_unpin(cx) {
-                    self.handle_notice(notice, now);
-                }
-                self.handle_input(input, now);
-                return Ok(true);
+                self.handle(input, now);
+                Ok(true)
             }
-            Poll::Ready(None) => return Err(Gone),
-            Poll::Pending => {}
+            Poll::Ready(None) => Err(Gone),
+            Poll::Pending => Ok(false),
         }
-        Ok(self.poll_interfaces(cx, now))
+    }
+
+    fn handle(&mut self, input: Input, now: Instant) {
+        match input {
+            Input::Path(notice) => self.handle_path(notice, now),
+            Input::Transport(notice) => self.handle_notice(notice, now),
+            Input::Swarm(input) => self.handle_swarm(input, now),
+            Input::Interfaces(change) => self.handle_interfaces(change, now),
+        }
     }
 
     fn handle_path(&mut self, notice: PathNotice, now: Instant) {
@@ -148,10 +141,10 @@ impl Driver {
             PathNotice::FirstFlight { flow, datagrams } => {
                 self.endpoint.handle_first_flight(flow, datagrams, now)
             }
-            PathNotice::Established { flow, connection, guard } => {
-                let (session, path) = (self.endpoint.session_of(flow), guard.path());
+            PathNotice::Established { flow, peer, role, connection, guard } => {
+                let path = guard.path();
                 let kind = path.and_then(|path| self.endpoint.kind_of(flow, path));
-                let (Some((peer, role)), Some(path), Some(kind)) = (session, path, kind) else {
+                let (Some(path), Some(kind)) = (path, kind) else {
                     // The session was given up meanwhile. Dropping the guard closes the connection.
                     return self.endpoint.handle_closed(flow, now);
                 };
@@ -169,7 +162,6 @@ impl Driver {
                     }
                 };
                 self.endpoint.handle_established(flow, path, now);
-                self.routes.add(peer, path);
                 let untaken = self.dials.succeed(peer, connection);
                 if let Some(waiting) = self.dials.waiting(&peer) {
                     // A session answers one dial only.
@@ -179,7 +171,7 @@ impl Driver {
                 let Path { socket, remote } = path;
                 if role == SessionRole::Initiator {
                     self.shared.ready.keep(peer, remote, connection);
-                    self.channels.events.collect(peer, remote);
+                    self.outputs.news.collect(peer, remote);
                 } else {
                     self.inbound.push_back(InboundSession { connection, peer, socket, remote });
                 }
@@ -202,9 +194,8 @@ impl Driver {
                 self.endpoint.handle_socket_up(socket, local, accepts, now)
             }
             Notice::SocketDown { socket } => self.endpoint.handle_socket_down(socket, now),
-            Notice::ConnectionUp { peer, remote, socket } => self.routes.add(peer, Path { socket, remote }),
             Notice::Unanswered { peer } => self.endpoint.coordinator_timed_out(peer, now),
-            Notice::Lost { peer, dialed } => self.channels.events.lost(peer, dialed),
+            Notice::Lost { peer, dialed } => self.outputs.news.lost(peer, dialed),
             Notice::Dial(offer) => self.begin(&offer, now),
             Notice::Await { offer, reply } => {
                 if self.shared.offers.is_open(&offer) && self.dials.wait(&offer, reply) {
@@ -232,30 +223,15 @@ impl Driver {
         }
     }
 
-    fn handle_input(&mut self, input: Input, now: Instant) {
+    fn handle_swarm(&mut self, input: link::Input, now: Instant) {
+        use link::Input;
+
         match input {
-            Input::Opened { link, peer, route } => {
-                let path = self.routes.claim(&peer, route);
-                self.links.insert(link, Link { peer, path, frames: None });
+            Input::Speaks { link, peer, connection, frames } => {
+                self.links.insert(link, Link { peer, connection, frames: Some(frames) });
+                self.link_up(link, now);
             }
-            Input::Speaks { link, frames } => {
-                let Some(known) = self.links.get_mut(&link) else { return };
-                known.frames = Some(frames);
-                let (remote, socket) = known.path.map(|path| (path.remote, path.socket)).unzip();
-                self.endpoint.handle_link_up(link, known.peer, remote, socket, now);
-            }
-            Input::Moved { link, remote } => {
-                let Some(known) = self.links.get_mut(&link) else { return };
-                match &mut known.path {
-                    Some(path) => path.remote = remote,
-                    // The swarm knew another address of the peer until now.
-                    None => known.path = self.routes.claim(&known.peer, Route::Udp(remote)),
-                }
-                let Some(path) = known.path else { return };
-                if known.frames.is_some() {
-                    self.endpoint.handle_link_up(link, known.peer, Some(remote), Some(path.socket), now);
-                }
-            }
+            Input::Moved { link } => self.link_up(link, now),
             Input::Received { link, frame } => {
                 if let Frame::PunchMeNow(punch) = &frame {
                     let address = punch.observed.map(|observed| observed.ip());
@@ -297,24 +273,24 @@ impl Driver {
         }
     }
 
-    fn poll_interfaces(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
-        let Some(interfaces) = &mut self.interfaces else { return false };
-        match interfaces.poll_change(cx) {
-            Poll::Ready(Some(change)) => {
-                for address in change.down {
-                    self.endpoint.handle_interface_down(address, now);
-                }
-                if !change.up.is_empty() {
-                    self.channels.events.interface_up();
-                }
-                for (address, prefix_len) in change.up {
-                    self.endpoint.handle_interface_up(address, prefix_len, now);
-                }
-            }
-            Poll::Ready(None) => self.interfaces = None,
-            Poll::Pending => return false,
+    /// Gives the endpoint the path that carries a control stream now.
+    fn link_up(&mut self, link: ControlStreamId, now: Instant) {
+        let Some(Link { peer, connection, frames: Some(_) }) = self.links.get(&link) else { return };
+        let path = connection.and_then(|connection| self.shared.connections.path_of(connection));
+        let (remote, socket) = path.map(|path| (path.remote, path.socket)).unzip();
+        self.endpoint.handle_link_up(link, *peer, remote, socket, now);
+    }
+
+    fn handle_interfaces(&mut self, change: Change, now: Instant) {
+        for address in change.down {
+            self.endpoint.handle_interface_down(address, now);
         }
-        true
+        if !change.up.is_empty() {
+            self.outputs.news.interface_up();
+        }
+        for (address, prefix_len) in change.up {
+            self.endpoint.handle_interface_up(address, prefix_len, now);
+        }
     }
 
     /// Carries out the decisions of the endpoint: probes before the QUIC flights that follow them.
@@ -371,9 +347,9 @@ impl Driver {
             _ => None,
         };
         if let Event::Session(SessionEvent::PathLost { peer, role: SessionRole::Initiator }) = event {
-            self.channels.events.lost(peer, None);
+            self.outputs.news.lost(peer, None);
         }
-        self.channels.events.event(event);
+        self.outputs.news.event(event);
         if let Some((peer, reason)) = failure {
             self.dials.end(peer, reason);
         }
@@ -383,7 +359,7 @@ impl Driver {
         let counters = Counters {
             protocol: self.endpoint.counters(),
             paths: self.shared.path.counters(),
-            events_dropped: self.channels.events.dropped(),
+            events_dropped: self.outputs.news.dropped(),
             // Counted by the behaviour.
             frame_bytes_queued: 0,
         };
@@ -391,9 +367,10 @@ impl Driver {
     }
 
     fn poll_inbound(&mut self, cx: &mut Context<'_>) {
-        while !self.inbound.is_empty() && self.channels.inbound.poll_ready_unpin(cx) == Poll::Ready(Ok(())) {
+        while !self.inbound.is_empty() && matches!(self.outputs.inbound.poll_reserve(cx), Poll::Ready(Ok(())))
+        {
             if let Some(session) = self.inbound.pop_front() {
-                let _ = self.channels.inbound.start_send_unpin(session);
+                let _ = self.outputs.inbound.send_item(session);
             }
         }
     }
@@ -421,17 +398,17 @@ impl Future for Driver {
                 Ok(progressed) => progressed,
                 Err(Gone) => return Poll::Ready(()),
             };
-            let waits = this.channels.events.is_full();
+            let waits = this.outputs.news.is_full();
             let due = this.poll_timer(cx);
             if due {
                 this.endpoint.handle_timeout(now);
             }
             this.drain(now);
-            this.channels.events.poll(cx);
+            this.outputs.news.poll(cx);
             this.poll_inbound(cx);
             // If there is room meanwhile, the inputs have not been polled, and no waker is
             // registered.
-            let goes_on = waits && !this.channels.events.is_full();
+            let goes_on = waits && !this.outputs.news.is_full();
             if !progressed && !due && !goes_on && !this.poll_timer(cx) {
                 this.publish_counters();
                 return Poll::Pending;

@@ -7,8 +7,8 @@
 mod dials;
 mod driver;
 mod events;
+mod inbox;
 mod reports;
-mod routes;
 #[cfg(test)]
 mod tests;
 
@@ -17,11 +17,12 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use futures::channel::mpsc;
 use libp2p_identity::Keypair;
 use quinn::Runtime;
+use tokio::sync::mpsc;
+use tokio_util::sync::PollSender;
 
-use self::{driver::Driver, reports::Reports};
+use self::{driver::Driver, inbox::Inbox, reports::Reports};
 use crate::{
     behaviour::{Behaviour, Ends},
     config::Config,
@@ -57,7 +58,7 @@ pub(crate) fn build(
 
     let quic = Quic::new(keypair, &config.quic)?;
     let keys = quic.session_keys();
-    let (path_sender, path_notices) = tokio::sync::mpsc::channel(PROBE_QUEUE);
+    let (path_sender, path_notices) = mpsc::channel(PROBE_QUEUE);
     let path = PathLayer::new(network.clone(), runtime.clone(), Box::new(quic.clone()), keys, path_sender)?;
     let interfaces = InterfaceWatch::start(network.clone(), runtime.clone());
     let transport = Transport::bridged(
@@ -91,8 +92,14 @@ pub(crate) fn build(
             ready: transport.ready(),
         },
         runtime.clone(),
-        interfaces,
-        driver::Channels { notices, path_notices, inputs, events: Reports::new(event_sender), inbound },
+        Inbox {
+            path: path_notices,
+            transport: notices,
+            swarm: inputs,
+            interfaces: Some(interfaces),
+            held: None,
+        },
+        driver::Outputs { news: Reports::new(event_sender), inbound: PollSender::new(inbound) },
         counters,
         config.relay_fallback,
     );

@@ -6,8 +6,9 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::{SinkExt, channel::mpsc};
 use libp2p_identity::PeerId;
+use tokio::sync::mpsc::{self, error::TrySendError};
+use tokio_util::sync::PollSender;
 
 use crate::behaviour::{
     event::{Event, SessionEvent},
@@ -22,7 +23,7 @@ const MAX_OWED: usize = 4096;
 /// it.
 #[derive(Debug)]
 pub(super) struct Reports {
-    sender: mpsc::Sender<FromDriver>,
+    sender: PollSender<FromDriver>,
     /// Reports for which the channel had no room.
     owed: VecDeque<FromDriver>,
     dropped: u64,
@@ -30,7 +31,7 @@ pub(super) struct Reports {
 
 impl Reports {
     pub(super) fn new(sender: mpsc::Sender<FromDriver>) -> Self {
-        Self { sender, owed: VecDeque::new(), dropped: 0 }
+        Self { sender: PollSender::new(sender), owed: VecDeque::new(), dropped: 0 }
     }
 
     /// Reports an event; an event that only reports the course of a session is dropped if the swarm
@@ -56,14 +57,13 @@ impl Reports {
     }
 
     fn tell(&mut self, news: FromDriver, may_drop: bool) {
-        let unsent = match self.owed.is_empty() {
-            true => match self.sender.try_send(news) {
-                Ok(()) => return,
-                Err(error) if error.is_full() => error.into_inner(),
+        let unsent = match self.sender.get_ref().filter(|_| self.owed.is_empty()) {
+            Some(sender) => match sender.try_send(news) {
+                Err(TrySendError::Full(news)) => news,
                 // The behaviour is gone, and the driver about to learn of it.
-                Err(_) => return,
+                Ok(()) | Err(TrySendError::Closed(_)) => return,
             },
-            false => news,
+            None => news,
         };
         if may_drop {
             self.dropped += 1;
@@ -75,13 +75,13 @@ impl Reports {
     /// Sends the waiting reports while there is room; wakes the task when there is more room.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
         while !self.owed.is_empty() {
-            match self.sender.poll_ready_unpin(cx) {
+            match self.sender.poll_reserve(cx) {
                 Poll::Ready(Ok(())) => {}
                 Poll::Ready(Err(_)) => return self.owed.clear(),
                 Poll::Pending => return,
             }
             if let Some(news) = self.owed.pop_front() {
-                let _ = self.sender.start_send_unpin(news);
+                let _ = self.sender.send_item(news);
             }
         }
     }
@@ -115,7 +115,7 @@ fn is_informational(event: &Event) -> bool {
 mod tests {
     use std::time::Duration;
 
-    use futures::{StreamExt, task::noop_waker};
+    use futures::task::noop_waker;
 
     use super::*;
     use libp2p_punch_proto::event::{FailureReason, SessionRole};
@@ -146,7 +146,7 @@ mod tests {
         let mut told = Vec::new();
         loop {
             reports.poll(&mut cx);
-            let Poll::Ready(Some(news)) = receiver.poll_next_unpin(&mut cx) else { break };
+            let Poll::Ready(Some(news)) = receiver.poll_recv(&mut cx) else { break };
             told.push(news);
         }
         let is_search =
@@ -178,7 +178,7 @@ mod tests {
         assert_eq!(reports.owed.len(), MAX_OWED);
         reports.poll(&mut cx);
         assert!(reports.is_full());
-        assert!(receiver.poll_next_unpin(&mut cx).is_ready());
+        assert!(receiver.poll_recv(&mut cx).is_ready());
         reports.poll(&mut cx);
         assert!(!reports.is_full());
         drop(receiver);

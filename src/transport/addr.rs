@@ -55,6 +55,14 @@ pub(crate) fn from_socket(socket: SocketAddr) -> Multiaddr {
     Multiaddr::from(socket.ip()).with(Protocol::Udp(socket.port())).with(Protocol::QuicV1)
 }
 
+/// The wildcard of the family of `remote`, at any port.
+pub(super) fn wildcard(remote: SocketAddr) -> SocketAddr {
+    match remote {
+        SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
+        SocketAddr::V6(_) => SocketAddr::from(([0; 16], 0)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

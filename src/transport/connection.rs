@@ -17,10 +17,11 @@ use libp2p_core::{
 
 use super::{
     Error, addr, closing,
-    live::{AskedBy, Carrier, ConnectionEntry, ConnectionTable, Limits, NewConnection},
+    connection_stats::{ConnectionOrigin, ConnectionStats},
+    limits::Limits,
+    live::{AskedBy, Carrier, ConnectionEntry, ConnectionTable, NewConnection},
     path::FlowGuard,
     quic::FIRST_STREAMS,
-    stats::{ConnectionOrigin, ConnectionStats},
     stream::Stream,
     tls::HandshakeMode,
     window::SendWindow,
@@ -65,7 +66,7 @@ impl Connection {
         let growth = Box::new(Growth {
             remote_streams: Arc::default(),
             more_streams: (streams > FIRST_STREAMS).then_some(streams),
-            window: Arc::new(SendWindow::new(live.connection.clone(), send_window)),
+            window: Arc::new(SendWindow::new(quinn::Connection::clone(&live.connection), send_window)),
         });
         Self {
             live,
@@ -170,7 +171,8 @@ impl StreamMuxer for Connection {
         });
         let pair = ready!(inbound.poll_unpin(cx));
         this.inbound = None;
-        let stream = Stream::new(pair?, this.growth.window.clone(), Some(this.growth.remote_streams.clone()));
+        let counted = Some(this.growth.remote_streams.clone());
+        let stream = Stream::new(pair?, this.growth.window.clone(), this.live.number(), counted);
         this.raise_stream_limit();
         Poll::Ready(Ok(stream))
     }
@@ -183,7 +185,8 @@ impl StreamMuxer for Connection {
         });
         let pair = ready!(outbound.poll_unpin(cx));
         this.outbound = None;
-        Poll::Ready(Ok(Stream::new(pair?, this.growth.window.clone(), None)))
+        let stream = Stream::new(pair?, this.growth.window.clone(), this.live.number(), None);
+        Poll::Ready(Ok(stream))
     }
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {
@@ -211,9 +214,9 @@ impl StreamMuxer for Connection {
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {
         let this = &mut *self;
-        let closing = this
-            .closing
-            .get_or_insert_with(|| closing::close(this.live.connection.clone(), this.live.runtime()).boxed());
+        let closing = this.closing.get_or_insert_with(|| {
+            closing::close(quinn::Connection::clone(&this.live.connection), this.live.runtime()).boxed()
+        });
         closing.poll_unpin(cx).map_err(Error::from)
     }
 }

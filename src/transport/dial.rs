@@ -7,7 +7,7 @@ use std::{
 
 use futures::{
     FutureExt,
-    channel::{mpsc, oneshot},
+    channel::oneshot,
     future::{self, BoxFuture, Either},
 };
 use libp2p_core::{
@@ -15,19 +15,21 @@ use libp2p_core::{
     transport::{DialOpts, PortUse, TransportError},
 };
 use libp2p_identity::PeerId;
+use tokio::sync::mpsc;
 
 use super::{
     Error, Transport, addr,
-    binding::{Binding, SharedEndpoint, TransportContext},
+    binding::Binding,
+    connection_stats::ConnectionOrigin,
+    context::TransportContext,
     handshake::{self, Output},
     hole_punching,
     listener::Listener,
     live::Carrier,
     migration,
     notice::{self, Notice},
-    stats::ConnectionOrigin,
+    shared_endpoint::SharedEndpoint,
     tls::Expected,
-    wildcard,
 };
 use crate::offers::{self, Offer};
 
@@ -144,7 +146,7 @@ impl Transport {
         if let Some(listener) = self.listener_towards(remote) {
             return Ok(listener.binding.wire.clone());
         }
-        self.client_binding(wildcard(remote))
+        self.client_binding(addr::wildcard(remote))
     }
 
     fn listener_towards(&self, remote: SocketAddr) -> Option<&Listener> {
@@ -203,13 +205,13 @@ async fn plain_dial(dial: PlainDial) -> Result<Output, Error> {
     let expected = Expected::new(peer);
     let wire = match reused {
         Some(reused) => reused,
-        None => Binding::new(&env, wildcard(remote), false)?.wire,
+        None => Binding::new(&env, addr::wildcard(remote), false)?.wire,
     };
     let config = env.quic.client_config(&expected);
     let connecting =
         migration::while_opening(None, || wire.endpoint().connect_with(config, remote, SERVER_NAME))?;
     let (beneath, through) = (Carrier::Dialed(wire), ConnectionOrigin::Dial);
-    let dialed = handshake::finish(env, connecting, expected, beneath, through, driver.clone()).await;
+    let dialed = handshake::finish(env, connecting, expected, beneath, through).await;
     if let (true, Some(peer)) = (dialed.as_ref().is_err_and(Error::is_silence), peer) {
         // The dial has failed, driver or not.
         let _ = notice::tell(driver, Notice::Unanswered { peer }).await;

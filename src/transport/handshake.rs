@@ -10,17 +10,15 @@ use std::{
 
 use futures::{
     FutureExt,
-    channel::mpsc,
     future::{self, BoxFuture, Either},
 };
 use libp2p_identity::PeerId;
 
 use super::{
     Connection, Error,
-    binding::TransportContext,
+    connection_stats::ConnectionOrigin,
+    context::TransportContext,
     live::{AskedBy, Carrier, NewConnection},
-    notice::{self, Notice},
-    stats::ConnectionOrigin,
     time::Delay,
     tls::Expected,
 };
@@ -51,14 +49,13 @@ impl fmt::Debug for Upgrade {
     }
 }
 
-/// Waits for the handshake, within its time limit, and reports the connection to the driver.
+/// Waits for the handshake, within its time limit.
 pub(crate) async fn finish(
     env: Arc<TransportContext>,
     connecting: quinn::Connecting,
     expected: Expected,
     beneath: Carrier,
     through: ConnectionOrigin,
-    notices: Option<mpsc::Sender<Notice>>,
 ) -> Result<Output, Error> {
     let timeout = Delay::new(&*env.runtime, env.quic.handshake_timeout());
     let connection = match future::select(connecting, timeout).await {
@@ -77,11 +74,6 @@ pub(crate) async fn finish(
     };
     let new = NewConnection { connection, through, beneath, source, asked_by };
     let live = env.connections.add(new)?;
-    if let (Some(wire), Some(remote)) = (live.wire(), remote) {
-        let (peer, socket) = (live.peer(), wire.id());
-        // The connection is as good without a driver.
-        let _ = notice::tell(notices, Notice::ConnectionUp { peer, remote, socket }).await;
-    }
     let peer = live.peer();
     Ok((peer, Connection::new(live, None)))
 }

@@ -18,7 +18,7 @@ use futures::{
 use libp2p_identity::PeerId;
 use quinn::{AsyncUdpSocket, Runtime, udp::Transmit};
 
-use super::{Error, Upgrade, binding::TransportContext, handshake::Output, time::Delay};
+use super::{Error, Upgrade, context::TransportContext, handshake::Output, time::Delay};
 
 /// First byte of a packet that opens a hole and has no other meaning. RFC 9443 §2 assigns 4..=15 to
 /// no protocol, QUIC drops it for its cleared fixed bit, and our probes begin with another byte of

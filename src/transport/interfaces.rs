@@ -21,14 +21,15 @@ use std::{
     time::Duration,
 };
 
-use futures::channel::mpsc;
+use tokio::sync::mpsc;
 
 use super::{
     Transport,
-    binding::{Binding, TransportContext},
+    binding::Binding,
+    connection_stats::ConnectionOrigin,
+    context::TransportContext,
     live::ConnectionEntry,
     notice::{self, Notice},
-    stats::ConnectionOrigin,
     time::Delay,
 };
 use crate::io::{Change, InterfaceWatch};

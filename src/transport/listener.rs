@@ -16,7 +16,8 @@ use libp2p_core::{Multiaddr, multiaddr::Protocol, transport::ListenerId};
 
 use super::{
     Error, addr,
-    binding::{Binding, TransportContext},
+    binding::Binding,
+    context::TransportContext,
     shares::{Place, Shares},
     socket::{Replacement, SocketNews},
 };

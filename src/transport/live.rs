@@ -16,13 +16,19 @@ use quinn::Runtime;
 
 use super::{
     Error, addr,
-    binding::SharedEndpoint,
+    connection_stats::{ConnectionOrigin, ConnectionStats, StatsEvent},
+    limits::Limits,
     migration::{MoveBudget, Whereabouts},
     path::FlowView,
+    shared_endpoint::SharedEndpoint,
     shares::{self, Shares},
-    stats::{ConnectionNumber, ConnectionOrigin, ConnectionStats, Stats, StatsEvent},
     tls::{self, Cipher, HandshakeMode},
 };
+use crate::carrier::ConnectionNumber;
+use libp2p_punch_proto::Path;
+
+/// Event streams at once.
+pub(super) const MAX_SUBSCRIBERS: usize = 16;
 
 /// Carrier of a connection.
 #[derive(Debug)]
@@ -55,7 +61,7 @@ pub(crate) struct ConnectionEntry {
     cipher: Cipher,
     through: ConnectionOrigin,
     beneath: Carrier,
-    pub(super) connection: quinn::Connection,
+    pub(super) connection: Arc<quinn::Connection>,
     registry: Arc<ConnectionTable>,
     place: Mutex<LastAddresses>,
     /// The place of an accepted connection in the share of its network.
@@ -72,6 +78,10 @@ struct LastAddresses {
 }
 
 impl ConnectionEntry {
+    pub(crate) fn number(&self) -> ConnectionNumber {
+        self.number
+    }
+
     pub(crate) fn peer(&self) -> PeerId {
         self.peer
     }
@@ -195,26 +205,11 @@ pub(crate) struct NewConnection {
     pub(crate) asked_by: AskedBy,
 }
 
-/// Limits of the configuration on connections, and on the growth of each connection, which starts
-/// small.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Limits {
-    /// Connections from which on incoming ones are refused.
-    pub(crate) connections: Option<u32>,
-    /// Largest number of incoming connections of one network.
-    pub(crate) connections_per_prefix: Option<u32>,
-    /// Streams that the remote may have open at once.
-    pub(crate) streams: u32,
-    /// Bytes that may be written and not yet acknowledged.
-    pub(crate) send_window: u64,
-}
-
 /// All connections of one transport, held weakly.
 #[derive(Debug)]
 pub(crate) struct ConnectionTable {
     runtime: Arc<dyn Runtime>,
     limits: Limits,
-    next: AtomicU64,
     moves: Arc<MoveBudget>,
     accepted: Arc<Shares>,
     inner: Mutex<Inner>,
@@ -238,7 +233,6 @@ impl ConnectionTable {
             moves: Arc::new(MoveBudget::new(runtime.clone())),
             runtime,
             limits,
-            next: AtomicU64::default(),
             accepted: Arc::default(),
             inner: Mutex::default(),
         }
@@ -253,7 +247,7 @@ impl ConnectionTable {
     pub(crate) fn add(self: &Arc<Self>, new: NewConnection) -> Result<Arc<ConnectionEntry>, Error> {
         let NewConnection { connection, through, beneath, source, asked_by } = new;
         let (peer, handshake) = tls::peer_of(&connection)?;
-        let number = ConnectionNumber(self.next.fetch_add(1, Relaxed));
+        let number = ConnectionNumber::next();
         let address = beneath.remote(&connection);
         let remote = match &beneath {
             Carrier::Dialed(_) | Carrier::Accepted(..) => address,
@@ -276,13 +270,13 @@ impl ConnectionTable {
             cipher: tls::cipher_of(&connection)?,
             through,
             beneath,
-            connection,
+            connection: Arc::new(connection),
             registry: self.clone(),
             place: Mutex::new(LastAddresses { remote, source }),
             _accepted: accepted,
         });
         if let Carrier::Accepted(_, client) = &live.beneath {
-            client.connected(&live);
+            client.connected(&live.connection);
         }
         inner.live.insert(number, Arc::downgrade(&live));
         drop(inner);
@@ -328,11 +322,23 @@ impl ConnectionTable {
         self.lock().live.get(&number)?.upgrade()
     }
 
+    /// Returns the path that carries a connection now; `None` if the connection has ended, or
+    /// belongs to another transport.
+    pub(crate) fn path_of(&self, number: ConnectionNumber) -> Option<Path> {
+        let entry = self.get(number)?;
+        match &entry.beneath {
+            Carrier::Flow(flow) => flow.path(),
+            Carrier::Dialed(wire) | Carrier::Accepted(wire, _) => {
+                Some(Path { socket: wire.id(), remote: entry.remote()? })
+            }
+        }
+    }
+
     /// Adds a stream of events, and returns the counter of the events that it misses.
     pub(crate) fn subscribe(&self, events: mpsc::Sender<StatsEvent>) -> Option<Arc<AtomicU64>> {
         let mut inner = self.lock();
         inner.subscribers.retain(|subscriber| !subscriber.events.is_closed());
-        if inner.subscribers.len() >= Stats::MAX_SUBSCRIBERS {
+        if inner.subscribers.len() >= MAX_SUBSCRIBERS {
             return None;
         }
         let missed = Arc::new(AtomicU64::new(0));

@@ -39,7 +39,6 @@ use std::{
 use futures::task::AtomicWaker;
 use quinn::{Runtime, UdpPoller};
 
-use super::live::ConnectionEntry;
 use libp2p_punch_proto::rate_limit::{Rate, Recent, TokenBucket};
 
 /// Moves of one client to IP addresses that are not proven, each worth a PATH_CHALLENGE or two.
@@ -121,7 +120,7 @@ pub(crate) struct Whereabouts {
     /// quinn has made a datagram and not sent it yet.
     is_blocked: AtomicBool,
     /// The connection, once its handshake is done.
-    connection: OnceLock<Weak<ConnectionEntry>>,
+    connection: OnceLock<Weak<quinn::Connection>>,
     /// The task that looks if a trial has succeeded.
     follower: AtomicWaker,
     /// Task that reports moves.
@@ -207,7 +206,7 @@ impl Whereabouts {
     }
 
     /// Names the connection, whose handshake is done.
-    pub(crate) fn connected(&self, connection: &Arc<ConnectionEntry>) {
+    pub(crate) fn connected(&self, connection: &Arc<quinn::Connection>) {
         // Each client has one connection, so this is the only call.
         let _ = self.connection.set(Arc::downgrade(connection));
     }
@@ -304,8 +303,8 @@ async fn follow(client: Weak<Whereabouts>) {
     poll_fn(|cx| {
         let Some(client) = client.upgrade() else { return Poll::Ready(()) };
         client.follower.register(cx.waker());
-        if let Some(live) = client.connection.get().and_then(Weak::upgrade) {
-            client.look(&live.connection);
+        if let Some(connection) = client.connection.get().and_then(Weak::upgrade) {
+            client.look(&connection);
         }
         let mut state = lock(&client.state);
         state.is_followed = state.trial.is_some();

@@ -22,11 +22,14 @@ pub(crate) mod addr;
 mod binding;
 mod closing;
 mod connection;
+mod connection_stats;
+mod context;
 mod dial;
 mod error;
 mod handshake;
 mod hole_punching;
 mod interfaces;
+mod limits;
 mod listener;
 pub(crate) mod live;
 mod migration;
@@ -35,6 +38,7 @@ pub(crate) mod path;
 mod qlog;
 pub(crate) mod quic;
 pub(crate) mod ready;
+mod shared_endpoint;
 mod shares;
 mod socket;
 pub(crate) mod socket_budget;
@@ -56,16 +60,18 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use futures::{StreamExt, channel::mpsc, future, future::BoxFuture};
+use futures::{future, future::BoxFuture};
 use libp2p_core::{
     Multiaddr,
     transport::{DialOpts, ListenerId, TransportError, TransportEvent},
 };
 use libp2p_identity::{Keypair, PeerId};
 use quinn::Runtime;
+use tokio::sync::mpsc;
 
 use self::{
-    binding::{Binding, TransportContext},
+    binding::Binding,
+    context::TransportContext,
     hole_punching::Punches,
     listener::{Admission, Listener},
     live::{Carrier, ConnectionTable},
@@ -78,13 +84,16 @@ use self::{
 };
 pub use self::{
     connection::Connection,
+    connection_stats::{ConnectionOrigin, ConnectionStats, StatsEvent},
     error::{ConnectError, ConnectionError, Error},
     handshake::Upgrade,
     path::PathCounters,
-    stats::{ConnectionNumber, ConnectionOrigin, ConnectionStats, Stats, StatsEvent, StatsEvents},
+    stats::{Stats, StatsEvents},
     stream::Stream,
     tls::{Cipher, HandshakeMode},
 };
+#[doc(inline)]
+pub use crate::carrier::ConnectionNumber;
 use crate::{
     config::Config,
     contacts::Contacts,
@@ -363,8 +372,7 @@ impl Transport {
             None => ConnectionOrigin::Listener,
         };
         let beneath = Carrier::Accepted(listener.binding.wire.clone(), client);
-        let driver = self.notices.sender();
-        let finish = handshake::finish(self.env.clone(), connecting, expected, beneath, through, driver);
+        let finish = handshake::finish(self.env.clone(), connecting, expected, beneath, through);
         let upgrade = Upgrade::new(async move {
             let connected = finish.await;
             drop(place);
@@ -382,7 +390,7 @@ impl Transport {
 
     fn poll_sessions(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         while let Some(inbound) = &mut self.inbound {
-            match inbound.poll_next_unpin(cx) {
+            match inbound.poll_recv(cx) {
                 Poll::Ready(Some(session)) => {
                     if let Some(event) = self.on_session(session) {
                         return Poll::Ready(event);
@@ -475,13 +483,5 @@ impl Drop for Transport {
             let listening = self.listeners.iter().map(|listener| &listener.binding);
             listening.chain(&self.clients).for_each(|binding| path.remove_socket(binding.wire.id()));
         }
-    }
-}
-
-/// The wildcard of the family of `remote`, at any port.
-fn wildcard(remote: SocketAddr) -> SocketAddr {
-    match remote {
-        SocketAddr::V4(_) => SocketAddr::from(([0; 4], 0)),
-        SocketAddr::V6(_) => SocketAddr::from(([0; 16], 0)),
     }
 }

@@ -7,11 +7,10 @@ use std::{
     task::{Context, Poll},
 };
 
-use futures::{
-    SinkExt,
-    channel::{mpsc, oneshot},
-};
+use futures::channel::oneshot;
 use libp2p_identity::PeerId;
+use tokio::sync::mpsc;
+use tokio_util::sync::PollSender;
 
 use super::{Connection, Error};
 use crate::offers::Offer;
@@ -37,18 +36,6 @@ pub(crate) enum Notice {
     /// A socket is no longer to be used for new sessions.
     SocketDown {
         /// Its name.
-        socket: SocketId,
-    },
-    /// A plain connection was authenticated. It has not been handed to the swarm yet.
-    ///
-    /// The socket may be unknown to the driver: a dial with `PortUse::New` has a socket of its own,
-    /// and a socket that went down keeps its connections.
-    ConnectionUp {
-        /// The remote.
-        peer: PeerId,
-        /// Remote address.
-        remote: SocketAddr,
-        /// The socket that the connection uses.
         socket: SocketId,
     },
     /// A connection, plain or of a session, was closed because it could not move with our address.
@@ -95,7 +82,7 @@ pub(crate) struct InboundSession {
 /// The transport's end of the channel to the driver. Notices are neither lost nor reordered.
 #[derive(Debug)]
 pub(crate) struct Notices {
-    sender: Option<mpsc::Sender<Notice>>,
+    sender: Option<PollSender<Notice>>,
     /// Notices that did not fit into the channel yet. Its length follows the application's calls:
     /// it opened and closed these sockets.
     waiting: VecDeque<Notice>,
@@ -103,12 +90,12 @@ pub(crate) struct Notices {
 
 impl Notices {
     pub(crate) fn new(sender: Option<mpsc::Sender<Notice>>) -> Self {
-        Self { sender, waiting: VecDeque::new() }
+        Self { sender: sender.map(PollSender::new), waiting: VecDeque::new() }
     }
 
     /// A sender for a future that awaits its turn.
     pub(crate) fn sender(&self) -> Option<mpsc::Sender<Notice>> {
-        self.sender.clone()
+        self.sender.as_ref()?.get_ref().cloned()
     }
 
     /// Sends at once if there is room. Otherwise the caller must see to it that
@@ -125,9 +112,9 @@ impl Notices {
     pub(crate) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let Some(sender) = &mut self.sender else { return Poll::Ready(()) };
         while let Some(notice) = self.waiting.pop_front() {
-            match sender.poll_ready(cx) {
+            match sender.poll_reserve(cx) {
                 Poll::Ready(Ok(())) => {
-                    if sender.start_send(notice).is_ok() {
+                    if sender.send_item(notice).is_ok() {
                         continue;
                     }
                 }
@@ -149,7 +136,7 @@ impl Notices {
 /// Sends a notice to the driver, and waits for room. Without a driver the notice is dropped.
 pub(crate) async fn tell(sender: Option<mpsc::Sender<Notice>>, notice: Notice) -> Result<(), Error> {
     match sender {
-        Some(mut sender) => sender.send(notice).await.map_err(|_| Error::DriverStopped),
+        Some(sender) => sender.send(notice).await.map_err(|_| Error::DriverStopped),
         None => Err(Error::DriverStopped),
     }
 }
@@ -166,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_full_channel_loses_and_reorders_nothing() {
-        let (sender, mut receiver) = mpsc::channel(0);
+        let (sender, mut receiver) = mpsc::channel(1);
         let mut notices = Notices::new(Some(sender));
         (0..5).for_each(|id| notices.push(down(id)));
         let mut cx = Context::from_waker(Waker::noop());
@@ -183,7 +170,7 @@ mod tests {
 
     #[test]
     fn without_a_driver_nothing_piles_up() {
-        let (sender, receiver) = mpsc::channel(0);
+        let (sender, receiver) = mpsc::channel(1);
         let mut notices = Notices::new(Some(sender));
         drop(receiver);
         (0..5).for_each(|id| notices.push(down(id)));

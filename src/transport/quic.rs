@@ -14,7 +14,7 @@ use sha2::Sha256;
 
 use super::{
     Error,
-    live::Limits,
+    limits::Limits,
     path::{SessionConfigs, SessionKeys},
     qlog::{Qlog, Side},
     tls::{Expected, Tls},

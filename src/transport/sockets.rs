@@ -8,11 +8,12 @@ use std::{
 
 use super::{
     Transport,
-    binding::{Binding, SharedEndpoint},
+    binding::Binding,
+    connection_stats::ConnectionOrigin,
     interfaces::ADDRESS_GONE,
     notice::Notice,
+    shared_endpoint::SharedEndpoint,
     socket::{Replacement, SocketNews},
-    stats::ConnectionOrigin,
 };
 
 impl Transport {

@@ -10,6 +10,7 @@ use std::{
 use futures::{AsyncRead, AsyncWrite};
 
 use super::window::SendWindow;
+use crate::carrier::{self, ConnectionNumber};
 
 /// A stream of a [`Connection`](super::Connection).
 ///
@@ -20,6 +21,7 @@ pub struct Stream {
     recv: quinn::RecvStream,
     /// Send window of the connection.
     window: Arc<SendWindow>,
+    connection: ConnectionNumber,
     /// Result of the first close; every later close has the same result.
     closed: Option<Result<(), io::ErrorKind>>,
     /// By which the connection counts the streams of the remote.
@@ -31,9 +33,10 @@ impl Stream {
     pub(super) fn new(
         (send, recv): (quinn::SendStream, quinn::RecvStream),
         window: Arc<SendWindow>,
+        connection: ConnectionNumber,
         counted: Option<Arc<()>>,
     ) -> Self {
-        Self { send, recv, window, closed: None, _counted: counted }
+        Self { send, recv, window, connection, closed: None, _counted: counted }
     }
 }
 
@@ -57,6 +60,7 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        carrier::tell(self.connection);
         // quinn sends all accepted data; this crate has no buffer of its own.
         Poll::Ready(Ok(()))
     }

@@ -8,7 +8,7 @@ use libp2p_core::{
 };
 
 use super::{path::SessionConfigs, *};
-use crate::config::CongestionController;
+use crate::{carrier::carrier_of, config::CongestionController};
 
 const V4: &str = "/ip4/127.0.0.1/udp/0/quic-v1";
 const PLAIN: DialOpts = DialOpts { role: Endpoint::Dialer, port_use: PortUse::Reuse };
@@ -35,7 +35,7 @@ fn bridged() -> (Transport, Driver) {
     let (path_notices, _) = tokio::sync::mpsc::channel(1);
     let path =
         PathLayer::new(network.clone(), runtime.clone(), Box::new(quic.clone()), keys, path_notices).unwrap();
-    let (notices, received) = mpsc::channel(1);
+    let (notices, received) = mpsc::channel(16);
     let (sessions, inbound) = mpsc::channel(1);
     let interfaces = InterfaceWatch::start(network.clone(), runtime.clone());
     let transport = Transport::bridged(quic, network, runtime, notices, inbound, path, interfaces);
@@ -159,51 +159,46 @@ async fn a_plain_dial_joins_the_session_of_its_peer_unless_it_asks_for_a_port_of
 }
 
 #[tokio::test]
-async fn the_driver_hears_of_a_connection_before_the_swarm_gets_it() {
-    let ((mut a, mut driver_a), (mut b, mut driver_b)) = (bridged(), bridged());
+async fn a_stream_tells_the_connection_that_carries_it() {
+    let (mut a, (mut b, _driver)) = (alone(), bridged());
     let (_, address) = listen(&mut a).await;
-    driver_a.notice().unwrap();
-    let mut dial = b.dial(address, FRESH).unwrap();
-    let (upgrade, send_back) = {
-        let mut event = Box::pin(next(&mut a));
-        poll_fn(|cx| {
-            assert!(dial.poll_unpin(cx).is_pending());
-            event.poll_unpin(cx)
-        })
-        .await
-        .into_incoming()
-        .unwrap()
-    };
-    let (dialed, accepted) = future::join(dial, upgrade).await;
-    let ((a_id, _), (b_id, _)) = (dialed.unwrap(), accepted.unwrap());
-    match driver_a.notice() {
-        Some(Notice::ConnectionUp { peer, remote, socket }) => {
-            assert_eq!((peer, addr::from_socket(remote), socket.0), (b_id, send_back, 0));
-        }
-        other => panic!("{other:?}"),
+    let (table, foreign) = (b.connections(), a.connections());
+    // Both connect the same peers at the same remote address.
+    let mut sockets = Vec::new();
+    for opts in [FRESH, PLAIN, FRESH] {
+        let mut dial = b.dial(address.clone(), opts).unwrap();
+        let (upgrade, _) = {
+            let mut event = Box::pin(next(&mut a));
+            poll_fn(|cx| {
+                assert!(dial.poll_unpin(cx).is_pending());
+                event.poll_unpin(cx)
+            })
+            .await
+            .into_incoming()
+            .unwrap()
+        };
+        let (dialed, accepted) = future::join(dial, upgrade).await;
+        let ((_, mut dialed), (_, accepted)) = (dialed.unwrap(), accepted.unwrap());
+        let entry = dialed.live.clone();
+        let stream = poll_fn(|cx| dialed.poll_outbound_unpin(cx)).await.unwrap();
+        // As libp2p-swarm boxes it.
+        let mut stream = libp2p_core::muxing::SubstreamBox::new(stream);
+        let connection = carrier_of(&mut stream).unwrap();
+        let path = table.path_of(connection).unwrap();
+        assert_eq!(path.socket, entry.wire().unwrap().id());
+        assert_eq!(addr::from_socket(path.remote), address);
+        assert_eq!(foreign.path_of(connection), None, "it is none of theirs");
+        sockets.push(path.socket);
+        drop((dialed, accepted, entry, stream));
+        assert_eq!(table.path_of(connection), None, "it has ended");
     }
-    // The socket of a fresh port is for its connection alone: it never comes up.
-    assert!(matches!(driver_b.notice(), Some(Notice::ConnectionUp { peer, .. }) if peer == a_id));
-}
-
-#[tokio::test]
-async fn a_full_channel_holds_a_connection_back() {
-    let ((mut a, _driver_a), mut b) = (bridged(), alone());
-    let (_, address) = listen(&mut a).await;
-    // Nothing receives: the listener's notice and each sender's own slot fill the channel.
-    let mut held = 0;
-    for _ in 0..3 {
-        let dial = tokio::spawn(b.dial(address.clone(), PLAIN).unwrap());
-        let (upgrade, _) = next(&mut a).await.into_incoming().unwrap();
-        held += usize::from(tokio::time::timeout(Duration::from_millis(200), upgrade).await.is_err());
-        drop(dial);
-    }
-    assert!(held > 0);
+    assert!(sockets[0] != sockets[1] && sockets[1] != sockets[2] && sockets[0] != sockets[2]);
+    assert!(carrier_of(futures::io::Cursor::new(Vec::new())).is_none(), "no connection carries it");
 }
 
 #[tokio::test]
 async fn a_session_from_a_peer_is_incoming_at_a_real_listen_address() {
-    let ((mut transport, mut driver), (mut a, mut b)) = (bridged(), (alone(), alone()));
+    let ((mut transport, driver), (mut a, mut b)) = (bridged(), (alone(), alone()));
     let (_, first) = listen(&mut transport).await;
     let (id, second) = listen(&mut transport).await;
     let remote = SocketAddr::from(([192, 0, 2, 7], 4001));
@@ -227,7 +222,7 @@ async fn a_session_from_a_peer_is_incoming_at_a_real_listen_address() {
 
 #[tokio::test]
 async fn a_session_without_any_listener_is_closed() {
-    let ((mut transport, mut driver), (mut a, mut b)) = (bridged(), (alone(), alone()));
+    let ((mut transport, driver), (mut a, mut b)) = (bridged(), (alone(), alone()));
     let (connection, mut other) = connect(&mut a, &mut b).await;
     let remote = SocketAddr::from(([192, 0, 2, 7], 4001));
     let session = InboundSession {

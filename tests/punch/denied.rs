@@ -15,14 +15,14 @@ use libp2p::{
     relay,
     swarm::{
         ConnectionDenied, ConnectionId, FromSwarm, NetworkBehaviour, SwarmEvent, THandler, THandlerInEvent,
-        THandlerOutEvent, ToSwarm, dummy,
+        THandlerOutEvent, ToSwarm, dial_opts::DialOpts, dummy,
     },
 };
-use libp2p_punch::{Behaviour, Event, NatEvent, RelayEvent, SessionEvent};
+use libp2p_punch::{Behaviour, Config, Event, NatEvent, RelayEvent, SessionEvent};
 use libp2p_punch_sim::World;
 
 use crate::{
-    network::{Site, client, keypair, on_paused_time, run, until},
+    network::{PORT, Site, client, coordinator, keypair, on_paused_time, run, until},
     relaying::{self, Peer, Seen, peer, peer_with_idle_timeout, relayed_swarm, reserved, see, serve, watch},
 };
 
@@ -360,5 +360,34 @@ fn a_long_stream_on_the_relayed_connection_keeps_the_direct_one_until_it_has_had
         let rest = watch(&mut dialer, listener, MINUTE).await;
         let first = rest.iter().find(|seen| matches!(seen, Seen::Closed { .. }));
         assert_eq!(first, Some(&Seen::Closed { id: relayed }), "{rest:#?}");
+    });
+}
+
+#[test]
+fn a_denied_connection_does_not_lend_its_socket_to_the_next_one_to_the_same_address() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address) = coordinator(&world);
+        let Some(Protocol::P2p(observer)) = address.iter().last() else { panic!("{address}") };
+        let host = Site::EIM_APDF.host(&world, 1, 0.0);
+        let mut swarm = relayed_swarm(&host, 1, Config::default(), |punch, relay, _| Limited {
+            limit: OnePerPeer::connected_to(observer),
+            punch,
+            relay,
+        });
+        let opts = DialOpts::peer_id(observer).addresses(vec![address.clone()]);
+        swarm.dial(opts.allocate_new_port().build()).expect("it is not dialed yet");
+        until(&mut swarm, |event| matches!(event, SwarmEvent::OutgoingConnectionError { .. }).then_some(()))
+            .await;
+        swarm.behaviour_mut().limit.0.clear();
+        swarm.dial(address).expect("it is an address");
+        let local = until(&mut swarm, |event| match event {
+            SwarmEvent::Behaviour(LimitedEvent::Punch(Event::Nat(NatEvent::Observed { local, .. }))) => {
+                Some(local)
+            }
+            _ => None,
+        })
+        .await;
+        assert_eq!(local.map(|local| local.port()), Some(PORT), "the socket of the second connection");
     });
 }

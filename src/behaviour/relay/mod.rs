@@ -49,9 +49,11 @@ use super::{
     FromBehaviour,
     event::{Event, NatEvent, RelayEvent, RelayFailure, SessionEvent},
     link::Input,
-    quic_v1,
 };
-use crate::config::{Config, Role};
+use crate::{
+    config::{Config, Role},
+    transport::addr,
+};
 use libp2p_punch_proto::{
     event::{FailureReason, Phase},
     wire::frame::RejectReason,
@@ -185,8 +187,10 @@ impl Relaying {
 
     /// A connection exists without a dial that waits for it. The peer is at `remote`.
     pub(super) fn collect(&mut self, peer: PeerId, remote: SocketAddr) {
-        let opts =
-            DialOpts::peer_id(peer).condition(PeerCondition::Always).addresses(vec![quic_v1(remote)]).build();
+        let opts = DialOpts::peer_id(peer)
+            .condition(PeerCondition::Always)
+            .addresses(vec![addr::from_socket(remote)])
+            .build();
         self.collecting.insert(opts.connection_id(), (peer, remote));
         self.out.push_back(Output::Swarm(ToSwarm::Dial { opts }));
     }

@@ -30,7 +30,7 @@ use super::{
     socket::SessionSocket,
 };
 use crate::transport::time::Delay;
-use libp2p_punch_proto::{Path, wire::keys::FlightBinding};
+use libp2p_punch_proto::{Path, event::SessionRole, wire::keys::FlightBinding};
 
 /// Time for which a virtual connection keeps its paths after the end of its connection. In this
 /// time the `CONNECTION_CLOSE` and the answers to late packets of the peer go out. RFC 9000 §10.2
@@ -84,6 +84,16 @@ pub(super) enum Attempt {
     Accept { peer: PeerId, first_flight: Vec<Bytes>, rtt: Option<Duration> },
 }
 
+impl Attempt {
+    /// Returns the peer, and the part of this peer in the session.
+    fn parties(&self) -> (PeerId, SessionRole) {
+        match self {
+            Self::Connect { peer, .. } => (*peer, SessionRole::Initiator),
+            Self::Accept { peer, .. } => (*peer, SessionRole::Responder),
+        }
+    }
+}
+
 /// Supervises a virtual connection from its opening to the end of its lingering.
 pub(super) struct Supervisor {
     pub(super) shared: Arc<Shared>,
@@ -94,6 +104,7 @@ pub(super) struct Supervisor {
 impl Supervisor {
     /// Makes the attempt, and reports its single end: `Failed`, or `Closed` after `Established`.
     pub(super) async fn run(self, endpoint: Endpoint, attempt: Attempt) {
+        let (peer, role) = attempt.parties();
         let result = match attempt {
             Attempt::Connect { peer, rtt, binding } => self.connect(&endpoint, peer, rtt, binding).await,
             Attempt::Accept { peer, first_flight, rtt } => {
@@ -105,7 +116,7 @@ impl Supervisor {
         let flow = self.flow.id;
         let end = match result {
             Ok(connection) => {
-                let denied = self.serve(connection).await;
+                let denied = self.serve(connection, peer, role).await;
                 PathNotice::Closed { flow, denied }
             }
             Err(error) => PathNotice::Failed { flow, error },
@@ -188,10 +199,11 @@ impl Supervisor {
 
     /// Hands the connection over and waits until its guard is dropped. Returns true if the swarm of
     /// either side denied it.
-    async fn serve(&self, connection: Connection) -> bool {
+    async fn serve(&self, connection: Connection, peer: PeerId, role: SessionRole) -> bool {
         let Some(layer) = self.layer.upgrade() else { return true };
         let guard = FlowGuard { flow: self.flow.clone(), reported: None, _layer: layer };
-        let notice = PathNotice::Established { flow: self.flow.id, connection: connection.clone(), guard };
+        let (flow, held) = (self.flow.id, connection.clone());
+        let notice = PathNotice::Established { flow, peer, role, connection: held, guard };
         self.notify(notice).await;
         let released = pin!(self.unless_closed(self.flow.released.notified()));
         let care = pin!(async {
@@ -320,9 +332,14 @@ impl FlowGuard {
 pub(crate) struct FlowView(Arc<Flow>);
 
 impl FlowView {
+    /// Returns the path that carries the connection.
+    pub(crate) fn path(&self) -> Option<Path> {
+        self.0.best()
+    }
+
     /// The peer's real address on the path that carries the connection.
     pub(crate) fn remote(&self) -> Option<SocketAddr> {
-        self.0.best().map(|path| path.remote)
+        self.path().map(|path| path.remote)
     }
 }
 

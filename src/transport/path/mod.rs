@@ -35,7 +35,7 @@
 //! | `shared` | state of all parts: commands and received buffers against the table |
 //! | `queue`, `socket` | the socket that the session endpoint sees |
 //! | `endpoint` | the session endpoint and the task of each virtual connection |
-//! | `pool` | additional sockets of a virtual connection, or of a coordinator's observers |
+//! | `pool`, `pool_sockets` | additional sockets of a virtual connection, or of a coordinator's observers |
 //! | `cid` | connection IDs that identify the session endpoint |
 
 mod cid;
@@ -46,6 +46,7 @@ mod flow;
 pub(crate) mod fuzz;
 mod paths;
 mod pool;
+mod pool_sockets;
 mod pulse;
 mod queue;
 mod shared;
@@ -75,7 +76,8 @@ use self::{
     demux::destination_cid,
     endpoint::{Attempt, Supervisor},
     flow::{BoundSocket, Flow, send_one},
-    pool::{MAX_SOCKETS, Opening},
+    pool::Opening,
+    pool_sockets::MAX_SOCKETS,
     shared::Shared,
     stats::count,
     table::{OpenError, RoutePriority},
@@ -84,6 +86,7 @@ use crate::{io::Network, transport::socket_budget::SocketBudget};
 use libp2p_punch_proto::{
     Path, SocketId, VirtualConnectionId,
     command::{Command, Pool},
+    event::SessionRole,
 };
 
 /// Makes the QUIC and TLS configuration of a session.
@@ -127,6 +130,10 @@ pub(crate) enum PathNotice {
     Established {
         /// The virtual connection.
         flow: VirtualConnectionId,
+        /// The peer, whose key TLS has proved.
+        peer: PeerId,
+        /// The part of this peer in the session: that of the QUIC client is the initiator's.
+        role: SessionRole,
         /// The connection. Its `remote_address` is virtual.
         connection: quinn::Connection,
         /// Guard to hold as long as the connection.

@@ -10,17 +10,19 @@ use std::{
     future::poll_fn,
     io::{self, IoSliceMut},
     net::{IpAddr, SocketAddr},
-    sync::{
-        Arc, Mutex, Weak,
-        atomic::{AtomicU64, Ordering::*},
-    },
-    task::{Context, Poll, Wake, Waker},
+    sync::{Arc, Weak, atomic::Ordering::Relaxed},
+    task::{Context, Poll},
 };
 
-use futures::task::AtomicWaker;
 use quinn::{AsyncUdpSocket, udp::RecvMeta};
 
-use super::{PathNotice, flow::BoundSocket, lock, shared::Shared, stats::count};
+use super::{
+    PathNotice,
+    flow::BoundSocket,
+    pool_sockets::{MAX_SOCKETS, Sockets},
+    shared::Shared,
+    stats::count,
+};
 use crate::{
     io::Network,
     transport::{
@@ -30,127 +32,10 @@ use crate::{
 };
 use libp2p_punch_proto::{SocketId, command::Pool};
 
-/// Largest number of sockets of one pool.
-pub(super) const MAX_SOCKETS: usize = WORDS * 64;
-const WORDS: usize = 4;
 /// Receive calls in a row before other tasks get their turn.
 const BUDGET: usize = 64;
 /// The largest UDP payload, and so the largest batch that receive offload may put together.
 const BUFFER: usize = 65_535;
-
-/// Sockets with received datagrams.
-#[derive(Debug, Default)]
-struct Ready {
-    words: [AtomicU64; WORDS],
-    task: AtomicWaker,
-}
-
-impl Ready {
-    fn set(&self, index: usize) {
-        if let Some(word) = self.words.get(index / 64) {
-            word.fetch_or(1 << (index % 64), AcqRel);
-        }
-    }
-
-    /// Returns the sockets with set bits, and clears the bits. A socket that is read after that
-    /// without a datagram sets its bit again by its waker.
-    fn take(&self) -> Vec<usize> {
-        let bits = |word: u64| (0..64).filter(move |bit| word & 1 << bit != 0);
-        let words = self.words.iter().map(|word| word.swap(0, AcqRel)).enumerate();
-        words.flat_map(|(n, word)| bits(word).map(move |bit| n * 64 + bit)).collect()
-    }
-}
-
-/// Waker that sets the bit of one socket.
-struct Slot {
-    ready: Arc<Ready>,
-    index: usize,
-}
-
-impl Wake for Slot {
-    fn wake(self: Arc<Self>) {
-        self.wake_by_ref();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.ready.set(self.index);
-        self.ready.task.wake();
-    }
-}
-
-#[derive(Debug)]
-struct Member {
-    id: SocketId,
-    io: Arc<Socket>,
-    waker: Waker,
-}
-
-#[derive(Debug, Default)]
-struct State {
-    members: Vec<Option<Member>>,
-    closed: bool,
-    /// A task reads the sockets.
-    has_reader: bool,
-}
-
-/// The sockets of one pool, shared by the task that reads them and the task that closes them.
-#[derive(Debug, Default)]
-pub(super) struct Sockets {
-    ready: Arc<Ready>,
-    state: Mutex<State>,
-}
-
-impl Sockets {
-    /// Closes all but `keep`, and returns which; without any to keep, also those that are yet to be
-    /// opened.
-    pub(super) fn close(&self, keep: &[SocketId]) -> Vec<SocketId> {
-        let mut state = lock(&self.state);
-        state.closed |= keep.is_empty();
-        let gone = |slot: &mut Option<Member>| slot.take_if(|member| !keep.contains(&member.id));
-        let closed: Vec<Member> = state.members.iter_mut().filter_map(gone).collect();
-        drop(state);
-        self.ready.task.wake();
-        closed.into_iter().map(|member| member.id).collect()
-    }
-
-    fn add(&self, id: SocketId, io: Arc<Socket>) -> bool {
-        let mut state = lock(&self.state);
-        let free = state.members.iter().position(Option::is_none);
-        let index = free.unwrap_or(state.members.len());
-        if state.closed || index >= MAX_SOCKETS {
-            return false;
-        }
-        let waker = Waker::from(Arc::new(Slot { ready: self.ready.clone(), index }));
-        let member = Some(Member { id, io, waker });
-        match state.members.get_mut(index) {
-            Some(slot) => *slot = member,
-            None => state.members.push(member),
-        }
-        drop(state);
-        self.ready.set(index);
-        self.ready.task.wake();
-        true
-    }
-
-    fn member(&self, index: usize) -> Option<(SocketId, Arc<Socket>, Waker)> {
-        let state = lock(&self.state);
-        let member = state.members.get(index)?.as_ref()?;
-        Some((member.id, member.io.clone(), member.waker.clone()))
-    }
-
-    /// Returns true if the caller must read the sockets, since no other task does.
-    fn take_reader(&self) -> bool {
-        !std::mem::replace(&mut lock(&self.state).has_reader, true)
-    }
-
-    /// Returns true if no socket is open. The task that opens another socket then reads it.
-    fn is_over(&self) -> bool {
-        let mut state = lock(&self.state);
-        let is_empty = state.members.iter().all(Option::is_none);
-        state.has_reader &= !is_empty;
-        is_empty
-    }
-}
 
 /// A pool to open.
 pub(super) struct Opening {
@@ -187,7 +72,7 @@ pub(super) async fn run(shared: Arc<Shared>, network: Arc<dyn Network>, opening:
         opened.push((id, io.local().port()));
         writable(io).await;
     }
-    if lock(&sockets.state).closed {
+    if sockets.is_closed() {
         // Closed while they were being opened: nothing uses these sockets.
         shared.retire(sockets.close(&[]).into_iter().chain(opened.iter().map(|(id, _)| *id)));
     } else {

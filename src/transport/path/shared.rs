@@ -19,7 +19,7 @@ use super::{
     demux::{self, Kind, canonical},
     flow::{Flow, FlowTarget, virtual_address},
     lock,
-    pool::Sockets,
+    pool_sockets::Sockets,
     queue::ReceiveQueue,
     stats::{Counters, count},
     table::{OpenError, PacketOwner, RoutePriority, Table},

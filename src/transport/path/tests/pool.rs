@@ -6,7 +6,7 @@ use libp2p_identity::Keypair;
 use tokio::sync::mpsc;
 
 use super::{
-    super::{PathLayer, PathNotice, pool::MAX_SOCKETS},
+    super::{PathLayer, PathNotice, pool_sockets::MAX_SOCKETS},
     node::{Configs, flight_binding, layer},
 };
 use libp2p_punch_proto::{
