@@ -247,6 +247,12 @@ impl Coordinators {
         released
     }
 
+    /// Returns an address at which a coordinator may be dialed.
+    pub(super) fn address_of(&self, peer: &PeerId) -> Option<Multiaddr> {
+        let coordinator = self.0.get(peer)?;
+        coordinator.addresses.iter().chain(&coordinator.told).next().cloned()
+    }
+
     /// Returns the coordinators that were named for `target`.
     pub(super) fn named_for(&self, target: &PeerId) -> BTreeSet<PeerId> {
         let named = self.0.iter().filter(|(_, coordinator)| coordinator.named_for.contains(target));

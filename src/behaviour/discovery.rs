@@ -303,6 +303,12 @@ pub(super) fn nearest_to(target: &PeerId, peers: impl Iterator<Item = PeerId>) -
     peers.min_by_key(|peer| distance(&key, &key_of(peer)))
 }
 
+/// Sorts by Kademlia's distance of a peer to `target`, the nearest first.
+pub(super) fn sort_by_distance<T>(target: &PeerId, items: &mut [T], peer_of: impl Fn(&T) -> PeerId) {
+    let key = key_of(target);
+    items.sort_by_key(|item| distance(&key, &key_of(&peer_of(item))));
+}
+
 /// Returns the key of a peer in Kademlia as libp2p has it.
 fn key_of(peer: &PeerId) -> Distance {
     Sha256::digest(peer.to_bytes()).into()

@@ -337,6 +337,14 @@ impl Behaviour {
 
     fn report_named(&mut self, target: PeerId) {
         let coordinators = self.coordinators.named_for(&target);
+        let with_address = |peer: &PeerId| {
+            let links = self.links.values().filter(|link| link.peer == *peer && link.is_established);
+            let dialed = links.filter_map(|link| link.dialed.clone()).next();
+            Some((*peer, dialed.or_else(|| self.coordinators.address_of(peer))?))
+        };
+        let mut relays: Vec<_> = coordinators.iter().filter_map(with_address).collect();
+        discovery::sort_by_distance(&target, &mut relays, |(peer, _)| *peer);
+        self.relaying.set_coordinators_of(target, &relays);
         self.inputs.push_back(Input::CoordinatorsOf { peer: target, coordinators });
     }
 
@@ -352,6 +360,7 @@ impl Behaviour {
         for coordinator in self.coordinators.release(&target) {
             self.notify(coordinator, false);
         }
+        self.relaying.set_coordinators_of(target, &[]);
         self.inputs.push_back(Input::CoordinatorsOf { peer: target, coordinators: BTreeSet::new() });
     }
 

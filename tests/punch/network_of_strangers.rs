@@ -16,8 +16,9 @@ use libp2p_punch::{Behaviour, Config, Event, RegistrationEvent, Role};
 use libp2p_punch_sim::{Host, World};
 use tokio::time::{Instant, timeout};
 
-use crate::network::{
-    PORT, Site, client, coordinator, keypair, on_paused_time, registered, run, swarm, until,
+use crate::{
+    network::{PORT, Site, client, coordinator, keypair, on_paused_time, registered, run, swarm, until},
+    relaying::{peer, relay, reserved, serve},
 };
 
 /// A swarm as most applications have it: they know each other's protocols.
@@ -350,5 +351,39 @@ fn a_coordinator_that_the_application_names_stays_when_it_is_no_longer_chosen() 
         );
         assert!(peer.behaviour_mut().punch.remove_coordinator(&coordinator));
         assert_eq!(peer.behaviour().punch.coordinators(), []);
+    });
+}
+
+/// The dialer is registered with one coordinator, the peer with another, and no direct path exists.
+#[test]
+fn a_coordinator_that_a_source_found_relays_where_only_a_relay_helps() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, own, _) = relay(&world, 253);
+        let (_, far, _) = relay(&world, 254);
+        let mut listener = peer(&world, Site::APDM_RANDOM, 2, client(&far));
+        reserved(&mut listener).await;
+        let listener = serve(listener, Duration::ZERO);
+        let mut dialer = peer(&world, Site::APDM_RANDOM, 1, client(&own));
+        reserved(&mut dialer).await;
+        let mut directory = dialer.behaviour_mut().punch.coordinator_lookup();
+        let directory = tokio::spawn(async move {
+            let peer = directory.next().await.expect("a peer is dialed");
+            directory.found(peer, peer_of(&far), vec![far]);
+            directory
+        });
+        dialer.dial(listener).expect("not dialed yet");
+        until(&mut dialer, |event| match event {
+            SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == listener => {
+                assert!(endpoint.is_relayed());
+                Some(())
+            }
+            SwarmEvent::OutgoingConnectionError { peer_id, error, .. } if peer_id == Some(listener) => {
+                panic!("{error}")
+            }
+            _ => None,
+        })
+        .await;
+        directory.await.expect("it ended");
     });
 }

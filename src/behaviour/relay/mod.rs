@@ -133,6 +133,12 @@ impl Relaying {
         self.relays.used_by(peer)
     }
 
+    /// Sets the coordinators that are asked for `peer`, each with an address: the peer may have a
+    /// reservation with one of them.
+    pub(super) fn set_coordinators_of(&mut self, peer: PeerId, coordinators: &[(PeerId, Multiaddr)]) {
+        self.relays.set_coordinators_of(peer, coordinators);
+    }
+
     /// Records a dial that may wait for a session. The swarm reports its end.
     pub(super) fn dialing(&mut self, peer: PeerId, id: ConnectionId, now: Instant) {
         if self.falls_back {

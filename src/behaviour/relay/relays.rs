@@ -34,6 +34,9 @@ struct Relay {
 pub(super) struct Relays {
     ours: BTreeMap<PeerId, Relay>,
     of_peers: BTreeMap<PeerId, Vec<Multiaddr>>,
+    /// Circuit addresses over the coordinators that are asked for a peer. One of them may have a
+    /// reservation of the peer. Only peers that are dialed have an entry.
+    of_dialed: BTreeMap<PeerId, Vec<Multiaddr>>,
 }
 
 impl Relays {
@@ -101,6 +104,20 @@ impl Relays {
         }
     }
 
+    /// Sets the coordinators that are asked for `peer`, each with an address. None of them is
+    /// remembered once the list is empty.
+    pub(super) fn set_coordinators_of(&mut self, peer: PeerId, coordinators: &[(PeerId, Multiaddr)]) {
+        let to_circuit = |(relay, address): &(PeerId, Multiaddr)| {
+            let base = address.iter().take_while(|part| !matches!(part, Protocol::P2p(_))).collect();
+            circuit(&base, *relay).with(Protocol::P2p(peer))
+        };
+        if coordinators.is_empty() {
+            self.of_dialed.remove(&peer);
+        } else {
+            self.of_dialed.insert(peer, coordinators.iter().map(to_circuit).collect());
+        }
+    }
+
     /// Returns true if the peer is known to use some relay.
     pub(super) fn knows_some_of(&self, peer: &PeerId) -> bool {
         self.of_peers.contains_key(peer)
@@ -113,7 +130,7 @@ impl Relays {
     }
 
     /// Returns the circuit addresses at which to try `peer`, in this order: over relays that it is
-    /// known to use, then over ours.
+    /// known to use, then over coordinators that were found for it, then over ours.
     pub(super) fn circuits_to(&self, peer: PeerId) -> Vec<Multiaddr> {
         let ranked = self.ranked();
         let rank = |address: &Multiaddr| {
@@ -122,6 +139,11 @@ impl Relays {
         };
         let mut circuits = self.of_peers.get(&peer).cloned().unwrap_or_default();
         circuits.sort_by_key(rank);
+        for found in self.of_dialed.get(&peer).into_iter().flatten() {
+            if !circuits.iter().any(|circuit| relay_of(circuit) == relay_of(found)) {
+                circuits.push(found.clone());
+            }
+        }
         for (relay, address) in &ranked {
             if !circuits.iter().any(|circuit| relay_of(circuit) == Some(*relay)) {
                 circuits.push(circuit(address, *relay).with(Protocol::P2p(peer)));
