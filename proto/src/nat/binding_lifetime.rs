@@ -1,8 +1,13 @@
-//! How long a mapping stands that nobody uses (RFC 4787 §4.3, in the manner of RFC 5780 §4.6): a client opens sockets for it,
-//! asks an observer from each to answer after some time, and sends nothing until then (`docs/protocol.md` §7.6).
+//! Lifetime of a mapping without traffic (RFC 4787 §4.3), by the method of RFC 5780 §4.6
+//! (`docs/protocol.md` §7.6).
 //!
-//! The observer answers to no other IP address than that of the client's own connection, with no more than three times
-//! the bytes of the request, so that nobody can be made to bother others with it.
+//! A client opens a socket for each delay. From each socket it asks an observer for a delayed
+//! reply, and then sends nothing until the reply is due. A reply that arrives shows that the
+//! mapping has outlived the delay. `BindingLifetimeTest` is the side of the client,
+//! `DelayedReplies` that of the observer.
+//!
+//! The observer replies only to the IP address of the client's own connection, with at most three
+//! times the bytes of the request. So a client cannot direct replies at other hosts.
 
 use std::{
     collections::BTreeMap,
@@ -28,53 +33,57 @@ use crate::{
     },
 };
 
-/// After how many seconds the answers are to come. What NATs have is 30, 60, 90, 120, 180 or 300 s, and lies in between.
+/// Delays of the replies in seconds. Common lifetimes are 30, 60, 90, 120, 180 and 300 s, and lie
+/// between two delays.
 pub(crate) const DELAYS: [u16; 8] = [20, 40, 55, 75, 100, 150, 200, 290];
-/// The longest that an observer waits.
+/// Maximum delay that an observer accepts, in seconds.
 const MAX_DELAY: u16 = 600;
-/// A program that runs for a moment needs no such measurement.
+/// Delay of the measurement after an offer. A program that runs for a moment needs no measurement.
 const START_DELAY: Duration = Duration::from_secs(10);
-/// How long the sockets may take to open.
+/// Time for the sockets to open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
-/// When a socket asks, after the first time: Linux lets a mapping live long only if it was used both ways for two seconds.
-/// The later ones are for what got lost.
+/// Times of the requests of a socket, from the opening of the sockets on. Linux gives a mapping its
+/// full lifetime only after two seconds of traffic in both directions. Later requests replace lost
+/// ones.
 const REQUESTS: [Duration; 4] =
     [Duration::ZERO, Duration::from_secs(3), Duration::from_millis(3_600), Duration::from_millis(4_800)];
-/// From then on an immediate answer shows that the mapping is in full use, and its time runs.
+/// Time after which an immediate reply shows that the mapping has its full lifetime, which then
+/// begins.
 const SETTLE_TIME: Duration = Duration::from_secs(3);
-/// How long what was asked last may go unanswered.
+/// Time for the reply to the last request to arrive.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Answers of an observer to one request when its time has come; the first may get lost.
+/// Number of delayed replies to a request. The first may be lost.
 const REPLIES: u8 = 2;
 const REPLY_INTERVAL: Duration = Duration::from_millis(300);
-/// Requests of one client that an observer keeps: one measurement at once, and then one socket in a minute.
+/// Limit on the requests of a client: one measurement at once, then one socket per minute.
 pub(crate) const HOLD_RATE: Rate = Rate { interval: Duration::from_secs(60), burst: 8 };
-/// Clients whose limits are remembered.
+/// Maximum number of clients with a limit.
 const MAX_CLIENTS: usize = 16_384;
-/// Requests that an observer keeps, of all clients.
+/// Maximum number of pending requests of all clients.
 pub(crate) const MAX_HOLDS: usize = 4096;
 
-/// The datagram that asks an observer to answer after `delay` seconds.
+/// Returns a request for a reply after `delay` seconds.
 pub fn request(offer: &ObserverOffer, data: [u8; 8], delay: u16) -> [u8; PROBE_LEN] {
     let mut address = [0; 18];
     address[..2].copy_from_slice(&delay.to_be_bytes());
     datagram((HOLD, &offer.key), (offer.token, data), address)
 }
 
-/// The delay that the address field of a request stands for.
+/// Decodes the delay from the address field of a request.
 pub(crate) fn delay_of(address: &[u8]) -> Option<u16> {
     let (delay, rest) = address.split_first_chunk::<2>()?;
     let delay = u16::from_be_bytes(*delay);
     ((1..=MAX_DELAY).contains(&delay) && rest.iter().all(|byte| *byte == 0)).then_some(delay)
 }
 
-/// The answer to the request with this `data`: at once, or when its time has come.
+/// Returns the immediate reply to a request, or the delayed reply if `held`.
 pub fn answer(key: &[u8; 32], data: [u8; 8], held: bool) -> [u8; PROBE_LEN] {
     datagram((HELD, key), (data, [0, 0, 0, 0, 0, 0, 0, u8::from(held)]), [0; 18])
 }
 
-/// Whether a datagram answers the request with this `data`, and whether that is the answer that was asked for later.
+/// Checks a reply to the request `data`. Returns true for the delayed reply, false for the
+/// immediate one, and `None` for any other datagram.
 pub(crate) fn judge(datagram: &[u8], key: &[u8; 32], data: [u8; 8]) -> Option<bool> {
     let (covered, authenticator) = datagram.split_at_checked(COVERED_LEN)?;
     let held = covered.get(18).map(|last| *last == 1)?;
@@ -114,7 +123,7 @@ struct Hold {
     sent: u8,
 }
 
-/// What an observer is to answer later.
+/// Delayed replies of an observer.
 #[derive(Debug)]
 pub(crate) struct DelayedReplies {
     all: BTreeMap<(ControlStreamId, [u8; 8]), Hold>,
@@ -126,7 +135,7 @@ impl DelayedReplies {
         Self { all: BTreeMap::new(), clients: PeerBuckets::new(HOLD_RATE, MAX_CLIENTS) }
     }
 
-    /// Takes a request, or the same once more, and returns the immediate answer.
+    /// Takes a request or its repetition, and returns the immediate reply.
     pub(crate) fn hold(
         &mut self,
         (link, peer): (ControlStreamId, PeerId),
@@ -152,7 +161,7 @@ impl DelayedReplies {
         self.all.values().map(|hold| hold.due).min()
     }
 
-    /// The answers that are due.
+    /// Returns the replies that are due.
     pub(crate) fn poll(&mut self, now: Instant) -> Vec<(Path, [u8; PROBE_LEN])> {
         let mut answers = Vec::new();
         self.all.retain(|(_, data), hold| {
@@ -167,25 +176,25 @@ impl DelayedReplies {
     }
 }
 
-/// What became of one delay.
+/// Outcome of a trial.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Outcome {
     Lived,
     Died,
-    /// The observer did not even answer at once.
+    /// The observer did not send an immediate reply.
     Unknown,
 }
 
-/// One socket, and one delay.
+/// Test of one delay with one socket.
 #[derive(Debug)]
 struct Trial {
     socket: SocketId,
     delay: u16,
     data: [u8; 8],
     requests: usize,
-    /// When the next request leaves, or the wait for an answer ends.
+    /// Time of the next request, or end of the wait for a reply.
     due: Instant,
-    /// The mapping is in full use, and its time runs.
+    /// The mapping has its full lifetime, which has begun.
     settled: bool,
     outcome: Option<Outcome>,
 }
@@ -194,25 +203,25 @@ struct Trial {
 struct Measurement {
     link: ControlStreamId,
     peer: PeerId,
-    /// The observer's address.
+    /// IP address of the observer.
     ip: IpAddr,
     offer: ObserverOffer,
-    /// When the sockets were asked for, and then when they were open.
+    /// Time of the request for sockets, then the time at which they were open.
     begun: Option<Instant>,
     due: Instant,
     trials: Vec<Trial>,
 }
 
-/// What is to be done.
+/// Next step of the measurement.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Step {
     Open,
     Send(Path, [u8; PROBE_LEN]),
-    /// The measurement is over.
+    /// The measurement has ended.
     Close,
 }
 
-/// A client's measurement: one at a time, and one for each network that it is in.
+/// Measurement of a client. There is one at a time, and one for each network.
 #[derive(Debug, Default)]
 pub(crate) struct BindingLifetimeTest {
     measurement: Option<Measurement>,
@@ -220,7 +229,7 @@ pub(crate) struct BindingLifetimeTest {
 }
 
 impl BindingLifetimeTest {
-    /// A coordinator at `ip` offers to observe.
+    /// Schedules a measurement with a coordinator at `ip` that offers to observe.
     pub(crate) fn offered(&mut self, from: &ControlStream, ip: IpAddr, offer: &ObserverOffer, now: Instant) {
         if self.measurement.is_none() && self.result.is_none() {
             let (link, peer) = (from.id, from.peer);
@@ -230,13 +239,14 @@ impl BindingLifetimeTest {
         }
     }
 
-    /// Ends the measurement over this link; whether there are sockets to close.
+    /// Ends the measurement over a control stream. Returns true if there are sockets to close.
     pub(crate) fn link_down(&mut self, link: ControlStreamId) -> bool {
         let gone = self.measurement.take_if(|measurement| measurement.link == link);
         gone.is_some_and(|measurement| measurement.begun.is_some())
     }
 
-    /// Our network changed: what is known, or being measured, is of another one. Whether there are sockets to close.
+    /// Schedules another measurement after a change of the network, and drops the result. Returns
+    /// true if there are sockets to close.
     pub(crate) fn network_changed(&mut self, now: Instant) -> bool {
         self.result = None;
         let Some(measurement) = &mut self.measurement else { return false };
@@ -255,7 +265,8 @@ impl BindingLifetimeTest {
         pending.map(|trial| trial.due).min().or(Some(measurement.due))
     }
 
-    /// The sockets are open, perhaps fewer than there are delays; `false` if nobody waits for them any more.
+    /// Starts a trial with each open socket. There may be fewer sockets than delays. Returns false
+    /// if no measurement waits for sockets.
     pub(crate) fn opened(
         &mut self,
         sockets: &[SocketId],
@@ -282,7 +293,7 @@ impl BindingLifetimeTest {
         trials.any(|trial| trial.socket == socket)
     }
 
-    /// What is due, one thing at a time.
+    /// Returns the next step that is due.
     pub(crate) fn poll(&mut self, now: Instant) -> Option<Step> {
         let measurement = self.measurement.as_mut()?;
         let Some(begun) = measurement.begun else {
@@ -332,7 +343,8 @@ impl BindingLifetimeTest {
         cx.env.out.command(Command::CloseSockets { pool: Pool::BindingLifetimeTest, keep: Vec::new() });
     }
 
-    /// Takes what came to one of our sockets; `false` if it is no answer.
+    /// Takes a datagram to a socket of the measurement. Returns false if the datagram is not a
+    /// reply.
     pub(crate) fn answered(&mut self, socket: SocketId, datagram: &[u8], now: Instant) -> bool {
         let Some(measurement) = &mut self.measurement else { return false };
         let Some(begun) = measurement.begun else { return false };
@@ -359,7 +371,7 @@ impl BindingLifetimeTest {
             };
             let lived = with(Outcome::Lived).max();
             let at_least = lived.unwrap_or_default();
-            // What arrived proves more than what did not.
+            // An arrived reply outweighs a missing one, which may have been lost.
             let less_than = with(Outcome::Died).filter(|died| *died > at_least).min();
             let heard = with(Outcome::Lived).chain(with(Outcome::Died)).map(|_| (measurement.peer, now));
             let evidence = Evidence::new(heard);
@@ -369,7 +381,8 @@ impl BindingLifetimeTest {
     }
 }
 
-/// Opens the sockets of a measurement, if there is a NAT. Without a NAT the measurement ends without a result.
+/// Opens the sockets of a measurement, if there is a NAT. Without a NAT the measurement ends
+/// without a result.
 fn open_sockets(cx: &mut Context<'_>) {
     let Some(id) = cx.env.coordinated_socket() else { return };
     let local = &cx.env.local;

@@ -37,7 +37,7 @@ use crate::{
     wire::frame::{Frame, ObserverOffer},
 };
 
-/// Observers have ports of the system's choice. Ports below this one belong to services.
+/// Observers have ports that the system chose. Ports below this one belong to services.
 const LEAST_PORT: u16 = 1024;
 /// Unreachable coordinators that are remembered.
 const MAX_UNREACHABLE: usize = 16;
@@ -51,14 +51,14 @@ pub(crate) type HasProbed<'a> = &'a dyn Fn(IpAddr, Option<u16>) -> bool;
 pub(crate) enum Learned {
     /// Sessions are not affected.
     Nothing,
-    /// This peer is seen at another address.
+    /// Observers see this peer at another address.
     Address,
-    /// This peer is seen at another address, because the NAT has dropped the mapping of this
+    /// Observers see this peer at another address, because the NAT has dropped the mapping of this
     /// socket.
     Remapping(SocketId),
-    /// A socket of a search is seen at this port.
+    /// An observer sees a socket of a search at this port.
     Sample { session: Key, socket: SocketId, port: u16 },
-    /// The socket to which sessions are to move is seen at this address.
+    /// An observer sees the socket to which sessions are to move at this address.
     Renewal { socket: SocketId, address: SocketAddr },
 }
 
@@ -529,7 +529,7 @@ impl NatClient {
             return NatProfile { declines_search, ..NatProfile::default() };
         };
         let view = env.local.current_view(id);
-        // A window without its sockets would be half a search.
+        // A window with fewer sockets than planned would be half a search.
         let predicts = env.config.prediction && self.max_search_sockets >= WINDOW_SOCKETS;
         let allocation = match self.allocation(env, id) {
             Some(Allocation::Sequential { .. }) if !predicts => Some(Allocation::Random),
@@ -566,7 +566,7 @@ impl NatClient {
         if let Some(public) = report.public_address.clone() {
             let back = self.hairpins.result(socket, public.value).filter(|_| translated);
             report.hairpin = back.map(|value| {
-                // A datagram that came back cannot have been lost; one that did not may have been.
+                // A datagram that arrived is proof. A missing datagram may have been lost.
                 let confidence = if value { Confidence::High } else { public.confidence };
                 Finding { value, confidence, evidence: public.evidence.clone() }
             });
@@ -594,7 +594,7 @@ impl NatClient {
     fn filtering_behaviour(&self, socket: SocketId) -> Option<Finding<FilteringBehaviour>> {
         use FilteringBehaviour::*;
         let mut outcomes: Vec<_> = self.filtering.outcomes(socket).collect();
-        // A datagram that arrived proves more than one that did not.
+        // A datagram that arrived outweighs a missing one.
         outcomes.sort_by_key(|outcome| match outcome.filtering {
             EndpointIndependent => 0,
             AddressDependent => 1,
@@ -611,8 +611,8 @@ impl NatClient {
         let mut evidence = Evidence::new(agree.iter().map(|outcome| (outcome.peer, outcome.at)))?;
         evidence.observations = agree.iter().map(|outcome| outcome.datagrams).sum();
         let lossless = agree.iter().all(|outcome| outcome.lossless);
-        // Silence is evidence only if the coordinator did send, which rests on its word. A datagram
-        // that arrived does not.
+        // Silence is evidence only if the coordinator did send, as it claims. A datagram that
+        // arrived needs no such claim.
         let rests_on_silence = matches!(value, AddressDependent | AddressAndPortDependent);
         let weight = evidence.observers.len() + usize::from(!rests_on_silence);
         let confidence = match (contradict.is_empty(), lossless) {
@@ -625,7 +625,7 @@ impl NatClient {
 
     fn udp_blocked(&self, env: &Environment) -> Option<Finding<bool>> {
         if let Some(evidence) = env.local.observations.seen_at_all() {
-            // A single observer that sees this peer is proof enough.
+            // A single observer that sees this peer is proof.
             return Some(Finding { value: false, confidence: Confidence::High, evidence });
         }
         let evidence = Evidence::new(self.unreachable.iter().map(|(peer, at)| (*peer, *at)))?;

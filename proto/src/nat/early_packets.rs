@@ -1,12 +1,15 @@
-//! Test whether a packet that comes before its flow costs that flow its port (`docs/protocol.md` §7.6): so do boxes that
-//! translate and have no firewall.
+//! Test of harm by early packets (`docs/protocol.md` §7.6): packets from outside that arrive before
+//! the first packet of a flow. A NAT without a firewall gives the port of that flow to the early
+//! packet.
 //!
-//! A client opens a socket for each test and asks two ports of a coordinator from there. The request to the first port has the
-//! coordinator send to that socket's mapping, from its fourth port. Then the client asks the fourth port. Where early packets
+//! A client opens a socket for each test and sends requests to the first two ports of a
+//! coordinator. The request to the first port makes the coordinator send from its fourth port to
+//! the mapping of that socket. Then the client sends a request to the fourth port. If early packets
 //! harm, the fourth port sees another mapping than the first two.
 //!
-//! A packet of a test spoils the socket that it is sent to, for every later destination. So no test uses the socket of
-//! the connection, and a coordinator never sends to the address of a connection for it.
+//! An early packet spoils the port of its socket for every later destination. So no test uses the
+//! socket of the connection, and a coordinator never sends an early packet to the address of a
+//! connection.
 
 use std::{
     collections::BTreeMap,
@@ -27,29 +30,30 @@ use crate::{
     rate_limit::Rate,
 };
 
-/// Datagrams that a coordinator sends for one request: one may get lost.
+/// Number of datagrams that a coordinator sends for one request. One may be lost.
 pub(crate) const EARLY_DATAGRAMS: usize = 2;
-/// Requests of one client for early packets: a test takes four at most.
+/// Limit on the requests of a client for early packets. A test needs at most four.
 pub(crate) const EARLY_RATE: Rate = Rate { interval: Duration::from_secs(60), burst: 8 };
-/// Clients whose limits are remembered.
+/// Maximum number of clients with a limit.
 pub(crate) const MAX_EARLY_CLIENTS: usize = 16_384;
 
-/// The ports of a coordinator that show the mapping before the early packets count.
+/// Number of ports that show the mapping before early packets matter.
 const USUAL: usize = 2;
-/// Time between the coordinator's answer, which is sent with the early packets, and the request to the fourth port: the
-/// answer may be faster than they are.
+/// Delay between the coordinator's answer and the request to the fourth port. The answer may
+/// overtake the early packets.
 const ARRIVAL: Duration = Duration::from_millis(150);
 /// Time for the sockets to open.
 const OPENING: Duration = Duration::from_secs(2);
-/// Delay of a test after our address has changed: a coordinator sends nothing for it before QUIC has validated the new one.
+/// Delay of a test after a change of the public address. A coordinator sends no early packets until
+/// QUIC has validated the new address.
 const SETTLING: Duration = Duration::from_secs(5);
 
 /// A step of a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
-    /// Open a socket for the test over this link, in the pool of this number.
+    /// Open a socket for the test over this control stream, in the pool of this number.
     Open(ControlStreamId, u32),
-    /// Ask the port at this place of the coordinator's offer, from the socket of the test.
+    /// Send a request to the port at this index of the offer, from the socket of the test.
     Ask(ControlStreamId, SocketId, usize),
     /// Close the pool of this number.
     Close(u32),
@@ -59,9 +63,9 @@ pub(crate) enum Step {
 enum Stage {
     Due,
     Opening,
-    /// The first two ports are asked.
+    /// The first two ports were asked.
     Mapping(SocketId),
-    /// The early packets have had time to arrive: the fourth port is asked.
+    /// The early packets have had time to arrive, and the fourth port was asked.
     Contacting(SocketId),
     Over,
 }
@@ -73,11 +77,11 @@ struct Test {
     stage: Stage,
     /// Time of the next step.
     due: Option<Instant>,
-    /// Requests to the ports of this stage.
+    /// Number of requests to the ports of this stage.
     rounds: usize,
-    /// The ports at which the first two ports of the coordinator saw the socket.
+    /// Ports at which the first two ports of the coordinator saw the socket.
     usual: [Option<u16>; USUAL],
-    /// The result, true if early packets harm, and its time.
+    /// Result, true if early packets harm, and its time.
     outcome: Option<(bool, Instant)>,
 }
 
@@ -89,7 +93,7 @@ impl Test {
         }
     }
 
-    /// The places in the offer of the ports that have yet to answer.
+    /// Returns the indices of the ports that have not answered.
     fn missing(&self) -> Vec<usize> {
         match self.stage {
             Stage::Mapping(_) => {
@@ -106,22 +110,24 @@ impl Test {
     }
 }
 
-/// A client's tests: one for each coordinator that offers four ports, again when our address there changes.
+/// Tests of a client: one for each coordinator that offers four ports, repeated after a change of
+/// the public address.
 #[derive(Debug, Default)]
 pub(crate) struct EarlyPackets {
     tests: BTreeMap<ControlStreamId, Test>,
     next_pool: u32,
-    /// Pools of tests that were given up.
+    /// Pools of tests that were abandoned.
     abandoned: Vec<u32>,
 }
 
 impl EarlyPackets {
-    /// A coordinator offers four ports.
+    /// Schedules a test with a coordinator that offers four ports.
     pub(crate) fn offered(&mut self, link: ControlStreamId, peer: PeerId, now: Instant) {
         self.schedule(link, peer, now);
     }
 
-    /// The coordinator sees us at another address: behind another NAT, perhaps.
+    /// Repeats the test with a coordinator that sees this peer at another address, perhaps behind
+    /// another NAT.
     pub(crate) fn address_changed(&mut self, link: ControlStreamId, now: Instant) {
         if let Some(peer) = self.tests.get(&link).map(|test| test.peer) {
             self.schedule(link, peer, now + SETTLING);
@@ -143,7 +149,7 @@ impl EarlyPackets {
         self.abandoned.extend(opened.map(|test| test.pool));
     }
 
-    /// The socket of a pool is open; `false` if no test waits for it any more.
+    /// Starts the test whose socket is open. Returns false if no test waits for the socket.
     pub(crate) fn opened(&mut self, pool: u32, socket: Option<SocketId>, now: Instant) -> bool {
         let mut tests = self.tests.values_mut();
         let waiting = tests.find(|test| test.pool == pool && test.stage == Stage::Opening);
@@ -152,7 +158,8 @@ impl EarlyPackets {
         true
     }
 
-    /// The port of the offer at `place` saw the socket of a test at this port.
+    /// Takes the answer of the port at index `place` of the offer: it saw the socket of a test at
+    /// this port.
     pub(crate) fn answered(
         &mut self,
         link: ControlStreamId,
@@ -174,7 +181,8 @@ impl EarlyPackets {
                 }
             }
             Stage::Contacting(_) if place == EARLY => {
-                // Where every destination has another port anyway, that of the fourth tells nothing.
+                // If every destination has another port, the port that the fourth one saw shows
+                // nothing.
                 let [first, second] = test.usual;
                 test.outcome = (first == second).then_some((Some(port) != first, now));
                 test.begin(Stage::Over, now);
@@ -202,7 +210,7 @@ impl EarlyPackets {
                 }
                 Stage::Mapping(socket) | Stage::Contacting(socket) if test.rounds <= RETRY_DELAYS.len() => {
                     steps.extend(test.missing().into_iter().map(|place| Step::Ask(*link, socket, place)));
-                    // The last request is given time to be answered.
+                    // The last request needs time for its answer.
                     let wait =
                         RETRY_DELAYS.get(test.rounds).or(RETRY_DELAYS.last()).copied().unwrap_or_default();
                     (test.rounds, test.due) = (test.rounds + 1, Some(now + wait));
@@ -248,11 +256,12 @@ impl EarlyPackets {
         self.tests.values().any(|test| test.socket() == Some(socket))
     }
 
-    /// Returns true if early packets harm, by the tests over those links that `is_meant` picks; `None` if none of them has a result.
+    /// Returns true if early packets harm, by the tests over the control streams that `is_meant`
+    /// selects. Returns `None` if none of these tests has a result.
     pub(crate) fn finding(&self, is_meant: impl Fn(ControlStreamId) -> bool) -> Option<Finding<bool>> {
         let tests = self.tests.iter().filter(|(link, _)| is_meant(**link));
         let all: Vec<_> = tests.filter_map(|(_, test)| Some((test.peer, test.outcome?))).collect();
-        // An early packet that got lost did no harm.
+        // An early packet that was lost did no harm.
         let value = all.iter().map(|(_, (harms, _))| *harms).max()?;
         let agree = all.iter().filter(|(_, (harms, _))| *harms == value);
         let evidence = Evidence::new(agree.map(|(peer, (_, at))| (*peer, *at)))?;
@@ -272,7 +281,8 @@ mod tests {
     const LINK: ControlStreamId = ControlStreamId(8);
     const SOCKET: SocketId = SocketId(70);
 
-    /// Runs a test in which the ports that are not `None` answer, and returns what was asked at which time.
+    /// Runs a test in which the ports that are not `None` answer, and returns the steps and their
+    /// times.
     fn run(test: &mut EarlyPackets, seen: [Option<u16>; 4], start: Instant) -> Vec<(Duration, Step)> {
         let mut steps = Vec::new();
         while let Some(at) = test.next_deadline() {

@@ -1,10 +1,13 @@
-//! Measuring how a NAT filters (RFC 4787 §5): a coordinator sends a few small datagrams to the address of a client's
-//! connection, from there and from ports and addresses to which the client has never sent, and the client sees which of
-//! them arrive (`docs/protocol.md` §7.8).
+//! Filtering tests (RFC 4787 §5, `docs/protocol.md` §7.8).
 //!
-//! A client's request names no address. The datagrams go to the address at which the connection stands, which has answered;
-//! they are few, shorter than what asked for them, and end as soon as the connection moves. A coordinator with a single
-//! address has another one send a few of them, too (`assist`).
+//! A coordinator sends a few small datagrams to the address of a client's connection. They leave
+//! from the address of the connection, and from ports and addresses to which the client has never
+//! sent. The datagrams that arrive show the filtering behaviour.
+//!
+//! A client's request names no address. The datagrams go to the validated address of the
+//! connection. They are few, shorter than the request, and end when the connection moves. A
+//! coordinator with a single address asks another coordinator to send a few of them, too
+//! (`assist`).
 
 mod assist;
 mod client;
@@ -37,13 +40,14 @@ use crate::{
     },
 };
 
-/// When the datagrams of each round leave, after those of the round before.
+/// Delays of the rounds. Each delay counts from the round before.
 pub(crate) const PAUSES: [Duration; 3] =
     [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];
-/// Rounds of a test: that all datagrams of one source are lost must not look like a filter.
+/// Number of rounds of a test. The loss of all datagrams of one source must not look like a filter.
 pub(crate) const ROUNDS: usize = PAUSES.len();
 
-/// The datagram of one round of a test: `data` and `key` are those of the `FILTER_TEST`, rounds count from 0.
+/// Returns the datagram of a round. `data` and `key` are those of the `FILTER_TEST`, and rounds
+/// count from 0.
 pub fn datagram(data: [u8; 8], key: &[u8; 32], round: u8) -> [u8; PROBE_LEN] {
     let mut out = [0; PROBE_LEN];
     let (covered, authenticator) = out.split_at_mut(COVERED_LEN);
@@ -55,13 +59,13 @@ pub fn datagram(data: [u8; 8], key: &[u8; 32], round: u8) -> [u8; PROBE_LEN] {
     out
 }
 
-/// The test that a datagram claims to be of.
+/// Returns the identifier of the test to which a datagram claims to belong.
 pub(crate) fn test_of(datagram: &[u8]) -> Option<[u8; 8]> {
     let known = datagram.len() == PROBE_LEN && datagram.starts_with(&[PROBE_FIRST_BYTE, FILTER, 0]);
     datagram.get(3..11).filter(|_| known)?.try_into().ok()
 }
 
-/// The round of a datagram of a test, if it is authentic.
+/// Returns the round of a datagram of a test, if the datagram is authentic.
 pub(crate) fn authentic_round(datagram: &[u8], key: &[u8; 32]) -> Option<u8> {
     let (covered, authenticator) = datagram.split_at_checked(COVERED_LEN)?;
     let (nonce, address) = covered.get(11..)?.split_first_chunk::<8>()?;
@@ -77,16 +81,16 @@ fn mac(key: &[u8; 32]) -> Hmac<Sha256> {
     <Hmac<Sha256> as KeyInit>::new(&block.into())
 }
 
-/// Whether a datagram is one of a test.
+/// Returns true if a datagram claims to belong to a test.
 pub(crate) fn is_filter_probe(datagram: &[u8]) -> bool {
     test_of(datagram).is_some()
 }
 
-/// One end of a connection, and what names a test on it.
+/// Identifier, key and path of a test.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Test {
     pub(crate) data: [u8; 8],
     pub(crate) key: [u8; 32],
-    /// The connection: our socket, and the peer's address.
+    /// Path of the connection: local socket and address of the peer.
     pub(crate) path: Path,
 }

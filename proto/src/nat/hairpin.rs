@@ -1,4 +1,5 @@
-//! Whether what we send to our own public address comes back (RFC 4787 §6).
+//! Hairpin test (RFC 4787 §6): a socket sends datagrams to its own public address, and the test
+//! succeeds if one arrives.
 
 use std::{
     collections::BTreeMap,
@@ -13,9 +14,10 @@ use crate::{
     wire::probe::PROBE_LEN,
 };
 
-/// The address is what others say: one that is not ours gets three datagrams of a test, and no more tests than this.
+/// Limit on tests. Observers report the public address, and a false report makes this peer send the
+/// datagrams of a test to another host.
 const RATE: Rate = Rate { interval: Duration::from_secs(60), burst: 2 };
-/// How long the datagrams may take to come back.
+/// Time for the datagrams to arrive.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
@@ -28,7 +30,7 @@ struct Test {
     came_back: Option<bool>,
 }
 
-/// A test of each socket.
+/// Hairpin test of each socket.
 #[derive(Debug, Default)]
 pub(crate) struct Hairpins {
     tests: BTreeMap<SocketId, Test>,
@@ -36,7 +38,7 @@ pub(crate) struct Hairpins {
 }
 
 impl Hairpins {
-    /// Begins to test `path`: a socket of ours and where it is seen. Once for each address.
+    /// Starts a test of a socket and its public address, unless that address was tested.
     pub(crate) fn begin(&mut self, path: Path, (name, key): ([u8; 8], [u8; 32]), now: Instant) {
         let known = self.tests.get(&path.socket).is_some_and(|test| test.target == path.remote);
         if !known && self.bucket.take(RATE, now) {
@@ -57,7 +59,7 @@ impl Hairpins {
         self.tests.values().filter_map(|test| test.due).min()
     }
 
-    /// What is to be sent now.
+    /// Returns the datagrams that are due.
     pub(crate) fn poll(&mut self, now: Instant) -> Vec<(Path, [u8; PROBE_LEN])> {
         let mut transmits = Vec::new();
         for (socket, test) in &mut self.tests {
@@ -78,7 +80,7 @@ impl Hairpins {
         transmits
     }
 
-    /// A datagram of a test has come; `false` if it is of none.
+    /// Takes a datagram. Returns false if the datagram belongs to no test.
     pub(crate) fn arrived(&mut self, socket: SocketId, datagram: &[u8]) -> bool {
         let Some(test) = self.tests.get_mut(&socket) else { return false };
         if test_of(datagram) != Some(test.name) || authentic_round(datagram, &test.key).is_none() {
@@ -89,7 +91,8 @@ impl Hairpins {
         true
     }
 
-    /// Whether what a socket sent to `address`, where it is seen, came back.
+    /// Returns true if a datagram from the socket to its public address `address` arrived; `None`
+    /// without a result.
     pub(crate) fn result(&self, socket: SocketId, address: SocketAddr) -> Option<bool> {
         self.tests.get(&socket).filter(|test| test.target == address)?.came_back
     }

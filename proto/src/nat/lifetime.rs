@@ -1,8 +1,9 @@
-//! How long mappings last that are in use.
+//! Lifetime of mappings that are in use.
 //!
-//! RFC 4787 REQ-5 lets a mapping go once nobody has used it for two minutes. Some carriers let every one go after a minute
-//! or so, used or not: whoever has a connection over it is at another address from one packet to the next. An observer
-//! sees that, and so how long the mapping stood.
+//! RFC 4787 REQ-5 lets a NAT drop a mapping after two minutes without traffic. Some carriers drop
+//! every mapping after about a minute, with or without traffic. A connection then has another
+//! public address from one packet to the next. Observers report the new address, and the time
+//! between two such reports is the lifetime of the mapping.
 
 use std::{
     collections::VecDeque,
@@ -14,28 +15,29 @@ use libp2p_identity::PeerId;
 
 use super::{Evidence, Finding};
 
-/// Mappings whose end is remembered.
+/// Maximum number of ends that are kept.
 const MAX_ENDS: usize = 8;
 
-/// A mapping that was given up while it was in use.
+/// End of a mapping that was in use.
 #[derive(Debug)]
 struct End {
     lived: Duration,
-    /// It began when one before it ended. Otherwise it may be older than we know.
+    /// The mapping replaced an earlier one whose end is known, so its whole life was observed.
+    /// Otherwise the mapping may be older.
     whole: bool,
-    /// The mapping in its place.
+    /// Address of the mapping that replaced this one.
     next: SocketAddr,
     seen_by: Vec<(PeerId, Instant)>,
 }
 
-/// The mappings that ended lately, oldest first.
+/// Ends of mappings, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Lifetimes {
     ends: VecDeque<End>,
 }
 
 impl Lifetimes {
-    /// A mapping that has been known since `born` is gone, says an observer, and `next` has taken its place.
+    /// Records that an observer saw a mapping replaced by another.
     pub(super) fn ended(
         &mut self,
         (old, born): (SocketAddr, Instant),
@@ -50,7 +52,7 @@ impl Lifetimes {
         self.ends.push_back(End { lived, whole, next, seen_by: vec![(observer, now)] });
     }
 
-    /// Another observer has seen the mapping that took the place of one which ended.
+    /// Adds an observer that has seen the mapping `next` replace an earlier one.
     pub(super) fn confirm(&mut self, next: SocketAddr, observer: PeerId, now: Instant) {
         let end = self.ends.iter_mut().rev().find(|end| end.next == next);
         if let Some(end) = end.filter(|end| end.seen_by.iter().all(|(peer, _)| *peer != observer)) {
@@ -58,24 +60,24 @@ impl Lifetimes {
         }
     }
 
-    /// A mapping in use is this old and still stands: what ended much sooner ended for another reason, as when a box is
-    /// switched off and on.
+    /// Drops ends that a mapping in use of this age refutes: a mapping that ended much sooner had
+    /// another cause, such as a restart of the NAT.
     pub(crate) fn outlived(&mut self, age: Duration) {
         self.ends.retain(|end| end.lived * 2 >= age);
     }
 
-    /// The ends that tell most.
+    /// Returns the ends with the best evidence.
     fn used(&self) -> impl Iterator<Item = &End> {
         let any_whole = self.ends.iter().any(|end| end.whole);
         self.ends.iter().filter(move |end| end.whole || !any_whole)
     }
 
-    /// The shortest life of a mapping that was in use, if the NAT ends such ones.
+    /// Returns the shortest lifetime of a mapping in use, if the NAT ends such mappings.
     pub(crate) fn shortest(&self) -> Option<Duration> {
         self.used().map(|end| end.lived).min()
     }
 
-    /// As [`shortest`](Self::shortest), with who has seen it.
+    /// Returns the shortest lifetime with its evidence.
     pub(crate) fn finding(&self) -> Option<Finding<Duration>> {
         let evidence = Evidence::new(self.used().flat_map(|end| end.seen_by.iter().copied()))?;
         Some(Finding::agreed(self.shortest()?, evidence))

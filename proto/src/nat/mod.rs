@@ -1,8 +1,22 @@
-//! What is known of the NAT in front of a socket, from what observers saw.
+//! NAT of this peer: observations of its sockets, tests, and the conclusions from both.
 //!
-//! Every observer tells at which address it sees a socket of ours. One says nothing about the NAT; how the answers of
-//! several differ tells how it maps (RFC 4787 §4.1, in the manner of RFC 5780 §4.3 but with whoever is connected
-//! instead of one server with two addresses).
+//! An observer is a peer that reports the address at which it sees a socket of this peer.
+//! `Observations` keeps these reports by socket. A single report says nothing about the NAT. The
+//! differences between the reports of several observers show the mapping behaviour (RFC 4787 §4.1).
+//! The method is that of RFC 5780 §4.3, with any connected peers in place of one server with two
+//! addresses.
+//!
+//! The modules follow the questions about a NAT:
+//!
+//! - mapping: this module, `vote` (observers that contradict each other) and `observer` (requests
+//!   to further ports of a coordinator);
+//! - allocation of ports: `strategy`, which also chooses the search of a pair of peers;
+//! - filtering: `filtering`;
+//! - harm by packets that arrive before the first packet of their flow: `early_packets`;
+//! - lifetime of mappings: `lifetime` (in use) and `binding_lifetime` (without traffic);
+//! - hairpinning: `hairpin`.
+//!
+//! `client` runs the tests. `report` holds the findings for the application.
 
 pub mod binding_lifetime;
 pub(crate) mod client;
@@ -34,75 +48,80 @@ use crate::{
     address_policy::{Scope, scope},
 };
 
-/// How a NAT maps (RFC 4787 §4.1).
+/// Mapping behaviour of a NAT (RFC 4787 §4.1).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum MappingBehaviour {
-    /// The same external port for every destination (EIM). Also: no NAT at all.
+    /// The same external port for every destination (EIM), or no NAT.
     EndpointIndependent,
     /// One external port for each destination address (ADM).
     AddressDependent,
     /// One external port for each destination address and port (APDM).
     AddressAndPortDependent,
-    /// One of the two dependent behaviours (EDM), not known which: no two observers shared an IP address.
+    /// One of the two dependent behaviours (EDM). Which one is unknown, because no two observers
+    /// shared an IP address.
     EndpointDependent,
 }
 
-/// How a NAT filters (RFC 4787 §5).
+/// Filtering behaviour of a NAT (RFC 4787 §5).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FilteringBehaviour {
-    /// Lets everybody in who sends to a mapping (EIF). Also: no NAT and no firewall at all.
+    /// Accepts packets from every sender to a mapping (EIF), or no NAT and no firewall.
     EndpointIndependent,
-    /// Lets in every port of the addresses to which was sent (ADF).
+    /// Accepts packets from every port of an IP address to which the host has sent (ADF).
     AddressDependent,
-    /// Lets in only the addresses and ports to which was sent (APDF).
+    /// Accepts packets only from an address and port to which the host has sent (APDF).
     AddressAndPortDependent,
-    /// One of the first two, not known which: no observer could send from another address.
+    /// One of the first two. Which one is unknown, because no observer could send from another IP
+    /// address.
     PortIndependent,
 }
 
-/// What is known of the NAT in front of a socket; `None` is not known.
+/// Mapping and ports of the NAT in front of a socket. `None` means unknown.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NatView {
-    /// How it maps.
+    /// Mapping behaviour.
     pub mapping: Option<MappingBehaviour>,
-    /// Whether every mapping kept the socket's port.
+    /// True if every mapping kept the port of the socket.
     pub port_preserved: Option<bool>,
-    /// The constant distance between the ports of mappings made one after the other, if it is constant, positive and
-    /// small, as for NATs that allocate in sequence.
+    /// Distance between the ports of consecutive mappings, if it is constant, positive and small,
+    /// as it is with NATs that allocate in sequence.
     pub allocation_step: Option<u16>,
 }
 
-/// How long an observation outlives the connection that it came over: RFC 4787 REQ-5 keeps a mapping for at least
-/// two minutes without traffic.
+/// Lifetime of an observation after its connection has ended. RFC 4787 REQ-5 keeps a mapping for at
+/// least two minutes without traffic.
 const OBSERVATION_LIFETIME: Duration = Duration::from_secs(120);
 
-/// How long an observer may take to see that another mapping has taken the place of one which others know to be gone: the
-/// next packet of ours shows it, and connections that idle send one every few seconds.
+/// Time in which an observer confirms or contradicts the end of a mapping that another observer has
+/// reported. The next packet to the observer decides, and idle connections send a packet every few
+/// seconds.
 const CONTRADICTION_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Observations kept for each socket. Further observers are ignored until one of them goes.
+/// Maximum number of observations of a socket.
 const MAX_OBSERVATIONS: usize = 32;
 
-/// The largest distance of two ports that still counts as allocation in sequence.
+/// Maximum distance between two ports that counts as allocation in sequence.
 const MAX_STEP: u16 = 16;
 
 #[derive(Debug, Clone)]
 struct Observation {
     link: ControlStreamId,
     observer: PeerId,
-    /// The observer's address.
+    /// Address of the observer.
     from: SocketAddr,
-    /// Ours, as it sees us.
+    /// Address at which the observer sees this peer.
     seen: SocketAddr,
     at: Instant,
-    /// What was seen is a request to an observer. It tells how the NAT maps, but others cannot use that mapping.
+    /// The observer saw a request, not a connection. The mapping shows the behaviour of the NAT,
+    /// but other peers cannot use it.
     is_probe: bool,
-    /// Set when the connection is gone.
+    /// End of the observation, set when its connection has ended.
     expires: Option<Instant>,
-    /// Another observer has seen this mapping gone: until this one says otherwise, or this long, it does not count.
+    /// Another observer has seen the mapping replaced. The observation does not count until its
+    /// observer reports again, or until this time.
     doubted: Option<Instant>,
-    /// The observer has said that a mapping is gone which others see still, or which it sees again itself: its word alone no longer
-    /// counts for that.
+    /// The observer reported the end of a mapping that other observers, or the observer itself, saw
+    /// again. Its report alone no longer ends a mapping.
     is_refuted: bool,
 }
 
@@ -126,45 +145,48 @@ impl Observation {
         }
     }
 
-    /// Whether it takes the place of an older one: of the same address, or over the same connection whose other end has moved.
+    /// Returns true if this observation replaces an older one: from the same address, or over the
+    /// same connection after the observer has moved.
     fn replaces(&self, older: &Self) -> bool {
         let is_same_link = self.link == older.link && !self.is_probe && !older.is_probe;
         self.observer == older.observer && (self.from == older.from || is_same_link)
     }
 }
 
-/// What observers said, by socket.
+/// Reports of observers, by socket.
 #[derive(Debug, Default)]
 pub(crate) struct Observations {
     by_socket: BTreeMap<SocketId, Vec<Observation>>,
-    /// The observers that we chose: strangers count only where none of these sees the socket.
+    /// Observers that this peer chose. Other observers count only if no coordinator sees the
+    /// socket.
     coordinators: BTreeSet<PeerId>,
     next_expiry: Option<Instant>,
-    /// When our own network changed last.
+    /// Time of the last change of the local network.
     network_changed: Option<Instant>,
     pub(crate) lifetimes: Lifetimes,
-    /// How the NAT mapped before it gave a mapping up: it still does, though few observers have seen the new one.
+    /// Mapping behaviour before the NAT replaced a mapping. It holds while few observers have seen
+    /// the new mapping.
     mapped: BTreeMap<SocketId, MappingBehaviour>,
 }
 
-/// What became of an observation.
+/// Effect of an observation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Recorded {
-    /// It says something new.
+    /// The observation adds knowledge.
     New,
-    /// It says that the change of our network gave us another mapping. What was seen before it is dropped: compared with what
-    /// is seen now it would look like a NAT that maps anew for every destination.
+    /// The local network changed, and so did the mapping. Older observations are dropped: together
+    /// with new ones they would look like a mapping that depends on the endpoint.
     Moved,
-    /// It says that the NAT has given up a mapping that was in use.
+    /// The NAT has replaced a mapping that was in use.
     Remapped,
-    /// It was known.
+    /// The observation repeats an earlier one.
     Known,
-    /// There are too many of this socket.
+    /// The socket has too many observations.
     Full,
 }
 
 impl Observations {
-    /// Takes what `observer` at `from` said of `socket`.
+    /// Adds the report of `observer` on `socket`.
     pub(crate) fn record(
         &mut self,
         socket: SocketId,
@@ -196,7 +218,7 @@ impl Observations {
             all.push(said);
             return Recorded::Known;
         }
-        // Where a coordinator sees the socket, strangers neither end a mapping nor confirm that it ended.
+        // Strangers neither end a mapping nor confirm its end if a coordinator sees the socket.
         let coordinators = &self.coordinators;
         let is_coordinated = all.iter().chain([&said]).any(|o| coordinators.contains(&o.observer));
         let counts = |observer: &PeerId| !is_coordinated || coordinators.contains(observer);
@@ -212,13 +234,13 @@ impl Observations {
         let mut confirms = false;
         said.is_refuted = before.is_refuted;
         for other in all.iter_mut().filter(is_same).filter(|o| is_counted && counts(&o.observer)) {
-            // One observer does not take its own word back, nor confirm it.
+            // An observer can neither withdraw nor confirm its own report.
             let is_other = other.observer != observer;
             said.is_refuted |= is_other && other.doubted.take().is_some();
             confirms |= !(is_other && std::mem::take(&mut other.is_refuted));
         }
-        // Between two connections there was time to forget a mapping that nobody used, and another address of the
-        // observer may see another mapping.
+        // Between two connections an unused mapping may expire, and another address of the observer
+        // may see another mapping.
         let was_in_use = before.link == said.link && before.from == said.from && !before.is_probe;
         let is_believed = is_counted && !said.is_refuted;
         all.push(said);
@@ -235,7 +257,7 @@ impl Observations {
         Recorded::New
     }
 
-    /// The mapping of `before` is gone, and `seen` has taken its place.
+    /// Records that the mapping of `before` has ended and that `seen` has replaced it.
     fn remapped(&mut self, socket: SocketId, before: &Observation, seen: SocketAddr, now: Instant) {
         let Some(all) = self.by_socket.get_mut(&socket) else { return };
         let others = || all.iter().filter(|o| o.seen == before.seen);
@@ -252,19 +274,19 @@ impl Observations {
         self.lifetimes.ended((before.seen, born), (seen, before.observer), now);
     }
 
-    /// An address of ours came or went.
+    /// Records that a local address has appeared or disappeared.
     pub(crate) fn network_changed(&mut self, now: Instant) {
         self.network_changed = Some(now);
         self.lifetimes = Lifetimes::default();
         self.mapped.clear();
     }
 
-    /// Whether an address of ours came or went since then.
+    /// Returns true if a local address has appeared or disappeared since `then`.
     pub(crate) fn network_changed_since(&self, then: Instant) -> bool {
         self.network_changed.is_some_and(|at| at >= then)
     }
 
-    /// As [`record`](Self::record), for a request to an observer.
+    /// Adds the report of an observer on a request. See [`record`](Self::record).
     pub(crate) fn record_probe(
         &mut self,
         socket: SocketId,
@@ -277,7 +299,7 @@ impl Observations {
         self.take(socket, said);
     }
 
-    /// The connection is gone; what came over it lingers.
+    /// Schedules the end of the observations of a connection that has ended.
     pub(crate) fn link_down(&mut self, link: ControlStreamId, now: Instant) {
         let until = now + OBSERVATION_LIFETIME;
         for observation in self.by_socket.values_mut().flatten().filter(|o| o.link == link) {
@@ -286,20 +308,21 @@ impl Observations {
         }
     }
 
-    /// The socket is gone, and with it every mapping.
+    /// Drops the observations of a socket that was closed.
     pub(crate) fn socket_down(&mut self, socket: SocketId) {
         self.by_socket.remove(&socket);
         self.mapped.remove(&socket);
     }
 
-    /// An observer at this address no longer answers: it may not see `socket` where it did.
+    /// Drops the observations of `socket` by an observer at `from` that no longer answers.
     pub(crate) fn not_seen_from(&mut self, socket: SocketId, from: SocketAddr) {
         if let Some(all) = self.by_socket.get_mut(&socket) {
             all.retain(|o| o.from != from);
         }
     }
 
-    /// A peer no longer sees `socket`, since our connections with it use another; what it has shown of the NAT stays.
+    /// Drops the observations of `socket` by a peer whose connections use another socket now. The
+    /// mapping behaviour that they have shown is kept.
     pub(crate) fn leaves(&mut self, observer: &PeerId, socket: SocketId) {
         if let Some(mapping) = mapping(&self.used(socket)) {
             self.mapped.insert(socket, mapping);
@@ -309,7 +332,7 @@ impl Observations {
         }
     }
 
-    /// Drops what has expired; `true` if there was any.
+    /// Drops expired observations. Returns true if there was one.
     pub(crate) fn expire(&mut self, now: Instant) -> bool {
         let mut any = false;
         for all in self.by_socket.values_mut() {
@@ -332,23 +355,24 @@ impl Observations {
         any
     }
 
-    /// When [`expire`](Self::expire) has to be called at the latest.
+    /// Returns the time by which [`expire`](Self::expire) must be called.
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
         self.next_expiry
     }
 
-    /// `peer` is a coordinator of ours from now on.
+    /// Marks `peer` as a coordinator of this peer.
     pub(crate) fn trust(&mut self, peer: PeerId) {
         self.coordinators.insert(peer);
     }
 
-    /// `peer` is a stranger from now on.
+    /// Marks `peer` as a stranger.
     pub(crate) fn distrust(&mut self, peer: &PeerId) {
         self.coordinators.remove(peer);
     }
 
-    /// The addresses at which `socket` is seen: what most networks of observers agree on first, then the latest. What only strangers
-    /// see is left out where a coordinator sees the socket.
+    /// Returns the addresses at which `socket` is seen. The address with the most networks of
+    /// observers comes first, then the latest. Addresses that only strangers see are left out if a
+    /// coordinator sees the socket.
     pub(crate) fn reflexive(&self, socket: SocketId) -> Vec<SocketAddr> {
         let all = || self.by_socket.get(&socket).into_iter().flatten().filter(|o| !o.is_probe);
         let is_chosen = |o: &&Observation| self.coordinators.contains(&o.observer);
@@ -365,20 +389,20 @@ impl Observations {
         ranked.into_iter().map(|(_, address)| address).collect()
     }
 
-    /// Since when the mapping at which `socket` is seen is known to stand.
+    /// Returns the time of the first observation of the current mapping of `socket`.
     pub(crate) fn mapped_since(&self, socket: SocketId) -> Option<Instant> {
         let address = self.reflexive(socket).into_iter().next()?;
         self.by_socket.get(&socket)?.iter().filter(|o| o.seen == address).map(|o| o.at).min()
     }
 
-    /// The IP addresses at which any socket is seen.
+    /// Returns the IP addresses at which any socket is seen.
     pub(crate) fn reflexive_ips(&self) -> Vec<IpAddr> {
         let all: BTreeSet<IpAddr> = self.by_socket.values().flatten().map(|o| o.seen.ip()).collect();
         all.into_iter().collect()
     }
 
-    /// Counts, for each IP address at which a coordinator sees any socket, the independent coordinators that do: those that
-    /// differ in identity and in IP address.
+    /// Counts the independent coordinators that see a socket at each IP address. Independent
+    /// coordinators differ in identity and in IP address.
     pub(crate) fn witnesses(&self) -> BTreeMap<IpAddr, usize> {
         let mut seen: BTreeMap<IpAddr, (BTreeSet<PeerId>, BTreeSet<IpAddr>)> = BTreeMap::new();
         for o in self.by_socket.values().flatten().filter(|o| self.coordinators.contains(&o.observer)) {
@@ -391,11 +415,12 @@ impl Observations {
         seen.into_iter().map(|(address, by)| (address, independent(by))).collect()
     }
 
-    /// The observations that tell of the NAT in front of `socket`.
+    /// Evaluates the observations of `socket`.
     fn vote(&self, socket: SocketId) -> Vote<'_> {
         let all = self.by_socket.get(&socket).into_iter().flatten();
         let all: Vec<&Observation> = all.filter(|o| o.doubted.is_none()).collect();
-        // An observer in private space may sit on our side of the NAT; the others know better.
+        // An observer in private space may be on the inner side of the NAT. Global observers take
+        // precedence.
         let global: Vec<&Observation> =
             all.iter().copied().filter(|o| scope(o.from.ip()) == Scope::Global).collect();
         Vote::new(if global.is_empty() { all } else { global }, &self.coordinators)
@@ -405,7 +430,8 @@ impl Observations {
         self.vote(socket).counted
     }
 
-    /// What follows about the NAT in front of `socket`, which has `port` and may be reached at `local`.
+    /// Returns the conclusions on the NAT in front of `socket`, which has this port and these local
+    /// addresses.
     pub(crate) fn view(&self, socket: SocketId, port: u16, local: &[SocketAddr]) -> NatView {
         let vote = self.vote(socket);
         let mut used = vote.counted;
@@ -427,7 +453,7 @@ impl Observations {
     }
 }
 
-/// Compares what each two observers saw.
+/// Decides the mapping behaviour by comparing each two observations.
 fn mapping(observations: &[&Observation]) -> Option<MappingBehaviour> {
     let mut same_ip_agrees = None;
     let (mut across_agree, mut across_differ) = (false, false);
@@ -452,13 +478,13 @@ fn mapping(observations: &[&Observation]) -> Option<MappingBehaviour> {
     }
 }
 
-/// The distance between one new mapping's port and the next, if it is the same everywhere.
+/// Returns the distance between the ports of consecutive mappings, if it is constant.
 fn allocation_step(in_order: &[&Observation]) -> Option<u16> {
     let mut ports: Vec<u16> = in_order.iter().map(|o| o.seen.port()).collect();
     ports.dedup();
     let mut steps = ports.windows(2).map(|pair| pair[1].checked_sub(pair[0]));
     let first = steps.next()??;
-    // Two distances are the least that can agree.
+    // A constant distance needs at least two distances.
     (ports.len() >= 3 && (1..=MAX_STEP).contains(&first) && steps.all(|step| step == Some(first)))
         .then_some(first)
 }

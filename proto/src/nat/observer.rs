@@ -1,11 +1,16 @@
-//! Observation at further ports: a coordinator's second opinion on how a peer's NAT maps (`docs/protocol.md` §7.6).
+//! Observation at further ports: requests to a coordinator that show the mapping behaviour
+//! (`docs/protocol.md` §7.6).
 //!
-//! A coordinator opens a few UDP ports beside the one of QUIC and offers them to its clients. A client sends a small
-//! authenticated request from the socket that it wants to know about; the answer, where it came from, goes over the
-//! control stream. So no datagram is sent to an address that a request claims to come from, but for two kinds of request
-//! that ask for some, [`idling`](crate::nat::binding_lifetime) and `early_packets`, at the client's own IP address.
+//! A coordinator opens a few UDP ports in addition to its QUIC port and offers them to its clients.
+//! A client sends a small authenticated request from the socket to be observed. The coordinator
+//! reports the source address of the request over the control stream. So the coordinator sends no
+//! datagram to the source address of a request. Two kinds of request are exceptions: they ask for
+//! datagrams to the IP address of the client's own connection. These are the requests of
+//! [`binding_lifetime`](crate::nat::binding_lifetime) and of `early_packets`.
 //!
-//! The coordinator keeps nothing for a client: the token is the link's number, and the key follows from it.
+//! `Observers` is the side of the coordinator. It keeps no state for a client: the token is the
+//! number of the control stream, and the key follows from the token. `Observing` is the side of
+//! the client: the offers of its coordinators, and the requests that await an answer.
 
 use std::{
     collections::BTreeMap,
@@ -34,36 +39,40 @@ use crate::{
     },
 };
 
-/// Ports that a coordinator opens: with three the distances between mappings made in one go can be compared. From the
-/// fourth it sends early packets.
+/// Number of ports that a coordinator opens. Three ports show the distances between mappings that
+/// were made in quick succession. The fourth port sends early packets.
 pub(crate) const PORTS: usize = 4;
-/// The place of the fourth in an offer.
+/// Index of the fourth port in an offer.
 pub(crate) const EARLY: usize = 3;
-/// Requests of one client: six and their repetitions for each link, and four for each session that samples its NAT.
+/// Limit on requests of a client: six with repetitions for each control stream, and four for each
+/// session that samples its NAT.
 pub(crate) const OBSERVE_RATE: Rate = Rate { interval: Duration::from_millis(50), burst: 60 };
-/// Offers of one coordinator that its client takes. Each leads to at most four requests to each of four ports.
+/// Limit on the offers that a client takes from a coordinator. Each offer causes at most four
+/// requests to each of four ports.
 pub(crate) const OFFER_RATE: Rate = Rate { interval: Duration::from_secs(30), burst: 8 };
-/// Coordinators whose offers are remembered.
+/// Maximum number of coordinators with a limit on offers.
 const MAX_OFFERING: usize = 1024;
-/// Interval of requests that keep a mapping of the other address family alive. No datagram comes back on it, and Linux forgets
-/// such a flow after 30 s.
+/// Interval of requests that keep a mapping of the other address family alive. The mapping carries
+/// no replies, and Linux drops such a flow after 30 s.
 pub(crate) const KEEP_ALIVE: Duration = Duration::from_secs(10);
-/// Rounds without an answer until what an observer of the other family saw no longer counts.
+/// Number of rounds without an answer until the observation of an observer of the other family is
+/// dropped.
 const MAX_SILENT: u8 = 3;
-/// When requests that were not answered are sent again, after the first.
+/// Delays of the retransmissions of a request. Each delay counts from the request before.
 pub(crate) const RETRY_DELAYS: [Duration; 3] =
     [Duration::from_millis(150), Duration::from_millis(450), Duration::from_millis(1500)];
-/// Requests that may be answered. Three for each coordinator, and a few for each session that samples its NAT.
+/// Maximum number of requests that await an answer: three for each coordinator, and a few for each
+/// session that samples its NAT.
 const MAX_OUTSTANDING: usize = 256;
-/// How long an answer may take.
+/// Time for an answer to arrive.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Returns the datagram that asks an observer where it comes from.
+/// Returns a request for the source address of the request.
 pub fn request(offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
     datagram(OBSERVE, offer, data)
 }
 
-/// Returns the datagram that asks an observer where it comes from, and for early packets to that address.
+/// Returns a request for the source address of the request, and for early packets to that address.
 pub fn provocation(offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
     datagram(PROVOKE, offer, data)
 }
@@ -85,33 +94,33 @@ fn mac(key: &[u8; 32]) -> Hmac<Sha256> {
     <Hmac<Sha256> as KeyInit>::new(&block.into())
 }
 
-/// What an observer is asked.
+/// Authentic request to an observer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Request {
-    /// The address of the sender.
+    /// Request for the source address.
     Where {
-        /// Of the request.
+        /// Identifier of the request.
         data: [u8; 8],
     },
-    /// The address of the sender, and early packets to it.
+    /// Request for the source address, and for early packets to it.
     Provoke {
-        /// Of the request.
+        /// Identifier of the request.
         data: [u8; 8],
     },
-    /// To answer now, and once more after some seconds.
+    /// Request for an immediate and a delayed reply.
     Hold {
-        /// Of the request.
+        /// Identifier of the request.
         data: [u8; 8],
-        /// In seconds.
+        /// Delay of the second reply in seconds.
         delay: u16,
     },
 }
 
-/// What a coordinator has for its clients.
+/// Further ports of a coordinator.
 #[derive(Debug)]
 pub(crate) struct Observers {
     secret: [u8; 32],
-    /// The ports by the local address to which their sockets are bound, as far as they were asked for.
+    /// Ports by the local IP address of their sockets. An address without ports has been requested.
     ports: BTreeMap<IpAddr, BTreeMap<SocketId, u16>>,
 }
 
@@ -120,14 +129,15 @@ impl Observers {
         Self { secret, ports: BTreeMap::new() }
     }
 
-    /// Notes that sockets at `local` are asked for. Returns true the first time.
+    /// Records that sockets at `local` are requested. Returns true for the first request.
     pub(crate) fn ask_for(&mut self, local: IpAddr) -> bool {
         let is_new = !self.ports.contains_key(&local);
         self.ports.entry(local).or_default();
         is_new
     }
 
-    /// The sockets at `local` were opened. Where none could be, they are asked for with the next client.
+    /// Adds the sockets that were opened at `local`. If none could be opened, the next client
+    /// causes another request.
     pub(crate) fn opened(&mut self, local: IpAddr, sockets: &[(SocketId, u16)]) {
         if sockets.is_empty() && self.ports.get(&local).is_some_and(BTreeMap::is_empty) {
             self.ports.remove(&local);
@@ -140,14 +150,15 @@ impl Observers {
         self.ports.values().any(|ports| ports.contains_key(&socket))
     }
 
-    /// The socket that sends early packets to those who ask at `asked`, if all at that address could be opened.
+    /// Returns the socket that sends early packets for requests at the socket `asked`, if all ports
+    /// at that address could be opened.
     pub(crate) fn early(&self, asked: SocketId) -> Option<SocketId> {
         let ports = self.ports.values().find(|ports| ports.contains_key(&asked))?;
         ports.keys().copied().nth(EARLY)
     }
 
-    /// Returns the offer on `link` of the ports at `local`, with or without the one that sends early packets; `None` while there
-    /// are no ports.
+    /// Returns the offer over a control stream of the ports at `local`, with or without the port
+    /// that sends early packets. Returns `None` without ports.
     pub(crate) fn offer(&self, link: ControlStreamId, local: IpAddr, early: bool) -> Option<ObserverOffer> {
         let count = if early { PORTS } else { EARLY };
         let ports: Vec<u16> = self.ports.get(&local)?.values().copied().take(count).collect();
@@ -155,13 +166,13 @@ impl Observers {
         (!ports.is_empty()).then(|| ObserverOffer { ports, token, key: self.key(token) })
     }
 
-    /// Returns the packet that is sent before its flow to the client of `link`.
+    /// Returns the early packet to the client of a control stream.
     pub(crate) fn early_packet(&self, link: ControlStreamId) -> [u8; PROBE_LEN] {
         let token = link.0.to_be_bytes();
         request(&ObserverOffer { ports: Vec::new(), token, key: self.key(token) }, [0; 8])
     }
 
-    /// The key of the offer on `link`.
+    /// Returns the key of the offer over a control stream.
     pub(crate) fn key_of(&self, link: ControlStreamId) -> [u8; 32] {
         self.key(link.0.to_be_bytes())
     }
@@ -170,7 +181,8 @@ impl Observers {
         mac(&self.secret).chain_update(token).finalize().into_bytes().into()
     }
 
-    /// What is asked, and over which link who asks is known, if it is authentic.
+    /// Returns the request in a datagram and the control stream of its sender, if the datagram is
+    /// authentic.
     pub(crate) fn judge(&self, datagram: &[u8]) -> Option<(ControlStreamId, Request)> {
         let datagram: &[u8; PROBE_LEN] = datagram.try_into().ok()?;
         let (covered, authenticator) = datagram.split_at(COVERED_LEN);
@@ -195,15 +207,16 @@ impl Observers {
 /// Purpose of a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Purpose {
-    /// To know how the NAT maps the socket of a link: the port of this place in the offer was asked.
+    /// Mapping of the socket of a control stream. The index is that of the port in the offer.
     ControlStream(usize),
-    /// The same for the socket of the family that the link does not use. Where it is seen, others find us.
+    /// Mapping of a socket of the address family that the control stream does not use. The observed
+    /// address is a candidate.
     OtherFamily(usize),
-    /// To know whether early packets harm: the port of this place in the offer was asked.
+    /// Harm by early packets. The index is that of the port in the offer.
     EarlyPackets(usize),
-    /// A session samples its NAT.
+    /// Sample of the NAT for the search of a session.
     Session(Key),
-    /// To know where the socket is seen to which sessions are to move.
+    /// Public address of the socket to which sessions will move.
     Renewal,
 }
 
@@ -218,12 +231,12 @@ pub(crate) struct Sample {
     pub(crate) socket: SocketId,
 }
 
-/// An answer.
+/// Answer to a request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Observed {
     pub(crate) purpose: Purpose,
     pub(crate) socket: SocketId,
-    /// The observer that was asked.
+    /// Address of the observer.
     pub(crate) from: SocketAddr,
 }
 
@@ -234,15 +247,16 @@ struct Outstanding {
     observed: Observed,
 }
 
-/// Ports of a coordinator that observe us.
+/// Offer of a coordinator to observe this peer.
 #[derive(Debug)]
 pub(crate) struct Offered {
     pub(crate) offer: ObserverOffer,
-    /// The coordinator's address.
+    /// IP address of the coordinator.
     pub(crate) ip: IpAddr,
-    /// Our socket that is to be observed.
+    /// Socket of this peer to be observed.
     pub(crate) socket: Option<SocketId>,
-    /// The coordinator's connection uses the other family. Nobody else keeps this mapping alive or tells of it.
+    /// The connection with the coordinator uses the other address family. No other traffic keeps
+    /// this mapping alive or shows its address.
     pub(crate) is_other_family: bool,
 }
 
@@ -250,12 +264,12 @@ pub(crate) struct Offered {
 struct Service {
     offered: Offered,
     seen: Vec<Option<u16>>,
-    /// Places in the offer that are asked in this round and have not answered.
+    /// Indices of the ports that were asked in this round and have not answered.
     unanswered: Vec<usize>,
-    /// Requests to each of them in this round.
+    /// Number of requests to each port in this round.
     sent: usize,
     due: Option<Instant>,
-    /// Rounds in a row without an answer.
+    /// Number of consecutive rounds without an answer.
     silent: u8,
 }
 
@@ -267,7 +281,8 @@ impl Service {
         service
     }
 
-    /// Asks all ports, as if none had answered, but the one that sends early packets: nothing goes there from this socket.
+    /// Starts a round to all ports except the one that sends early packets. The observed socket
+    /// must never send to that port.
     fn restart(&mut self, now: Instant) {
         let count = self.offered.offer.ports.len().min(EARLY);
         self.seen = vec![None; count];
@@ -276,7 +291,7 @@ impl Service {
         self.due = self.offered.socket.map(|_| now);
     }
 
-    /// Asks the first port whether it still sees us where it did.
+    /// Starts a round to the first port, which confirms or changes the observed address.
     fn refresh(&mut self, now: Instant) {
         self.unanswered = vec![0];
         (self.sent, self.due) = (0, Some(now));
@@ -286,7 +301,7 @@ impl Service {
         self.seen.first().is_some_and(Option::is_some)
     }
 
-    /// The places to ask now.
+    /// Returns the indices of the ports to ask now.
     fn poll(&mut self, now: Instant) -> Vec<usize> {
         if self.unanswered.is_empty() {
             self.refresh(now);
@@ -315,7 +330,7 @@ impl Service {
     }
 }
 
-/// What a client has of its coordinators.
+/// Client side of observation: offers of coordinators, and requests that await an answer.
 #[derive(Debug)]
 pub(crate) struct Observing {
     services: BTreeMap<(ControlStreamId, Family), Service>,
@@ -336,19 +351,20 @@ impl Observing {
         self.offers.take(coordinator, now)
     }
 
-    /// A coordinator offers to observe.
+    /// Takes the offer of a coordinator, and starts a round.
     pub(crate) fn offered(&mut self, link: ControlStreamId, offered: Offered, now: Instant) {
         self.services.insert((link, Family::of(offered.ip)), Service::new(offered, now));
     }
 
-    /// The coordinator of this link sees us elsewhere: its other ports are asked anew.
+    /// Starts a round to the other ports of a coordinator that sees this peer at a new address.
     pub(crate) fn again(&mut self, link: ControlStreamId, now: Instant) {
         let of_link = self.services.iter_mut().filter(|((id, _), _)| *id == link);
         let over_link = of_link.filter(|(_, service)| !service.offered.is_other_family);
         over_link.for_each(|(_, service)| service.restart(now));
     }
 
-    /// Our network changed: what only requests tell is asked for at once.
+    /// Starts rounds to observers of the other address family, whose mappings only requests show,
+    /// after a change of the network.
     pub(crate) fn network_changed(&mut self, now: Instant) {
         for service in self.services.values_mut().filter(|service| service.offered.is_other_family) {
             if service.is_known() {
@@ -359,7 +375,8 @@ impl Observing {
         }
     }
 
-    /// Our sockets changed: `choose` says which one sends to a coordinator of the family that its connection does not use.
+    /// Updates the sockets that observers of the other address family observe. `choose` returns the
+    /// local socket for a coordinator's address.
     pub(crate) fn sockets_changed(&mut self, choose: impl Fn(SocketAddr) -> Option<SocketId>, now: Instant) {
         for service in self.services.values_mut().filter(|service| service.offered.is_other_family) {
             let first = service.offered.offer.ports.first().copied().unwrap_or_default();
@@ -381,7 +398,7 @@ impl Observing {
         usable.filter_map(|service| service.due).min()
     }
 
-    /// The requests that are due, with the paths on which they leave.
+    /// Returns the requests that are due, with their paths.
     pub(crate) fn poll(
         &mut self,
         now: Instant,
@@ -407,7 +424,8 @@ impl Observing {
         requests.into_iter().filter_map(ask).collect()
     }
 
-    /// Returns the observers of the other family that have been silent for too long, with the socket that each saw. Says so once.
+    /// Returns, once, the paths to observers of the other address family that were silent for too
+    /// long.
     pub(crate) fn take_silent(&mut self) -> Vec<Path> {
         let mut silent = Vec::new();
         for service in self.services.values_mut().filter(|service| service.silent >= MAX_SILENT) {
@@ -420,7 +438,7 @@ impl Observing {
         silent
     }
 
-    /// Asks the first port of a coordinator where a socket is seen.
+    /// Returns a request to the first port of a coordinator for the public address of a socket.
     pub(crate) fn sample(
         &mut self,
         sample: Sample,
@@ -433,7 +451,7 @@ impl Observing {
         self.ask(stream, purpose, Path { socket, remote }, data, now)
     }
 
-    /// Asks the port at `place` of the offer over the link, from the socket of a test of early packets.
+    /// Returns a request to one port of an offer, from the socket of a test of early packets.
     pub(crate) fn test(
         &mut self,
         link: ControlStreamId,
@@ -471,7 +489,8 @@ impl Observing {
         Some((path, payload))
     }
 
-    /// A coordinator says where it saw a request; `None` if it was not asked. Each request is answered once.
+    /// Takes the answer to a request. Returns `None` if there was no such request. Each request has
+    /// one answer.
     pub(crate) fn answered(
         &mut self,
         link: ControlStreamId,
@@ -491,7 +510,7 @@ impl Observing {
         Some(observed)
     }
 
-    /// Whether this is one of the ports that are asked.
+    /// Returns true if the address is a port of an offer.
     pub(crate) fn asks(&self, address: SocketAddr) -> bool {
         self.services
             .values()
@@ -499,7 +518,8 @@ impl Observing {
             .any(|offered| offered.ip == address.ip() && offered.offer.ports.contains(&address.port()))
     }
 
-    /// Returns true if the coordinator of this link offers to observe over this family.
+    /// Returns true if the coordinator of a control stream offers to observe over this address
+    /// family.
     pub(crate) fn serves(&self, link: ControlStreamId, family: Family) -> bool {
         self.services.contains_key(&(link, family))
     }
@@ -508,7 +528,7 @@ impl Observing {
         self.services.values().filter(move |service| service.offered.socket == Some(socket))
     }
 
-    /// How the NAT in front of `socket`, which has this port, allocates.
+    /// Returns the allocation of the NAT in front of `socket`, which has this local port.
     pub(crate) fn allocation(&self, socket: SocketId, local: u16) -> Option<Allocation> {
         self.of_socket(socket).find_map(|service| {
             let ports: Vec<u16> = service.seen.iter().copied().collect::<Option<_>>()?;

@@ -1,4 +1,7 @@
-//! What is known of the NAT, with its evidence, for an application to read.
+//! Findings on the NAT, with their evidence, for the application.
+//!
+//! A [`Report`] holds a [`Finding`] for each property of the NAT. A finding is a value with a
+//! [`Confidence`] and the [`Evidence`] for it: observers, number of observations and time.
 
 use std::{
     collections::BTreeSet,
@@ -16,97 +19,103 @@ use crate::{
     nat::strategy::Allocation,
 };
 
-/// What is known of the NAT in front of the socket that our coordinators know. `None` is not known: nothing here is
-/// guessed, nor inferred from which connections succeed.
+/// Findings on the NAT in front of the socket that the coordinators know. `None` means unknown. No
+/// finding is guessed, or inferred from the success of connections.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Report {
-    /// Address to which the socket is bound that the findings are about, possibly a wildcard. `None` until an observer has
-    /// seen the socket.
+    /// Local address of the socket, possibly a wildcard. `None` until an observer has seen the
+    /// socket.
     pub local_address: Option<SocketAddr>,
-    /// Where most observers see it.
+    /// Address at which most observers see the socket.
     pub public_address: Option<Finding<SocketAddr>>,
-    /// Whether a NAT is in the way at all: observers see another address than those of this host.
+    /// True if there is a NAT: observers see an address that is not one of this host.
     pub translated: Option<Finding<bool>>,
-    /// How the NAT maps.
+    /// Mapping behaviour.
     pub mapping: Option<Finding<MappingBehaviour>>,
-    /// How the NAT, or a firewall, filters. Measured by datagrams from where we have not sent to.
+    /// Filtering behaviour of the NAT or of a firewall, measured by datagrams from addresses to
+    /// which this host has not sent.
     pub filtering: Option<Finding<FilteringBehaviour>>,
-    /// Whether every mapping keeps the socket's port.
+    /// True if every mapping keeps the port of the socket.
     pub port_preserved: Option<Finding<bool>>,
-    /// How the NAT picks the ports of new mappings.
+    /// Allocation of the ports of new mappings.
     pub allocation: Option<Finding<Allocation>>,
-    /// Whether a packet from outside that comes before the first one of a flow takes the port which that flow would have
-    /// had: a box that translates and has no firewall. Both sides of a connection cannot be the one that sends first.
+    /// True if a packet from outside that arrives before the first packet of a flow takes the port
+    /// of that flow. This is the behaviour of a NAT without a firewall. Two peers behind such NATs
+    /// cannot both send first.
     pub early_packets_harm: Option<Finding<bool>>,
-    /// How long a mapping stands that nobody uses (RFC 4787 §4.3), measured once for each network with sockets of its own.
+    /// Lifetime of a mapping without traffic (RFC 4787 §4.3), measured once for each network with
+    /// separate sockets.
     pub idle_lifetime: Option<Finding<IdleLifetime>>,
-    /// The shortest time that a mapping stood which was in use, if the NAT ends such ones, as some carriers' do every minute.
-    /// Connected sessions move to another socket before that.
+    /// Shortest lifetime of a mapping in use, if the NAT ends such mappings, as the NATs of some
+    /// carriers do every minute. Connected sessions move to another socket before that time.
     pub mapping_lifetime: Option<Finding<Duration>>,
-    /// Whether what we send to our own public address comes back to us (RFC 4787 §6).
+    /// True if datagrams to the own public address arrive (RFC 4787 §6).
     pub hairpin: Option<Finding<bool>>,
-    /// Who else is seen at our public IP address, as far as known.
+    /// Other sockets and peers at the own public IP address, as far as they are known.
     pub sharing: Option<Finding<Sharing>>,
-    /// `true` if there is evidence of a carrier-grade NAT: an address of its shared space (RFC 6598), our only one or one
-    /// at which an observer sees us. Never `false`: a carrier may use any other addresses.
+    /// `true` with evidence of a carrier-grade NAT: an address of the shared space (RFC 6598) at
+    /// which an observer sees this host, or as its only address. Never `false`, because a carrier
+    /// may use any other address.
     pub carrier_nat: Option<Finding<bool>>,
-    /// Whether UDP is blocked: `true` if coordinators were dialed over UDP and none answered, `false` if one did.
+    /// `true` if coordinators were dialed over UDP and none answered, `false` if one answered.
     pub udp_blocked: Option<Finding<bool>>,
 }
 
-/// Something that is known, and why.
+/// Value that is known, with its evidence.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding<T> {
-    /// What is known.
+    /// The value.
     pub value: T,
-    /// How sure that is.
+    /// Confidence in the value.
     pub confidence: Confidence,
-    /// Who says so.
+    /// Observations that support the value.
     pub evidence: Evidence,
 }
 
-/// How sure a finding is.
+/// Confidence in a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[non_exhaustive]
 pub enum Confidence {
-    /// The word of one observer, or observers that disagree.
+    /// One observer, or observers that disagree.
     Low,
-    /// Two observers agree, or one showed it by datagrams that arrived. Where some were lost, one more.
+    /// Two observers agree, or one observer sent datagrams that arrived. With loss one more
+    /// observer is needed.
     Medium,
-    /// Three observers agree, or two showed it by datagrams that arrived. Where some were lost, one more.
+    /// Three observers agree, or two observers sent datagrams that arrived. With loss one more
+    /// observer is needed.
     High,
 }
 
-/// What a finding rests on.
+/// Observations that support a finding.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evidence {
-    /// The peers that contributed, each once, in the order of their IDs.
+    /// Peers that contributed, each once, ordered by peer ID.
     pub observers: Vec<PeerId>,
-    /// How many observations there were, or datagrams.
+    /// Number of observations or datagrams.
     pub observations: usize,
-    /// When the latest was made.
+    /// Time of the latest observation.
     pub at: Instant,
 }
 
-/// How long a mapping stands that nobody uses.
+/// Lifetime of a mapping without traffic.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdleLifetime {
-    /// It was still there after so long; zero if it never was.
+    /// The mapping still existed after this time; zero if it never did.
     pub at_least: Duration,
-    /// It was gone after so long, if ever.
+    /// The mapping had ended after this time, if it ever did.
     pub less_than: Option<Duration>,
 }
 
-/// Who is seen at one public IP address.
+/// Sockets and peers at one public IP address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Sharing {
     /// The address.
     pub address: IpAddr,
-    /// Sockets of ours that observers see there.
+    /// Number of sockets of this peer that observers see at the address.
     pub sockets: usize,
-    /// Peers that are connected to us from there, hosts behind the same NAT or on this host.
+    /// Connected peers at the address: hosts behind the same NAT, or on this host.
     pub peers: Vec<PeerId>,
 }
 
@@ -121,7 +130,7 @@ impl fmt::Display for Confidence {
 }
 
 impl Confidence {
-    /// What this many independent observers are worth.
+    /// Returns the confidence that this many independent observers justify.
     pub(crate) fn of_observers(count: usize) -> Self {
         match count {
             0 | 1 => Self::Low,
@@ -132,7 +141,7 @@ impl Confidence {
 }
 
 impl Evidence {
-    /// `None` if there is none.
+    /// Summarizes observations; `None` without any.
     pub(crate) fn new(all: impl IntoIterator<Item = (PeerId, Instant)>) -> Option<Self> {
         let (mut observers, mut observations, mut at) = (BTreeSet::new(), 0, None);
         for (peer, when) in all {
@@ -145,14 +154,14 @@ impl Evidence {
 }
 
 impl<T> Finding<T> {
-    /// What observers agree on.
+    /// Creates a finding on which observers agree.
     pub(crate) fn agreed(value: T, evidence: Evidence) -> Self {
         let confidence = Confidence::of_observers(evidence.observers.len());
         Self { value, confidence, evidence }
     }
 }
 
-/// The values and confidences of a report.
+/// Values and confidences of a report.
 type Said<'a> = (
     [Option<(bool, Confidence)>; 6],
     Option<(SocketAddr, Confidence)>,
@@ -165,7 +174,7 @@ type Said<'a> = (
 );
 
 impl Report {
-    /// Whether the findings are the same, whatever new evidence there is for them.
+    /// Returns true if values and confidences are equal. Evidence is not compared.
     pub fn says_the_same(&self, other: &Self) -> bool {
         self.local_address == other.local_address && self.said() == other.said()
     }
@@ -200,7 +209,7 @@ fn evidence<'a>(used: impl IntoIterator<Item = &'a Observation>) -> Option<Evide
 }
 
 impl Observations {
-    /// The part of a report that follows from what observers saw of `socket`.
+    /// Returns the part of a report that follows from the observations of `socket`.
     pub(crate) fn report(&self, socket: SocketId, view: &NatView, local: &[SocketAddr]) -> Report {
         let vote = self.vote(socket);
         let used = vote.counted;
@@ -229,24 +238,25 @@ impl Observations {
         }
     }
 
-    /// How often and by whom a socket's NAT was sampled at coordinators' further ports.
+    /// Returns the evidence from requests of `socket` to further ports of coordinators.
     pub(crate) fn sampled(&self, socket: SocketId) -> Option<Evidence> {
         evidence(self.used(socket).into_iter().filter(|o| o.is_probe))
     }
 
-    /// Everybody who has seen any socket of ours.
+    /// Returns the evidence from all observations of all sockets.
     pub(crate) fn seen_at_all(&self) -> Option<Evidence> {
         evidence(self.by_socket.values().flatten())
     }
 
-    /// How many sockets are seen at `ip`, and by whom.
+    /// Counts the sockets that are seen at `ip`, and returns the evidence.
     pub(crate) fn sockets_at(&self, ip: IpAddr) -> Option<(usize, Evidence)> {
         let at = |o: &&Observation| o.seen.ip() == ip && !o.is_probe;
         let sockets = self.by_socket.values().filter(|all| all.iter().any(|o| at(&o))).count();
         Some((sockets, evidence(self.by_socket.values().flatten().filter(at))?))
     }
 
-    /// Who sees `socket` in the shared address space of carriers (RFC 6598), though none of its own addresses is there.
+    /// Returns the evidence that `socket` is seen in the shared address space of carriers (RFC
+    /// 6598), if none of its own addresses is the observed one.
     pub(crate) fn seen_in_shared_space(&self, socket: SocketId, local: &[SocketAddr]) -> Option<Evidence> {
         let all = self.by_socket.get(&socket).into_iter().flatten();
         evidence(
@@ -255,13 +265,15 @@ impl Observations {
     }
 }
 
-/// Whether all of a socket's addresses that could lead out are in the shared space of carriers.
+/// Returns true if all addresses of a socket that could lead out are in the shared space of
+/// carriers.
 pub(crate) fn is_in_shared_space(local: &[SocketAddr]) -> bool {
     let mut outward = local.iter().map(SocketAddr::ip).filter(|ip| match ip {
         IpAddr::V4(v4) => scope(*ip) != Scope::Loopback && !v4.is_link_local(),
         IpAddr::V6(_) => true,
     });
-    // Overlay networks use this space, too: beside another address it means nothing.
+    // Overlay networks use the shared space, too. The space is evidence only without another
+    // address.
     outward.next().is_some_and(is_shared_space) && outward.all(is_shared_space)
 }
 

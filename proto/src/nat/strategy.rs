@@ -1,40 +1,43 @@
-//! What two peers tell each other of their NATs, and what follows for a pair of them (`docs/protocol.md` §7.5).
+//! NAT profiles that two peers exchange, and the search that each pair of profiles needs
+//! (`docs/protocol.md` §7.5).
 
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::nat::MappingBehaviour;
 
-/// Sockets of the side whose NAT gives ports in sequence.
+/// Number of sockets on the side whose NAT allocates ports in sequence.
 pub(crate) const WINDOW_SOCKETS: usize = 32;
-/// The fewest sockets of [`Strategy::BirthdayOpen`]. With 1,500 probes of the peer 128 sockets find 19 of 20 peers, and 256
-/// find almost all.
+/// Minimum number of sockets for [`Strategy::BirthdayOpen`]. With 1,500 probes of the peer, 128
+/// sockets find 19 of 20 peers, and 256 sockets find almost all.
 pub(crate) const LEAST_SPRAY: usize = 128;
 
-/// How a NAT picks the external port of a new mapping.
+/// Allocation of the external port of a new mapping.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum Allocation {
-    /// The socket's own port.
+    /// The port of the socket.
     Preserving,
-    /// The port of the mapping before, and a constant more.
+    /// The port of the previous mapping plus a constant.
     Sequential {
-        /// That constant, at least 1.
+        /// The constant, at least 1.
         step: u16,
     },
-    /// No pattern was seen.
+    /// No pattern.
     Random,
 }
 
-/// What a peer says of the NAT in front of it. Signed by the peer; who lies about it harms its own sessions.
+/// NAT in front of a peer, as the peer describes it. The peer signs the profile, and a false
+/// profile harms only sessions of that peer.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct NatProfile {
-    /// RFC 4787 §4.1; `None` if not known.
+    /// Mapping behaviour (RFC 4787 §4.1); `None` if unknown.
     pub mapping: Option<MappingBehaviour>,
-    /// How it allocates ports; `None` if not known.
+    /// Allocation of ports; `None` if unknown.
     pub allocation: Option<Allocation>,
     /// The peer takes no part in birthday searches.
     pub declines_search: bool,
-    /// A packet from outside that comes before the first one of a flow takes that flow's port: a box without a firewall.
+    /// A packet from outside that arrives before the first packet of a flow takes the port of that
+    /// flow. This is the behaviour of a NAT without a firewall.
     pub early_packets_harm: bool,
 }
 
@@ -42,7 +45,7 @@ const DECLINES_SEARCH: u8 = 1;
 const EARLY_PACKETS_HARM: u8 = 2;
 
 impl NatProfile {
-    /// The content of a NAT report; empty if nothing is known.
+    /// Encodes the content of a NAT report, which is empty if nothing is known.
     pub fn encode(&self) -> Bytes {
         if *self == Self::default() {
             return Bytes::new();
@@ -70,8 +73,8 @@ impl NatProfile {
         out.freeze()
     }
 
-    /// What a NAT report says. Values that are not defined, and what is missing, count as not known; what follows is
-    /// left to later versions.
+    /// Decodes the content of a NAT report. Undefined and missing values count as unknown, and
+    /// further bytes are ignored for later versions.
     pub fn parse(report: &[u8]) -> Self {
         let byte = |at: usize| report.get(at).copied().unwrap_or_default();
         let mapping = match byte(0) {
@@ -95,7 +98,7 @@ impl NatProfile {
         }
     }
 
-    /// Whether every strategy is the same for both.
+    /// Returns true if both profiles lead to the same strategies.
     pub(crate) fn acts_like(&self, other: &Self) -> bool {
         (self.kind(), self.declines_search) == (other.kind(), other.declines_search)
     }
@@ -105,12 +108,12 @@ impl NatProfile {
         self.kind() == Kind::Fragile
     }
 
-    /// Returns true if a search on this side of an easy NAT opens many sockets.
+    /// Returns true if a search against an easy NAT opens many sockets on this side.
     pub(crate) fn needs_spray(&self) -> bool {
         matches!(self.kind(), Kind::Random)
     }
 
-    /// Which row or column of the table this is.
+    /// Returns the row or column of the profile in the table of strategies.
     fn kind(&self) -> Kind {
         match (self.mapping, self.allocation) {
             (None | Some(MappingBehaviour::EndpointIndependent), _) if self.early_packets_harm => {
@@ -118,7 +121,7 @@ impl NatProfile {
             }
             (None | Some(MappingBehaviour::EndpointIndependent), _) => Kind::Easy,
             (Some(_), Some(Allocation::Sequential { step })) => Kind::Sequential { step },
-            // What preserves ports and yet depends on the endpoint does so only as long as the port is free.
+            // A NAT with endpoint-dependent mapping preserves a port only while the port is free.
             (Some(_), Some(Allocation::Preserving | Allocation::Random)) => Kind::Random,
             (Some(_), None) => Kind::Unmeasured,
         }
@@ -128,62 +131,68 @@ impl NatProfile {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     Easy,
-    /// Easy for those whose packets do not come too early.
+    /// Easy for peers whose packets do not arrive early.
     Fragile,
     Sequential {
         step: u16,
     },
     Random,
-    /// It depends on the endpoint, and how it allocates was not measured, or not yet.
+    /// The mapping depends on the endpoint, and the allocation was not measured yet.
     Unmeasured,
 }
 
-/// What one side does when plain probes met silence.
+/// Part of one side in a search, after plain probes have met silence.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Strategy {
-    /// Goes on with plain probes.
+    /// Continue with plain probes.
     ProbeOnly,
-    /// Opens many sockets towards the one address at which the peer is known.
+    /// Open many sockets towards the one known address of the peer.
     BirthdayOpen,
-    /// Looks for one of these at random ports of the peer.
+    /// Probe random ports of the peer for one of its sockets.
     BirthdayScan,
-    /// As `BirthdayScan`, from fresh sockets, one after the other, each of which the peer learns of once it has looked around.
+    /// `BirthdayScan` from a series of fresh sockets. The peer learns of each socket after that
+    /// socket has sent its probes.
     BirthdayScanFresh,
-    /// Samples its NAT, tells the peer, and opens some sockets towards the one address at which the peer is known.
+    /// Sample the NAT, report the sample to the peer, and open some sockets towards the one known
+    /// address of the peer.
     PredictOpen {
-        /// From one of our ports to the next.
+        /// Distance between two consecutive ports of this peer.
         step: u16,
     },
-    /// Waits to be told where the peer's NAT is in its sequence, or where its fresh socket is, and looks there.
+    /// Wait for the position of the peer's NAT in its sequence, or for the peer's fresh socket, and
+    /// probe there.
     PredictScan,
-    /// As `PredictScan`, from a fresh socket, of which the peer learns once it has looked there.
+    /// `PredictScan` from a fresh socket. The peer learns of the socket after it has sent its
+    /// probes.
     PredictScanFresh,
-    /// As `PredictOpen`, but towards one port of the sequence in which the peer's NAT is.
+    /// `PredictOpen` towards one port in the sequence of the peer's NAT.
     PredictBoth {
-        /// From one of our ports to the next.
+        /// Distance between two consecutive ports of this peer.
         step: u16,
     },
-    /// Opens one socket, towards the one address at which the peer is known, and tells the peer where that is.
+    /// Open one socket towards the one known address of the peer, and report the address of the
+    /// socket to the peer.
     FreshSocket,
-    /// Gives up, so that a relay can take over.
+    /// Fail, so that a relay can take over.
     Impossible,
 }
 
 impl Strategy {
-    /// Returns true if it takes more than plain probes, which may succeed.
+    /// Returns true if the strategy needs more than plain probes.
     pub(crate) fn is_search(self) -> bool {
         !matches!(self, Self::ProbeOnly | Self::Impossible)
     }
 }
 
-/// What we do, given both sides, in the first round with these reports or a later one. The table of `docs/protocol.md`
-/// §7.5.
+/// Chooses the strategy of this side by the table of `docs/protocol.md` §7.5. `first` is true in
+/// the first round with these profiles.
 pub(crate) fn strategy(ours: &NatProfile, theirs: &NatProfile, first: bool) -> Strategy {
     let declined = ours.declines_search || theirs.declines_search;
     let is_fragile = ours.is_fragile();
     let is_easy = |kind| if kind == Kind::Fragile { Kind::Easy } else { kind };
     match (ours.kind(), theirs.kind()) {
-        // What came too early has spoilt the port that the peer knows, and whoever is not harmed by that goes second.
+        // An early packet has spoilt the port that the peer knows. The side that early packets do
+        // not harm sends second.
         (Kind::Fragile, Kind::Easy) => return Strategy::FreshSocket,
         (Kind::Easy, Kind::Fragile) => return Strategy::PredictScan,
         _ => {}
@@ -196,24 +205,25 @@ pub(crate) fn strategy(ours: &NatProfile, theirs: &NatProfile, first: bool) -> S
             false => Strategy::PredictScan,
         },
         (Kind::Sequential { step }, Kind::Sequential { .. }) => Strategy::PredictBoth { step },
-        // A prediction that failed may have been about a NAT that does not allocate in sequence after all.
+        // A prediction that failed may have been about a NAT that does not allocate in sequence.
         (_, Kind::Easy) if !declined => Strategy::BirthdayOpen,
         (Kind::Easy, _) if !declined => match is_fragile {
             true => Strategy::BirthdayScanFresh,
             false => Strategy::BirthdayScan,
         },
-        // By the next round it may have been.
+        // The allocation may be measured by the next round.
         (Kind::Unmeasured, Kind::Sequential { .. } | Kind::Unmeasured) if first => Strategy::ProbeOnly,
         (Kind::Sequential { .. }, Kind::Unmeasured) if first => Strategy::ProbeOnly,
         _ => Strategy::Impossible,
     }
 }
 
-/// The allocation that follows from the ports of new mappings that were made one right after the other, in any order;
-/// `None` from fewer than three. `local` is the port of the socket.
+/// Returns the allocation that the ports of new mappings show; `None` for fewer than three ports.
+/// The mappings were made in quick succession, and the ports may be in any order. `local` is the
+/// port of the socket.
 pub(crate) fn allocation(ports: &[u16], local: u16) -> Option<Allocation> {
-    /// The largest distance of two neighbours that still counts as one sequence: five mappings of other hosts in
-    /// between, at a step of 16, and some room.
+    /// Maximum distance between two neighbours in a sequence: five mappings of other hosts at a
+    /// step of 16, and a margin.
     const MAX_GAP: u16 = 128;
     if ports.len() < 3 {
         return None;
@@ -224,7 +234,7 @@ pub(crate) fn allocation(ports: &[u16], local: u16) -> Option<Allocation> {
     let mut sorted = ports.to_vec();
     sorted.sort_unstable();
     let gaps = || sorted.iter().zip(sorted.iter().skip(1)).map(|(a, b)| b - a);
-    // Other hosts' mappings are whole steps apart, too.
+    // Mappings of other hosts are whole steps apart, too.
     let step = gaps().fold(0, gcd);
     Some(match gaps().all(|gap| (1..=MAX_GAP).contains(&gap)) {
         true => Allocation::Sequential { step },

@@ -179,7 +179,8 @@ fn a_mapping_that_is_gone_is_told_from_one_that_depends_on_the_endpoint() {
     assert_eq!(say(&mut observations, 1, "198.51.100.1:2", 62), Recorded::New);
     let lifetime = observations.lifetimes.finding().unwrap();
     assert_eq!((lifetime.value, lifetime.confidence), (Duration::from_secs(60), Confidence::Medium));
-    // The third still sees the old one: then the NAT is of another kind, or the first two lie.
+    // The third observer still sees the old mapping: the NAT is of another kind, or the first two
+    // lie.
     observations.expire(start + Duration::from_secs(70));
     assert_eq!(mapping(&observations), Some(MappingBehaviour::EndpointDependent));
     assert_eq!(observations.reflexive(SOCKET)[0], at("198.51.100.1:2"));

@@ -1,7 +1,8 @@
-//! Which observations count where observers contradict each other.
+//! Choice of the observations that count if observers contradict each other.
 //!
-//! Anybody may claim to see us anywhere. So coordinators, which we chose, count before strangers, and networks are counted instead
-//! of identities: an attacker has as many of these as it likes.
+//! Any peer can claim to see this peer at any address. So coordinators, which this peer chose,
+//! count before strangers. Networks are counted rather than identities, because an attacker can
+//! create identities without limit.
 
 use std::{collections::BTreeSet, net::SocketAddr};
 
@@ -10,16 +11,18 @@ use libp2p_identity::PeerId;
 use super::Observation;
 use crate::network_prefix::NetworkPrefix;
 
-/// The observations of one socket that count.
+/// Observations of a socket that count.
 pub(super) struct Vote<'a> {
     pub(super) counted: Vec<&'a Observation>,
-    /// An observer contradicts them, or they contradict each other about a NAT that maps independently of the endpoint.
+    /// An observer contradicts the counted observations, or they contradict each other about a NAT
+    /// with endpoint-independent mapping.
     pub(super) is_contested: bool,
 }
 
 impl<'a> Vote<'a> {
-    /// Strangers count as far as they agree with a coordinator, or where no coordinator sees the socket. Two networks of strangers
-    /// also count against a single network of coordinators that has not measured with further ports.
+    /// Counts strangers that agree with a coordinator, and all strangers if no coordinator sees the
+    /// socket. Two networks of strangers also count against a single network of coordinators that
+    /// has not measured with further ports.
     pub(super) fn new(all: Vec<&'a Observation>, coordinators: &BTreeSet<PeerId>) -> Self {
         let (chosen, strangers): (Vec<_>, Vec<_>) =
             all.into_iter().partition(|o| coordinators.contains(&o.observer));
@@ -30,7 +33,8 @@ impl<'a> Vote<'a> {
         let (agreeing, dissenting): (Vec<_>, Vec<_>) =
             strangers.into_iter().partition(|o| addresses.contains(&o.seen));
         let is_measured = networks_of(chosen.iter().copied()) > 1 || chosen.iter().any(|o| o.is_probe);
-        // Where coordinators differ themselves, nobody else has to see what one of them sees.
+        // If coordinators differ among themselves, a stranger need not see the address that one of
+        // them sees.
         let is_contested = addresses.len() == 1 && !dissenting.is_empty();
         let mut counted = chosen;
         counted.extend(agreeing);
@@ -41,8 +45,9 @@ impl<'a> Vote<'a> {
         Self { is_contested: is_contested || vote.is_contested, ..vote }
     }
 
-    /// Leaves out the networks that do not see what most networks see, if two at least agree: where the mapping depends on the
-    /// endpoint no two agree. Further ports of a coordinator count with it.
+    /// Leaves out the networks that contradict the majority, if at least two networks agree. With a
+    /// mapping that depends on the endpoint no two networks agree. Further ports of a coordinator
+    /// count as the network of that coordinator.
     fn of_majority(all: Vec<&'a Observation>) -> Self {
         let networks: BTreeSet<Option<NetworkPrefix>> = all.iter().map(|o| network(o)).collect();
         let sees_only = |of: &Option<NetworkPrefix>, address: SocketAddr| {
@@ -65,13 +70,14 @@ fn network(observation: &Observation) -> Option<NetworkPrefix> {
     NetworkPrefix::of(observation.from.ip())
 }
 
-/// The networks in which these observers are.
+/// Returns the number of networks of the observers.
 pub(super) fn networks_of<'a>(observations: impl Iterator<Item = &'a Observation>) -> usize {
     observations.map(network).collect::<BTreeSet<_>>().len()
 }
 
-/// The observation that makes room for another one, if any does: one whose connection is gone, then a stranger's for a
-/// coordinator's, then one of the network that has most places for one of a network that has fewer.
+/// Returns the index of the observation that a new observation replaces. Candidates are, in this
+/// order: an observation whose connection has ended, a stranger's in favour of a coordinator's, and
+/// one of the most frequent network in favour of a less frequent network.
 pub(super) fn least_useful(
     all: &[Observation],
     coordinators: &BTreeSet<PeerId>,
@@ -87,7 +93,7 @@ pub(super) fn least_useful(
     (!is_stranger(new) || places(new) + 1 < places(of_most)).then_some(index)
 }
 
-/// Observers go on seeing a mapping that others have reported gone: these are not believed alone any more.
+/// Refutes observers that alone reported the end of a mapping that other observers continue to see.
 pub(super) fn refute(all: &mut [Observation], still_seen: &BTreeSet<SocketAddr>) {
     let in_use: BTreeSet<SocketAddr> = all.iter().map(|o| o.seen).collect();
     for address in in_use.difference(still_seen).copied().collect::<Vec<_>>() {

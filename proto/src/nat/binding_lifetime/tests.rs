@@ -6,8 +6,8 @@ fn offer() -> ObserverOffer {
     ObserverOffer { ports: vec![1005], token: [3; 8], key: KEY }
 }
 
-/// A measurement against an observer whose answers arrive if `passes` says so: of the delay, and whether it is the later
-/// answer.
+/// Runs a measurement against an observer. A reply arrives if `passes` returns true for its delay
+/// and for its kind, true for the delayed reply.
 fn measured(passes: impl Fn(u16, bool) -> bool) -> (Option<IdleLifetime>, usize, Duration) {
     let (start, peer) = (Instant::now(), PeerId::random());
     let (mut idling, mut delayed_replies, mut names) =

@@ -1,8 +1,9 @@
-//! Filtering tests by two coordinators: one with a single address asks another to send from its own, too
-//! (`docs/protocol.md` §7.8).
+//! Filtering tests by two coordinators (`docs/protocol.md` §7.8): a coordinator with a single
+//! address asks another to send from its address, too.
 //!
-//! Here alone datagrams go to an address that is not the other end of a connection of ours: the word of a coordinator that
-//! our operator has configured, for at most three of them.
+//! An assisting coordinator sends at most three datagrams to an address with which it has no
+//! connection. No other part of the protocol does so. The request must come from a coordinator that
+//! the operator has configured.
 
 use std::{
     collections::BTreeMap,
@@ -22,25 +23,25 @@ use crate::{
     rate_limit::{PeerBuckets, Rate},
 };
 
-/// Requests of another coordinator: as often as clients come to it that are new.
+/// Limit on the requests of a coordinator, for a steady arrival of new clients.
 pub(crate) const ASSIST_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 10 };
-/// Requests at once, of all coordinators.
+/// Maximum number of simultaneous requests of all coordinators.
 pub(crate) const MAX_ASSISTS: usize = 256;
-/// Coordinators whose limits are remembered; more than anybody configures.
+/// Maximum number of coordinators with a limit, more than an operator configures.
 const MAX_ASKERS: usize = 1024;
-/// How long another coordinator may take, from the first round on.
+/// Time for the other coordinator to answer, from the first round on.
 const ASSIST_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How it stands with the other coordinator of a test.
+/// State of the request to another coordinator.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Ask {
-    /// There is none, or it has sent nothing.
+    /// There is no other coordinator, or it has sent nothing.
     Nobody,
-    /// It is asked over this link when the first round is sent.
+    /// The first round will send the request over this control stream.
     Due(ControlStreamId),
-    /// It was asked, and may take so long.
+    /// The request was sent, and may be answered until this time.
     CoordinatorRequest(ControlStreamId, Instant),
-    /// It says that it has sent every round, from there.
+    /// The other coordinator reports that it has sent every round from this address.
     Sent(SocketAddr),
 }
 
@@ -49,7 +50,7 @@ impl Ask {
         other.map_or(Self::Nobody, Self::Due)
     }
 
-    /// Whom to ask now.
+    /// Marks a request that is due as sent, and returns its control stream.
     pub(super) fn begin(&mut self, now: Instant) -> Option<ControlStreamId> {
         let Self::Due(link) = *self else { return None };
         *self = Self::CoordinatorRequest(link, now + ASSIST_TIMEOUT);
@@ -60,7 +61,7 @@ impl Ask {
         matches!(self, Self::CoordinatorRequest(asked, _) if *asked == link)
     }
 
-    /// Until when its answer may come.
+    /// Returns the time until which an answer may arrive.
     pub(super) fn waits_until(&self, now: Instant) -> Option<Instant> {
         match *self {
             Self::CoordinatorRequest(_, until) if until > now => Some(until),
@@ -68,13 +69,13 @@ impl Ask {
         }
     }
 
-    /// What its answer makes of it.
+    /// Returns the state after an answer.
     pub(super) fn answered(rounds: u8, source: Option<SocketAddr>) -> Self {
-        // From fewer datagrams than were sent from elsewhere nothing can be concluded.
+        // Fewer datagrams than this coordinator sends allow no conclusion.
         source.filter(|_| usize::from(rounds) == ROUNDS).map_or(Self::Nobody, Self::Sent)
     }
 
-    /// A link is gone; whether it was this one.
+    /// Ends a request over a control stream that has closed. Returns true if there was one.
     pub(super) fn lost(&mut self, link: ControlStreamId) -> bool {
         let is_it = matches!(self, Self::Due(other) | Self::CoordinatorRequest(other, _) if *other == link);
         if is_it {
@@ -83,8 +84,9 @@ impl Ask {
         is_it
     }
 
-    /// The address that is to be named beside ours, if its silence tells a client at `remote` anything: it is global, and so
-    /// is ours. To one that sees us at another address than we know a second one would only hide which of the two we are.
+    /// Returns the address of the other coordinator, if its silence is evidence for a client at
+    /// `remote`. The address and all of `ours` must be global. Do not add a second source if a
+    /// client may see this coordinator at an unknown address: the result would be ambiguous.
     pub(super) fn source_beside(&self, ours: &[SocketAddr], remote: SocketAddr) -> Option<SocketAddr> {
         let Self::Sent(source) = *self else { return None };
         let is_global = |address: &SocketAddr| scope(address.ip()) == Scope::Global;
@@ -94,7 +96,7 @@ impl Ask {
     }
 }
 
-/// What we send for other coordinators.
+/// Datagrams that this coordinator sends for other coordinators.
 #[derive(Debug)]
 pub(super) struct Assists {
     by_name: BTreeMap<(ControlStreamId, [u8; 8]), Sending>,
@@ -178,7 +180,7 @@ mod tests {
             }
         }
         assert_eq!(taken, MAX_ASSISTS);
-        // The socket does not open.
+        // The socket could not be opened.
         let later = filters.next_deadline().unwrap();
         let due = filters.poll(later, |_| None);
         assert_eq!((due.assisted.len(), due.transmits.len()), (MAX_ASSISTS, 0));

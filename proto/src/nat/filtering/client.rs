@@ -1,4 +1,4 @@
-//! A client's part of filtering tests: what arrived, and what follows from it.
+//! Client side of filtering tests: datagrams that arrived, and the conclusion from them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -15,23 +15,23 @@ use crate::{
     nat::FilteringBehaviour,
 };
 
-/// How long a client waits for its coordinator.
+/// Time for the coordinator to answer.
 const COORDINATOR_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long datagrams may take longer than the frame that says that they were sent.
+/// Time for datagrams to arrive after the frame that reports them as sent.
 const REORDER_TIMEOUT: Duration = Duration::from_secs(1);
-/// Sources that a client tells apart in one test.
+/// Maximum number of sources in a test.
 const MAX_ARRIVED: usize = 8;
 
-/// What a test showed.
+/// Outcome of a test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Outcome {
     pub(crate) socket: SocketId,
     pub(crate) peer: PeerId,
     pub(crate) at: Instant,
     pub(crate) filtering: FilteringBehaviour,
-    /// Datagrams that arrived, or that would have had to if they had not been filtered.
+    /// Number of datagrams that arrived, or of those that a filter must have dropped.
     pub(crate) datagrams: usize,
-    /// None was lost of those that no NAT filters.
+    /// All datagrams that no NAT filters arrived.
     pub(crate) lossless: bool,
 }
 
@@ -39,24 +39,24 @@ pub(crate) struct Outcome {
 struct Pending {
     peer: PeerId,
     test: Test,
-    /// By source, a bit for each round.
+    /// Rounds that arrived from each source, as bits.
     arrived: BTreeMap<SocketAddr, u8>,
-    /// What the coordinator says that it has sent.
+    /// Rounds and sources that the coordinator reports.
     answer: Option<(u8, Vec<SocketAddr>)>,
     until: Instant,
 }
 
-/// What a client has of its tests.
+/// Tests of a client.
 #[derive(Debug, Default)]
 pub(crate) struct FilteringTestClient {
     pending: BTreeMap<ControlStreamId, Pending>,
     outcomes: BTreeMap<ControlStreamId, Outcome>,
-    /// Links over which there was a test, whatever came of it.
+    /// Control streams over which there was a test, with any outcome.
     tested: BTreeSet<ControlStreamId>,
 }
 
 impl FilteringTestClient {
-    /// Begins a test over the link to a coordinator, in place of an earlier one.
+    /// Starts a test over the control stream to a coordinator, in place of an earlier one.
     pub(crate) fn begin(&mut self, (link, peer): (ControlStreamId, PeerId), test: Test, now: Instant) {
         self.outcomes.remove(&link);
         self.tested.insert(link);
@@ -64,7 +64,7 @@ impl FilteringTestClient {
         self.pending.insert(link, Pending { peer, test, arrived: BTreeMap::new(), answer: None, until });
     }
 
-    /// Whether there is or was a test over this link.
+    /// Returns true if there is or was a test over this control stream.
     pub(crate) fn knows(&self, link: ControlStreamId) -> bool {
         self.tested.contains(&link)
     }
@@ -88,7 +88,7 @@ impl FilteringTestClient {
         self.pending.values().map(|pending| pending.until).min()
     }
 
-    /// A datagram of a test has come on `path`; `false` if it is of none.
+    /// Takes a datagram. Returns false if the datagram belongs to no test.
     pub(crate) fn arrived(&mut self, path: Path, datagram: &[u8]) -> bool {
         let Some(data) = test_of(datagram) else { return false };
         let mut all = self.pending.values_mut();
@@ -101,7 +101,8 @@ impl FilteringTestClient {
         true
     }
 
-    /// The coordinator has sent everything; `false` if it was not asked.
+    /// Takes the coordinator's report of the datagrams that it has sent. Returns false if there was
+    /// no request.
     pub(crate) fn answered(
         &mut self,
         link: ControlStreamId,
@@ -116,10 +117,8 @@ impl FilteringTestClient {
         true
     }
 
-    /// Ends the tests that are due. `contacted` says whether we may have sent to an address, or, without a port, to any
-    /// port of it.
-    ///
-    /// The sockets of which something is known now.
+    /// Ends the tests that are due, and returns the sockets with a new outcome. `contacted` returns
+    /// true if this peer may have sent to an address; without a port, to any port of it.
     pub(crate) fn conclude(
         &mut self,
         now: Instant,
@@ -139,7 +138,7 @@ impl FilteringTestClient {
         sockets
     }
 
-    /// What tests of a socket showed.
+    /// Returns the outcomes of the tests of a socket.
     pub(crate) fn outcomes(&self, socket: SocketId) -> impl Iterator<Item = &Outcome> {
         self.outcomes.values().filter(move |outcome| outcome.socket == socket)
     }
@@ -163,9 +162,10 @@ impl Pending {
                 && !contacted(source.ip(), Some(source.port()))
         });
         let is_named = sources.iter().any(|source| source.ip() == remote.ip());
-        // One that is translated knows not at which address we see it, but if it has only one, it is that.
+        // A coordinator behind a NAT does not know its own public address. A single source is that
+        // address.
         let same = is_named || sources.len() == 1;
-        // From a private address to another network there need not be a way at all.
+        // There may be no route from a private address to another network.
         let is_global = |ip: IpAddr| scope(ip) == Scope::Global;
         let other = is_named
             && is_global(remote.ip())
@@ -177,7 +177,7 @@ impl Pending {
             (1.., _) => (FilteringBehaviour::EndpointIndependent, other_address),
             (0, 1..) if other => (FilteringBehaviour::AddressDependent, other_port),
             (0, 1..) => (FilteringBehaviour::PortIndependent, other_port),
-            // Where not even those came that nothing filters, silence says nothing.
+            // If no datagram of the connection's own address arrived, silence is no evidence.
             (0, 0) if controls > 0 && same => (FilteringBehaviour::AddressAndPortDependent, rounds),
             (0, 0) => return None,
         };

@@ -1,4 +1,4 @@
-//! Datagrams of filtering tests on the side that sends, and the sockets from which they leave.
+//! Datagrams of filtering tests on the sending side, and the sockets from which they leave.
 
 use std::{
     collections::BTreeMap,
@@ -12,13 +12,14 @@ use crate::{ControlStreamId, Path, SocketId, wire::probe::PROBE_LEN};
 /// Time for the sockets to open.
 const OPEN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The sockets from which tests are sent, each bound to one address: once it is open, and its port.
+/// Sockets for tests, each bound to one address, with the port of the socket. `None` until the
+/// socket is open.
 #[derive(Debug, Default)]
 pub(super) struct Sockets(pub(super) BTreeMap<IpAddr, Option<(SocketId, u16)>>);
 
 impl Sockets {
-    /// Takes note of the addresses at which there shall be a socket; those at which one has to be
-    /// opened first.
+    /// Requests sockets at these addresses. Returns the addresses at which a socket must be opened
+    /// first.
     fn want(&mut self, ips: &[IpAddr]) -> Vec<IpAddr> {
         let missing: Vec<IpAddr> = ips.iter().copied().filter(|ip| !self.0.contains_key(ip)).collect();
         self.0.extend(missing.iter().map(|ip| (*ip, None)));
@@ -37,7 +38,7 @@ pub(super) struct Sending {
     pub(super) data: [u8; 8],
     pub(super) key: [u8; 32],
     pub(super) remote: SocketAddr,
-    /// The socket of the connection, if the test is that of a client of our own.
+    /// Socket of the connection, if the test belongs to a client of this coordinator.
     control: Option<SocketId>,
     sources: Vec<IpAddr>,
     pub(super) sent: u8,
@@ -46,8 +47,8 @@ pub(super) struct Sending {
 }
 
 impl Sending {
-    /// Returns the datagrams that are to be sent from `sources`, and the addresses of these at
-    /// which sockets have to be opened first.
+    /// Creates the datagrams of a test, and returns the addresses at which sockets must be opened
+    /// first.
     pub(super) fn new(
         (data, key, remote): ([u8; 8], [u8; 32], SocketAddr),
         (control, sources): (Option<SocketId>, Vec<IpAddr>),
@@ -69,18 +70,18 @@ impl Sending {
         self.sent
     }
 
-    /// A socket was opened, or could not be.
+    /// Takes the outcome of opening a socket.
     pub(super) fn opened(&mut self, sockets: &Sockets, now: Instant) {
         if self.sent == 0 && self.sources.iter().all(|ip| sockets.at(*ip).is_some()) {
             self.due = self.earliest.max(now);
         }
     }
 
-    /// The sockets from which it is sent; before the first round those that could not be opened are
-    /// left out.
+    /// Returns the sockets from which the datagrams leave. Before the first round, sources whose
+    /// socket could not be opened are left out.
     ///
-    /// `None` if there are none, or where a source cannot be used any more: nothing may be
-    /// concluded from its silence.
+    /// Returns `None` without sources, and if a source has become unusable: its silence would be no
+    /// evidence.
     pub(super) fn open(&mut self, sockets: &Sockets) -> Option<Vec<(SocketId, SocketAddr)>> {
         if self.sent == 0 {
             self.sources.retain(|ip| sockets.at(*ip).is_some());
@@ -89,7 +90,7 @@ impl Sending {
         (!open.is_empty() && open.len() == self.sources.len()).then_some(open)
     }
 
-    /// Sends the round that is due, if any is left; whether another one follows.
+    /// Sends the round that is due, if one is left. Returns true if another round follows.
     pub(super) fn send(
         &mut self,
         open: &[(SocketId, SocketAddr)],
@@ -112,10 +113,11 @@ impl Sending {
 #[derive(Debug, Default)]
 pub(crate) struct Due {
     pub(crate) transmits: Vec<(Path, [u8; PROBE_LEN])>,
-    /// Tests that are over: the link, the name, the rounds that were sent and the sources.
+    /// Tests that have ended: control stream, identifier, number of rounds, and sources.
     pub(crate) ended: Vec<(ControlStreamId, [u8; 8], u8, Vec<SocketAddr>)>,
-    /// Coordinators to ask: the link, name and key of the test, and where the client is.
+    /// Requests to other coordinators: control stream, identifier and key of the test, and address
+    /// of the client.
     pub(crate) asks: Vec<(ControlStreamId, [u8; 8], [u8; 32], SocketAddr)>,
-    /// Answers to other coordinators: the link, the name, the rounds that were sent and the source.
+    /// Answers to other coordinators: control stream, identifier, number of rounds, and source.
     pub(crate) assisted: Vec<(ControlStreamId, [u8; 8], u8, Option<SocketAddr>)>,
 }

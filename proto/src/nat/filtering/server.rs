@@ -1,4 +1,5 @@
-//! A coordinator's part of filtering tests: sending the datagrams.
+//! Coordinator side of filtering tests: the tests of its clients, and the assistance to other
+//! coordinators.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,24 +20,25 @@ use crate::{
     rate_limit::{PeerBuckets, Rate},
 };
 
-/// Addresses of ours from which a test is sent. With the datagrams from the connection's own address a test has at most
-/// 12 datagrams.
+/// Maximum number of further sources of a test. With the address of the connection a test sends at
+/// most 12 datagrams.
 pub(crate) const MAX_SOURCES: usize = 3;
-/// Tests of one client: the first, one more when its address changes, and then one in a minute.
+/// Limit on the tests of a client: one, one more after a change of its address, then one per
+/// minute.
 pub(crate) const FILTER_RATE: Rate = Rate { interval: Duration::from_secs(60), burst: 2 };
-/// Clients whose limits are remembered.
+/// Maximum number of clients with a limit.
 const MAX_CLIENTS: usize = 16_384;
-/// Tests at once, of all clients.
+/// Maximum number of simultaneous tests of all clients.
 pub(crate) const MAX_TESTS: usize = 1024;
 
-/// A test of a client of ours.
+/// Test of a client.
 #[derive(Debug)]
 struct Serving {
     sending: Sending,
     ask: Ask,
 }
 
-/// What a coordinator does for its clients, and for those of others.
+/// Filtering tests of clients, and of clients of other coordinators.
 #[derive(Debug)]
 pub(crate) struct FilteringTestServer {
     sockets: Sockets,
@@ -55,8 +57,10 @@ impl FilteringTestServer {
         }
     }
 
-    /// Begins a test over a client's link, whose address counts from `earliest` on; the addresses at which sockets have to be opened first. `None` if the client
-    /// or all of them together have had enough. The coordinator at the other end of the link `other` will be asked to send, too.
+    /// Begins a test over a client's control stream. The address of the client counts from
+    /// `earliest` on. The coordinator at the other end of the control stream `other` will be asked
+    /// to send, too. Returns the addresses at which sockets must be opened first, or `None` if a
+    /// limit is reached.
     pub(crate) fn begin(
         &mut self,
         (link, peer): (ControlStreamId, PeerId),
@@ -76,8 +80,8 @@ impl FilteringTestServer {
         Some(missing)
     }
 
-    /// Begins to send for another coordinator, to a client of that one at `target`; the addresses at which sockets have to
-    /// be opened first. `None` if that coordinator or all of them together have had enough.
+    /// Begins to send for another coordinator to a client of that coordinator. Returns the
+    /// addresses at which sockets must be opened first, or `None` if a limit is reached.
     pub(crate) fn assist(
         &mut self,
         (link, peer): (ControlStreamId, PeerId),
@@ -89,7 +93,7 @@ impl FilteringTestServer {
         self.assists.begin((link, peer), (what, source), &mut self.sockets, now)
     }
 
-    /// Another coordinator says what it has sent; `false` if it was not asked.
+    /// Takes the report of another coordinator. Returns false if there was no request.
     pub(crate) fn assisted(
         &mut self,
         link: ControlStreamId,
@@ -107,7 +111,7 @@ impl FilteringTestServer {
         true
     }
 
-    /// The socket at `ip` is open; without one, none can be.
+    /// Takes the socket that was opened at `ip`. An empty list means that none could be opened.
     pub(crate) fn opened(&mut self, ip: IpAddr, sockets: &[(SocketId, u16)], now: Instant) {
         if let Some(slot) = self.sockets.0.get_mut(&ip) {
             *slot = sockets.first().copied();
@@ -118,7 +122,7 @@ impl FilteringTestServer {
         self.assists.opened(&self.sockets, now);
     }
 
-    /// An address of ours is gone; whether there was a socket for it.
+    /// Removes a local address. Returns true if there was a socket for it.
     pub(crate) fn address_down(&mut self, ip: IpAddr) -> bool {
         self.sockets.0.remove(&ip).is_some()
     }
@@ -127,7 +131,7 @@ impl FilteringTestServer {
         self.tests.remove(&link);
         self.assists.link_down(link);
         for Serving { sending, ask } in self.tests.values_mut() {
-            // Nothing will be heard of it any more.
+            // The other coordinator can no longer answer.
             if ask.lost(link) && usize::from(sending.sent) == PAUSES.len() {
                 sending.due = now;
             }
@@ -138,7 +142,8 @@ impl FilteringTestServer {
         self.tests.values().map(|test| test.sending.due).chain(self.assists.next_deadline()).min()
     }
 
-    /// What is to be sent now. `remote` says where a link's peer is, if it has proved that.
+    /// Returns the datagrams and frames that are due. `remote` returns the validated address of a
+    /// control stream's peer.
     pub(crate) fn poll(
         &mut self,
         now: Instant,
@@ -175,14 +180,15 @@ impl FilteringTestServer {
     }
 }
 
-/// Whether another coordinator can tell a client at `remote` what we cannot: we have less than two addresses whose silence
-/// would tell it anything.
+/// Returns true if a client at `remote` needs another coordinator: this one has fewer than two
+/// addresses whose silence is evidence.
 pub(crate) fn needs_another(remote: IpAddr, own: &[SocketAddr]) -> bool {
     let is_global = |ip: &IpAddr| scope(*ip) == Scope::Global;
     is_global(&remote) && sources_for(remote, own).iter().filter(|ip| is_global(ip)).count() < 2
 }
 
-/// The addresses of ours from which a peer at `remote` may be reached: those of its scope, if there are any.
+/// Returns the own addresses from which a peer at `remote` may be reached, those of its scope if
+/// there are any.
 fn sources_for(remote: IpAddr, own: &[SocketAddr]) -> Vec<IpAddr> {
     let reach = scope(remote);
     let ips: BTreeSet<IpAddr> = own

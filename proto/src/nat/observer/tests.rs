@@ -58,7 +58,8 @@ fn every_port_is_asked_until_it_answers_and_never_more_than_four_times() {
     assert_eq!(observing.allocation(SocketId(1), 1), None, "not all answered");
 }
 
-/// The times and ports of the requests until `end`, with each request answered if `answers` says so.
+/// Returns the times and ports of the requests until `end`. Each request is answered if `answers`
+/// is true.
 fn asked(observing: &mut Observing, [start, end]: [Instant; 2], answers: bool) -> Vec<(Duration, u16)> {
     let (mut asked, mut next) = (Vec::new(), 0u64);
     while let Some(at) = observing.next_deadline().filter(|at| *at < end) {
