@@ -1,8 +1,8 @@
-//! Tells which QUIC connection carries a stream.
+//! Match of a stream with the QUIC connection that carries it.
 //!
 //! libp2p-swarm gives a handler a stream without a word about the connection beneath.
 //! [`carrier_of`] finds it: it flushes the stream, and the flush ends in the transport's own
-//! stream, on the same thread, before it returns. That one calls [`tell`].
+//! stream, on the same thread, before it returns. The stream of the transport calls [`tell`].
 
 use std::{
     cell::Cell,

@@ -11,7 +11,9 @@ use crate::{
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Role {
-    /// Coordinates for others once its external address is confirmed, and not before.
+    /// Coordinates for others once its external address is confirmed, and not before. Behind a NAT,
+    /// an address that was observed also needs a connection from somebody to whom this host had not
+    /// sent.
     #[default]
     Auto,
     /// Never coordinates.

@@ -888,8 +888,11 @@ impl NetworkBehaviour for Behaviour {
                     if let Event::Nat(NatEvent::Report(report)) = &event {
                         self.nat = (**report).clone();
                         let filtering = self.nat.filtering.as_ref().map(|finding| &finding.value);
-                        if filtering == Some(&FilteringBehaviour::EndpointIndependent) {
-                            self.update_reachability(Reachability::filters_nothing);
+                        let public = self.nat.public_address.as_ref().map(|finding| finding.value.ip());
+                        if let (Some(FilteringBehaviour::EndpointIndependent), Some(public)) =
+                            (filtering, public)
+                        {
+                            self.update_reachability(|reachability| reachability.filters_nothing(public));
                         }
                     }
                     let is_coordinator = |peer: &PeerId| self.coordinators.contains(peer);

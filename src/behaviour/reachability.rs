@@ -35,8 +35,24 @@ pub(super) struct Reachability {
     observed: BTreeSet<Multiaddr>,
     /// Addresses of this host on which it listens.
     local: BTreeSet<IpAddr>,
-    /// Somebody to whom we had not sent has reached us.
-    is_open: bool,
+    /// Address families in which somebody to whom we had not sent has reached us. A NAT of one
+    /// family says nothing about the firewall of the other.
+    open: BTreeSet<Family>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Family {
+    V4,
+    V6,
+}
+
+impl Family {
+    fn of(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
 }
 
 impl Reachability {
@@ -46,13 +62,14 @@ impl Reachability {
             confirmed: BTreeMap::new(),
             observed: BTreeSet::new(),
             local: BTreeSet::new(),
-            is_open: false,
+            open: BTreeSet::new(),
         }
     }
 
     pub(super) fn is_reachable(&self) -> bool {
         let is_proved = |(address, was_observed): (&Multiaddr, &bool)| {
-            !was_observed || self.is_open || ip_of(address).is_some_and(|ip| self.local.contains(&ip))
+            let is_open = |ip: &IpAddr| self.local.contains(ip) || self.open.contains(&Family::of(*ip));
+            !was_observed || ip_of(address).as_ref().is_some_and(is_open)
         };
         self.confirmed.iter().any(is_proved)
     }
@@ -77,7 +94,7 @@ impl Reachability {
     pub(super) fn expired(&mut self, address: &Multiaddr) {
         self.confirmed.remove(address);
         if self.confirmed.is_empty() {
-            self.is_open = false;
+            self.open.clear();
         }
     }
 
@@ -88,8 +105,8 @@ impl Reachability {
 
     /// Removes an address on which we listened. The host may be in another network now.
     pub(super) fn not_listening(&mut self, address: &Multiaddr) {
-        if ip_of(address).is_some_and(|ip| self.local.remove(&ip)) {
-            self.is_open = false;
+        if let Some(ip) = ip_of(address).filter(|ip| self.local.remove(ip)) {
+            self.open.remove(&Family::of(ip));
         }
     }
 
@@ -98,12 +115,14 @@ impl Reachability {
     pub(super) fn reached_from(&mut self, address: IpAddr) {
         let is_own =
             || self.observed.iter().chain(self.confirmed.keys()).any(|own| ip_of(own) == Some(address));
-        self.is_open |= scope(address) == Scope::Global && !is_own();
+        if scope(address) == Scope::Global && !is_own() {
+            self.open.insert(Family::of(address));
+        }
     }
 
-    /// Records that a test has found endpoint-independent filtering.
-    pub(super) fn filters_nothing(&mut self) {
-        self.is_open = true;
+    /// Records that a test has found endpoint-independent filtering in front of a public address.
+    pub(super) fn filters_nothing(&mut self, public: IpAddr) {
+        self.open.insert(Family::of(public));
     }
 }
 
@@ -221,7 +240,21 @@ mod tests {
         assert!(reachability.is_reachable());
         reachability.not_listening(&parse("/ip4/10.0.0.7/udp/4001/quic-v1"));
         assert!(!reachability.is_reachable(), "the host is in another network");
-        reachability.filters_nothing();
+        reachability.filters_nothing("198.51.100.1".parse().unwrap());
+        assert!(reachability.is_reachable());
+    }
+
+    #[test]
+    fn a_stranger_over_ipv6_proves_nothing_about_the_nat_of_ipv4() {
+        let mut reachability = reachability();
+        reachability.listening(&parse("/ip4/10.0.0.7/udp/4001/quic-v1"));
+        reachability.observed(&parse(GLOBAL));
+        reachability.confirmed(&parse(GLOBAL));
+        reachability.reached_from("2001:db8::1".parse().unwrap());
+        assert!(!reachability.is_reachable());
+        reachability.filters_nothing("2001:db8::2".parse().unwrap());
+        assert!(!reachability.is_reachable());
+        reachability.reached_from("192.0.2.1".parse().unwrap());
         assert!(reachability.is_reachable());
     }
 

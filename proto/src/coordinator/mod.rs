@@ -191,7 +191,7 @@ impl Coordinator {
     ) {
         let generation = registration.generation;
         if registration.lifetime.is_zero() {
-            return self.withdraw((id, link), &registration, out);
+            return self.withdraw(link, &registration, out);
         }
         match self.try_register((id, link), registration, now) {
             Ok((lifetime, evicted)) => {
@@ -220,14 +220,10 @@ impl Coordinator {
 
     /// Ends the registration of a peer that asks for it, over the control stream of the
     /// registration. There is no answer.
-    fn withdraw(
-        &mut self,
-        (id, link): (ControlStreamId, &ControlStream),
-        withdrawal: &Registration,
-        out: &mut Outbox,
-    ) {
-        let is_later =
-            |entry: &Registered| entry.link == id && entry.registration.generation < withdrawal.generation;
+    fn withdraw(&mut self, link: &ControlStream, withdrawal: &Registration, out: &mut Outbox) {
+        let is_later = |entry: &Registered| {
+            entry.link == link.id && entry.registration.generation < withdrawal.generation
+        };
         if is_key_of(&withdrawal.peer, &link.peer) && self.registry.get(&link.peer).is_some_and(is_later) {
             self.registry.remove(&link.peer);
         } else {

@@ -320,9 +320,9 @@ impl Running {
         }
     }
 
-    /// Tells the outside of changes. A node serves the DHT while it coordinates: by itself,
-    /// Kademlia
-    /// would serve at the address of a relay, too, and everybody would connect to the hidden nodes.
+    /// Tells the outside of changes. A node serves the DHT while it coordinates. By itself,
+    /// Kademlia would serve at the address of a relay, too, and everybody would connect to the
+    /// hidden nodes.
     fn tell(&mut self) {
         let serves = self.swarm.behaviour().punch.is_coordinator();
         if serves != self.status.borrow().is_coordinator {
