@@ -15,9 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hmac::{Hmac, Mac, digest::KeyInit};
 use libp2p_identity::PeerId;
-use sha2::Sha256;
 
 use crate::{
     ControlStreamId, Path, SocketId,
@@ -27,9 +25,9 @@ use crate::{
     nat::{Evidence, Finding, IdleLifetime},
     rate_limit::{PeerBuckets, Rate},
     wire::{
+        envelope::{Envelope, Kind, PROBE_LEN, SealedProbe},
         frame::ObserverOffer,
-        keys::MAC_LEN,
-        probe::{COVERED_LEN, HELD, HOLD, PROBE_FIRST_BYTE, PROBE_LEN},
+        mac::MacKey,
     },
 };
 
@@ -67,7 +65,7 @@ pub(crate) const MAX_HOLDS: usize = 4096;
 pub fn request(offer: &ObserverOffer, data: [u8; 8], delay: u16) -> [u8; PROBE_LEN] {
     let mut address = [0; 18];
     address[..2].copy_from_slice(&delay.to_be_bytes());
-    datagram((HOLD, &offer.key), (offer.token, data), address)
+    Envelope { address, ..Envelope::new(Kind::Hold, offer.token, data) }.seal(&MacKey::new(&offer.key))
 }
 
 /// Decodes the delay from the address field of a request.
@@ -79,40 +77,20 @@ pub(crate) fn delay_of(address: &[u8]) -> Option<u16> {
 
 /// Returns the immediate reply to a request, or the delayed reply if `held`.
 pub fn answer(key: &[u8; 32], data: [u8; 8], held: bool) -> [u8; PROBE_LEN] {
-    datagram((HELD, key), (data, [0, 0, 0, 0, 0, 0, 0, u8::from(held)]), [0; 18])
+    reply(data, held).seal(&MacKey::new(key))
+}
+
+fn reply(data: [u8; 8], held: bool) -> Envelope {
+    Envelope::new(Kind::Held, data, [0, 0, 0, 0, 0, 0, 0, u8::from(held)])
 }
 
 /// Checks a reply to the request `data`. Returns true for the delayed reply, false for the
 /// immediate one, and `None` for any other datagram.
 pub(crate) fn judge(datagram: &[u8], key: &[u8; 32], data: [u8; 8]) -> Option<bool> {
-    let (covered, authenticator) = datagram.split_at_checked(COVERED_LEN)?;
-    let held = covered.get(18).map(|last| *last == 1)?;
-    let expected = answer(key, data, held);
-    let well_formed = datagram.len() == PROBE_LEN && expected.starts_with(covered);
-    let authentic = || mac(key).chain_update(covered).verify_truncated_left(authenticator).is_ok();
-    (well_formed && authentic()).then_some(held)
-}
-
-fn mac(key: &[u8; 32]) -> Hmac<Sha256> {
-    let mut block = [0; 64];
-    block[..32].copy_from_slice(key);
-    <Hmac<Sha256> as KeyInit>::new(&block.into())
-}
-
-fn datagram(
-    (kind, key): (u8, &[u8; 32]),
-    (tag, data): ([u8; 8], [u8; 8]),
-    address: [u8; 18],
-) -> [u8; PROBE_LEN] {
-    let mut out = [0; PROBE_LEN];
-    let (covered, authenticator) = out.split_at_mut(COVERED_LEN);
-    covered[..3].copy_from_slice(&[PROBE_FIRST_BYTE, kind, 0]);
-    covered[3..11].copy_from_slice(&tag);
-    covered[11..19].copy_from_slice(&data);
-    covered[19..].copy_from_slice(&address);
-    let whole: [u8; 32] = mac(key).chain_update(&*covered).finalize().into_bytes().into();
-    authenticator.copy_from_slice(&whole[..MAC_LEN]);
-    out
+    let sealed = SealedProbe::parse(datagram)?;
+    let held = sealed.claimed == reply(data, true);
+    let is_meant = held || sealed.claimed == reply(data, false);
+    (is_meant && sealed.is_authentic(&MacKey::new(key))).then_some(held)
 }
 
 #[derive(Debug)]

@@ -16,9 +16,6 @@ mod server;
 
 use std::time::Duration;
 
-use hmac::{Hmac, Mac, digest::KeyInit};
-use sha2::Sha256;
-
 #[cfg(test)]
 pub(crate) use assist::ASSIST_RATE;
 #[cfg(test)]
@@ -35,8 +32,8 @@ pub(crate) use server::{FilteringTestServer, needs_another};
 use crate::{
     Path,
     wire::{
-        keys::MAC_LEN,
-        probe::{COVERED_LEN, FILTER, PROBE_FIRST_BYTE, PROBE_LEN},
+        envelope::{Envelope, Kind, PROBE_LEN, SealedProbe},
+        mac::MacKey,
     },
 };
 
@@ -49,36 +46,26 @@ pub(crate) const ROUNDS: usize = PAUSES.len();
 /// Returns the datagram of a round. `data` and `key` are those of the `FILTER_TEST`, and rounds
 /// count from 0.
 pub fn datagram(data: [u8; 8], key: &[u8; 32], round: u8) -> [u8; PROBE_LEN] {
-    let mut out = [0; PROBE_LEN];
-    let (covered, authenticator) = out.split_at_mut(COVERED_LEN);
-    covered[..3].copy_from_slice(&[PROBE_FIRST_BYTE, FILTER, 0]);
-    covered[3..11].copy_from_slice(&data);
-    covered[18] = round;
-    let whole: [u8; 32] = mac(key).chain_update(covered).finalize().into_bytes().into();
-    authenticator.copy_from_slice(&whole[..MAC_LEN]);
-    out
+    let round = u64::from(round).to_be_bytes();
+    Envelope::new(Kind::Filter, data, round).seal(&MacKey::new(key))
+}
+
+fn parse(datagram: &[u8]) -> Option<SealedProbe<'_>> {
+    SealedProbe::parse(datagram).filter(|sealed| sealed.claimed.kind == Kind::Filter)
 }
 
 /// Returns the identifier of the test to which a datagram claims to belong.
 pub(crate) fn test_of(datagram: &[u8]) -> Option<[u8; 8]> {
-    let known = datagram.len() == PROBE_LEN && datagram.starts_with(&[PROBE_FIRST_BYTE, FILTER, 0]);
-    datagram.get(3..11).filter(|_| known)?.try_into().ok()
+    let claimed = parse(datagram)?.claimed;
+    (claimed.flags == 0).then_some(claimed.tag)
 }
 
 /// Returns the round of a datagram of a test, if the datagram is authentic.
 pub(crate) fn authentic_round(datagram: &[u8], key: &[u8; 32]) -> Option<u8> {
-    let (covered, authenticator) = datagram.split_at_checked(COVERED_LEN)?;
-    let (nonce, address) = covered.get(11..)?.split_first_chunk::<8>()?;
-    let round = u8::try_from(u64::from_be_bytes(*nonce)).ok()?;
-    let well_formed = usize::from(round) < ROUNDS && address.iter().all(|byte| *byte == 0);
-    let authentic = || mac(key).chain_update(covered).verify_truncated_left(authenticator).is_ok();
-    (well_formed && authentic()).then_some(round)
-}
-
-fn mac(key: &[u8; 32]) -> Hmac<Sha256> {
-    let mut block = [0; 64];
-    block[..32].copy_from_slice(key);
-    <Hmac<Sha256> as KeyInit>::new(&block.into())
+    let sealed = parse(datagram)?;
+    let round = u8::try_from(u64::from_be_bytes(sealed.claimed.data)).ok()?;
+    let is_well_formed = usize::from(round) < ROUNDS && sealed.claimed.is_plain();
+    (is_well_formed && sealed.is_authentic(&MacKey::new(key))).then_some(round)
 }
 
 /// Returns true if a datagram claims to belong to a test.

@@ -18,9 +18,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use hmac::{Hmac, Mac, digest::KeyInit};
-use sha2::Sha256;
-
 use libp2p_identity::PeerId;
 
 use crate::{
@@ -33,9 +30,9 @@ use crate::{
     rate_limit::{Rate, RecentBuckets},
     session::key::Key,
     wire::{
+        envelope::{Envelope, Kind, PROBE_LEN, SealedProbe},
         frame::ObserverOffer,
-        keys::MAC_LEN,
-        probe::{COVERED_LEN, HOLD, OBSERVE, PROBE_FIRST_BYTE, PROBE_LEN, PROVOKE},
+        mac::MacKey,
     },
 };
 
@@ -69,29 +66,12 @@ const REPLY_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Returns a request for the source address of the request.
 pub fn request(offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
-    datagram(OBSERVE, offer, data)
+    Envelope::new(Kind::Observe, offer.token, data).seal(&MacKey::new(&offer.key))
 }
 
 /// Returns a request for the source address of the request, and for early packets to that address.
 pub fn provocation(offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
-    datagram(PROVOKE, offer, data)
-}
-
-fn datagram(kind: u8, offer: &ObserverOffer, data: [u8; 8]) -> [u8; PROBE_LEN] {
-    let mut out = [0; PROBE_LEN];
-    let (covered, authenticator) = out.split_at_mut(COVERED_LEN);
-    covered[..3].copy_from_slice(&[PROBE_FIRST_BYTE, kind, 0]);
-    covered[3..11].copy_from_slice(&offer.token);
-    covered[11..19].copy_from_slice(&data);
-    let whole: [u8; 32] = mac(&offer.key).chain_update(covered).finalize().into_bytes().into();
-    authenticator.copy_from_slice(&whole[..MAC_LEN]);
-    out
-}
-
-fn mac(key: &[u8; 32]) -> Hmac<Sha256> {
-    let mut block = [0; 64];
-    block[..32].copy_from_slice(key);
-    <Hmac<Sha256> as KeyInit>::new(&block.into())
+    Envelope::new(Kind::Provoke, offer.token, data).seal(&MacKey::new(&offer.key))
 }
 
 /// Authentic request to an observer.
@@ -178,29 +158,23 @@ impl Observers {
     }
 
     fn key(&self, token: [u8; 8]) -> [u8; 32] {
-        mac(&self.secret).chain_update(token).finalize().into_bytes().into()
+        MacKey::new(&self.secret).derive(&token)
     }
 
     /// Returns the request in a datagram and the control stream of its sender, if the datagram is
     /// authentic.
     pub(crate) fn judge(&self, datagram: &[u8]) -> Option<(ControlStreamId, Request)> {
-        let datagram: &[u8; PROBE_LEN] = datagram.try_into().ok()?;
-        let (covered, authenticator) = datagram.split_at(COVERED_LEN);
-        let (head, rest) = covered.split_first_chunk::<3>()?;
-        let (token, rest) = rest.split_first_chunk::<8>()?;
-        let (data, address) = rest.split_first_chunk::<8>()?;
-        let request = match *head {
-            [PROBE_FIRST_BYTE, kind @ (OBSERVE | PROVOKE), 0] if address.iter().all(|byte| *byte == 0) => {
-                match kind {
-                    PROVOKE => Request::Provoke { data: *data },
-                    _ => Request::Where { data: *data },
-                }
-            }
-            [PROBE_FIRST_BYTE, HOLD, 0] => Request::Hold { data: *data, delay: delay_of(address)? },
+        let sealed = SealedProbe::parse(datagram)?;
+        let claimed = &sealed.claimed;
+        let data = claimed.data;
+        let request = match claimed.kind {
+            Kind::Observe if claimed.is_plain() => Request::Where { data },
+            Kind::Provoke if claimed.is_plain() => Request::Provoke { data },
+            Kind::Hold if claimed.flags == 0 => Request::Hold { data, delay: delay_of(&claimed.address)? },
             _ => return None,
         };
-        let authentic = mac(&self.key(*token)).chain_update(covered).verify_truncated_left(authenticator);
-        authentic.is_ok().then(|| (ControlStreamId(u64::from_be_bytes(*token)), request))
+        let stream = ControlStreamId(u64::from_be_bytes(claimed.tag));
+        sealed.is_authentic(&MacKey::new(&self.key_of(stream))).then_some((stream, request))
     }
 }
 

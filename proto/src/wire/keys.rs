@@ -4,12 +4,19 @@ use std::fmt;
 
 use bytes::{BufMut, BytesMut};
 use hkdf::Hkdf;
-use hmac::{Hmac, Mac, digest::KeyInit};
 use libp2p_identity::PeerId;
 use sha2::{Digest, Sha256};
 use x25519_dalek::{PublicKey, StaticSecret};
 
-use crate::{SessionId, event::SessionRole, wire::frame::wire::put_bytes};
+pub use crate::wire::mac::MAC_LEN;
+use crate::{
+    SessionId,
+    event::SessionRole,
+    wire::{
+        frame::wire::put_bytes,
+        mac::{BLOCK_LEN, MacKey},
+    },
+};
 
 const DOMAIN: &[u8] = b"libp2p-punch/1.0.0 probe";
 const FLIGHT_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 first flight";
@@ -17,12 +24,8 @@ const FLIGHT_DOMAIN: &[u8] = b"libp2p-punch/1.0.0 first flight";
 pub const FLIGHT_CID_LEN: usize = 20;
 /// Leading bytes of that connection ID that are random: the least that RFC 9000 §7.2 asks for.
 const FLIGHT_NONCE_LEN: usize = 8;
-/// Bytes of one MAC key: a block of SHA-256, so that HMAC takes it unchanged (RFC 2104 §3).
-const MAC_KEY_LEN: usize = 64;
 /// Bytes of one session tag.
 pub const TAG_LEN: usize = 8;
-/// Bytes of the authenticator of a probe: HMAC-SHA256, its first half (RFC 2104 §5).
-pub const MAC_LEN: usize = 16;
 
 /// Reason for a failure to derive probe keys from two X25519 keys.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -109,9 +112,8 @@ impl FlightBinding {
 /// verify.
 #[derive(Clone)]
 pub struct ProbeKeys {
-    // Keyed once: an authenticator then costs two compressions and not four.
-    local: Hmac<Sha256>,
-    remote: Hmac<Sha256>,
+    local: MacKey,
+    remote: MacKey,
     local_tag: [u8; TAG_LEN],
     remote_tag: [u8; TAG_LEN],
 }
@@ -168,17 +170,24 @@ impl ProbeKeys {
         self.remote_tag
     }
 
-    /// The authenticator of a probe that we send.
-    pub(crate) fn authenticate(&self, covered: &[u8]) -> [u8; MAC_LEN] {
-        let whole: [u8; 32] = self.remote.clone().chain_update(covered).finalize().into_bytes().into();
-        let mut first = [0; MAC_LEN];
-        first.copy_from_slice(&whole[..MAC_LEN]);
-        first
+    /// Returns the key of the probes that this peer sends.
+    pub(crate) fn sending_key(&self) -> &MacKey {
+        &self.remote
     }
 
-    /// Returns true if `authenticator` is that of a probe of the other peer, in constant time.
+    /// Returns the key of the probes that this peer receives.
+    pub(crate) fn receiving_key(&self) -> &MacKey {
+        &self.local
+    }
+
+    /// Returns the authenticator of a part of a frame that this peer sends.
+    pub(crate) fn authenticate(&self, covered: &[u8]) -> [u8; MAC_LEN] {
+        self.remote.authenticate(covered)
+    }
+
+    /// Returns true if `authenticator` is that of the other peer, in constant time.
     pub(crate) fn verify(&self, covered: &[u8], authenticator: &[u8; MAC_LEN]) -> bool {
-        self.local.clone().chain_update(covered).verify_truncated_left(authenticator).is_ok()
+        self.local.verify(covered, authenticator)
     }
 }
 
@@ -194,17 +203,17 @@ impl fmt::Debug for ProbeKeys {
 
 /// Key and tag of the probes of one direction.
 struct Direction {
-    mac: Hmac<Sha256>,
+    mac: MacKey,
     tag: [u8; TAG_LEN],
 }
 
 impl Direction {
     fn expand(kdf: &Hkdf<Sha256>, info: &[u8], sender: &[u8]) -> Result<Self, KeyError> {
-        let mut key = [0; MAC_KEY_LEN];
+        let mut key = [0; BLOCK_LEN];
         let mut tag = [0; TAG_LEN];
         kdf.expand_multi_info(&[info, sender, b" mac"], &mut key).map_err(|_| KeyError::OutputLength)?;
         kdf.expand_multi_info(&[info, sender, b" tag"], &mut tag).map_err(|_| KeyError::OutputLength)?;
-        Ok(Self { mac: <Hmac<Sha256> as KeyInit>::new(&key.into()), tag })
+        Ok(Self { mac: MacKey::of_block(&key), tag })
     }
 }
 

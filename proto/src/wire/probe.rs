@@ -4,54 +4,29 @@
 //! datagrams that authenticate with the keys of a session are answered, so that no peer serves as
 //! an oracle.
 //!
-//! | bytes | content |
+//! Fields of the [envelope](crate::wire::envelope):
+//!
+//! | field | content |
 //! |---|---|
-//! | 0 | [`PROBE_FIRST_BYTE`] |
-//! | 1 | version in the high half, kind in the low half |
-//! | 2 | flags |
-//! | 3..11 | session tag of the direction |
-//! | 11..19 | data |
-//! | 19..37 | response: IPv6 or IPv4-mapped address and port at which the challenge was seen, masked; challenge: 0 |
-//! | 37..53 | HMAC-SHA256 over bytes 0..37, its first half |
+//! | flags | 1 in a challenge that nominates its path, otherwise 0 |
+//! | tag | session tag of the direction |
+//! | data | data of the challenge |
+//! | address | response: IPv6 or IPv4-mapped address and port at which the challenge was seen, masked; challenge: 0 |
 
 use std::net::{Ipv6Addr, SocketAddr, SocketAddrV6};
 
+pub use crate::wire::envelope::{PROBE_FIRST_BYTE, PROBE_LEN, is_probe};
 use crate::wire::{
+    envelope::{Envelope, Kind, SealedProbe},
     frame::wire::{canonical, mapped},
-    keys::{MAC_LEN, ProbeKeys, TAG_LEN},
+    keys::{ProbeKeys, TAG_LEN},
 };
 
-/// First byte of a probe. RFC 9443 §2 leaves 4..=15 unused by STUN, ZRTP, DTLS, TURN, RTP and QUIC.
-pub const PROBE_FIRST_BYTE: u8 = 0x0a;
-/// Bytes of every probe.
-pub const PROBE_LEN: usize = COVERED_LEN + MAC_LEN;
-
-/// Bytes of a probe before its authenticator.
-pub(crate) const COVERED_LEN: usize = 37;
-const VERSION: u8 = 1;
-const CHALLENGE: u8 = VERSION << 4 | 1;
-const RESPONSE: u8 = VERSION << 4 | 2;
-/// Version and kind of a request to an observer, see [`observer`](crate::nat::observer).
-pub(crate) const OBSERVE: u8 = VERSION << 4 | 3;
-/// Version and kind of a datagram of a filtering test, see [`filtering`](crate::nat::filtering).
-pub(crate) const FILTER: u8 = VERSION << 4 | 4;
-/// Version and kind of a request to an observer to answer later, and of the answer, see
-/// [`idling`](crate::nat::binding_lifetime).
-pub(crate) const HOLD: u8 = VERSION << 4 | 5;
-pub(crate) const HELD: u8 = VERSION << 4 | 6;
-/// Version and kind of a request to an observer to send early packets, see
-/// [`early_packets`](crate::nat::early_packets).
-pub(crate) const PROVOKE: u8 = VERSION << 4 | 7;
 const NOMINATE: u8 = 1;
-
-/// Returns true if a datagram that begins with `first` is a probe and not QUIC.
-pub fn is_probe(first: u8) -> bool {
-    (4..=15).contains(&first)
-}
 
 /// Returns the session tag of a possible probe, to find the keys for its check.
 pub fn tag_of(datagram: &[u8]) -> Option<[u8; TAG_LEN]> {
-    fields(datagram).ok().map(|fields| fields.tag)
+    parse(datagram).map(|sealed| sealed.claimed.tag)
 }
 
 /// A probe.
@@ -94,20 +69,17 @@ impl Probe {
     /// The datagram to send. An IPv4-mapped IPv6 address arrives as IPv4, flow label and scope do
     /// not arrive.
     pub fn encode(&self, keys: &ProbeKeys) -> [u8; PROBE_LEN] {
-        let (kind, flags, data, address) = match *self {
-            Probe::Challenge { data, nominate } => (CHALLENGE, u8::from(nominate), data, [0; 18]),
+        let tag = keys.remote_tag();
+        let envelope = match *self {
+            Probe::Challenge { data, nominate } => {
+                Envelope { flags: u8::from(nominate), ..Envelope::new(Kind::Challenge, tag, data) }
+            }
             Probe::Response { data, observed } => {
-                (RESPONSE, 0, data, masked(address_bytes(mapped(observed)), data))
+                let address = masked(address_bytes(mapped(observed)), data);
+                Envelope { address, ..Envelope::new(Kind::Response, tag, data) }
             }
         };
-        let mut out = [0; PROBE_LEN];
-        let (covered, authenticator) = out.split_at_mut(COVERED_LEN);
-        covered[..3].copy_from_slice(&[PROBE_FIRST_BYTE, kind, flags]);
-        covered[3..11].copy_from_slice(&keys.remote_tag());
-        covered[11..19].copy_from_slice(&data);
-        covered[19..].copy_from_slice(&address);
-        authenticator.copy_from_slice(&keys.authenticate(covered));
-        out
+        envelope.seal(keys.sending_key())
     }
 
     /// The probe in `datagram`, if the other peer of the session made it.
@@ -116,18 +88,19 @@ impl Probe {
     ///
     /// It is no probe, or not of this session and direction, or not authentic.
     pub fn decode(datagram: &[u8], keys: &ProbeKeys) -> Result<Self, ProbeError> {
-        let Fields { kind, flags, tag, data, address, covered, authenticator } = fields(datagram)?;
+        let sealed = parse(datagram).ok_or(ProbeError::NotAProbe)?;
+        let Envelope { kind, flags, tag, data, address } = sealed.claimed;
         if tag != keys.local_tag() {
             return Err(ProbeError::Tag);
         }
-        if !keys.verify(covered, authenticator) {
+        if !sealed.is_authentic(keys.receiving_key()) {
             return Err(ProbeError::Authenticator);
         }
         match (kind, flags) {
-            (CHALLENGE, 0 | NOMINATE) if address == [0; 18] => {
+            (Kind::Challenge, 0 | NOMINATE) if address == [0; 18] => {
                 Ok(Probe::Challenge { data, nominate: flags == NOMINATE })
             }
-            (RESPONSE, 0) => {
+            (Kind::Response, 0) => {
                 let [ip @ .., high, low] = masked(address, data);
                 match u16::from_be_bytes([high, low]) {
                     0 => Err(ProbeError::Malformed),
@@ -142,35 +115,10 @@ impl Probe {
     }
 }
 
-struct Fields<'a> {
-    kind: u8,
-    flags: u8,
-    tag: [u8; TAG_LEN],
-    data: [u8; 8],
-    address: [u8; 18],
-    covered: &'a [u8; COVERED_LEN],
-    authenticator: &'a [u8; MAC_LEN],
-}
-
-fn fields(datagram: &[u8]) -> Result<Fields<'_>, ProbeError> {
-    let cut = || {
-        let (covered, authenticator) = datagram.split_first_chunk::<COVERED_LEN>()?;
-        let authenticator = authenticator.try_into().ok()?;
-        let ([first, kind, flags], rest) = covered.split_first_chunk()?;
-        let (tag, rest) = rest.split_first_chunk()?;
-        let (data, address) = rest.split_first_chunk()?;
-        let known = *first == PROBE_FIRST_BYTE && matches!(*kind, CHALLENGE | RESPONSE);
-        known.then_some(Fields {
-            kind: *kind,
-            flags: *flags,
-            tag: *tag,
-            data: *data,
-            address: address.try_into().ok()?,
-            covered,
-            authenticator,
-        })
-    };
-    cut().ok_or(ProbeError::NotAProbe)
+/// Cuts a datagram into the fields of a probe of a session.
+fn parse(datagram: &[u8]) -> Option<SealedProbe<'_>> {
+    let sealed = SealedProbe::parse(datagram)?;
+    matches!(sealed.claimed.kind, Kind::Challenge | Kind::Response).then_some(sealed)
 }
 
 fn address_bytes(address: SocketAddrV6) -> [u8; 18] {
@@ -194,7 +142,11 @@ mod tests {
     use libp2p_identity::Keypair;
 
     use super::*;
+    use crate::wire::keys::MAC_LEN;
     use crate::{SessionId, event::SessionRole, wire::keys::ProbeSecret};
+
+    /// Version 1, kind 2.
+    const RESPONSE: u8 = 0x12;
 
     fn keys() -> (ProbeKeys, ProbeKeys) {
         let peer = |seed: u8| Keypair::ed25519_from_bytes([seed; 32]).unwrap().public().to_peer_id();
@@ -211,7 +163,7 @@ mod tests {
     /// Returns an authentic datagram with any content.
     fn authentic(from: &ProbeKeys, change: impl FnOnce(&mut [u8])) -> [u8; PROBE_LEN] {
         let mut datagram = Probe::Challenge { data: [9; 8], nominate: false }.encode(from);
-        let (covered, authenticator) = datagram.split_at_mut(COVERED_LEN);
+        let (covered, authenticator) = datagram.split_at_mut(PROBE_LEN - MAC_LEN);
         change(covered);
         authenticator.copy_from_slice(&from.authenticate(covered));
         datagram
