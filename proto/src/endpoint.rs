@@ -32,6 +32,7 @@ use crate::{
     context::{Environment, Identity},
     control_streams::{ControlStream, ControlStreams},
     coordinator::server::{AssistRequest, AssistResponse, CoordinatorServer},
+    coordinator_exchange::{CoordinatorExchange, may_be_named},
     counters::Counters,
     event::{Event, FailureReason, PathKind, Phase, SessionRole},
     local_addresses::LocalAddresses,
@@ -48,7 +49,7 @@ use crate::{
         sessions::{Rejection, Sessions},
     },
     wire::{
-        frame::{Frame, PunchMeNow},
+        frame::{CoordinatorAddress, Frame, PunchMeNow},
         keys::ProbeSecret,
     },
 };
@@ -81,6 +82,7 @@ pub struct Endpoint {
     env: Environment,
     nat: NatClient,
     server: CoordinatorServer,
+    exchange: CoordinatorExchange,
     shared: Shared,
     pub(crate) sessions: Sessions,
 }
@@ -98,6 +100,7 @@ impl Endpoint {
         Self {
             nat: NatClient::new(shared.searches.max_sockets()),
             server: CoordinatorServer::new(config, &mut rng),
+            exchange: CoordinatorExchange::default(),
             shared,
             sessions,
             env: Environment {
@@ -339,6 +342,7 @@ impl Endpoint {
     fn register(&mut self, now: Instant) {
         let nat = self.nat.profile(&self.env).encode();
         self.env.at(now).register(nat);
+        self.exchange.update(&mut self.env);
     }
 
     /// Registers with `peer` whenever it is connected, and asks it to coordinate for us.
@@ -406,12 +410,14 @@ impl Endpoint {
         }
         self.handle_link_down(id, now);
         self.sessions.requests.acquaint(peer, now);
-        self.env.streams.insert(ControlStream::new(id, peer, remote, socket));
+        let stream = ControlStream::new(id, peer, remote, socket);
+        self.env.streams.insert(stream.clone());
         self.server.coordinator.link_up(peer, now);
         if remote.is_some() {
             self.nat.handle_reached(&peer);
         }
         self.env.at(now).tell_observed_address(id);
+        self.exchange.tell(&mut self.env, &stream);
         if self.env.registrations.contains(&peer) {
             self.env.registrations.link_up(&peer, id, &self.env.streams, now);
             self.register(now);
@@ -490,6 +496,7 @@ impl Endpoint {
                     self.server.coordinator.moved(&from, moved, now, &mut self.env.out);
                 }
             }
+            Frame::Coordinators(coordinators) => self.peer_coordinators(&from, coordinators, now),
             Frame::FilterTest { data, key } => self.server.handle_filter_test(&mut cx, &from, data, key),
             Frame::FilterTested { data, rounds, sources } => {
                 self.filter_tested(&from, FilteringTestAnswer { data, rounds, sources }, now)
@@ -519,6 +526,26 @@ impl Endpoint {
             return out.refuse_frame();
         }
         self.register(now);
+    }
+
+    fn peer_coordinators(
+        &mut self,
+        from: &ControlStream,
+        mut coordinators: Vec<CoordinatorAddress>,
+        now: Instant,
+    ) {
+        if !self.server.coordinator.may_tell(&from.peer, now) {
+            self.env.out.cap_hit();
+            return self.env.out.refuse_frame();
+        }
+        let own = self.env.identity.peer;
+        coordinators.retain(|CoordinatorAddress { coordinator, address }| {
+            *coordinator != own && *coordinator != from.peer && may_be_named(*address, from.remote)
+        });
+        if coordinators.is_empty() {
+            return self.env.out.refuse_frame();
+        }
+        self.env.out.event(Event::PeerCoordinators { peer: from.peer, coordinators });
     }
 
     fn request_rejected(&mut self, from: &ControlStream, rejection: Rejection, now: Instant) {

@@ -8,7 +8,7 @@ use crate::{
     Path, SocketId,
     candidate::Candidate,
     nat::{MappingBehaviour, Report},
-    wire::frame::RejectReason,
+    wire::frame::{CoordinatorAddress, RejectReason},
 };
 
 /// The phases of a session. A retry goes from `Punching` or `Validation` back to `Coordination`.
@@ -288,6 +288,14 @@ pub enum Event {
     },
     /// The state of our registrations as a whole has changed.
     Registration(RegistrationStatus),
+    /// A connected peer named the coordinators with which it is registered. They replace those that
+    /// it named before.
+    PeerCoordinators {
+        /// The peer.
+        peer: PeerId,
+        /// At least one.
+        coordinators: Vec<CoordinatorAddress>,
+    },
 }
 
 /// Share of the configured coordinators that know us.

@@ -16,6 +16,7 @@ pub mod config;
 mod context;
 mod control_streams;
 mod coordinator;
+mod coordinator_exchange;
 pub mod counters;
 pub mod endpoint;
 pub mod event;

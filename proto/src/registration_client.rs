@@ -184,6 +184,12 @@ impl RegistrationClient {
             || self.left.get(peer).is_some_and(|until| *until > now)
     }
 
+    /// Returns the coordinators that have registered this peer, in the order of their PeerIds.
+    pub(crate) fn registered(&self) -> impl Iterator<Item = (PeerId, ControlStreamId)> {
+        let registered = self.entries.iter().filter(|(_, entry)| entry.is_registered());
+        registered.filter_map(|(peer, entry)| Some((*peer, entry.link?)))
+    }
+
     /// Returns the connected coordinators: those that registered us first, and of these those with
     /// current answers first.
     pub(crate) fn connected(&self) -> Vec<(PeerId, ControlStreamId)> {

@@ -28,8 +28,8 @@ use crate::{
     },
     wire::frame::{
         MAX_ALLOWANCE_INTERVAL, MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS,
-        MAX_FRAME_CANDIDATES, MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PEER_ID_LEN,
-        MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_RETRY_AFTER,
+        MAX_FRAME_CANDIDATES, MAX_FRAME_COORDINATORS, MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS,
+        MAX_PEER_ID_LEN, MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_RETRY_AFTER,
         MAX_SIGNATURE_LEN,
     },
 };
@@ -77,6 +77,7 @@ fn caps_of_frames() -> Vec<(&'static str, String)> {
         ("NAT report", format!("1 to {MAX_NAT_REPORT_LEN} bytes")),
         ("ports in OBSERVER, in OBSERVER_AT", format!("1 to {MAX_OBSERVER_PORTS}")),
         ("addresses in FILTER_TESTED", number(MAX_FILTER_SOURCES)),
+        ("coordinators in COORDINATORS", format!("1 to {MAX_FRAME_COORDINATORS}")),
     ]
 }
 
@@ -158,7 +159,7 @@ fn caps_of_service() -> Vec<(&'static str, String)> {
             "FILTERING_ASSIST_REQUEST of a coordinator; of all at once",
             format!("{}; {MAX_ASSISTS}", rate(ASSIST_RATE)),
         ),
-        ("OBSERVED_ADDRESS of a peer", rate(OBSERVED_RATE)),
+        ("OBSERVED_ADDRESS and COORDINATORS of a peer", rate(OBSERVED_RATE)),
     ]
 }
 
@@ -170,11 +171,12 @@ fn the_caps_in_the_document_are_those_of_the_code() {
         Some((cells.next()?, cells.next()?.to_owned()))
     };
     // The transport and the behaviour look after their own rows.
-    const ELSEWHERE: [&str; 4] = [
+    const ELSEWHERE: [&str; 5] = [
         "virtual connections that take",
         "bytes of frames that wait",
         "time for which a control stream",
         "descriptors",
+        "peers whose coordinators are remembered",
     ];
     let rows = section
         .lines()

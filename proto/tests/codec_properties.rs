@@ -16,9 +16,9 @@ use libp2p_punch_proto::{
     rate_limit::Rate,
     wire::{
         frame::{
-            Frame, MAX_ALLOWANCE_INTERVAL, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_RETRY_AFTER,
-            ObserverOffer, PortPrediction, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest, Registration,
-            RejectReason, VARINT_MAX, decode, encode,
+            CoordinatorAddress, Frame, MAX_ALLOWANCE_INTERVAL, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME,
+            MAX_RETRY_AFTER, ObserverOffer, PortPrediction, PunchAnswer, PunchMeNow, PunchMoved,
+            PunchRequest, Registration, RejectReason, VARINT_MAX, decode, encode,
         },
         keys::{ProbeKeys, ProbeSecret},
         probe::{PROBE_LEN, Probe, ProbeError, tag_of},
@@ -171,6 +171,10 @@ prop_compose! {
     }
 }
 
+fn coordinator_address() -> impl Strategy<Value = CoordinatorAddress> {
+    (peer(), address()).prop_map(|(coordinator, address)| CoordinatorAddress { coordinator, address })
+}
+
 fn allowance() -> impl Strategy<Value = Rate> {
     let max = u64::try_from(MAX_ALLOWANCE_INTERVAL.as_micros()).expect("a second");
     (any::<u32>(), 0..=max)
@@ -224,6 +228,7 @@ fn frame() -> impl Strategy<Value = Frame> {
             .prop_map(|(data, rounds, source)| Frame::FilteringAssistResponse { data, rounds, source }),
         window().prop_map(|window| Frame::PortPrediction(Box::new(window))),
         moved().prop_map(|moved| Frame::PunchMoved(Box::new(moved))),
+        vec(coordinator_address(), 1..=8).prop_map(Frame::Coordinators),
     ]
 }
 

@@ -15,8 +15,8 @@ use libp2p_punch_proto::{
     rate_limit::Rate,
     wire::{
         frame::{
-            Frame, ObserverOffer, PortPrediction, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest,
-            Registration, RejectReason, decode, encode,
+            CoordinatorAddress, Frame, ObserverOffer, PortPrediction, PunchAnswer, PunchMeNow, PunchMoved,
+            PunchRequest, Registration, RejectReason, decode, encode,
         },
         keys::{ProbeKeys, ProbeSecret},
         probe::{Probe, tag_of},
@@ -136,6 +136,15 @@ impl Vector {
         ObserverOffer { ports, token: self.array("token"), key: self.array("key") }
     }
 
+    fn coordinators(&self) -> Vec<CoordinatorAddress> {
+        let coordinators = self.all("coordinator").iter().map(|text| {
+            let (peer, address) = text.split_once(' ').expect("a peer ID and an address");
+            let coordinator = PeerId::from_bytes(&unhex(peer)).expect("a peer ID");
+            CoordinatorAddress { coordinator, address: address.parse().expect("an address") }
+        });
+        coordinators.collect()
+    }
+
     /// The frame by which a coordinator answers.
     fn answer(&self) -> Frame {
         let generation = || self.parsed("generation");
@@ -205,6 +214,7 @@ impl Vector {
                 candidates: self.candidates(),
                 authenticator: self.array("authenticator"),
             })),
+            "COORDINATORS" => Frame::Coordinators(self.coordinators()),
             "FILTER_TEST" => Frame::FilterTest { data: self.array("data"), key: self.array("key") },
             "FILTER_TESTED" => {
                 let sources = self.all("source").iter().map(|text| text.parse().expect("an address"));
@@ -304,6 +314,7 @@ fn every_frame_encodes_to_and_decodes_from_the_bytes_of_the_document() {
     }
     let expected = [
         ("ADD_ADDRESS", 2),
+        ("COORDINATORS", 1),
         ("FILTERING_ASSIST_REQUEST", 2),
         ("FILTERING_ASSIST_RESPONSE", 3),
         ("FILTER_TEST", 1),

@@ -2,6 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
+use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
 use libp2p_punch_proto::{
     candidate::Candidate,
@@ -217,6 +218,15 @@ pub enum RegistrationEvent {
         coordinator: PeerId,
         /// Reason of the rejection.
         reason: RejectReason,
+    },
+    /// A connected peer named the coordinators with which it is registered. Later dials of the peer
+    /// ask them, see [`Behaviour::peer_coordinators`](super::Behaviour::peer_coordinators).
+    #[non_exhaustive]
+    PeerCoordinators {
+        /// The peer.
+        peer: PeerId,
+        /// Addresses of its coordinators. Each ends in `/p2p/PEER_ID`.
+        coordinators: Vec<Multiaddr>,
     },
     /// The number of coordinators that know this peer changed.
     Status(RegistrationStatus),

@@ -14,6 +14,7 @@ pub(crate) mod frames;
 mod handler;
 pub(crate) mod link;
 mod lookup;
+mod peer_coordinators;
 mod reachability;
 mod redials;
 mod relay;
@@ -52,6 +53,7 @@ use self::{
     handler::Shared,
     link::{FromDriver, Input},
     lookup::{Found, Lookups},
+    peer_coordinators::PeerCoordinators,
     reachability::{Reachability, is_global_quic},
     redials::{Lost, Redials},
     relay::{Output, Relaying},
@@ -137,6 +139,8 @@ pub struct Behaviour {
     coordinators: Coordinators,
     discovery: Discovery,
     lookups: Lookups,
+    /// Coordinators that peers have named.
+    peer_coordinators: PeerCoordinators,
     /// Coordinators that have registered us.
     registered: BTreeSet<PeerId>,
     role: Role,
@@ -182,6 +186,7 @@ impl Behaviour {
             ends,
             coordinators: Coordinators::default(),
             lookups: Lookups::new(),
+            peer_coordinators: PeerCoordinators::default(),
             registered: BTreeSet::new(),
             role: config.role,
             relaying: Relaying::new(config),
@@ -283,7 +288,7 @@ impl Behaviour {
     /// Connects to the coordinators that addresses of `target` name, and has them asked for it.
     fn name_coordinators(&mut self, target: PeerId) {
         let now = self.ends.runtime.now();
-        for (coordinator, address) in self.coordinators_named_by_addresses(&target) {
+        for (coordinator, address) in self.known_coordinators_of(&target) {
             let connections = self.connections_to(&coordinator);
             if self.coordinators.name(coordinator, vec![address], target, connections, now) {
                 self.notify(coordinator, true);
@@ -329,8 +334,10 @@ impl Behaviour {
         }
     }
 
-    fn coordinators_named_by_addresses(&self, target: &PeerId) -> Vec<(PeerId, Multiaddr)> {
+    /// Returns the coordinators that addresses of `target` name, or that `target` itself has named.
+    fn known_coordinators_of(&self, target: &PeerId) -> Vec<(PeerId, Multiaddr)> {
         let mut named = self.relaying.relays_of(target);
+        named.extend(self.peer_coordinators.of(target, self.ends.runtime.now()));
         named.retain(|(coordinator, _)| coordinator != target && *coordinator != self.local_peer);
         named
     }
@@ -381,6 +388,32 @@ impl Behaviour {
     /// none of our coordinators knows. `kad::Behaviour`, with the feature `kad`, is one.
     pub fn coordinator_lookup(&mut self) -> CoordinatorLookup {
         self.lookups.add()
+    }
+
+    /// Returns the coordinators that peers named while they were connected, for up to 24 h: each
+    /// peer with the addresses of its coordinators. An application that stores them may add them
+    /// again after a restart, with [`add_peer_coordinators`](Self::add_peer_coordinators).
+    pub fn peer_coordinators(&self) -> impl Iterator<Item = (PeerId, &[Multiaddr])> {
+        self.peer_coordinators.iter(self.ends.runtime.now())
+    }
+
+    /// Asks the coordinators at these addresses in dials of `peer`, for 24 h or until the peer names
+    /// others. They replace those that are known so far; the first eight count.
+    ///
+    /// # Errors
+    ///
+    /// [`ConfigError::CoordinatorWithoutPeerId`] if an address does not end in `/p2p/PEER_ID`;
+    /// nothing changes then.
+    pub fn add_peer_coordinators(
+        &mut self,
+        peer: PeerId,
+        coordinators: Vec<Multiaddr>,
+    ) -> Result<(), ConfigError> {
+        if let Some(value) = coordinators.iter().find(|address| peer_of(address).is_none()) {
+            return Err(ConfigError::CoordinatorWithoutPeerId { value: value.clone() });
+        }
+        self.peer_coordinators.insert(peer, coordinators, self.ends.runtime.now());
+        Ok(())
     }
 
     /// Returns true if this peer coordinates for others at the moment.
@@ -584,6 +617,9 @@ impl Behaviour {
                 self.registered.remove(coordinator);
                 self.discovery.failed(coordinator, now);
             }
+            Event::Registration(RegistrationEvent::PeerCoordinators { peer, coordinators }) => {
+                self.peer_coordinators.insert(*peer, coordinators.clone(), now);
+            }
             Event::Session(SessionEvent::Phase { peer, from: None, .. }) => self.look_for(*peer),
             Event::Session(SessionEvent::Retry { peer, .. }) => {
                 self.look_up(*peer);
@@ -698,7 +734,7 @@ impl Behaviour {
 
     fn is_worth_punching(&self, peer: &PeerId) -> bool {
         let has_coordinators =
-            || !self.coordinators.is_empty() || !self.coordinators_named_by_addresses(peer).is_empty();
+            || !self.coordinators.is_empty() || !self.known_coordinators_of(peer).is_empty();
         *peer != self.local_peer && !self.coordinators.needs(peer) && has_coordinators()
     }
 }

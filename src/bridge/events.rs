@@ -3,8 +3,13 @@
 
 use std::net::SocketAddr;
 
-use crate::behaviour::event::{self, NatEvent, RegistrationEvent, SessionEvent};
-use libp2p_punch_proto::{SocketId, event::Event};
+use libp2p_core::multiaddr::Protocol;
+use libp2p_punch_proto::{SocketId, event::Event, wire::frame::CoordinatorAddress};
+
+use crate::{
+    behaviour::event::{self, NatEvent, RegistrationEvent, SessionEvent},
+    transport::addr,
+};
 
 /// Translates an event of the endpoint. `local` returns the address to which a socket is bound.
 pub(super) fn public(event: Event, local: impl Fn(SocketId) -> Option<SocketAddr>) -> event::Event {
@@ -41,6 +46,14 @@ pub(super) fn public(event: Event, local: impl Fn(SocketId) -> Option<SocketAddr
         }
         Event::RegistrationRejected { coordinator, reason } => {
             return event::Event::Registration(RegistrationEvent::Rejected { coordinator, reason });
+        }
+        Event::PeerCoordinators { peer, coordinators } => {
+            let multiaddr = |CoordinatorAddress { coordinator, address }| {
+                addr::from_socket(address).with(Protocol::P2p(coordinator))
+            };
+            let coordinators = coordinators.into_iter().map(multiaddr).collect();
+            let told = RegistrationEvent::PeerCoordinators { peer, coordinators };
+            return event::Event::Registration(told);
         }
         Event::Registration(status) => {
             return event::Event::Registration(RegistrationEvent::Status(status));

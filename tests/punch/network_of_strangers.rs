@@ -387,3 +387,67 @@ fn a_coordinator_that_a_source_found_relays_where_only_a_relay_helps() {
         directory.await.expect("it ended");
     });
 }
+
+/// A reaches B over C once. Later C is gone for A, and B is registered with D only.
+#[test]
+fn a_peer_that_was_connected_once_is_found_again_by_the_coordinators_that_it_named() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let [c, d] = [1, 2].map(|number| {
+            let (swarm, address) = public_node(&world, number, server());
+            run(swarm);
+            address
+        });
+        let mut listener = swarm(&Site::EIM_APDF.host(&world, 2, 0.0), 12, client(&c), |punch, _| punch);
+        listener.behaviour_mut().add_coordinator(d.clone()).expect("it names its peer");
+        registered(&mut listener).await;
+        let (commands, mut received) = tokio::sync::mpsc::unbounded_channel::<PeerId>();
+        let listener_id = *listener.local_peer_id();
+        tokio::spawn(async move {
+            loop {
+                tokio::select! {
+                    Some(coordinator) = received.recv() => {
+                        listener.behaviour_mut().remove_coordinator(&coordinator);
+                    }
+                    _ = listener.select_next_some() => {}
+                }
+            }
+        });
+        let mut dialer = swarm(&Site::EIM_APDF.host(&world, 1, 0.0), 11, client(&c), |punch, _| punch);
+        connect(&mut dialer, listener_id, listener_id).await;
+        let named = until(&mut dialer, |event| match event {
+            SwarmEvent::Behaviour(Event::Registration(RegistrationEvent::PeerCoordinators {
+                peer,
+                coordinators,
+                ..
+            })) if peer == listener_id && coordinators.len() == 2 => Some(coordinators),
+            _ => None,
+        })
+        .await;
+        assert!(named.contains(&c) && named.contains(&d), "{named:?}");
+        commands.send(peer_of(&c)).expect("the listener runs");
+        until(&mut dialer, |event| match event {
+            SwarmEvent::Behaviour(Event::Registration(RegistrationEvent::PeerCoordinators {
+                coordinators,
+                ..
+            })) => (coordinators == [d.clone()]).then_some(()),
+            _ => None,
+        })
+        .await;
+
+        let known: Vec<_> = dialer.behaviour().peer_coordinators().map(|(_, known)| known.to_vec()).collect();
+        assert_eq!(known, [vec![d.clone()]]);
+        dialer.behaviour_mut().remove_coordinator(&peer_of(&c));
+        dialer.disconnect_peer_id(listener_id).expect("it is connected");
+        until(&mut dialer, |event| matches!(event, SwarmEvent::ConnectionClosed { .. }).then_some(())).await;
+        connect(&mut dialer, listener_id, listener_id).await;
+
+        // A process that restarts has what it stored.
+        let mut restarted =
+            swarm(&Site::EIM_APDF.host(&world, 3, 0.0), 13, Config::default(), |punch, _| punch);
+        let wrong = vec!["/ip4/203.0.113.1/udp/1/quic-v1".parse().expect("valid")];
+        restarted.behaviour_mut().add_peer_coordinators(listener_id, wrong).expect_err("it names no peer");
+        restarted.behaviour_mut().add_peer_coordinators(listener_id, vec![d]).expect("it names its peer");
+        connect(&mut restarted, listener_id, listener_id).await;
+    });
+}

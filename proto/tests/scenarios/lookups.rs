@@ -5,12 +5,12 @@ use std::{cell::RefCell, rc::Rc, time::Duration};
 use libp2p_punch_proto::{
     ControlStreamId,
     config::Config,
-    event::{FailureReason, Phase, SessionRole},
-    wire::frame::{Frame, RejectReason},
+    event::{Event, FailureReason, Phase, SessionRole},
+    wire::frame::{CoordinatorAddress, Frame, RejectReason},
 };
 
 use crate::{
-    harness::{SOCKET, World, client, ms, server},
+    harness::{SOCKET, World, at, client, ms, server},
     sessions::{triangle, triangle_of},
 };
 
@@ -321,4 +321,65 @@ fn a_node_that_was_named_and_does_not_coordinate_does_not_end_the_dial() {
     world.link(a, c);
     world.run_for(ms(1_000));
     assert_eq!(world.connected(a).len(), 1);
+}
+
+/// The coordinators that B named to A, in order.
+fn named(world: &World, a: usize, b: usize) -> Vec<Vec<CoordinatorAddress>> {
+    let peer_b = world.nodes[b].peer;
+    let of_b = |(_, event): &(Duration, Event)| match event {
+        Event::PeerCoordinators { peer, coordinators } if *peer == peer_b => Some(coordinators.clone()),
+        _ => None,
+    };
+    world.nodes[a].events.iter().filter_map(of_b).collect()
+}
+
+#[test]
+fn connected_peers_learn_the_coordinators_of_each_other_and_every_change_of_them() {
+    let (mut world, a, b, c) = triangle();
+    let d = world.add(&server(), "198.51.100.9", None);
+    let address = |world: &World, node: usize| CoordinatorAddress {
+        coordinator: world.nodes[node].peer,
+        address: world.outer(node),
+    };
+    world.link(a, b);
+    world.run_for(ms(1_000));
+    let (at_c, at_d) = (address(&world, c), address(&world, d));
+    assert_eq!(named(&world, a, b), [vec![at_c]]);
+    assert_eq!(named(&world, b, a), [vec![at_c]]);
+    assert_eq!(named(&world, c, a), [] as [Vec<_>; 0], "A's own coordinator needs no coordinators");
+    world.coordinate(b, d);
+    world.run_for(ms(1_000));
+    let mut both = vec![at_c, at_d];
+    both.sort();
+    assert_eq!(named(&world, a, b), [vec![at_c], both]);
+    world.input(b, |endpoint, now| endpoint.remove_coordinator(&at_c.coordinator, now));
+    world.run_for(ms(1_000));
+    assert_eq!(named(&world, a, b).last(), Some(&vec![at_d]));
+}
+
+#[test]
+fn coordinators_at_addresses_that_mean_nothing_here_are_ignored_and_so_is_a_flood_of_them() {
+    let (mut world, a, b, c) = triangle();
+    let (_, link) = world.link(b, a);
+    world.run_for(ms(1_000));
+    let known = named(&world, a, b).len();
+    let address = |coordinator, address: &str| CoordinatorAddress { coordinator, address: at(address) };
+    let [peer_a, peer_b, peer_c] = [a, b, c].map(|node| world.nodes[node].peer);
+    let useless = vec![
+        address(peer_c, "192.168.7.7:1"),
+        address(peer_c, "127.0.0.1:1"),
+        address(peer_c, "169.254.169.254:80"),
+        address(peer_a, "192.0.2.7:1"),
+        address(peer_b, "192.0.2.7:1"),
+    ];
+    world.inject(a, link, Frame::Coordinators(useless), Duration::ZERO);
+    world.run_for(ms(10_000));
+    assert_eq!(named(&world, a, b).len(), known);
+    for _ in 0..100 {
+        let coordinators = vec![address(peer_c, "192.0.2.7:1")];
+        world.inject(a, link, Frame::Coordinators(coordinators), Duration::ZERO);
+    }
+    world.run_for(ms(10));
+    assert_eq!(named(&world, a, b).len(), known + 5);
+    assert!(world.nodes[a].endpoint.counters().caps_hit >= 95);
 }

@@ -8,7 +8,8 @@ use std::{
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{
-    Frame, ObserverOffer, PortPrediction, PunchMoved, PunchRequest, Registration, RejectReason,
+    CoordinatorAddress, Frame, ObserverOffer, PortPrediction, PunchMoved, PunchRequest, Registration,
+    RejectReason,
     wire::{is_v6, put_address, put_bytes, put_ip, put_varint},
 };
 use crate::{
@@ -20,6 +21,8 @@ use crate::{
 pub const MAX_FRAME_LEN: usize = 16 * 1024;
 /// Candidates that one frame may carry.
 pub const MAX_FRAME_CANDIDATES: usize = 256;
+/// Coordinators that one frame may name; it names at least one.
+pub const MAX_FRAME_COORDINATORS: usize = 8;
 /// Largest number of datagrams of a first flight, which has at least one.
 pub const MAX_FIRST_FLIGHT_DATAGRAMS: usize = 2;
 /// Bytes that each datagram of a first flight may have.
@@ -66,6 +69,7 @@ pub(super) const PROBE_OBSERVED_V4: u64 = 0x3d7e9e;
 pub(super) const PROBE_OBSERVED_V6: u64 = 0x3d7e9f;
 pub(super) const PORT_PREDICTION: u64 = 0x3d7ea0;
 pub(super) const PUNCH_MOVED: u64 = 0x3d7ea8;
+pub(super) const COORDINATORS: u64 = 0x3d7ea9;
 pub(super) const FILTER_TEST: u64 = 0x3d7ea1;
 pub(super) const FILTER_TESTED: u64 = 0x3d7ea2;
 pub(super) const FILTERING_ASSIST_REQUEST: u64 = 0x3d7ea3;
@@ -113,10 +117,7 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_public_signature(out, registration);
         }
         Frame::Registered { generation, lifetime, allowance } => {
-            put_varint(out, REGISTERED);
-            put_varint(out, *generation);
-            put_registration_lifetime(out, *lifetime);
-            put_allowance(out, *allowance);
+            put_registered(out, *generation, *lifetime, *allowance);
         }
         Frame::RegisterRejected { generation, reason, retry_after } => {
             put_varint(out, REGISTER_REJECTED);
@@ -155,6 +156,7 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
         }
         Frame::PortPrediction(window) => put_window(out, window),
         Frame::PunchMoved(moved) => put_moved(out, moved),
+        Frame::Coordinators(coordinators) => put_coordinators(out, coordinators),
         Frame::FilterTest { data, key } => put_test(out, FILTER_TEST, data, key),
         Frame::FilterTested { data, rounds, sources } => put_tested(out, data, *rounds, sources),
         Frame::FilteringAssistRequest { data, key, target } => {
@@ -163,6 +165,13 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
         }
         Frame::FilteringAssistResponse { data, rounds, source } => put_asked(out, data, *rounds, *source),
     }
+}
+
+fn put_registered(out: &mut BytesMut, generation: u64, lifetime: Duration, allowance: Rate) {
+    put_varint(out, REGISTERED);
+    put_varint(out, generation);
+    put_registration_lifetime(out, lifetime);
+    put_allowance(out, allowance);
 }
 
 /// An offer to observe, at this IP address or at that of the connection.
@@ -198,6 +207,16 @@ fn put_moved(out: &mut BytesMut, moved: &PunchMoved) {
     put_varint(out, moved.sequence.into());
     put_candidates(out, moved.candidates.iter());
     out.put_slice(&moved.authenticator);
+}
+
+fn put_coordinators(out: &mut BytesMut, coordinators: &[CoordinatorAddress]) {
+    put_varint(out, COORDINATORS);
+    let coordinators = coordinators.get(..MAX_FRAME_COORDINATORS).unwrap_or(coordinators);
+    put_varint(out, coordinators.len() as u64);
+    for CoordinatorAddress { coordinator, address } in coordinators {
+        put_bytes(out, &coordinator.to_bytes(), MAX_PEER_ID_LEN);
+        put_family(out, *address);
+    }
 }
 
 /// The beginning of a frame that asks for the datagrams of a filtering test.

@@ -6,8 +6,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use libp2p_identity::PeerId;
 
 use super::{
-    DecodeError, Frame, ObserverOffer, PortPrediction, PunchAnswer, PunchMeNow, PunchMoved, PunchRequest,
-    Registration, RejectReason,
+    CoordinatorAddress, DecodeError, Frame, ObserverOffer, PortPrediction, PunchAnswer, PunchMeNow,
+    PunchMoved, PunchRequest, Registration, RejectReason,
     codec::*,
     wire::{Reader, peek_varint},
 };
@@ -54,12 +54,7 @@ fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
         },
         ADD_ADDRESS_V4 | ADD_ADDRESS_V6 => Frame::AddAddress(candidate(r, frame_type == ADD_ADDRESS_V6)?),
         REMOVE_ADDRESS => Frame::RemoveAddress { sequence: r.varint("sequence number")? },
-        REGISTER => {
-            let mut registration = registration(r)?;
-            registration.public_signature = r.bytes("public signature", MAX_SIGNATURE_LEN)?;
-            registration.nat = nat(r)?;
-            Frame::Register(registration)
-        }
+        REGISTER => Frame::Register(register(r)?),
         REGISTERED => {
             let (generation, lifetime) = (r.varint("generation")?, registration_lifetime(r)?);
             Frame::Registered { generation, lifetime, allowance: allowance(r)? }
@@ -105,6 +100,7 @@ fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
         },
         PORT_PREDICTION => Frame::PortPrediction(Box::new(window(r)?)),
         PUNCH_MOVED => Frame::PunchMoved(Box::new(moved(r)?)),
+        COORDINATORS => Frame::Coordinators(coordinators(r)?),
         FILTER_TEST => Frame::FilterTest { data: r.array("data")?, key: r.array("filtering key")? },
         FILTER_TESTED => tested(r)?,
         FILTERING_ASSIST_REQUEST => ask(r)?,
@@ -197,6 +193,18 @@ fn moved(r: &mut Reader<'_>) -> Result<PunchMoved, DecodeError> {
     })
 }
 
+fn coordinators(r: &mut Reader<'_>) -> Result<Vec<CoordinatorAddress>, DecodeError> {
+    match r.varint_up_to("coordinator count", MAX_FRAME_COORDINATORS as u64)? {
+        0 => Err(DecodeError::Invalid { field: "coordinator count", cause: "there are none" }),
+        count => (0..count).map(|_| coordinator(r)).collect(),
+    }
+}
+
+fn coordinator(r: &mut Reader<'_>) -> Result<CoordinatorAddress, DecodeError> {
+    let coordinator = peer_id(r, "coordinator")?;
+    Ok(CoordinatorAddress { coordinator, address: family(r, "coordinator family", "coordinator address")? })
+}
+
 fn peer_id(r: &mut Reader<'_>, field: &'static str) -> Result<PeerId, DecodeError> {
     PeerId::from_bytes(&r.bytes(field, MAX_PEER_ID_LEN)?)
         .map_err(|_| DecodeError::Invalid { field, cause: "not a peer ID" })
@@ -253,6 +261,12 @@ fn registration(r: &mut Reader<'_>) -> Result<Registration, DecodeError> {
         signature: r.bytes("signature", MAX_SIGNATURE_LEN)?,
         public_signature: Bytes::new(),
     })
+}
+
+fn register(r: &mut Reader<'_>) -> Result<Registration, DecodeError> {
+    let registration = registration(r)?;
+    let public_signature = r.bytes("public signature", MAX_SIGNATURE_LEN)?;
+    Ok(Registration { public_signature, nat: nat(r)?, ..registration })
 }
 
 fn kind(r: &mut Reader<'_>) -> Result<CandidateKind, DecodeError> {

@@ -13,8 +13,9 @@ pub(crate) mod wire;
 pub(crate) use codec::MAX_PEER_ID_LEN;
 pub use codec::{
     MAX_ALLOWANCE_INTERVAL, MAX_FILTER_SOURCES, MAX_FIRST_FLIGHT_DATAGRAM, MAX_FIRST_FLIGHT_DATAGRAMS,
-    MAX_FRAME_CANDIDATES, MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS, MAX_PUBLIC_KEY_LEN,
-    MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_RETRY_AFTER, MAX_SIGNATURE_LEN, encode,
+    MAX_FRAME_CANDIDATES, MAX_FRAME_COORDINATORS, MAX_FRAME_LEN, MAX_NAT_REPORT_LEN, MAX_OBSERVER_PORTS,
+    MAX_PUBLIC_KEY_LEN, MAX_PUNCH_LIFETIME, MAX_REGISTRATION_LIFETIME, MAX_RETRY_AFTER, MAX_SIGNATURE_LEN,
+    encode,
 };
 pub use decode::decode;
 pub use signed::{SignError, VerifyError};
@@ -108,6 +109,9 @@ pub enum Frame {
     /// From one peer of a connected session to the other, through a coordinator: the sender's new
     /// addresses.
     PunchMoved(Box<PunchMoved>),
+    /// To a connected peer: the coordinators with which the sender is registered. They replace those
+    /// of an earlier frame.
+    Coordinators(Vec<CoordinatorAddress>),
     /// Client to coordinator: send a few small datagrams to the address of this connection, so that
     /// I see which of them my NAT lets in.
     FilterTest {
@@ -192,6 +196,15 @@ pub struct PunchMoved {
     pub candidates: Vec<Candidate>,
     /// By the probe keys of the session, so that the coordinator cannot make it up.
     pub authenticator: [u8; 16],
+}
+
+/// Coordinator of a peer, and the address at which the coordinator accepts QUIC connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CoordinatorAddress {
+    /// The identity of the coordinator.
+    pub coordinator: PeerId,
+    /// The UDP address of the coordinator.
+    pub address: SocketAddr,
 }
 
 /// Registration of a peer at its coordinator, signed by the peer.

@@ -1,0 +1,84 @@
+//! Peers tell each other the coordinators with which they are registered (`COORDINATORS`).
+//!
+//! A peer that was connected once is found again without a lookup: its coordinators are known. The
+//! shell remembers them, since they outlive the connection.
+
+use std::net::SocketAddr;
+
+use crate::{
+    address_policy::{Scope, scope},
+    context::Environment,
+    control_streams::ControlStream,
+    wire::frame::{CoordinatorAddress, Frame, MAX_FRAME_COORDINATORS},
+};
+
+/// Sends `COORDINATORS` after each change.
+#[derive(Debug, Default)]
+pub(crate) struct CoordinatorExchange {
+    /// The coordinators of the last announcement.
+    announced: Vec<CoordinatorAddress>,
+}
+
+impl CoordinatorExchange {
+    /// Tells all peers the coordinators of this peer if they have changed. A peer without
+    /// coordinators says nothing: its earlier coordinators may know it again.
+    pub(crate) fn update(&mut self, env: &mut Environment) {
+        let current = Vec::from_iter(registered_coordinators(env));
+        if current == self.announced {
+            return;
+        }
+        self.announced = current;
+        for stream in env.streams.all() {
+            self.tell(env, &stream);
+        }
+    }
+
+    /// Tells a peer the coordinators of this peer. A coordinator of this peer does not need them.
+    pub(crate) fn tell(&self, env: &mut Environment, stream: &ControlStream) {
+        if env.registrations.contains(&stream.peer) {
+            return;
+        }
+        let is_useful = |known: &&CoordinatorAddress| may_be_named(known.address, stream.remote);
+        let coordinators = self.announced.iter().filter(is_useful).take(MAX_FRAME_COORDINATORS);
+        let coordinators = Vec::from_iter(coordinators.copied());
+        if !coordinators.is_empty() {
+            env.out.frame(stream.id, Frame::Coordinators(coordinators));
+        }
+    }
+}
+
+/// Returns the coordinators that have registered this peer and whose address is known.
+fn registered_coordinators(env: &Environment) -> impl Iterator<Item = CoordinatorAddress> {
+    env.registrations.registered().filter_map(|(coordinator, stream)| {
+        let address = env.streams.get(stream)?.remote?;
+        Some(CoordinatorAddress { coordinator, address })
+    })
+}
+
+/// Returns true if an address means the same to both ends of a connection to `remote`: the address
+/// is global, or both ends are in a private network or on one host.
+pub(crate) fn may_be_named(address: SocketAddr, remote: Option<SocketAddr>) -> bool {
+    match scope(address.ip()) {
+        Scope::Global => true,
+        Scope::Never => false,
+        local @ (Scope::Private | Scope::Loopback) => {
+            remote.is_some_and(|remote| scope(remote.ip()) == local)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_a_private_network_are_named_only_inside_private_networks() {
+        let at = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (lan, global, host) = (at("192.168.1.2:1"), at("192.0.2.1:1"), at("127.0.0.1:1"));
+        assert!(may_be_named(global, None) && may_be_named(global, Some(lan)));
+        assert!(may_be_named(lan, Some(at("10.0.0.1:1"))) && may_be_named(host, Some(host)));
+        assert!(!may_be_named(lan, None) && !may_be_named(lan, Some(global)));
+        assert!(!may_be_named(host, Some(lan)) && !may_be_named(host, Some(global)));
+        assert!(!may_be_named(at("169.254.169.254:80"), Some(at("169.254.1.1:1"))));
+    }
+}
