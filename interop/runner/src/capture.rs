@@ -40,6 +40,9 @@ const START_TIMEOUT: Duration = Duration::from_secs(20);
 /// Silence after which the capture counts as complete.
 const COMPLETE_AFTER: Duration = Duration::from_millis(500);
 
+/// Reason of a skipped check.
+pub(crate) const NO_TSHARK: &str = "tshark is not installed";
+
 /// Directory for the files of a capture, removed on drop.
 pub(crate) struct Scratch(PathBuf);
 

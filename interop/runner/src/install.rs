@@ -10,14 +10,27 @@ use crate::{
     peer::{Peer, Source},
 };
 
+/// Peer that could not be installed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Missing {
+    pub(crate) peer: &'static Peer,
+    /// This machine lacks Go or a Go module proxy, which no other registry replaces.
+    pub(crate) has_no_go: bool,
+}
+
 /// Installs the missing peers, and returns those that could not be installed, with a printed
 /// reason. The launcher builds the workspace's own programs.
-pub(crate) fn all(layout: &Layout, peers: &[&'static Peer]) -> Vec<&'static Peer> {
+pub(crate) fn all(layout: &Layout, peers: &[&'static Peer]) -> Vec<Missing> {
     let mut missing = Vec::new();
     for peer in peers {
-        if let Err(error) = one(layout, peer) {
+        if peer.source.is_go()
+            && let Err(error) = download_go_modules(layout, peer)
+        {
+            eprintln!("{} needs Go and a module proxy: {error:#}", peer.title);
+            missing.push(Missing { peer, has_no_go: true });
+        } else if let Err(error) = one(layout, peer) {
             eprintln!("{} cannot be installed: {error:#}", peer.title);
-            missing.push(*peer);
+            missing.push(Missing { peer, has_no_go: false });
         }
     }
     missing
@@ -30,7 +43,8 @@ fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
         Source::Ourselves | Source::Workspace => return Ok(()),
         Source::WheelProgram { .. } | Source::Python | Source::Cargo { .. } => "requirements.txt",
         Source::Node => "package-lock.json",
-        Source::Go => "go.mod",
+        // Go compares the modules with go.sum itself, and keeps what it has built.
+        Source::Go => return build_go(&sources, &target),
     };
     let wanted = fs::read(sources.join(lock))?;
     let stamp = target.join("installed");
@@ -48,14 +62,9 @@ fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
     if let Source::Cargo { protoc } = peer.source {
         build(layout, &sources, &target.join("wheel").join(protoc))?;
     }
-    match peer.source {
+    if peer.source == Source::Node {
         // Its imports are looked up from where it is.
-        Source::Node => fs::copy(sources.join("peer.mjs"), target.join("peer.mjs")).map(drop)?,
-        Source::Go => {
-            copy_go(&sources, &target)?;
-            run(Command::new("go").args(["build", "-o", "peer", "."]).current_dir(&target))?;
-        }
-        _ => {}
+        fs::copy(sources.join("peer.mjs"), target.join("peer.mjs"))?;
     }
     Ok(())
 }
@@ -91,25 +100,21 @@ fn from_registry(peer: &Peer, sources: &Path, target: &Path) -> anyhow::Result<(
                 .args(["ci", "--loglevel", "error", "--no-audit", "--no-fund"])
                 .current_dir(target))
         }
-        Source::Go => {
-            fs::copy(sources.join("go.mod"), target.join("go.mod"))?;
-            copy_go(sources, target)?;
-            // go.mod names the one important version; Go derives the others from it.
-            run(Command::new("go").args(["mod", "tidy"]).current_dir(target))
-        }
-        Source::Ourselves | Source::Workspace => Ok(()),
+        Source::Ourselves | Source::Workspace | Source::Go => Ok(()),
     }
 }
 
-/// Copies the sources of a Go program to where its lock file is made.
-fn copy_go(sources: &Path, target: &Path) -> anyhow::Result<()> {
-    for entry in fs::read_dir(sources)? {
-        let path = entry?.path();
-        if path.extension().is_some_and(|extension| extension == "go") {
-            fs::copy(&path, target.join(path.file_name().context("a file has a name")?))?;
-        }
-    }
-    Ok(())
+/// Downloads the modules of a Go peer in the versions of its `go.mod`.
+fn download_go_modules(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
+    run(Command::new("go").args(["mod", "download"]).current_dir(layout.peer_sources(peer.name)))
+}
+
+/// Builds the program from the modules whose hashes are in the `go.sum` of the sources.
+fn build_go(sources: &Path, target: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(target)?;
+    let mut go = Command::new("go");
+    go.args(["build", "-mod=readonly", "-buildvcs=false", "-o"]).arg(target.join("peer")).arg(".");
+    run(go.current_dir(sources))
 }
 
 /// Builds a peer that is a workspace of its own. Both workspaces share a target directory.

@@ -27,15 +27,18 @@ use anyhow::ensure;
 use clap::{Parser, builder::FalseyValueParser};
 
 use crate::{
+    install::Missing,
     layout::Layout,
     matrix::Matrix,
     peer::{Peer, Source},
 };
 
-/// Runs the interoperability matrix. The last line is `N passed, N failed`.
+/// Runs the interoperability matrix. The last line is `N passed, N failed, N known failures, N
+/// skipped`.
 #[derive(Debug, Clone, Parser)]
 struct Cli {
-    /// Only the peers that every change is checked against: go, py and stock rust.
+    /// Only the peers that every change is checked against: this crate, go, go-current, py and
+    /// stock rust.
     #[arg(long)]
     gate: bool,
     /// Only these peers.
@@ -50,8 +53,8 @@ struct Cli {
     /// Install, and run nothing.
     #[arg(long)]
     install_only: bool,
-    /// Fail if a peer cannot be installed, instead of going on without it. A peer that is named
-    /// must be there anyhow.
+    /// Fail if a peer cannot be installed, instead of going on without it. A peer in Go may be
+    /// missing where Go or a Go module proxy is. A peer that is named must be there anyhow.
     #[arg(long, env = "INTEROP_REQUIRE", value_parser = FalseyValueParser::new())]
     require: bool,
     /// Peers that could not be installed. Set by this program for itself.
@@ -66,20 +69,20 @@ struct Cli {
 fn main() -> anyhow::Result<ExitCode> {
     let cli = Cli::parse();
     let layout = Layout::find()?;
-    let mut wanted = peer::select(&cli.peers, cli.gate)?;
+    let wanted = peer::select(&cli.peers, cli.gate)?;
     if !cli.inside {
         let missing = install::all(&layout, &wanted);
-        let required = cli.require || !cli.peers.is_empty();
-        ensure!(missing.is_empty() || !required, "the run needs peers that cannot be installed here");
+        let is_required = |missing: &Missing| !cli.peers.is_empty() || (cli.require && !missing.has_no_go);
+        let goes_on = !missing.iter().any(is_required);
+        ensure!(goes_on, "the run needs peers that cannot be installed here");
         if cli.install_only {
             return Ok(ExitCode::SUCCESS);
         }
-        let missing = missing.iter().flat_map(|peer| ["--missing", peer.name]);
+        let missing = missing.iter().flat_map(|missing| ["--missing", missing.peer.name]);
         return namespace::run_inside(missing);
     }
-    wanted.retain(|peer| !cli.missing.iter().any(|name| peer.name == name));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
-    let matrix = runtime.block_on(run(&layout, &wanted))?;
+    let matrix = runtime.block_on(run(&layout, &wanted, &cli.missing))?;
     print!("{matrix}");
     if let Some(file) = &cli.json {
         std::fs::write(file, matrix.json()?)?;
@@ -87,20 +90,24 @@ fn main() -> anyhow::Result<ExitCode> {
     if cli.write_docs {
         matrix.write_docs(&layout.root.join("docs/interop.md"))?;
     }
-    for name in &cli.missing {
-        println!("skipped: {name}, which cannot be installed here");
-    }
-    let (passed, failed) = matrix.count();
-    println!("{passed} passed, {failed} failed");
-    Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    let tally = matrix.tally();
+    println!("{tally}");
+    Ok(if tally.failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-async fn run(layout: &Layout, peers: &[&'static Peer]) -> anyhow::Result<Matrix> {
+async fn run(layout: &Layout, peers: &[&'static Peer], missing: &[String]) -> anyhow::Result<Matrix> {
     let mut matrix = Matrix::default();
     for peer in peers {
+        if missing.iter().any(|name| name == peer.name) {
+            session::skip_all(peer, "it cannot be installed here", &mut matrix);
+            if peer.has_contract_programs {
+                contract::skip_all(peer, "it cannot be installed here", &mut matrix);
+            }
+            continue;
+        }
         eprintln!("{} ...", peer.name);
         session::run_all(layout, peer, &mut matrix).await;
-        if peer.source == Source::Ourselves && capture::is_possible().await {
+        if peer.source == Source::Ourselves {
             session::run_raw_key(layout, peer, &mut matrix).await;
         }
         if peer.has_contract_programs {

@@ -34,6 +34,13 @@ pub(crate) enum Source {
     Go,
 }
 
+impl Source {
+    /// Returns true if the peer needs Go and a module proxy.
+    pub(crate) fn is_go(self) -> bool {
+        self == Self::Go
+    }
+}
+
 /// A peer to test with.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Peer {
@@ -78,9 +85,9 @@ pub(crate) const PEERS: &[Peer] = &[
     },
     Peer {
         name: "go-current",
-        title: "go-libp2p 0.48",
+        title: "go-libp2p 0.51",
         source: Source::Go,
-        in_gate: false,
+        in_gate: true,
         keys: &KeyType::ALL,
         may_be_greased: false,
         logs_secrets: false,

@@ -69,11 +69,8 @@ impl Session {
 }
 
 /// Everything that is checked with a peer.
-fn plan(peer: &Peer, with_captures: bool) -> Vec<Session> {
-    let mut sessions = Vec::new();
-    if with_captures {
-        sessions.push(Session { wire: true, ..Session::ping(Direction::WeDial, Check::Wire) });
-    }
+fn plan(peer: &Peer) -> Vec<Session> {
+    let mut sessions = vec![Session { wire: true, ..Session::ping(Direction::WeDial, Check::Wire) }];
     for direction in peer.directions() {
         // The long one comes first, so that the others run at the same time.
         sessions.push(Session::plain(direction, &[Feature::KeepAlive]));
@@ -94,13 +91,33 @@ fn plan(peer: &Peer, with_captures: bool) -> Vec<Session> {
     sessions
 }
 
+/// Takes some sessions from the plan, and records their checks as skipped.
+fn skip(
+    sessions: &mut Vec<Session>,
+    peer: &Peer,
+    is_skipped: impl Fn(&Session) -> bool,
+    why: &str,
+    matrix: &mut Matrix,
+) {
+    for session in sessions.extract_if(.., |session| is_skipped(session)) {
+        for (_, check) in &session.checks {
+            matrix.skip(peer.name, session.direction, *check, why);
+        }
+    }
+}
+
+/// Records everything that is checked with a peer as skipped.
+pub(crate) fn skip_all(peer: &Peer, why: &str, matrix: &mut Matrix) {
+    skip(&mut plan(peer), peer, |_| true, why, matrix);
+}
+
 /// Runs everything that is checked with a peer.
 pub(crate) async fn run_all(layout: &Layout, peer: &'static Peer, matrix: &mut Matrix) {
-    let with_captures = capture::is_possible().await;
-    if !with_captures {
-        eprintln!("there is no tshark: no handshake is captured");
+    let mut sessions = plan(peer);
+    if !capture::is_possible().await {
+        skip(&mut sessions, peer, |session| session.wire, capture::NO_TSHARK, matrix);
     }
-    let runs = plan(peer, with_captures).into_iter().map(|session| async move {
+    let runs = sessions.into_iter().map(|session| async move {
         let result = run(layout, peer, &session).await;
         (session, result)
     });
@@ -199,6 +216,9 @@ async fn run(layout: &Layout, peer: &Peer, session: &Session) -> anyhow::Result<
 /// Reads the identity that our listener presents to a client that shares no code with it, and that
 /// writes its secrets down.
 pub(crate) async fn run_raw_key(layout: &Layout, peer: &'static Peer, matrix: &mut Matrix) {
+    if !capture::is_possible().await {
+        return matrix.skip(peer.name, Direction::WeDial, Check::WireRawKey, capture::NO_TSHARK);
+    }
     let result = raw_key(layout).await.map_err(|error| format!("{error:#}"));
     matrix.add(peer.name, Direction::WeDial, Check::WireRawKey, result);
 }
@@ -237,5 +257,41 @@ fn withdraw(lines: &mut [Line], wanted: Feature, why: &str) {
             *ok = false;
             *detail = why.to_owned();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::peer::{self, PEERS};
+
+    #[test]
+    fn without_tshark_the_wire_check_of_each_peer_is_skipped_and_all_others_remain() {
+        for peer in PEERS {
+            let mut matrix = Matrix::default();
+            let mut sessions = plan(peer);
+            let planned = checks(&sessions);
+            skip(&mut sessions, peer, |session| session.wire, capture::NO_TSHARK, &mut matrix);
+            assert_eq!(matrix.tally().skipped, 1, "{}", peer.name);
+            assert!(matrix.to_string().contains(&format!("skipped: {}: wire: ", peer.name)), "{matrix}");
+            assert_eq!(checks(&sessions), planned - 1, "{}", peer.name);
+        }
+    }
+
+    #[test]
+    fn each_check_of_a_peer_that_cannot_be_installed_counts_as_skipped() {
+        let peers = peer::select(&["go-current".to_owned()], false).expect("a known peer");
+        let mut matrix = Matrix::default();
+        for peer in peers {
+            skip_all(peer, "it cannot be installed here", &mut matrix);
+            assert_eq!(matrix.tally().skipped, checks(&plan(peer)));
+        }
+        // The nine features, IPv6 and the four types of keys on either side, both ways; our
+        // ClientHello.
+        assert_eq!(matrix.tally().to_string(), "0 passed, 0 failed, 0 known failures, 37 skipped");
+    }
+
+    fn checks(sessions: &[Session]) -> usize {
+        sessions.iter().map(|session| session.checks.len()).sum()
     }
 }
