@@ -79,6 +79,21 @@ pub struct ConnectError(quinn::ConnectError);
 #[error(transparent)]
 pub struct ConnectionError(quinn::ConnectionError);
 
+impl ConnectionError {
+    /// Returns true if the remote closed the connection.
+    pub fn is_closed_by_peer(&self) -> bool {
+        matches!(
+            self.0,
+            quinn::ConnectionError::ApplicationClosed(_) | quinn::ConnectionError::ConnectionClosed(_)
+        )
+    }
+
+    /// Returns true if nothing was heard of the remote for the idle time-out.
+    pub fn is_timed_out(&self) -> bool {
+        matches!(self.0, quinn::ConnectionError::TimedOut)
+    }
+}
+
 impl From<quinn::ConnectError> for Error {
     fn from(error: quinn::ConnectError) -> Self {
         Self::Connect(ConnectError(error))

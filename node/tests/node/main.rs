@@ -1,0 +1,7 @@
+//! Nodes as applications use them, behind simulated NATs on paused time and on loopback.
+
+mod connecting;
+mod ending;
+mod loopback;
+mod nonsense;
+mod support;
