@@ -9,6 +9,7 @@ use std::{
 
 use futures::{AsyncRead as _, AsyncWrite as _, task::AtomicWaker};
 use libp2p_identity::PeerId;
+use libp2p_punch::transport::{ConnectionStats, Stats};
 use libp2p_swarm::{Stream, StreamProtocol};
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -43,6 +44,7 @@ pub(crate) struct Shared {
     incoming: tokio::sync::Mutex<mpsc::Receiver<Stream>>,
     closed: watch::Receiver<Option<CloseReason>>,
     table: Arc<StatusTable>,
+    stats: Stats,
     /// Cancels the token that keeps the connections to the peer alive.
     _hold: DropGuard,
 }
@@ -69,6 +71,7 @@ impl Connection {
         protocol: StreamProtocol,
         commands: mpsc::WeakSender<Command>,
         table: Arc<StatusTable>,
+        stats: Stats,
     ) -> (Self, Ends) {
         let (incoming, accepted) = mpsc::channel(MAX_WAITING_STREAMS);
         let (closed, reason) = watch::channel(None);
@@ -80,6 +83,7 @@ impl Connection {
             incoming: tokio::sync::Mutex::new(accepted),
             closed: reason,
             table,
+            stats,
             _hold: released.clone().drop_guard(),
         });
         let ends = Ends { connection: Arc::downgrade(&shared), incoming, closed, released };
@@ -99,6 +103,12 @@ impl Connection {
     /// Returns the status of the connection to the peer.
     pub fn status(&self) -> ConnectionStatus {
         self.0.table.get(&self.0.peer)
+    }
+
+    /// Returns figures of the direct connections to the peer, oldest first: round-trip time, loss,
+    /// bytes and more. A relayed connection has none of its own.
+    pub fn stats(&self) -> Vec<ConnectionStats> {
+        self.0.stats.of_peer(&self.0.peer)
     }
 
     /// Opens a stream in both directions. The peer sees it with its first bytes.
@@ -152,7 +162,7 @@ impl Connection {
         tokio::select! {
             biased;
             _ = ended(&mut closed) => false,
-            direct = status.wait_for(ConnectionStatus::is_direct) => direct.is_ok(),
+            direct = status.wait_for(ConnectionStatus::is_direct) => direct.is_some(),
         }
     }
 

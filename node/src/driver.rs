@@ -10,8 +10,9 @@ use libp2p_core::{ConnectedPoint, Multiaddr, transport::ListenerId};
 use libp2p_identity::PeerId;
 use libp2p_kad::Mode;
 use libp2p_punch::{
-    Event as PunchEvent, Role, SessionEvent,
+    Event as PunchEvent, NatEvent, Role, SessionEvent,
     event::{FailureReason, SessionRole},
+    nat::Report,
     transport::Stats,
 };
 use libp2p_swarm::{
@@ -19,7 +20,7 @@ use libp2p_swarm::{
     dial_opts::{DialOpts, PeerCondition},
 };
 use tokio::{
-    sync::{mpsc, oneshot, watch},
+    sync::{broadcast, mpsc, oneshot, watch},
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -31,6 +32,7 @@ use self::{
 use crate::{
     connection::{Connection, Ends},
     error::{ConnectError, innermost},
+    event::{BACKLOG, Event, Present},
     local::{Local, is_circuit, with_peer},
     status::{CloseReason, ConnectStep, ConnectionStatus, Route, StatusTable},
     streams::{self, InboundStream, OpenRequest},
@@ -70,8 +72,8 @@ pub(crate) struct Handles {
     pub(crate) peer: PeerId,
     pub(crate) commands: mpsc::Sender<Command>,
     pub(crate) accepted: mpsc::Receiver<Connection>,
-    pub(crate) local: watch::Receiver<Local>,
-    pub(crate) table: Arc<StatusTable>,
+    pub(crate) events: broadcast::WeakSender<Event>,
+    pub(crate) present: Present,
     pub(crate) expects_coordinators: bool,
 }
 
@@ -87,7 +89,9 @@ pub(crate) struct Driver {
     /// For the connections, which do not keep the node running.
     commands: mpsc::WeakSender<Command>,
     accepted: mpsc::Sender<Connection>,
+    events: broadcast::Sender<Event>,
     local: watch::Sender<Local>,
+    nat: watch::Sender<Option<Box<Report>>>,
     table: Arc<StatusTable>,
     /// Listeners whose first address is awaited.
     listening: Vec<Listening>,
@@ -127,14 +131,16 @@ impl Driver {
         let (commands, incoming) = mpsc::channel(MAX_COMMANDS);
         let (accepted, waiting) = mpsc::channel(MAX_WAITING_CONNECTIONS);
         let (local, known) = watch::channel(Local::default());
+        let (nat, measured) = watch::channel(None);
+        let (events, _) = broadcast::channel(BACKLOG);
         let table = Arc::new(StatusTable::default());
         let is_hidden = !matches!(role, Role::Server | Role::Bootstrap);
         let handles = Handles {
             peer: *swarm.local_peer_id(),
             commands: commands.clone(),
             accepted: waiting,
-            local: known,
-            table: table.clone(),
+            events: events.downgrade(),
+            present: Present { table: table.clone(), local: known, nat: measured },
             expects_coordinators: is_hidden && !bootstrap.is_empty(),
         };
         let driver = Self {
@@ -147,7 +153,9 @@ impl Driver {
             incoming,
             commands: commands.downgrade(),
             accepted,
+            events,
             local,
+            nat,
             table,
             listening: Vec::new(),
             attempts: Attempts::default(),
@@ -292,8 +300,13 @@ impl Driver {
         if let Some(connection) = state.ends.as_ref().and_then(Ends::connection) {
             return Some(connection);
         }
-        let (connection, ends) =
-            Connection::new(peer, self.protocol.clone(), self.commands.clone(), self.table.clone());
+        let (connection, ends) = Connection::new(
+            peer,
+            self.protocol.clone(),
+            self.commands.clone(),
+            self.table.clone(),
+            self.stats.clone(),
+        );
         self.swarm.behaviour_mut().streams.hold(peer, &ends.released);
         state.ends = Some(ends);
         Some(connection)
@@ -342,8 +355,12 @@ impl Driver {
                     reply(listening.reply, Ok(()));
                 }
             }
-            SwarmEvent::ListenerClosed { listener_id, reason, .. } => {
+            SwarmEvent::ListenerClosed { listener_id, addresses, reason } => {
                 let cause = reason.err().map_or_else(|| "the listener closed".to_owned(), |e| innermost(&e));
+                // Relays listen at addresses over relays: these come and go.
+                if !addresses.iter().any(is_circuit) {
+                    self.emit(Event::ListenFailed { addresses, cause: cause.clone() });
+                }
                 for listening in self.listening.extract_if(.., |it| it.listener == listener_id) {
                     reply(listening.reply, Err(cause.clone()));
                 }
@@ -390,6 +407,10 @@ impl Driver {
             }
             BehaviourEvent::Punch(PunchEvent::Session(event)) => self.on_session(&event),
             BehaviourEvent::Punch(PunchEvent::Registration(_)) => self.publish(),
+            BehaviourEvent::Punch(PunchEvent::Nat(NatEvent::Report(report))) => {
+                self.nat.send_replace(Some(report.clone()));
+                self.emit(Event::Nat(report));
+            }
             _ => {}
         }
     }
@@ -408,6 +429,7 @@ impl Driver {
         let incoming = ends.filter(|_| is_offered).map(|ends| &ends.incoming);
         if incoming.is_none_or(|incoming| incoming.try_send(stream).is_err()) {
             tracing::debug!(%peer, %protocol, "too many streams wait to be accepted: one is reset");
+            self.emit(Event::StreamRefused { peer });
         }
     }
 
@@ -495,7 +517,14 @@ impl Driver {
     }
 
     fn set_status(&self, peer: PeerId, status: ConnectionStatus) {
-        self.table.set(peer, status);
+        if self.table.set(peer, status.clone()) {
+            self.emit(Event::Connection { peer, status });
+        }
+    }
+
+    fn emit(&self, event: Event) {
+        // An error means that nobody has subscribed.
+        let _ = self.events.send(event);
     }
 
     /// Reports the addresses of this node. The node serves the DHT while it coordinates. By itself,
@@ -506,9 +535,10 @@ impl Driver {
         if self.swarm.behaviour().kad.mode() != mode {
             self.swarm.behaviour_mut().kad.set_mode(Some(mode));
         }
-        let coordinators = self.swarm.behaviour().punch.coordinators();
-        let coordinators = coordinators.into_iter().filter(|coordinator| coordinator.is_registered);
-        let coordinators = coordinators.filter_map(|coordinator| {
+        let mut coordinators = self.swarm.behaviour().punch.coordinators();
+        coordinators.retain(|coordinator| coordinator.is_registered);
+        let registered = coordinators.iter().map(|coordinator| coordinator.peer).collect();
+        let coordinators = coordinators.into_iter().filter_map(|coordinator| {
             let address = coordinator.addresses.into_iter().find(|address| !is_circuit(address))?;
             Some(with_peer(address, coordinator.peer))
         });
@@ -516,20 +546,32 @@ impl Driver {
             external: self.swarm.external_addresses().cloned().collect(),
             listening: self.swarm.listeners().cloned().collect(),
             coordinators: coordinators.collect(),
+            registered,
         };
-        self.local.send_if_modified(|known| {
-            *known != local && {
-                *known = local;
-                true
-            }
-        });
+        let known = self.local.borrow().clone();
+        if known == local {
+            return;
+        }
+        let (addresses, registered) = (local.addresses(), local.registered.clone());
+        let is_moved = known.addresses() != addresses;
+        let is_known_to_others = known.registered != registered;
+        self.local.send_replace(local);
+        if is_moved {
+            self.emit(Event::Addresses { addresses });
+        }
+        if is_known_to_others {
+            self.emit(Event::Coordinators { registered });
+        }
     }
 
     /// Closes all connections, so that no peer has to wait for a time-out.
     async fn close(mut self) {
         self.incoming.close();
-        for waiter in self.attempts.drain() {
-            reply(waiter, Err(ConnectError::Shutdown));
+        for (peer, waiters) in self.attempts.drain() {
+            for waiter in waiters {
+                reply(waiter, Err(ConnectError::Shutdown));
+            }
+            self.not_connected(peer, ConnectError::Shutdown);
         }
         let peers: Vec<PeerId> = self.peers.keys().copied().collect();
         for peer in peers {
@@ -545,6 +587,11 @@ impl Driver {
         };
         // The connections that are left end with the swarm.
         let _ = timeout(CLOSE_TIMEOUT, closed).await;
+        for peer in std::mem::take(&mut self.peers).into_keys() {
+            let reason = CloseReason::Local;
+            self.set_status(peer, ConnectionStatus::Closed { since: Instant::now(), reason });
+        }
+        self.table.end();
     }
 }
 

@@ -46,7 +46,8 @@
 //! There is one [`Connection`] for each peer. A connection over a relay becomes direct as soon as a
 //! direct path is found; new streams then use that path. While an application at either end holds
 //! the connection, it is kept open. [`Node::connection_status`] says at each moment how a peer is
-//! connected, and why one is not.
+//! connected, and why one is not. [`Node::watch_status`] follows one peer, and [`Node::subscribe`]
+//! all of them.
 //!
 //! # Inside
 //!
@@ -65,6 +66,7 @@ mod builder;
 mod connection;
 mod driver;
 mod error;
+mod event;
 mod key_file;
 mod local;
 mod node;
@@ -77,15 +79,16 @@ mod ticket;
 
 pub use libp2p_core::{Multiaddr, multiaddr};
 pub use libp2p_identity::{Keypair, PeerId};
-pub use libp2p_punch::Role;
+pub use libp2p_punch::{Role, nat, transport::ConnectionStats};
 
 pub use self::{
     builder::NodeBuilder,
     connection::{Connection, MAX_WAITING_STREAMS, RecvStream, SendStream},
     error::{BuildError, ConnectError, OpenError, ShutDown, TicketUnavailable},
+    event::{BACKLOG, Event, Events},
     key_file::KeyFileError,
     node::Node,
-    status::{CloseReason, ConnectStep, ConnectionStatus, Route},
+    status::{CloseReason, ConnectStep, ConnectionStatus, Route, StatusWatch},
     target::{Target, TargetError},
     ticket::{MAX_ADDRESSES, MAX_COORDINATORS, MAX_TEXT_LEN, Ticket, TicketError, TicketField},
 };

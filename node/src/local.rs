@@ -14,6 +14,8 @@ pub(crate) struct Local {
     pub(crate) listening: Vec<Multiaddr>,
     /// Addresses of coordinators that have registered the node. Each ends with its PeerId.
     pub(crate) coordinators: Vec<Multiaddr>,
+    /// Coordinators that have registered the node.
+    pub(crate) registered: Vec<PeerId>,
 }
 
 impl Local {
@@ -101,7 +103,7 @@ mod tests {
                 "/ip6/2001:db8::1/udp/1/quic-v1",
                 "/ip4/192.0.2.1/udp/9/quic-v1",
             ]),
-            coordinators: Vec::new(),
+            ..Local::default()
         };
         let ticket = local.ticket(PeerId::random()).unwrap();
         let expected = addresses([
@@ -129,6 +131,7 @@ mod tests {
             external: many("198.51.100").collect(),
             listening: many("10.0.0").collect(),
             coordinators: coordinators.collect(),
+            registered: Vec::new(),
         };
         let ticket = local.ticket(PeerId::random()).unwrap();
         assert_eq!(

@@ -9,7 +9,7 @@ use futures::{
 use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
 use tokio::{
-    sync::{Mutex, mpsc, oneshot, watch},
+    sync::{Mutex, broadcast, mpsc, oneshot},
     time::timeout,
 };
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -19,8 +19,9 @@ use crate::{
     connection::Connection,
     driver::{Command, Handles},
     error::{BuildError, ConnectError, ShutDown, TicketUnavailable},
+    event::{Event, Events, Present},
     local::{Local, with_peer},
-    status::{ConnectionStatus, StatusTable},
+    status::{ConnectionStatus, StatusWatch},
     target::{Target, TargetError},
     tasks::Tasks,
     ticket::Ticket,
@@ -42,8 +43,8 @@ struct Inner {
     peer: PeerId,
     commands: mpsc::Sender<Command>,
     accepted: Mutex<mpsc::Receiver<Connection>>,
-    local: watch::Receiver<Local>,
-    table: Arc<StatusTable>,
+    events: broadcast::WeakSender<Event>,
+    present: Present,
     expects_coordinators: bool,
     stop: CancellationToken,
     ended: Shared<BoxFuture<'static, ()>>,
@@ -77,13 +78,13 @@ impl Node {
             running.await;
             tasks.finish(TASKS_TIMEOUT).await;
         });
-        let Handles { peer, commands, accepted, local, table, expects_coordinators } = handles;
+        let Handles { peer, commands, accepted, events, present, expects_coordinators } = handles;
         Self(Arc::new(Inner {
             peer,
             commands,
             accepted: Mutex::new(accepted),
-            local,
-            table,
+            events,
+            present,
             expects_coordinators,
             ended: task.map(drop).boxed().shared(),
             _stop_on_drop: stop.clone().drop_guard(),
@@ -102,7 +103,7 @@ impl Node {
     /// Others behind NATs of their own may reach none of them: [`ticket`](Self::ticket) also names
     /// coordinators.
     pub fn addresses(&self) -> Vec<Multiaddr> {
-        let addresses = self.0.local.borrow().addresses();
+        let addresses = self.0.present.local.borrow().addresses();
         addresses.into_iter().map(|address| with_peer(address, self.0.peer)).collect()
     }
 
@@ -115,7 +116,7 @@ impl Node {
     ///
     /// No address of the node is known, or it was shut down.
     pub async fn ticket(&self) -> Result<Ticket, TicketUnavailable> {
-        let mut local = self.0.local.clone();
+        let mut local = self.0.present.local.clone();
         if self.0.expects_coordinators {
             // An error means that the node has ended, which the next check finds.
             let _ = timeout(REACHABLE_TIMEOUT, local.wait_for(Local::is_reachable)).await;
@@ -177,7 +178,17 @@ impl Node {
 
     /// Returns the present status of the connection to a peer.
     pub fn connection_status(&self, peer: &PeerId) -> ConnectionStatus {
-        self.0.table.get(peer)
+        self.0.present.table.get(peer)
+    }
+
+    /// Watches the status of the connection to a peer, whether there is one or not.
+    pub fn watch_status(&self, peer: &PeerId) -> StatusWatch {
+        self.0.present.table.watch(*peer)
+    }
+
+    /// Subscribes to the events of this node. The present state comes first.
+    pub fn subscribe(&self) -> Events {
+        Events::new(self.0.events.upgrade().as_ref(), self.0.present.clone())
     }
 
     /// Closes all connections, and waits until nothing of the node runs any more, for about two

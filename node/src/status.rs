@@ -60,6 +60,15 @@ impl ConnectionStatus {
         matches!(self, Self::Connected { .. })
     }
 
+    fn without_rtt(&self) -> Self {
+        match self.clone() {
+            Self::Connected { since, route, address, .. } => {
+                Self::Connected { since, route, address, rtt: None }
+            }
+            other => other,
+        }
+    }
+
     /// Returns true while there is a connection without a relay.
     pub fn is_direct(&self) -> bool {
         matches!(self, Self::Connected { route: Route::Direct, .. })
@@ -146,39 +155,106 @@ impl CloseReason {
     }
 }
 
+/// Status of the connection to one peer, as it changes.
+///
+/// A slow watcher misses statuses in between, and never the latest one.
+#[derive(Debug, Clone)]
+pub struct StatusWatch(watch::Receiver<ConnectionStatus>);
+
+impl StatusWatch {
+    /// Returns the present status.
+    pub fn current(&self) -> ConnectionStatus {
+        self.0.borrow().clone()
+    }
+
+    /// Waits for another status than the last one that this method returned. `None` after the end
+    /// of the node.
+    ///
+    /// Cancel safe: no status is lost if the future is dropped.
+    pub async fn changed(&mut self) -> Option<ConnectionStatus> {
+        self.0.changed().await.ok()?;
+        Some(self.0.borrow_and_update().clone())
+    }
+
+    /// Waits until the status is one that `is_wanted` accepts, and returns it. `None` if the node
+    /// ends before.
+    pub async fn wait_for(
+        &mut self,
+        is_wanted: impl FnMut(&ConnectionStatus) -> bool,
+    ) -> Option<ConnectionStatus> {
+        self.0.wait_for(is_wanted).await.ok().map(|status| status.clone())
+    }
+}
+
 /// The status of each peer, shared by the node's task and its handles.
 #[derive(Debug, Default)]
-pub(crate) struct StatusTable(Mutex<HashMap<PeerId, watch::Sender<ConnectionStatus>>>);
+pub(crate) struct StatusTable(Mutex<Statuses>);
+
+#[derive(Debug, Default)]
+struct Statuses {
+    of_peers: HashMap<PeerId, watch::Sender<ConnectionStatus>>,
+    /// The node has ended: no status changes any more.
+    has_ended: bool,
+}
 
 impl StatusTable {
     pub(crate) fn get(&self, peer: &PeerId) -> ConnectionStatus {
-        self.lock().get(peer).map_or(ConnectionStatus::Unknown, |status| status.borrow().clone())
+        self.lock().of_peers.get(peer).map_or(ConnectionStatus::Unknown, |status| status.borrow().clone())
     }
 
-    pub(crate) fn watch(&self, peer: PeerId) -> watch::Receiver<ConnectionStatus> {
+    /// Returns all known statuses, in the order of the PeerIds.
+    pub(crate) fn all(&self) -> Vec<(PeerId, ConnectionStatus)> {
+        let mut all: Vec<_> =
+            self.lock().of_peers.iter().map(|(peer, status)| (*peer, status.borrow().clone())).collect();
+        all.sort_by_key(|(peer, _)| *peer);
+        all.retain(|(_, status)| *status != ConnectionStatus::Unknown);
+        all
+    }
+
+    pub(crate) fn watch(&self, peer: PeerId) -> StatusWatch {
         let mut table = self.lock();
-        table.entry(peer).or_insert_with(|| watch::Sender::new(ConnectionStatus::Unknown)).subscribe()
+        if table.has_ended {
+            let status = table.of_peers.get(&peer).map(|status| status.borrow().clone());
+            return StatusWatch(watch::channel(status.unwrap_or(ConnectionStatus::Unknown)).1);
+        }
+        forget_oldest(&mut table.of_peers);
+        let unknown = || watch::Sender::new(ConnectionStatus::Unknown);
+        StatusWatch(table.of_peers.entry(peer).or_insert_with(unknown).subscribe())
     }
 
-    /// Returns true if the status changed.
+    /// Returns true if more than the round-trip time changed.
     pub(crate) fn set(&self, peer: PeerId, status: ConnectionStatus) -> bool {
         let mut table = self.lock();
         let is_open =
             matches!(status, ConnectionStatus::Connecting { .. } | ConnectionStatus::Connected { .. });
-        let entry = table.entry(peer).or_insert_with(|| watch::Sender::new(ConnectionStatus::Unknown));
-        let changed = entry.send_if_modified(|known| {
+        let unknown = || watch::Sender::new(ConnectionStatus::Unknown);
+        let entry = table.of_peers.entry(peer).or_insert_with(unknown);
+        let mut is_news = false;
+        entry.send_if_modified(|known| {
+            is_news = known.without_rtt() != status.without_rtt();
             *known != status && {
                 *known = status;
                 true
             }
         });
         if !is_open {
-            forget_oldest(&mut table);
+            forget_oldest(&mut table.of_peers);
         }
-        changed
+        is_news
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<PeerId, watch::Sender<ConnectionStatus>>> {
+    /// Ends all watches. The statuses stay as they are.
+    pub(crate) fn end(&self) {
+        let mut table = self.lock();
+        table.has_ended = true;
+        // The receivers of a sender that is replaced keep its last status.
+        for status in table.of_peers.values_mut() {
+            let last = status.borrow().clone();
+            *status = watch::Sender::new(last);
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Statuses> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -137,13 +137,18 @@ impl Attempts {
 
     /// Ends an attempt. Returns the handles that wait for it.
     pub(super) fn end(&mut self, peer: &PeerId) -> Option<Vec<Reply>> {
-        let attempt = self.0.remove(peer)?;
-        Some(attempt.waiters.into_iter().map(|waiter| waiter.reply).collect())
+        self.0.remove(peer).map(Attempt::into_replies)
     }
 
-    /// Ends all attempts.
-    pub(super) fn drain(&mut self) -> Vec<Reply> {
-        let attempts = std::mem::take(&mut self.0).into_values();
-        attempts.flat_map(|attempt| attempt.waiters).map(|waiter| waiter.reply).collect()
+    /// Ends all attempts. Returns their peers, and the handles that wait for each.
+    pub(super) fn drain(&mut self) -> Vec<(PeerId, Vec<Reply>)> {
+        let attempts = std::mem::take(&mut self.0).into_iter();
+        attempts.map(|(peer, attempt)| (peer, attempt.into_replies())).collect()
+    }
+}
+
+impl Attempt {
+    fn into_replies(self) -> Vec<Reply> {
+        self.waiters.into_iter().map(|waiter| waiter.reply).collect()
     }
 }

@@ -4,4 +4,5 @@ mod connecting;
 mod ending;
 mod loopback;
 mod nonsense;
+mod status;
 mod support;
