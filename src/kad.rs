@@ -5,6 +5,10 @@
 //! the nodes nearest to that PeerId, and asks those that coordinate. No record is published, and no
 //! peer keeps an index.
 //!
+//! libp2p-kad answers with a provider of a key only if it knows an address of that provider. A peer
+//! behind a NAT that announces content needs a reservation at a relay, or puts its PeerId in a
+//! record: see `examples/dht_node.rs`.
+//!
 //! The [`Behaviour`] here is the application's own [`libp2p_kad::Behaviour`] with that added:
 //!
 //! ```

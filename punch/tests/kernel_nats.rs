@@ -1,13 +1,14 @@
-//! Three processes and real NATs: `coordinator`, `listen` and `dial` in network namespaces with
-//! nftables.
+//! Processes and real NATs: `coordinator`, `listen` and `dial` in network namespaces with nftables.
 //!
 //! Needs Linux, root and the programs `ip` and `nft`; elsewhere one line on stderr says that the
 //! tests are skipped. With `PUNCH_REQUIRE_LAB` in the environment they fail instead of being
-//! skipped, for a CI where the lab must run.
+//! skipped, for a CI where the lab must run. `dht` runs nine processes of `examples/dht_node.rs`,
+//! which `cargo test` of the whole workspace builds.
 
 #[cfg(target_os = "linux")]
 mod kernel_nats {
     mod command;
+    mod dht;
     mod early_packets;
     mod moving;
     mod pairs;

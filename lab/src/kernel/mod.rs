@@ -1,5 +1,5 @@
 //! A small internet of network namespaces: one WAN with a coordinator and observers on it, and two
-//! sites.
+//! sites or more.
 //!
 //! ```text
 //!       203.0.113.1, .4 (coordinator), .2, .3 (observers)
@@ -10,6 +10,8 @@
 //!          192.168.1.2│                 │192.168.2.2
 //!                  host 1            host 2
 //! ```
+//!
+//! Site N from the third on has the prefix 203.N.113.0/24.
 
 mod error;
 mod exchange;
@@ -35,12 +37,12 @@ pub const COORDINATOR: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 1), Ipv4Addr:
 /// Addresses of the two observers.
 pub const OBSERVERS: [Ipv4Addr; 2] = [Ipv4Addr::new(203, 0, 113, 2), Ipv4Addr::new(203, 0, 113, 3)];
 
-/// A WAN and two sites. Removed on drop.
-pub struct Lab {
+/// A WAN and its sites. Removed on drop.
+pub struct Lab<const SITES: usize = 2> {
     /// The namespace of the WAN, which also holds [`COORDINATOR`] and [`OBSERVERS`].
     pub wan: Namespace,
     /// The sites.
-    pub sites: [Site; 2],
+    pub sites: [Site; SITES],
 }
 
 /// A host and the NATs between it and the WAN.
@@ -53,16 +55,17 @@ pub struct Site {
     _boxes: Vec<Namespace>,
 }
 
-impl Lab {
-    /// Builds a lab with these two kinds of site.
-    pub fn new(kinds: [Kind; 2]) -> Result<Self> {
+impl<const SITES: usize> Lab<SITES> {
+    /// Builds a lab with these kinds of site, at most 200.
+    pub fn new(kinds: [Kind; SITES]) -> Result<Self> {
         let name = owner::unique_lab_name();
         let wan = Namespace::new(&name, "wan")?;
         for address in COORDINATOR.iter().chain(&OBSERVERS) {
             wan.ip(&format!("addr add {address}/32 dev lo"))?;
         }
-        let [first, second] = kinds;
-        let sites = [site(&name, &wan, 1, first)?, site(&name, &wan, 2, second)?];
+        let sites = (1..=200).zip(kinds).map(|(number, kind)| site(&name, &wan, number, kind));
+        let sites = sites.collect::<Result<Vec<_>>>()?.try_into();
+        let sites = sites.map_err(|_| Error::new("cannot build the lab", "more than 200 sites"))?;
         Ok(Self { wan, sites })
     }
 }
@@ -80,8 +83,12 @@ pub fn verify(kind: Kind) -> Result<crate::Behaviour> {
 
 fn site(lab: &str, wan: &Namespace, number: u8, kind: Kind) -> Result<Site> {
     // Documentation prefixes (RFC 5737) represent the Internet. Those for benchmarks are private
-    // address space.
-    let [a, b, c] = if number == 1 { [198, 51, 100] } else { [192, 0, 2] };
+    // address space. Further sites are each in a /16 of their own, as coordinators must be.
+    let [a, b, c] = match number {
+        1 => [198, 51, 100],
+        2 => [192, 0, 2],
+        _ => [203, number, 113],
+    };
     let public = Ipv4Addr::new(a, b, c, 2);
     let host = Namespace::new(lab, &format!("host{number}"))?;
     let port = format!("site{number}");

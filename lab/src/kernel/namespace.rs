@@ -64,7 +64,7 @@ impl Namespace {
 
     /// Returns a command that runs in the namespace; `ip` replaces itself by it, so that the child
     /// is the program.
-    pub(super) fn command(&self, program: impl AsRef<OsStr>) -> Command {
+    pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = command("ip");
         command.args(["netns", "exec", &self.name]).arg(program);
         command
