@@ -1,9 +1,9 @@
 //! A node of a DHT with one bootstrap address and no configured coordinator: `put` on a node behind
 //! one NAT, `get` on a node behind another.
 //!
-//! The value stays with the node that puts it. A record of the DHT names that node, the DHT leads to
-//! the coordinators of that node, and the value comes over a direct connection. A provider record
-//! would not do: libp2p-kad leaves out providers that have no address.
+//! The value stays with the node that puts it. A record of the DHT names that node, the DHT leads
+//! to the coordinators of that node, and the value comes over a direct connection. A provider
+//! record would not do: libp2p-kad leaves out providers that have no address.
 //!
 //! ```sh
 //! cargo run --features kad --example dht_node                              # in a simulated network
@@ -42,7 +42,7 @@ struct Behaviour {
     values: cbor::Behaviour<String, Option<String>>,
 }
 
-/// What a node is for.
+/// Purpose of a node.
 enum Task {
     Serve,
     Put { name: String, value: String, done: Option<oneshot::Sender<()>> },
@@ -241,8 +241,8 @@ impl Node {
     }
 }
 
-/// Runs three public nodes and six behind NATs on a simulated network, whose clock jumps to the next
-/// event. One of the six puts a value, another gets it.
+/// Runs three public nodes and six behind NATs on a simulated network, whose clock jumps to the
+/// next event. One of the six puts a value, another gets it.
 fn simulate() -> Result<()> {
     let mut builder = tokio::runtime::Builder::new_current_thread();
     builder.enable_all().start_paused(true).build()?.block_on(async {

@@ -397,8 +397,8 @@ impl Behaviour {
         self.peer_coordinators.iter(self.ends.runtime.now())
     }
 
-    /// Asks the coordinators at these addresses in dials of `peer`, for 24 h or until the peer names
-    /// others. They replace those that are known so far; the first eight count.
+    /// Asks the coordinators at these addresses in dials of `peer`, for 24 h or until the peer
+    /// names others. They replace those that are known so far; the first eight count.
     ///
     /// # Errors
     ///

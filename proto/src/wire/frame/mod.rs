@@ -109,8 +109,8 @@ pub enum Frame {
     /// From one peer of a connected session to the other, through a coordinator: the sender's new
     /// addresses.
     PunchMoved(Box<PunchMoved>),
-    /// To a connected peer: the coordinators with which the sender is registered. They replace those
-    /// of an earlier frame.
+    /// To a connected peer: the coordinators with which the sender is registered. They replace
+    /// those of an earlier frame.
     Coordinators(Vec<CoordinatorAddress>),
     /// Client to coordinator: send a few small datagrams to the address of this connection, so that
     /// I see which of them my NAT lets in.
