@@ -25,20 +25,21 @@ use libp2p_identity::{Keypair, PeerId};
 use rand::{Rng, SeedableRng, rngs::StdRng};
 
 use crate::{
-    ControlStreamId, Path, SocketId, VirtualConnectionId,
+    AttemptId, ControlStreamId, Path, SocketId, VirtualConnectionId,
     address_policy::{Scope, scope},
     command::{Command, Pool},
     config::{Config, Role},
     context::{Environment, Identity},
     control_streams::{ControlStream, ControlStreams},
-    coordinator::server::{AssistRequest, AssistResponse, CoordinatorServer},
+    coordinator::server::CoordinatorServer,
     coordinator_exchange::{CoordinatorExchange, may_be_named},
     counters::Counters,
     event::{Event, FailureReason, PathKind, Phase, SessionRole},
     local_addresses::LocalAddresses,
     nat::{
         Report,
-        client::{FilteringTestAnswer, Learned, NatClient},
+        client::{Learned, NatClient},
+        filtering::{AssistRequest, AssistResponse, FilteringTestAnswer},
     },
     outbox::{Outbox, Refusal},
     rate_limit::Rate,
@@ -347,12 +348,12 @@ impl Endpoint {
 
     /// Registers with `peer` whenever it is connected, and asks it to coordinate for us.
     pub fn add_coordinator(&mut self, peer: PeerId, now: Instant) {
-        let link = self.env.streams.best_of(&peer);
-        if peer == self.env.identity.peer || !self.env.registrations.add(peer, link, now) {
+        let stream = self.env.streams.best_of(&peer);
+        if peer == self.env.identity.peer || !self.env.registrations.add(peer, stream, now) {
             return;
         }
         self.env.local.observations.trust(peer);
-        if link.is_some() {
+        if stream.is_some() {
             let mut cx = self.env.at(now);
             cx.refresh_candidates();
             self.nat.report_changes(&mut cx);
@@ -412,14 +413,14 @@ impl Endpoint {
         self.sessions.requests.acquaint(peer, now);
         let stream = ControlStream::new(id, peer, remote, socket);
         self.env.streams.insert(stream.clone());
-        self.server.coordinator.link_up(peer, now);
+        self.server.coordinator.stream_up(peer, now);
         if remote.is_some() {
             self.nat.handle_reached(&peer);
         }
         self.env.at(now).tell_observed_address(id);
         self.exchange.tell(&mut self.env, &stream);
         if self.env.registrations.contains(&peer) {
-            self.env.registrations.link_up(&peer, id, &self.env.streams, now);
+            self.env.registrations.stream_up(&peer, id, &self.env.streams, now);
             self.register(now);
             self.coordinator_arrived(&peer, now);
         } else if self.shared.is_named(&peer) {
@@ -436,7 +437,7 @@ impl Endpoint {
         self.nat.handle_stream_down(&mut cx, id);
         if self.env.registrations.contains(&stream.peer) {
             let other = self.env.streams.best_of(&stream.peer);
-            self.env.registrations.link_down(&stream.peer, id, other, now);
+            self.env.registrations.stream_down(&stream.peer, id, other, now);
             self.register(now);
         }
         if self.env.streams.best_of(&stream.peer).is_none() {
@@ -475,8 +476,9 @@ impl Endpoint {
                 sessions.handle_answer(&mut cx, &from, *answer);
             }
             Frame::PunchRejected { session, round, reason, retry_after } => {
+                let attempt = AttemptId { session, round };
                 let refusal = Refusal { reason, retry_after };
-                self.request_rejected(&from, Rejection { session, round, refusal }, now)
+                self.request_rejected(&from, Rejection { attempt, refusal }, now)
             }
             Frame::Observer(offer) => self.nat.handle_observer(&mut cx, &from, offer),
             Frame::ObserverAt { ip, offer } => self.nat.handle_observer_at(&mut cx, &from, ip, offer),
@@ -502,10 +504,10 @@ impl Endpoint {
                 self.filter_tested(&from, FilteringTestAnswer { data, rounds, sources }, now)
             }
             Frame::FilteringAssistRequest { data, key, target } => {
-                self.server.handle_assist_request(&mut cx, &from, &AssistRequest { data, key, target })
+                self.server.handle_assist_request(&mut cx, &from, AssistRequest { data, key, target })
             }
             Frame::FilteringAssistResponse { data, rounds, source } => {
-                self.server.handle_assist_response(&mut cx, &from, &AssistResponse { data, rounds, source })
+                self.server.handle_assist_response(&mut cx, &from, AssistResponse { data, rounds, source })
             }
         }
     }
@@ -553,9 +555,9 @@ impl Endpoint {
         if sessions.handle_rejection(&mut cx, &from.peer, rejection) {
             return;
         }
-        let Rejection { session, round, refusal } = rejection;
-        let (request, out) = ((session, round), &mut self.env.out);
-        if !self.server.coordinator.rejected(&from.peer, request, refusal, now, out) {
+        let Rejection { attempt, refusal } = rejection;
+        let out = &mut self.env.out;
+        if !self.server.coordinator.rejected(&from.peer, attempt, refusal, now, out) {
             out.refuse_frame();
         }
     }
@@ -572,7 +574,7 @@ impl Endpoint {
             sessions.handle_request(&mut cx, from, *punch);
         } else {
             let Environment { streams, out, .. } = &mut self.env;
-            self.server.coordinator.punch_me_now((from.id, from), punch, streams, now, out);
+            self.server.coordinator.punch_me_now(from, punch, streams, now, out);
         }
     }
 

@@ -64,6 +64,14 @@ impl fmt::Debug for SessionId {
     }
 }
 
+/// An attempt of a session, as frames name it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AttemptId {
+    pub(crate) session: SessionId,
+    /// The initiator's number of the attempt, from 0.
+    pub(crate) round: u32,
+}
+
 /// A way to a peer: one of our sockets and an address of theirs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Path {

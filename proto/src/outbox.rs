@@ -6,7 +6,7 @@ use std::{
 };
 
 use crate::{
-    ControlStreamId, Path,
+    AttemptId, ControlStreamId, Path,
     command::Command,
     counters::Counters,
     event::Event,
@@ -70,8 +70,8 @@ impl Outbox {
         self.transmits.push_back(Transmit { path, payload: probe.encode(keys) });
     }
 
-    pub(crate) fn frame(&mut self, link: ControlStreamId, frame: Frame) {
-        self.frames.push_back((link, frame));
+    pub(crate) fn frame(&mut self, stream: ControlStreamId, frame: Frame) {
+        self.frames.push_back((stream, frame));
     }
 
     pub(crate) fn command(&mut self, command: Command) {
@@ -82,14 +82,11 @@ impl Outbox {
         self.events.push_back(event);
     }
 
-    pub(crate) fn reject(
-        &mut self,
-        link: ControlStreamId,
-        (session, round): (crate::SessionId, u32),
-        refusal: impl Into<Refusal>,
-    ) {
+    /// Rejects the request of an attempt.
+    pub(crate) fn reject(&mut self, to: ControlStreamId, attempt: AttemptId, refusal: impl Into<Refusal>) {
+        let AttemptId { session, round } = attempt;
         let Refusal { reason, retry_after } = refusal.into();
-        self.frame(link, Frame::PunchRejected { session, round, reason, retry_after });
+        self.frame(to, Frame::PunchRejected { session, round, reason, retry_after });
     }
 
     /// Counts an answer of a coordinator, and the time that it took.

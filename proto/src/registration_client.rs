@@ -38,14 +38,14 @@ const UNWILLING_RETRY_DELAY: Duration = Duration::from_secs(60);
 
 #[derive(Debug, Default)]
 struct Entry {
-    link: Option<ControlStreamId>,
-    /// Candidates that were announced on `link`.
+    stream: Option<ControlStreamId>,
+    /// Candidates that were announced on `stream`.
     announced: Vec<Candidate>,
     /// Time of the next `REGISTER`.
     due: Option<Instant>,
     /// The `REGISTER` that has not been answered, and until when it may be.
     sent: Option<(u64, Instant)>,
-    /// The generation last sent on `link`.
+    /// The generation last sent on `stream`.
     generation: Option<u64>,
     registered_until: Option<Instant>,
     /// Time from the last `REGISTER` that was answered to the answer.
@@ -57,7 +57,7 @@ struct Entry {
 }
 
 impl Entry {
-    fn lose_link(&mut self) {
+    fn lose_stream(&mut self) {
         let Entry { failures, stale_answers, rtt, .. } = *self;
         *self = Entry { failures, stale_answers, rtt, ..Entry::default() };
     }
@@ -67,11 +67,11 @@ impl Entry {
     }
 
     fn is_registered(&self) -> bool {
-        self.link.is_some() && self.registered_until.is_some()
+        self.stream.is_some() && self.registered_until.is_some()
     }
 
     fn deadlines(&self) -> impl Iterator<Item = Instant> {
-        let due = self.due.filter(|_| self.link.is_some());
+        let due = self.due.filter(|_| self.stream.is_some());
         [due, self.sent.map(|(_, at)| at), self.registered_until].into_iter().flatten()
     }
 }
@@ -130,12 +130,12 @@ impl RegistrationClient {
         }
     }
 
-    pub(crate) fn add(&mut self, peer: PeerId, link: Option<ControlStreamId>, now: Instant) -> bool {
+    pub(crate) fn add(&mut self, peer: PeerId, stream: Option<ControlStreamId>, now: Instant) -> bool {
         if self.entries.contains_key(&peer) {
             return false;
         }
-        let due = link.map(|_| now);
-        self.entries.insert(peer, Entry { link, due, ..Entry::default() });
+        let due = stream.map(|_| now);
+        self.entries.insert(peer, Entry { stream, due, ..Entry::default() });
         self.patient_until = Some(now + self.patience);
         true
     }
@@ -161,14 +161,14 @@ impl RegistrationClient {
         out: &mut Outbox,
     ) {
         let Some(entry) = self.entries.get(coordinator) else { return };
-        let (Some(link), Some(_)) = (entry.link, entry.generation) else { return };
+        let (Some(stream), Some(_)) = (entry.stream, entry.generation) else { return };
         self.generation += 1;
         let candidates = &entry.announced;
         // A key that cannot sign has not registered either.
         if let Ok(withdrawal) =
             Registration::sign(keypair, self.generation, Duration::ZERO, probe_key, candidates, Bytes::new())
         {
-            out.frame(link, Frame::Register(withdrawal));
+            out.frame(stream, Frame::Register(withdrawal));
         }
     }
 
@@ -187,7 +187,7 @@ impl RegistrationClient {
     /// Returns the coordinators that have registered this peer, in the order of their PeerIds.
     pub(crate) fn registered(&self) -> impl Iterator<Item = (PeerId, ControlStreamId)> {
         let registered = self.entries.iter().filter(|(_, entry)| entry.is_registered());
-        registered.filter_map(|(peer, entry)| Some((*peer, entry.link?)))
+        registered.filter_map(|(peer, entry)| Some((*peer, entry.stream?)))
     }
 
     /// Returns the connected coordinators: those that registered us first, and of these those with
@@ -197,17 +197,17 @@ impl RegistrationClient {
             .entries
             .iter()
             .filter_map(|(peer, entry)| {
-                Some(((!entry.is_registered(), entry.stale_answers), *peer, entry.link?))
+                Some(((!entry.is_registered(), entry.stale_answers), *peer, entry.stream?))
             })
             .collect();
         all.sort();
-        all.into_iter().map(|(_, peer, link)| (peer, link)).collect()
+        all.into_iter().map(|(_, peer, stream)| (peer, stream)).collect()
     }
 
     /// The coordinators that are connected, each with its rank: the lowest is asked first. Those of
     /// one rank are equally good.
     pub(crate) fn ranked(&self) -> Vec<(Rank, PeerId, ControlStreamId)> {
-        let connected = || self.entries.iter().filter(|(_, entry)| entry.link.is_some());
+        let connected = || self.entries.iter().filter(|(_, entry)| entry.stream.is_some());
         let nearest = connected().filter_map(|(_, entry)| entry.rtt).min();
         let is_far = |rtt: Duration| nearest.is_some_and(|nearest| rtt > nearest + NEARBY);
         let rank = |entry: &Entry| Rank {
@@ -215,7 +215,7 @@ impl RegistrationClient {
             stale_answers: entry.stale_answers,
             is_far: entry.rtt.is_some_and(is_far),
         };
-        connected().filter_map(|(peer, entry)| Some((rank(entry), *peer, entry.link?))).collect()
+        connected().filter_map(|(peer, entry)| Some((rank(entry), *peer, entry.stream?))).collect()
     }
 
     /// A coordinator answered for a peer with an older registration than another coordinator did,
@@ -235,36 +235,37 @@ impl RegistrationClient {
 
     /// Handles a new control stream to a coordinator. The stream is used if there is no other, or
     /// if only this stream shows the coordinator our address.
-    pub(crate) fn link_up(
+    pub(crate) fn stream_up(
         &mut self,
         peer: &PeerId,
-        link: ControlStreamId,
-        links: &ControlStreams,
+        stream: ControlStreamId,
+        streams: &ControlStreams,
         now: Instant,
     ) {
-        let shows = |link| links.get(link).is_some_and(|link: &ControlStream| link.remote.is_some());
+        let shows =
+            |stream| streams.get(stream).is_some_and(|stream: &ControlStream| stream.remote.is_some());
         if let Some(entry) = self.entries.get_mut(peer)
-            && entry.link.is_none_or(|current| shows(link) && !shows(current))
+            && entry.stream.is_none_or(|current| shows(stream) && !shows(current))
         {
-            entry.lose_link();
-            entry.link = Some(link);
+            entry.lose_stream();
+            entry.stream = Some(stream);
             entry.due = Some(now);
         }
     }
 
     /// Handles the end of a control stream to a coordinator; `other` is a remaining stream.
-    pub(crate) fn link_down(
+    pub(crate) fn stream_down(
         &mut self,
         peer: &PeerId,
-        link: ControlStreamId,
+        stream: ControlStreamId,
         other: Option<ControlStreamId>,
         now: Instant,
     ) {
         if let Some(entry) = self.entries.get_mut(peer)
-            && entry.link == Some(link)
+            && entry.stream == Some(stream)
         {
-            entry.lose_link();
-            entry.link = other;
+            entry.lose_stream();
+            entry.stream = other;
             entry.due = other.map(|_| now);
         }
     }
@@ -281,7 +282,7 @@ impl RegistrationClient {
     }
 
     fn renew_by(&mut self, at: Instant) {
-        for entry in self.entries.values_mut().filter(|entry| entry.link.is_some()) {
+        for entry in self.entries.values_mut().filter(|entry| entry.stream.is_some()) {
             // A coordinator that just turned us down is not asked sooner because of that.
             if entry.failures == 0 {
                 entry.due_by(at);
@@ -365,12 +366,12 @@ impl RegistrationClient {
                 entry.due_by(now + backoff::delay(entry.failures, rng));
                 entry.failures = entry.failures.saturating_add(1);
             }
-            let Some(link) = entry.link else { continue };
+            let Some(stream) = entry.stream else { continue };
             if entry.due.is_none_or(|at| at > now) {
                 continue;
             }
             entry.due = None;
-            let loopback = announcement.streams.get(link).is_some_and(|link| link.is_loopback());
+            let loopback = announcement.streams.get(stream).is_some_and(|stream| stream.is_loopback());
             let candidates = announcement.local.candidates_for(loopback);
             self.generation += 1;
             // Only a key that cannot sign fails here, and there is nothing to try again.
@@ -385,15 +386,15 @@ impl RegistrationClient {
                 continue;
             };
             for gone in entry.announced.iter().filter(|c| !candidates.contains(c)) {
-                out.frame(link, Frame::RemoveAddress { sequence: gone.sequence });
+                out.frame(stream, Frame::RemoveAddress { sequence: gone.sequence });
             }
             for new in candidates.iter().filter(|c| !entry.announced.contains(c)) {
-                out.frame(link, Frame::AddAddress(*new));
+                out.frame(stream, Frame::AddAddress(*new));
             }
             entry.announced = candidates;
             entry.generation = Some(self.generation);
             entry.sent = Some((self.generation, now + self.patience));
-            out.frame(link, Frame::Register(registration));
+            out.frame(stream, Frame::Register(registration));
         }
         self.report(now, out);
     }

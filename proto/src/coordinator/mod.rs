@@ -17,7 +17,7 @@ use libp2p_identity::PeerId;
 use sha2::{Digest, Sha256};
 
 use crate::{
-    ControlStreamId, NetworkPrefix, SessionId,
+    AttemptId, ControlStreamId, NetworkPrefix, SessionId,
     address_policy::{Scope, scope},
     candidate::Candidate,
     config::CoordinatorLimits,
@@ -62,14 +62,15 @@ impl Allowance {
 /// A peer that is connected.
 #[derive(Debug, Default)]
 struct Client {
-    links: usize,
+    /// Number of its control streams.
+    streams: usize,
     allowance: Allowance,
 }
 
 #[derive(Debug, Clone, Copy)]
 struct Forward {
     initiator: PeerId,
-    link: ControlStreamId,
+    stream: ControlStreamId,
     round: u32,
 }
 
@@ -81,7 +82,7 @@ pub(crate) struct Coordinator {
     clients: BTreeMap<PeerId, Client>,
     /// Until every bucket is full again. Otherwise leaving and coming back would be a way to more.
     departed: Recent<PeerId, Allowance>,
-    /// Candidates announced on each link.
+    /// Candidates announced on each control stream.
     announced: BTreeMap<ControlStreamId, Arc<Vec<Candidate>>>,
     registry: Registrations,
     /// By responder and session.
@@ -119,28 +120,33 @@ impl Coordinator {
         if !active {
             self.announced.clear();
             for entry in self.registry.clear() {
-                reject_registration(entry.link, entry.registration.generation, RejectReason::NotWilling, out);
+                reject_registration(
+                    entry.stream,
+                    entry.registration.generation,
+                    RejectReason::NotWilling,
+                    out,
+                );
             }
         }
     }
 
-    pub(crate) fn link_up(&mut self, peer: PeerId, now: Instant) {
+    pub(crate) fn stream_up(&mut self, peer: PeerId, now: Instant) {
         let departed = &self.departed;
         let client = self.clients.entry(peer).or_insert_with(|| {
             let allowance = departed.get(&peer, now).copied().unwrap_or_default();
-            Client { links: 0, allowance }
+            Client { streams: 0, allowance }
         });
-        client.links += 1;
+        client.streams += 1;
     }
 
-    pub(crate) fn link_down(&mut self, id: ControlStreamId, peer: &PeerId, now: Instant) {
+    pub(crate) fn stream_down(&mut self, id: ControlStreamId, peer: &PeerId, now: Instant) {
         self.announced.remove(&id);
-        if self.registry.get(peer).is_some_and(|entry| entry.link == id) {
+        if self.registry.get(peer).is_some_and(|entry| entry.stream == id) {
             self.registry.remove(peer);
         }
         if let Some(client) = self.clients.get_mut(peer) {
-            client.links = client.links.saturating_sub(1);
-            if client.links == 0 {
+            client.streams = client.streams.saturating_sub(1);
+            if client.streams == 0 {
                 let allowance = client.allowance;
                 self.clients.remove(peer);
                 if !allowance.is_full(now) {
@@ -160,11 +166,11 @@ impl Coordinator {
         self.forwards.expire(now);
     }
 
-    pub(crate) fn add_address(&mut self, link: ControlStreamId, candidate: Candidate, out: &mut Outbox) {
+    pub(crate) fn add_address(&mut self, stream: ControlStreamId, candidate: Candidate, out: &mut Outbox) {
         if !self.active {
             return;
         }
-        let announced = Arc::make_mut(self.announced.entry(link).or_default());
+        let announced = Arc::make_mut(self.announced.entry(stream).or_default());
         let known = announced.iter().position(|known| known.sequence == candidate.sequence);
         if let Some(known) = known.and_then(|index| announced.get_mut(index)) {
             *known = candidate;
@@ -176,31 +182,31 @@ impl Coordinator {
         }
     }
 
-    pub(crate) fn remove_address(&mut self, link: ControlStreamId, sequence: u64) {
-        if let Some(announced) = self.announced.get_mut(&link) {
+    pub(crate) fn remove_address(&mut self, stream: ControlStreamId, sequence: u64) {
+        if let Some(announced) = self.announced.get_mut(&stream) {
             Arc::make_mut(announced).retain(|candidate| candidate.sequence != sequence);
         }
     }
 
     pub(crate) fn register(
         &mut self,
-        (id, link): (ControlStreamId, &ControlStream),
+        from: &ControlStream,
         registration: Registration,
         now: Instant,
         out: &mut Outbox,
     ) {
         let generation = registration.generation;
         if registration.lifetime.is_zero() {
-            return self.withdraw(link, &registration, out);
+            return self.withdraw(from, &registration, out);
         }
-        match self.try_register((id, link), registration, now) {
+        match self.try_register(from, registration, now) {
             Ok((lifetime, evicted)) => {
                 let allowance = self.limits.request_rate;
-                out.frame(id, Frame::Registered { generation, lifetime, allowance });
+                out.frame(from.id, Frame::Registered { generation, lifetime, allowance });
                 if let Some(evicted) = evicted {
                     out.cap_hit();
                     reject_registration(
-                        evicted.link,
+                        evicted.stream,
                         evicted.registration.generation,
                         RejectReason::Full,
                         out,
@@ -213,19 +219,19 @@ impl Coordinator {
                     RejectReason::Malformed => out.refuse_frame(),
                     _ => {}
                 }
-                reject_registration(id, generation, refusal, out);
+                reject_registration(from.id, generation, refusal, out);
             }
         }
     }
 
     /// Ends the registration of a peer that asks for it, over the control stream of the
     /// registration. There is no answer.
-    fn withdraw(&mut self, link: &ControlStream, withdrawal: &Registration, out: &mut Outbox) {
+    fn withdraw(&mut self, from: &ControlStream, withdrawal: &Registration, out: &mut Outbox) {
         let is_later = |entry: &Registered| {
-            entry.link == link.id && entry.registration.generation < withdrawal.generation
+            entry.stream == from.id && entry.registration.generation < withdrawal.generation
         };
-        if is_key_of(&withdrawal.peer, &link.peer) && self.registry.get(&link.peer).is_some_and(is_later) {
-            self.registry.remove(&link.peer);
+        if is_key_of(&withdrawal.peer, &from.peer) && self.registry.get(&from.peer).is_some_and(is_later) {
+            self.registry.remove(&from.peer);
         } else {
             out.refuse_frame();
         }
@@ -233,34 +239,34 @@ impl Coordinator {
 
     fn try_register(
         &mut self,
-        (id, link): (ControlStreamId, &ControlStream),
+        from: &ControlStream,
         registration: Registration,
         now: Instant,
     ) -> Result<(Duration, Option<Registered>), Refusal> {
         if !self.active {
             return Err(RejectReason::NotWilling.into());
         }
-        let (rate, client) = (self.limits.register_rate, self.clients.entry(link.peer).or_default());
+        let (rate, client) = (self.limits.register_rate, self.clients.entry(from.peer).or_default());
         if !client.allowance.register.take(rate, now) {
             return Err(Refusal::rate_limited(client.allowance.register.next(rate, now), now));
         }
-        if !self.gater.allows(|gater| gater.allow_registration(&remote_of(link))) {
+        if !self.gater.allows(|gater| gater.allow_registration(&remote_of(from))) {
             return Err(RejectReason::NotWilling.into());
         }
-        let known = self.registry.get(&link.peer);
+        let known = self.registry.get(&from.peer);
         let is_older = known.is_some_and(|entry| {
-            entry.link == id && entry.registration.generation >= registration.generation
+            entry.stream == from.id && entry.registration.generation >= registration.generation
         });
-        if is_older || !is_key_of(&registration.peer, &link.peer) {
+        if is_older || !is_key_of(&registration.peer, &from.peer) {
             return Err(RejectReason::Malformed.into());
         }
         let lifetime = registration.lifetime.min(MAX_LIFETIME);
         let new = NewRegistration {
-            peer: link.peer,
-            link: id,
-            network: link.remote.and_then(|remote| NetworkPrefix::of(remote.ip())),
+            peer: from.peer,
+            stream: from.id,
+            network: from.remote.and_then(|remote| NetworkPrefix::of(remote.ip())),
             registration,
-            candidates: self.announced.get(&id).cloned().unwrap_or_default(),
+            candidates: self.announced.get(&from.id).cloned().unwrap_or_default(),
             lifetime,
         };
         let evicted = self.registry.insert(new, now).map_err(|Full| RejectReason::Full)?;
@@ -270,21 +276,22 @@ impl Coordinator {
     /// Forwards a request, and answers it at once with the responder's registration.
     pub(crate) fn punch_me_now(
         &mut self,
-        (id, link): (ControlStreamId, &ControlStream),
+        from: &ControlStream,
         mut punch: Box<PunchMeNow>,
-        links: &ControlStreams,
+        streams: &ControlStreams,
         now: Instant,
         out: &mut Outbox,
     ) {
-        let (session, round) = (punch.request.session, punch.request.round);
-        let answer = match self.try_forward((id, link), &punch, now) {
+        let attempt = punch.request.attempt();
+        let AttemptId { session, round } = attempt;
+        let (responder_stream, answer) = match self.try_forward(from, &punch, now) {
             Ok(entry) => {
-                let observed = links.get(entry.link).and_then(|link| link.remote);
-                let (registration, candidates) = match share_network(link.remote, observed) {
+                let observed = streams.get(entry.stream).and_then(|stream| stream.remote);
+                let (registration, candidates) = match share_network(from.remote, observed) {
                     true => (entry.registration.without_public_signature(), entry.candidates.to_vec()),
                     false => entry.registration.public_part(&entry.candidates),
                 };
-                (entry.link, PunchAnswer { session, round, registration, candidates, observed })
+                (entry.stream, PunchAnswer { session, round, registration, candidates, observed })
             }
             Err(refusal) => {
                 out.counters.requests_rejected += 1;
@@ -293,23 +300,22 @@ impl Coordinator {
                     RejectReason::Malformed => out.refuse_frame(),
                     _ => {}
                 }
-                return out.reject(id, (session, round), refusal);
+                return out.reject(from.id, attempt, refusal);
             }
         };
-        let (responder_link, answer) = answer;
         out.counters.requests_forwarded += 1;
-        let forward = Forward { initiator: link.peer, link: id, round };
+        let forward = Forward { initiator: from.peer, stream: from.id, round };
         if self.forwards.insert((punch.request.responder, session), forward, now) {
             out.cap_hit();
         }
-        punch.observed = link.remote;
-        out.frame(id, Frame::PunchAnswer(Box::new(answer)));
-        out.frame(responder_link, Frame::PunchMeNow(punch));
+        punch.observed = from.remote;
+        out.frame(from.id, Frame::PunchAnswer(Box::new(answer)));
+        out.frame(responder_stream, Frame::PunchMeNow(punch));
     }
 
     fn try_forward(
         &mut self,
-        (_, link): (ControlStreamId, &ControlStream),
+        from: &ControlStream,
         punch: &PunchMeNow,
         now: Instant,
     ) -> Result<&Registered, Refusal> {
@@ -317,7 +323,7 @@ impl Coordinator {
         if !self.active {
             return Err(RejectReason::NotWilling.into());
         }
-        let (rate, client) = (self.limits.request_rate, self.clients.entry(link.peer).or_default());
+        let (rate, client) = (self.limits.request_rate, self.clients.entry(from.peer).or_default());
         if !client.allowance.punch.take(rate, now) {
             return Err(Refusal::rate_limited(client.allowance.punch.next(rate, now), now));
         }
@@ -326,34 +332,34 @@ impl Coordinator {
         }
         // A request in another peer's name is not forwarded; the responder would detect it, at a
         // higher cost.
-        if !is_key_of(&request.initiator, &link.peer) {
+        if !is_key_of(&request.initiator, &from.peer) {
             return Err(RejectReason::Malformed.into());
         }
-        if !self.allows_request(link, &request.responder) {
+        if !self.allows_request(from, &request.responder) {
             return Err(RejectReason::NotWilling.into());
         }
         let taken = self.forwards.get(&(request.responder, request.session), now);
-        if taken.is_some_and(|forward| forward.initiator != link.peer) {
+        if taken.is_some_and(|forward| forward.initiator != from.peer) {
             return Err(RejectReason::Malformed.into());
         }
         let known = self.registry.get(&request.responder).filter(|entry| entry.expires > now);
         if known.is_none() {
             return Err(RejectReason::NotConnected.into());
         }
-        let pair = (link.peer, request.responder);
+        let pair = (from.peer, request.responder);
         if !self.pairs.take(pair, now) {
             return Err(Refusal::rate_limited(self.pairs.next(&pair, now), now));
         }
         self.registry.ask_for(&request.responder, now).ok_or(RejectReason::NotConnected.into())
     }
 
-    fn allows_request(&self, link: &ControlStream, responder: &PeerId) -> bool {
-        self.gater.allows(|gater| gater.allow_request(&remote_of(link), responder))
+    fn allows_request(&self, from: &ControlStream, responder: &PeerId) -> bool {
+        self.gater.allows(|gater| gater.allow_request(&remote_of(from), responder))
     }
 
     /// Returns true if a peer is registered over this control stream.
-    pub(crate) fn serves(&self, peer: &PeerId, link: ControlStreamId) -> bool {
-        self.registry.get(peer).is_some_and(|entry| entry.link == link)
+    pub(crate) fn serves(&self, peer: &PeerId, stream: ControlStreamId) -> bool {
+        self.registry.get(peer).is_some_and(|entry| entry.stream == stream)
     }
 
     /// Returns true if a peer's request to an observer is answered.
@@ -375,31 +381,31 @@ impl Coordinator {
     /// frame.
     pub(crate) fn window(
         &mut self,
-        link: &ControlStream,
+        from: &ControlStream,
         mut window: Box<PortPrediction>,
         now: Instant,
         out: &mut Outbox,
     ) {
-        let (from, to) = (link.peer, window.peer);
+        let (sender, to) = (from.peer, window.peer);
         let forward = |responder| self.forwards.get(&(responder, window.session), now).copied();
         let as_responder =
-            forward(from).filter(|forward| forward.initiator == to).map(|forward| forward.link);
+            forward(sender).filter(|forward| forward.initiator == to).map(|forward| forward.stream);
         let as_initiator = || {
-            forward(to).filter(|forward| forward.initiator == from)?;
-            self.registry.get(&to).map(|entry| entry.link)
+            forward(to).filter(|forward| forward.initiator == sender)?;
+            self.registry.get(&to).map(|entry| entry.stream)
         };
         let registered = || {
-            let is_served = self.active && self.allows_request(link, &to);
+            let is_served = self.active && self.allows_request(from, &to);
             let entry = self.registry.get(&to).filter(|entry| is_served && entry.expires > now)?;
-            Some(entry.link)
+            Some(entry.stream)
         };
         let Some(receiver) = as_responder.or_else(as_initiator).or_else(registered) else {
             return out.refuse_frame();
         };
-        if !self.clients.entry(from).or_default().allowance.punch.take(self.limits.request_rate, now) {
+        if !self.clients.entry(sender).or_default().allowance.punch.take(self.limits.request_rate, now) {
             return out.cap_hit();
         }
-        window.peer = from;
+        window.peer = sender;
         out.frame(receiver, Frame::PortPrediction(window));
     }
 
@@ -407,7 +413,7 @@ impl Coordinator {
     /// receiver refuses it.
     pub(crate) fn moved(
         &mut self,
-        link: &ControlStream,
+        from: &ControlStream,
         mut moved: Box<PunchMoved>,
         now: Instant,
         out: &mut Outbox,
@@ -415,14 +421,14 @@ impl Coordinator {
         if !self.active {
             return out.refuse_frame();
         }
-        if !self.clients.entry(link.peer).or_default().allowance.punch.take(self.limits.request_rate, now) {
+        if !self.clients.entry(from.peer).or_default().allowance.punch.take(self.limits.request_rate, now) {
             return out.cap_hit();
         }
         // Peers ask all their coordinators, and at least one should know the other.
-        let is_allowed = self.allows_request(link, &moved.peer);
+        let is_allowed = self.allows_request(from, &moved.peer);
         let receiver = self.registry.get(&moved.peer).filter(|entry| is_allowed && entry.expires > now);
-        if let Some(receiver) = receiver.map(|entry| entry.link) {
-            moved.peer = link.peer;
+        if let Some(receiver) = receiver.map(|entry| entry.stream) {
+            moved.peer = from.peer;
             out.counters.requests_forwarded += 1;
             out.frame(receiver, Frame::PunchMoved(moved));
         } else {
@@ -435,14 +441,14 @@ impl Coordinator {
     pub(crate) fn rejected(
         &mut self,
         responder: &PeerId,
-        (session, round): (SessionId, u32),
+        attempt: AttemptId,
         refusal: Refusal,
         now: Instant,
         out: &mut Outbox,
     ) -> bool {
-        match self.forwards.get(&(*responder, session), now) {
-            Some(forward) if forward.round == round => {
-                out.reject(forward.link, (session, round), refusal);
+        match self.forwards.get(&(*responder, attempt.session), now) {
+            Some(forward) if forward.round == attempt.round => {
+                out.reject(forward.stream, attempt, refusal);
                 true
             }
             _ => false,
@@ -464,18 +470,13 @@ fn share_network(initiator: Option<SocketAddr>, responder: Option<SocketAddr>) -
     }
 }
 
-fn remote_of(link: &ControlStream) -> Remote {
-    Remote { peer: link.peer, address: link.remote }
+fn remote_of(stream: &ControlStream) -> Remote {
+    Remote { peer: stream.peer, address: stream.remote }
 }
 
-fn reject_registration(
-    link: ControlStreamId,
-    generation: u64,
-    refusal: impl Into<Refusal>,
-    out: &mut Outbox,
-) {
+fn reject_registration(to: ControlStreamId, generation: u64, refusal: impl Into<Refusal>, out: &mut Outbox) {
     let Refusal { reason, retry_after } = refusal.into();
-    out.frame(link, Frame::RegisterRejected { generation, reason, retry_after });
+    out.frame(to, Frame::RegisterRejected { generation, reason, retry_after });
 }
 
 /// Returns true if `key`, a public key in protobuf encoding, is that of `peer`, without decoding

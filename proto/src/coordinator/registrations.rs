@@ -20,7 +20,7 @@ pub(crate) const MAX_ANNOUNCED: usize = 16;
 /// A peer that we coordinate for.
 #[derive(Debug)]
 pub(crate) struct Registered {
-    pub(crate) link: ControlStreamId,
+    pub(crate) stream: ControlStreamId,
     pub(crate) registration: Registration,
     /// Shared with the announcements of the control stream, until these change.
     pub(crate) candidates: Arc<Vec<Candidate>>,
@@ -35,7 +35,7 @@ pub(crate) struct Registered {
 #[derive(Debug)]
 pub(crate) struct NewRegistration {
     pub(crate) peer: PeerId,
-    pub(crate) link: ControlStreamId,
+    pub(crate) stream: ControlStreamId,
     pub(crate) network: Option<NetworkPrefix>,
     pub(crate) registration: Registration,
     pub(crate) candidates: Arc<Vec<Candidate>>,
@@ -76,7 +76,7 @@ impl Registrations {
     /// Enters a registration, in place of an earlier one of the peer. Returns the registration that
     /// had to make room.
     pub(crate) fn insert(&mut self, new: NewRegistration, now: Instant) -> Result<Option<Registered>, Full> {
-        let NewRegistration { peer, link, network, registration, candidates, lifetime } = new;
+        let NewRegistration { peer, stream, network, registration, candidates, lifetime } = new;
         let known = self.remove(&peer);
         let evicted = match known {
             None if self.by_peer.len() >= self.max => Some(self.evict_for(network).ok_or(Full)?),
@@ -87,7 +87,7 @@ impl Registrations {
         self.resize(network, |peers| {
             peers.insert((used, peer));
         });
-        let entry = Registered { link, registration, candidates, expires, network, used };
+        let entry = Registered { stream, registration, candidates, expires, network, used };
         self.by_peer.insert(peer, entry);
         Ok(evicted)
     }
@@ -190,7 +190,7 @@ mod tests {
         let lifetime = registration.lifetime;
         NewRegistration {
             peer,
-            link: ControlStreamId(1),
+            stream: ControlStreamId(1),
             network,
             registration,
             candidates: candidates(),

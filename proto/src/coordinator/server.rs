@@ -22,9 +22,12 @@ use crate::{
     coordinator::Coordinator,
     local_addresses::Family,
     nat::{
-        binding_lifetime::DelayedReplies,
+        binding_lifetime::{DelayedReplies, HoldRequest},
         early_packets::{EARLY_DATAGRAMS, EARLY_RATE, MAX_EARLY_CLIENTS},
-        filtering::{FilteringTestServer, Test, needs_another},
+        filtering::{
+            AssistRequest, AssistResponse, FilteringTestAnswer, FilteringTestServer, Senders, Test,
+            needs_another,
+        },
         observer::{Observers, PORTS, Request},
     },
     rate_limit::PeerBuckets,
@@ -40,22 +43,6 @@ pub(crate) struct CoordinatorServer {
     early_packets: PeerBuckets,
     filtering: FilteringTestServer,
     delayed_replies: DelayedReplies,
-}
-
-/// Contents of `FILTERING_ASSIST_REQUEST`.
-#[derive(Debug)]
-pub(crate) struct AssistRequest {
-    pub(crate) data: [u8; 8],
-    pub(crate) key: [u8; 32],
-    pub(crate) target: SocketAddr,
-}
-
-/// Contents of `FILTERING_ASSIST_RESPONSE`.
-#[derive(Debug)]
-pub(crate) struct AssistResponse {
-    pub(crate) data: [u8; 8],
-    pub(crate) rounds: u8,
-    pub(crate) source: Option<SocketAddr>,
 }
 
 impl CoordinatorServer {
@@ -124,9 +111,9 @@ impl CoordinatorServer {
 
     /// A control stream is gone.
     pub(crate) fn handle_stream_down(&mut self, cx: &mut Context<'_>, stream: &ControlStream) {
-        self.coordinator.link_down(stream.id, &stream.peer, cx.now);
-        self.delayed_replies.link_down(stream.id);
-        self.filtering.link_down(stream.id, cx.now);
+        self.coordinator.stream_down(stream.id, &stream.peer, cx.now);
+        self.delayed_replies.stream_down(stream.id);
+        self.filtering.stream_down(stream.id, cx.now);
     }
 
     /// An interface has lost an address.
@@ -144,7 +131,7 @@ impl CoordinatorServer {
         from: &ControlStream,
         registration: Registration,
     ) {
-        self.coordinator.register((from.id, from), registration, cx.now, &mut cx.env.out);
+        self.coordinator.register(from, registration, cx.now, &mut cx.env.out);
         self.offer_observers(cx, from);
     }
 
@@ -257,8 +244,8 @@ impl CoordinatorServer {
             cx.env.out.counters.probes_refused += 1;
             return;
         }
-        let request = (data, delay, self.observers.key_of(from.id));
-        match self.delayed_replies.hold((from.id, from.peer), path, request, cx.now) {
+        let request = HoldRequest { data, delay, key: self.observers.key_of(from.id) };
+        match self.delayed_replies.hold(from, path, request, cx.now) {
             Some(payload) => cx.env.out.transmit(path, payload),
             None => cx.env.out.cap_hit(),
         }
@@ -279,10 +266,8 @@ impl CoordinatorServer {
         };
         let test = Test { data, key, path: Path { socket, remote } };
         let own = cx.env.local.own_addresses();
-        let earliest = from.proven_at().map_or(cx.now, |at| at.max(cx.now));
-        let sources = (own.as_slice(), assistant_for(cx.env, from, remote));
-        let name = (from.id, from.peer);
-        let begun = serves.then(|| self.filtering.begin(name, test, sources, (cx.now, earliest))).flatten();
+        let senders = Senders { own: &own, assistant: assistant_for(cx.env, from, remote) };
+        let begun = serves.then(|| self.filtering.begin(from, test, senders, cx.now)).flatten();
         let Some(missing) = begun else {
             if serves {
                 cx.env.out.cap_hit();
@@ -297,9 +282,9 @@ impl CoordinatorServer {
         &mut self,
         cx: &mut Context<'_>,
         from: &ControlStream,
-        request: &AssistRequest,
+        request: AssistRequest,
     ) {
-        let AssistRequest { data, key, target } = *request;
+        let AssistRequest { data, target, .. } = request;
         let is_trusted = cx.env.is_operated() && cx.env.registrations.contains(&from.peer);
         let refusal = Frame::FilteringAssistResponse { data, rounds: 0, source: None };
         if !is_trusted || scope(target.ip()) != Scope::Global {
@@ -307,8 +292,7 @@ impl CoordinatorServer {
             return cx.env.out.frame(from.id, refusal);
         }
         let own = cx.env.local.own_addresses();
-        let name = (from.id, from.peer);
-        let Some(missing) = self.filtering.assist(name, (data, key, target), &own, cx.now) else {
+        let Some(missing) = self.filtering.assist(from, request, &own, cx.now) else {
             cx.env.out.cap_hit();
             return cx.env.out.frame(from.id, refusal);
         };
@@ -321,10 +305,9 @@ impl CoordinatorServer {
         &mut self,
         cx: &mut Context<'_>,
         from: &ControlStream,
-        response: &AssistResponse,
+        response: AssistResponse,
     ) {
-        let AssistResponse { data, rounds, source } = *response;
-        if !self.filtering.assisted(from.id, data, (rounds, source), cx.now) {
+        if !self.filtering.assisted(from.id, response, cx.now) {
             return cx.env.out.refuse_frame();
         }
         self.run_filtering_tests(cx);
@@ -346,13 +329,13 @@ impl CoordinatorServer {
         for (path, payload) in due.transmits {
             out.transmit(path, payload);
         }
-        for (id, data, key, target) in due.asks {
+        for (id, AssistRequest { data, key, target }) in due.asks {
             out.frame(id, Frame::FilteringAssistRequest { data, key, target });
         }
-        for (id, data, rounds, source) in due.assisted {
+        for (id, AssistResponse { data, rounds, source }) in due.assisted {
             out.frame(id, Frame::FilteringAssistResponse { data, rounds, source });
         }
-        for (id, data, rounds, sources) in due.ended {
+        for (id, FilteringTestAnswer { data, rounds, sources }) in due.ended {
             out.frame(id, Frame::FilterTested { data, rounds, sources });
         }
     }

@@ -93,6 +93,16 @@ pub(crate) fn judge(datagram: &[u8], key: &[u8; 32], data: [u8; 8]) -> Option<bo
     (is_meant && sealed.is_authentic(&MacKey::new(key))).then_some(held)
 }
 
+/// Request for an immediate and a delayed reply.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct HoldRequest {
+    pub(crate) data: [u8; 8],
+    /// Delay of the second reply in seconds.
+    pub(crate) delay: u16,
+    /// Key of the client.
+    pub(crate) key: [u8; 32],
+}
+
 #[derive(Debug)]
 struct Hold {
     path: Path,
@@ -116,14 +126,15 @@ impl DelayedReplies {
     /// Takes a request or its repetition, and returns the immediate reply.
     pub(crate) fn hold(
         &mut self,
-        (link, peer): (ControlStreamId, PeerId),
+        from: &ControlStream,
         path: Path,
-        (data, delay, key): ([u8; 8], u16, [u8; 32]),
+        request: HoldRequest,
         now: Instant,
     ) -> Option<[u8; PROBE_LEN]> {
-        let name = (link, data);
+        let HoldRequest { data, delay, key } = request;
+        let name = (from.id, data);
         let known = self.all.contains_key(&name);
-        if !known && (self.all.len() >= MAX_HOLDS || self.clients.take(peer, now).is_err()) {
+        if !known && (self.all.len() >= MAX_HOLDS || self.clients.take(from.peer, now).is_err()) {
             return None;
         }
         let due = now + Duration::from_secs(delay.into());
@@ -131,8 +142,8 @@ impl DelayedReplies {
         Some(answer(&key, data, false))
     }
 
-    pub(crate) fn link_down(&mut self, link: ControlStreamId) {
-        self.all.retain(|(of, _), _| *of != link);
+    pub(crate) fn stream_down(&mut self, stream: ControlStreamId) {
+        self.all.retain(|(of, _), _| *of != stream);
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
@@ -179,7 +190,7 @@ struct Trial {
 
 #[derive(Debug)]
 struct Measurement {
-    link: ControlStreamId,
+    stream: ControlStreamId,
     peer: PeerId,
     /// IP address of the observer.
     ip: IpAddr,
@@ -210,16 +221,16 @@ impl BindingLifetimeTest {
     /// Schedules a measurement with a coordinator at `ip` that offers to observe.
     pub(crate) fn offered(&mut self, from: &ControlStream, ip: IpAddr, offer: &ObserverOffer, now: Instant) {
         if self.measurement.is_none() && self.result.is_none() {
-            let (link, peer) = (from.id, from.peer);
+            let (stream, peer) = (from.id, from.peer);
             let (offer, due) = (offer.clone(), now + START_DELAY);
-            let measurement = Measurement { link, peer, ip, offer, begun: None, due, trials: Vec::new() };
+            let measurement = Measurement { stream, peer, ip, offer, begun: None, due, trials: Vec::new() };
             self.measurement = Some(measurement);
         }
     }
 
     /// Ends the measurement over a control stream. Returns true if there are sockets to close.
-    pub(crate) fn link_down(&mut self, link: ControlStreamId) -> bool {
-        let gone = self.measurement.take_if(|measurement| measurement.link == link);
+    pub(crate) fn stream_down(&mut self, stream: ControlStreamId) -> bool {
+        let gone = self.measurement.take_if(|measurement| measurement.stream == stream);
         gone.is_some_and(|measurement| measurement.begun.is_some())
     }
 

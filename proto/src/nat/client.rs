@@ -24,10 +24,10 @@ use crate::{
     event::Event,
     local_addresses::Family,
     nat::{
-        Confidence, Evidence, FilteringBehaviour, Finding, Recorded, Report, Sharing,
+        Confidence, Evidence, FilteringBehaviour, Finding, Observer, Recorded, Report, Sharing,
         binding_lifetime::BindingLifetimeTest,
         early_packets::EarlyPackets,
-        filtering::{FilteringTestClient, Outcome, Test, is_filter_probe},
+        filtering::{FilteringTestAnswer, FilteringTestClient, Outcome, Test, is_filter_probe},
         hairpin::Hairpins,
         is_in_shared_space,
         observer::{Observed, Observing, Offered, PORTS, Purpose, Sample},
@@ -192,14 +192,14 @@ impl NatClient {
 
     /// Ends the tests that use a control stream which is gone.
     pub(crate) fn handle_stream_down(&mut self, cx: &mut Context<'_>, id: ControlStreamId) {
-        cx.env.local.observations.link_down(id, cx.now);
-        self.observing.link_down(id);
-        self.early_packets.link_down(id);
+        cx.env.local.observations.stream_down(id, cx.now);
+        self.observing.stream_down(id);
+        self.early_packets.stream_down(id);
         self.early_packets.run(cx, &mut self.observing);
-        if self.binding_lifetime.link_down(id) {
+        if self.binding_lifetime.stream_down(id) {
             BindingLifetimeTest::close(cx);
         }
-        self.filtering.link_down(id);
+        self.filtering.stream_down(id);
         self.expect_probes(cx);
     }
 
@@ -294,7 +294,8 @@ impl NatClient {
     ) -> Learned {
         let (id, observer) = (from.id, from.peer);
         let Path { socket, remote } = path;
-        let recorded = cx.env.local.observations.record(socket, id, (observer, remote), address, cx.now);
+        let by = Observer { stream: id, peer: observer, address: remote };
+        let recorded = cx.env.local.observations.record(socket, by, address, cx.now);
         if matches!(recorded, Recorded::Moved | Recorded::Remapped) {
             self.observing.again(id, cx.now);
             self.observe(cx);
@@ -333,8 +334,8 @@ impl NatClient {
                     cx.env.out.refuse_frame();
                     return Learned::Nothing;
                 }
-                let observer = (from.peer, observed.from);
-                cx.env.local.observations.record_probe(observed.socket, from.id, observer, address, cx.now);
+                let by = Observer { stream: from.id, peer: from.peer, address: observed.from };
+                cx.env.local.observations.record_probe(observed.socket, by, address, cx.now);
                 self.report_measurement(cx, before);
             }
             Purpose::Session(session) => {
@@ -359,8 +360,8 @@ impl NatClient {
             return Learned::Nothing;
         }
         let observer = from.peer;
-        let by = (observer, observer_address);
-        let recorded = cx.env.local.observations.record(socket, from.id, by, address, cx.now);
+        let by = Observer { stream: from.id, peer: observer, address: observer_address };
+        let recorded = cx.env.local.observations.record(socket, by, address, cx.now);
         self.report_observation(cx, recorded, Event::Observed { observer, socket, address })
     }
 
@@ -393,8 +394,7 @@ impl NatClient {
         answer: FilteringTestAnswer,
         has_probed: HasProbed<'_>,
     ) {
-        let FilteringTestAnswer { data, rounds, sources } = answer;
-        if !self.filtering.answered(id, data, (rounds, sources), cx.now) {
+        if !self.filtering.answered(id, answer, cx.now) {
             return cx.env.out.refuse_frame();
         }
         self.conclude_filtering_tests(cx, has_probed);
@@ -453,12 +453,12 @@ impl NatClient {
     /// address there has changed.
     fn test_filtering(&mut self, cx: &mut Context<'_>, id: ControlStreamId, again: bool) {
         let Some(stream) = cx.env.streams.get(id) else { return };
-        let (Some(remote), Some(socket), peer) = (stream.remote, stream.socket, stream.peer) else { return };
-        if !cx.env.registrations.contains(&peer) || self.filtering.knows(id) != again {
+        let (Some(remote), Some(socket)) = (stream.remote, stream.socket) else { return };
+        if !cx.env.registrations.contains(&stream.peer) || self.filtering.knows(id) != again {
             return;
         }
         let (data, key) = (cx.env.rng.random(), cx.env.rng.random());
-        self.filtering.begin((id, peer), Test { data, key, path: Path { socket, remote } }, cx.now);
+        self.filtering.begin(stream, Test { data, key, path: Path { socket, remote } }, cx.now);
         self.expect_probes(cx);
         cx.env.out.frame(id, Frame::FilterTest { data, key });
     }
@@ -487,8 +487,9 @@ impl NatClient {
             let Some(public) = local.observations.reflexive(socket).first().copied() else { continue };
             let is_own = local.addresses_of_socket(socket).contains(&public);
             if !is_own && scope(public.ip()) == Scope::Global {
-                let name = (rng.random(), rng.random());
-                self.hairpins.begin(Path { socket, remote: public }, name, cx.now);
+                let (data, key) = (rng.random(), rng.random());
+                let path = Path { socket, remote: public };
+                self.hairpins.begin(Test { data, key, path }, cx.now);
             }
         }
         for (path, payload) in self.hairpins.poll(cx.now) {
@@ -631,14 +632,6 @@ impl NatClient {
         let evidence = Evidence::new(self.unreachable.iter().map(|(peer, at)| (*peer, *at)))?;
         Some(Finding::agreed(true, evidence))
     }
-}
-
-/// Contents of `FILTER_TESTED`.
-#[derive(Debug)]
-pub(crate) struct FilteringTestAnswer {
-    pub(crate) data: [u8; 8],
-    pub(crate) rounds: u8,
-    pub(crate) sources: Vec<SocketAddr>,
 }
 
 /// Returns true if requests may go to `ip` on the word of the coordinator at `remote`. A private

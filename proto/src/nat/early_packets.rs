@@ -122,29 +122,29 @@ pub(crate) struct EarlyPackets {
 
 impl EarlyPackets {
     /// Schedules a test with a coordinator that offers four ports.
-    pub(crate) fn offered(&mut self, link: ControlStreamId, peer: PeerId, now: Instant) {
-        self.schedule(link, peer, now);
+    pub(crate) fn offered(&mut self, stream: ControlStreamId, peer: PeerId, now: Instant) {
+        self.schedule(stream, peer, now);
     }
 
     /// Repeats the test with a coordinator that sees this peer at another address, perhaps behind
     /// another NAT.
-    pub(crate) fn address_changed(&mut self, link: ControlStreamId, now: Instant) {
-        if let Some(peer) = self.tests.get(&link).map(|test| test.peer) {
-            self.schedule(link, peer, now + SETTLING);
+    pub(crate) fn address_changed(&mut self, stream: ControlStreamId, now: Instant) {
+        if let Some(peer) = self.tests.get(&stream).map(|test| test.peer) {
+            self.schedule(stream, peer, now + SETTLING);
         }
     }
 
-    fn schedule(&mut self, link: ControlStreamId, peer: PeerId, due: Instant) {
-        self.link_down(link);
+    fn schedule(&mut self, stream: ControlStreamId, peer: PeerId, due: Instant) {
+        self.stream_down(stream);
         let pool = self.next_pool;
         self.next_pool = pool.wrapping_add(1);
         let (stage, due) = (Stage::Due, Some(due));
         let test = Test { peer, pool, stage, due, rounds: 0, usual: [None; USUAL], outcome: None };
-        self.tests.insert(link, test);
+        self.tests.insert(stream, test);
     }
 
-    pub(crate) fn link_down(&mut self, link: ControlStreamId) {
-        let test = self.tests.remove(&link);
+    pub(crate) fn stream_down(&mut self, stream: ControlStreamId) {
+        let test = self.tests.remove(&stream);
         let opened = test.filter(|test| !matches!(test.stage, Stage::Due | Stage::Over));
         self.abandoned.extend(opened.map(|test| test.pool));
     }
@@ -162,13 +162,13 @@ impl EarlyPackets {
     /// this port.
     pub(crate) fn answered(
         &mut self,
-        link: ControlStreamId,
+        stream: ControlStreamId,
         place: usize,
         socket: SocketId,
         port: u16,
         now: Instant,
     ) {
-        let Some(test) = self.tests.get_mut(&link).filter(|test| test.socket() == Some(socket)) else {
+        let Some(test) = self.tests.get_mut(&stream).filter(|test| test.socket() == Some(socket)) else {
             return;
         };
         match test.stage {
@@ -198,7 +198,7 @@ impl EarlyPackets {
     /// Returns the steps that are due.
     pub(crate) fn poll(&mut self, now: Instant) -> Vec<Step> {
         let mut steps: Vec<Step> = self.abandoned.drain(..).map(Step::Close).collect();
-        for (link, test) in &mut self.tests {
+        for (stream, test) in &mut self.tests {
             if test.due.is_none_or(|due| due > now) {
                 continue;
             }
@@ -206,10 +206,10 @@ impl EarlyPackets {
             match test.stage {
                 Stage::Due => {
                     test.begin(Stage::Opening, now + OPENING);
-                    steps.push(Step::Open(*link, pool));
+                    steps.push(Step::Open(*stream, pool));
                 }
                 Stage::Mapping(socket) | Stage::Contacting(socket) if test.rounds <= RETRY_DELAYS.len() => {
-                    steps.extend(test.missing().into_iter().map(|place| Step::Ask(*link, socket, place)));
+                    steps.extend(test.missing().into_iter().map(|place| Step::Ask(*stream, socket, place)));
                     // The last request needs time for its answer.
                     let wait =
                         RETRY_DELAYS.get(test.rounds).or(RETRY_DELAYS.last()).copied().unwrap_or_default();
@@ -259,7 +259,7 @@ impl EarlyPackets {
     /// Returns true if early packets harm, by the tests over the control streams that `is_meant`
     /// selects. Returns `None` if none of these tests has a result.
     pub(crate) fn finding(&self, is_meant: impl Fn(ControlStreamId) -> bool) -> Option<Finding<bool>> {
-        let tests = self.tests.iter().filter(|(link, _)| is_meant(**link));
+        let tests = self.tests.iter().filter(|(stream, _)| is_meant(**stream));
         let all: Vec<_> = tests.filter_map(|(_, test)| Some((test.peer, test.outcome?))).collect();
         // An early packet that was lost did no harm.
         let value = all.iter().map(|(_, (harms, _))| *harms).max()?;
@@ -290,9 +290,9 @@ mod tests {
                 steps.push((at - start, step));
                 match step {
                     Step::Open(_, pool) => assert!(test.opened(pool, Some(SOCKET), at)),
-                    Step::Ask(link, socket, place) => {
+                    Step::Ask(stream, socket, place) => {
                         if let Some(port) = seen[place] {
-                            test.answered(link, place, socket, port, at);
+                            test.answered(stream, place, socket, port, at);
                         }
                     }
                     Step::Close(_) => {}
@@ -313,7 +313,7 @@ mod tests {
         let mut test = offered(now);
         run(&mut test, seen, now);
         assert!(!test.owns(SOCKET));
-        test.finding(|link| link == LINK).map(|finding| finding.value)
+        test.finding(|stream| stream == LINK).map(|finding| finding.value)
     }
 
     #[test]
@@ -364,7 +364,7 @@ mod tests {
         assert_eq!(test.poll(now + SETTLING), [Step::Open(LINK, 1)]);
         assert!(test.opened(1, Some(SOCKET), now + SETTLING));
         test.answered(LINK, 0, SocketId(71), 7000, now);
-        test.link_down(LINK);
+        test.stream_down(LINK);
         assert_eq!(test.poll(now + SETTLING), [Step::Close(1)]);
         assert_eq!(test.next_deadline(), None);
     }
@@ -378,6 +378,6 @@ mod tests {
         run(&mut test, [Some(7000), Some(7000), None, Some(9000)], now);
         let finding = test.finding(|_| true).expect("both were tested");
         assert_eq!((finding.value, finding.confidence), (true, Confidence::Low));
-        assert_eq!(test.finding(|link| link == LINK).map(|finding| finding.value), Some(false));
+        assert_eq!(test.finding(|stream| stream == LINK).map(|finding| finding.value), Some(false));
     }
 }

@@ -14,7 +14,7 @@ mod client;
 mod sending;
 mod server;
 
-use std::time::Duration;
+use std::{net::SocketAddr, time::Duration};
 
 #[cfg(test)]
 pub(crate) use assist::ASSIST_RATE;
@@ -27,7 +27,7 @@ pub(crate) use server::FILTER_RATE;
 pub(crate) use server::MAX_SOURCES;
 #[cfg(test)]
 pub(crate) use server::MAX_TESTS;
-pub(crate) use server::{FilteringTestServer, needs_another};
+pub(crate) use server::{FilteringTestServer, Senders, needs_another};
 
 use crate::{
     Path,
@@ -71,6 +71,32 @@ pub(crate) fn authentic_round(datagram: &[u8], key: &[u8; 32]) -> Option<u8> {
 /// Returns true if a datagram claims to belong to a test.
 pub(crate) fn is_filter_probe(datagram: &[u8]) -> bool {
     test_of(datagram).is_some()
+}
+
+/// Contents of `FILTER_TESTED`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FilteringTestAnswer {
+    pub(crate) data: [u8; 8],
+    /// Number of rounds that were sent; zero if the coordinator has refused the test.
+    pub(crate) rounds: u8,
+    pub(crate) sources: Vec<SocketAddr>,
+}
+
+/// Contents of `FILTERING_ASSIST_REQUEST`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AssistRequest {
+    pub(crate) data: [u8; 8],
+    pub(crate) key: [u8; 32],
+    /// Address of the client.
+    pub(crate) target: SocketAddr,
+}
+
+/// Contents of `FILTERING_ASSIST_RESPONSE`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct AssistResponse {
+    pub(crate) data: [u8; 8],
+    pub(crate) rounds: u8,
+    pub(crate) source: Option<SocketAddr>,
 }
 
 /// Identifier, key and path of a test.

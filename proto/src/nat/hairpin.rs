@@ -9,7 +9,7 @@ use std::{
 
 use crate::{
     Path, SocketId,
-    nat::filtering::{PAUSES, authentic_round, datagram, test_of},
+    nat::filtering::{PAUSES, Test, authentic_round, datagram, test_of},
     rate_limit::{Rate, TokenBucket},
     wire::probe::PROBE_LEN,
 };
@@ -21,10 +21,8 @@ const RATE: Rate = Rate { interval: Duration::from_secs(60), burst: 2 };
 const REPLY_TIMEOUT: Duration = Duration::from_secs(1);
 
 #[derive(Debug)]
-struct Test {
-    target: SocketAddr,
-    name: [u8; 8],
-    key: [u8; 32],
+struct Course {
+    test: Test,
     sent: u8,
     due: Option<Instant>,
     came_back: Option<bool>,
@@ -33,17 +31,18 @@ struct Test {
 /// Hairpin test of each socket.
 #[derive(Debug, Default)]
 pub(crate) struct Hairpins {
-    tests: BTreeMap<SocketId, Test>,
+    tests: BTreeMap<SocketId, Course>,
     bucket: TokenBucket,
 }
 
 impl Hairpins {
-    /// Starts a test of a socket and its public address, unless that address was tested.
-    pub(crate) fn begin(&mut self, path: Path, (name, key): ([u8; 8], [u8; 32]), now: Instant) {
-        let known = self.tests.get(&path.socket).is_some_and(|test| test.target == path.remote);
+    /// Starts a test whose path leads from a socket to its own public address, unless that address
+    /// was tested.
+    pub(crate) fn begin(&mut self, test: Test, now: Instant) {
+        let path = test.path;
+        let known = self.tests.get(&path.socket).is_some_and(|known| known.test.path == path);
         if !known && self.bucket.take(RATE, now) {
-            let (target, due) = (path.remote, Some(now));
-            self.tests.insert(path.socket, Test { target, name, key, sent: 0, due, came_back: None });
+            self.tests.insert(path.socket, Course { test, sent: 0, due: Some(now), came_back: None });
         }
     }
 
@@ -62,38 +61,39 @@ impl Hairpins {
     /// Returns the datagrams that are due.
     pub(crate) fn poll(&mut self, now: Instant) -> Vec<(Path, [u8; PROBE_LEN])> {
         let mut transmits = Vec::new();
-        for (socket, test) in &mut self.tests {
-            if test.due.is_none_or(|at| at > now) {
+        for course in self.tests.values_mut() {
+            if course.due.is_none_or(|at| at > now) {
                 continue;
             }
-            if usize::from(test.sent) >= PAUSES.len() {
-                test.due = None;
-                test.came_back = Some(false);
+            if usize::from(course.sent) >= PAUSES.len() {
+                course.due = None;
+                course.came_back = Some(false);
                 continue;
             }
-            let path = Path { socket: *socket, remote: test.target };
-            transmits.push((path, datagram(test.name, &test.key, test.sent)));
-            test.sent += 1;
-            let pause = PAUSES.get(usize::from(test.sent)).copied();
-            test.due = Some(now + pause.unwrap_or(REPLY_TIMEOUT));
+            let Test { data, key, path } = course.test;
+            transmits.push((path, datagram(data, &key, course.sent)));
+            course.sent += 1;
+            let pause = PAUSES.get(usize::from(course.sent)).copied();
+            course.due = Some(now + pause.unwrap_or(REPLY_TIMEOUT));
         }
         transmits
     }
 
     /// Takes a datagram. Returns false if the datagram belongs to no test.
     pub(crate) fn arrived(&mut self, socket: SocketId, datagram: &[u8]) -> bool {
-        let Some(test) = self.tests.get_mut(&socket) else { return false };
-        if test_of(datagram) != Some(test.name) || authentic_round(datagram, &test.key).is_none() {
+        let Some(course) = self.tests.get_mut(&socket) else { return false };
+        let Test { data, key, .. } = &course.test;
+        if test_of(datagram) != Some(*data) || authentic_round(datagram, key).is_none() {
             return false;
         }
-        test.due = None;
-        test.came_back = Some(true);
+        course.due = None;
+        course.came_back = Some(true);
         true
     }
 
     /// Returns true if a datagram from the socket to its public address `address` arrived; `None`
     /// without a result.
     pub(crate) fn result(&self, socket: SocketId, address: SocketAddr) -> Option<bool> {
-        self.tests.get(&socket).filter(|test| test.target == address)?.came_back
+        self.tests.get(&socket).filter(|course| course.test.path.remote == address)?.came_back
     }
 }

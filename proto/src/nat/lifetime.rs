@@ -30,6 +30,19 @@ struct End {
     seen_by: Vec<(PeerId, Instant)>,
 }
 
+/// Replacement of a mapping that was in use.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Replacement {
+    /// Address of the mapping that has ended.
+    pub(super) old: SocketAddr,
+    /// Time of the first observation of that mapping.
+    pub(super) born: Instant,
+    /// Address of the mapping that followed.
+    pub(super) next: SocketAddr,
+    /// The peer that saw both.
+    pub(super) observer: PeerId,
+}
+
 /// Ends of mappings, oldest first.
 #[derive(Debug, Default)]
 pub(crate) struct Lifetimes {
@@ -38,12 +51,8 @@ pub(crate) struct Lifetimes {
 
 impl Lifetimes {
     /// Records that an observer saw a mapping replaced by another.
-    pub(super) fn ended(
-        &mut self,
-        (old, born): (SocketAddr, Instant),
-        (next, observer): (SocketAddr, PeerId),
-        now: Instant,
-    ) {
+    pub(super) fn ended(&mut self, replacement: Replacement, now: Instant) {
+        let Replacement { old, born, next, observer } = replacement;
         let whole = self.ends.iter().any(|end| end.next == old);
         if self.ends.len() >= MAX_ENDS {
             self.ends.pop_front();
@@ -98,10 +107,10 @@ mod tests {
         let (mut lifetimes, start, peer) = (Lifetimes::default(), Instant::now(), PeerId::random());
         let after = |secs| start + Duration::from_secs(secs);
         assert_eq!(lifetimes.finding(), None);
-        lifetimes.ended((at(1), start), (at(2), peer), after(5));
+        lifetimes.ended(Replacement { old: at(1), born: start, next: at(2), observer: peer }, after(5));
         assert_eq!(lifetimes.shortest(), Some(Duration::from_secs(5)));
-        lifetimes.ended((at(2), after(5)), (at(3), peer), after(65));
-        lifetimes.ended((at(3), after(65)), (at(4), peer), after(120));
+        lifetimes.ended(Replacement { old: at(2), born: after(5), next: at(3), observer: peer }, after(65));
+        lifetimes.ended(Replacement { old: at(3), born: after(65), next: at(4), observer: peer }, after(120));
         assert_eq!(lifetimes.shortest(), Some(Duration::from_secs(55)));
         let finding = lifetimes.finding().unwrap();
         assert_eq!((finding.confidence, finding.evidence.observations), (Confidence::Low, 2));
@@ -111,7 +120,8 @@ mod tests {
     fn a_mapping_that_stands_twice_as_long_shows_that_an_end_was_an_accident() {
         let (mut lifetimes, start) = (Lifetimes::default(), Instant::now());
         let end = start + Duration::from_secs(20);
-        lifetimes.ended((at(1), start), (at(2), PeerId::random()), end);
+        lifetimes
+            .ended(Replacement { old: at(1), born: start, next: at(2), observer: PeerId::random() }, end);
         lifetimes.outlived(Duration::from_secs(40));
         assert_eq!(lifetimes.shortest(), Some(Duration::from_secs(20)));
         lifetimes.outlived(Duration::from_secs(41));
@@ -125,7 +135,8 @@ mod tests {
         for n in 0..20u16 {
             let born = start + Duration::from_secs(60 * u64::from(n));
             let now = born + Duration::from_secs(60 - u64::from(n));
-            lifetimes.ended((at(n + 1), born), (at(n + 2), peers[0]), now);
+            lifetimes
+                .ended(Replacement { old: at(n + 1), born: born, next: at(n + 2), observer: peers[0] }, now);
             lifetimes.confirm(at(n + 2), peers[1], now);
             lifetimes.confirm(at(n + 2), peers[1], now);
         }

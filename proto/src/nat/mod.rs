@@ -38,7 +38,7 @@ use std::{
 
 use libp2p_identity::PeerId;
 
-use lifetime::Lifetimes;
+use lifetime::{Lifetimes, Replacement};
 pub(crate) use report::is_in_shared_space;
 pub use report::{Confidence, Evidence, Finding, IdleLifetime, Report, Sharing};
 use vote::{Vote, networks_of};
@@ -103,12 +103,19 @@ const MAX_OBSERVATIONS: usize = 32;
 /// Maximum distance between two ports that counts as allocation in sequence.
 const MAX_STEP: u16 = 16;
 
+/// A peer that reports where it sees this peer.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Observer {
+    /// The control stream over which it reports.
+    pub(crate) stream: ControlStreamId,
+    pub(crate) peer: PeerId,
+    /// The address from which it sees this peer.
+    pub(crate) address: SocketAddr,
+}
+
 #[derive(Debug, Clone)]
 struct Observation {
-    link: ControlStreamId,
-    observer: PeerId,
-    /// Address of the observer.
-    from: SocketAddr,
+    by: Observer,
     /// Address at which the observer sees this peer.
     seen: SocketAddr,
     at: Instant,
@@ -126,30 +133,15 @@ struct Observation {
 }
 
 impl Observation {
-    fn new(
-        link: ControlStreamId,
-        (observer, from): (PeerId, SocketAddr),
-        seen: SocketAddr,
-        at: Instant,
-    ) -> Self {
-        Self {
-            link,
-            observer,
-            from,
-            seen,
-            at,
-            is_probe: false,
-            expires: None,
-            doubted: None,
-            is_refuted: false,
-        }
+    fn new(by: Observer, seen: SocketAddr, at: Instant) -> Self {
+        Self { by, seen, at, is_probe: false, expires: None, doubted: None, is_refuted: false }
     }
 
     /// Returns true if this observation replaces an older one: from the same address, or over the
     /// same connection after the observer has moved.
     fn replaces(&self, older: &Self) -> bool {
-        let is_same_link = self.link == older.link && !self.is_probe && !older.is_probe;
-        self.observer == older.observer && (self.from == older.from || is_same_link)
+        let is_same_stream = self.by.stream == older.by.stream && !self.is_probe && !older.is_probe;
+        self.by.peer == older.by.peer && (self.by.address == older.by.address || is_same_stream)
     }
 }
 
@@ -190,13 +182,11 @@ impl Observations {
     pub(crate) fn record(
         &mut self,
         socket: SocketId,
-        link: ControlStreamId,
-        (observer, from): (PeerId, SocketAddr),
+        observer: Observer,
         seen: SocketAddr,
         now: Instant,
     ) -> Recorded {
-        let said = Observation::new(link, (observer, from), seen, now);
-        self.take(socket, said)
+        self.take(socket, Observation::new(observer, seen, now))
     }
 
     fn take(&mut self, socket: SocketId, mut said: Observation) -> Recorded {
@@ -220,28 +210,29 @@ impl Observations {
         }
         // Strangers neither end a mapping nor confirm its end if a coordinator sees the socket.
         let coordinators = &self.coordinators;
-        let is_coordinated = all.iter().chain([&said]).any(|o| coordinators.contains(&o.observer));
+        let is_coordinated = all.iter().chain([&said]).any(|o| coordinators.contains(&o.by.peer));
         let counts = |observer: &PeerId| !is_coordinated || coordinators.contains(observer);
-        let is_counted = counts(&said.observer);
+        let is_counted = counts(&said.by.peer);
         let count = all.len();
         if let Some(network_changed) = self.network_changed.filter(|_| is_counted) {
             all.retain(|o| o.at >= network_changed);
         }
         let is_older = |at: Instant| self.network_changed.is_some_and(|changed| at < changed);
         let moved = is_counted && (all.len() < count || is_older(before.at));
-        let observer = said.observer;
+        let observer = said.by.peer;
         let is_same = |o: &&mut Observation| o.seen == seen && !o.is_probe;
         let mut confirms = false;
         said.is_refuted = before.is_refuted;
-        for other in all.iter_mut().filter(is_same).filter(|o| is_counted && counts(&o.observer)) {
+        for other in all.iter_mut().filter(is_same).filter(|o| is_counted && counts(&o.by.peer)) {
             // An observer can neither withdraw nor confirm its own report.
-            let is_other = other.observer != observer;
+            let is_other = other.by.peer != observer;
             said.is_refuted |= is_other && other.doubted.take().is_some();
             confirms |= !(is_other && std::mem::take(&mut other.is_refuted));
         }
         // Between two connections an unused mapping may expire, and another address of the observer
         // may see another mapping.
-        let was_in_use = before.link == said.link && before.from == said.from && !before.is_probe;
+        let was_in_use =
+            before.by.stream == said.by.stream && before.by.address == said.by.address && !before.is_probe;
         let is_believed = is_counted && !said.is_refuted;
         all.push(said);
         if moved {
@@ -262,7 +253,7 @@ impl Observations {
         let Some(all) = self.by_socket.get_mut(&socket) else { return };
         let others = || all.iter().filter(|o| o.seen == before.seen);
         let born = others().map(|o| o.at).min().map_or(before.at, |at| at.min(before.at));
-        let others_and_before = all.iter().filter(|o| o.observer != before.observer).chain([before]);
+        let others_and_before = all.iter().filter(|o| o.by.peer != before.by.peer).chain([before]);
         if let Some(mapping) = mapping(&others_and_before.collect::<Vec<_>>()) {
             self.mapped.insert(socket, mapping);
         }
@@ -271,7 +262,8 @@ impl Observations {
             stale.doubted = Some(until);
             self.next_expiry = Some(self.next_expiry.map_or(until, |at| at.min(until)));
         }
-        self.lifetimes.ended((before.seen, born), (seen, before.observer), now);
+        let observer = before.by.peer;
+        self.lifetimes.ended(Replacement { old: before.seen, born, next: seen, observer }, now);
     }
 
     /// Records that a local address has appeared or disappeared.
@@ -290,19 +282,18 @@ impl Observations {
     pub(crate) fn record_probe(
         &mut self,
         socket: SocketId,
-        link: ControlStreamId,
-        (observer, from): (PeerId, SocketAddr),
+        observer: Observer,
         seen: SocketAddr,
         now: Instant,
     ) {
-        let said = Observation { is_probe: true, ..Observation::new(link, (observer, from), seen, now) };
+        let said = Observation { is_probe: true, ..Observation::new(observer, seen, now) };
         self.take(socket, said);
     }
 
     /// Schedules the end of the observations of a connection that has ended.
-    pub(crate) fn link_down(&mut self, link: ControlStreamId, now: Instant) {
+    pub(crate) fn stream_down(&mut self, stream: ControlStreamId, now: Instant) {
         let until = now + OBSERVATION_LIFETIME;
-        for observation in self.by_socket.values_mut().flatten().filter(|o| o.link == link) {
+        for observation in self.by_socket.values_mut().flatten().filter(|o| o.by.stream == stream) {
             observation.expires = Some(until);
             self.next_expiry = Some(self.next_expiry.map_or(until, |at| at.min(until)));
         }
@@ -317,7 +308,7 @@ impl Observations {
     /// Drops the observations of `socket` by an observer at `from` that no longer answers.
     pub(crate) fn not_seen_from(&mut self, socket: SocketId, from: SocketAddr) {
         if let Some(all) = self.by_socket.get_mut(&socket) {
-            all.retain(|o| o.from != from);
+            all.retain(|o| o.by.address != from);
         }
     }
 
@@ -328,7 +319,7 @@ impl Observations {
             self.mapped.insert(socket, mapping);
         }
         if let Some(all) = self.by_socket.get_mut(&socket) {
-            all.retain(|o| o.observer != *observer);
+            all.retain(|o| o.by.peer != *observer);
         }
     }
 
@@ -375,7 +366,7 @@ impl Observations {
     /// coordinator sees the socket.
     pub(crate) fn reflexive(&self, socket: SocketId) -> Vec<SocketAddr> {
         let all = || self.by_socket.get(&socket).into_iter().flatten().filter(|o| !o.is_probe);
-        let is_chosen = |o: &&Observation| self.coordinators.contains(&o.observer);
+        let is_chosen = |o: &&Observation| self.coordinators.contains(&o.by.peer);
         let is_coordinated = all().any(|o| is_chosen(&o));
         let counted: Vec<&Observation> = all().filter(|o| !is_coordinated || is_chosen(o)).collect();
         let mut ranked: Vec<_> = Vec::new();
@@ -405,10 +396,10 @@ impl Observations {
     /// coordinators differ in identity and in IP address.
     pub(crate) fn witnesses(&self) -> BTreeMap<IpAddr, usize> {
         let mut seen: BTreeMap<IpAddr, (BTreeSet<PeerId>, BTreeSet<IpAddr>)> = BTreeMap::new();
-        for o in self.by_socket.values().flatten().filter(|o| self.coordinators.contains(&o.observer)) {
+        for o in self.by_socket.values().flatten().filter(|o| self.coordinators.contains(&o.by.peer)) {
             let (observers, addresses) = seen.entry(o.seen.ip()).or_default();
-            observers.insert(o.observer);
-            addresses.insert(o.from.ip());
+            observers.insert(o.by.peer);
+            addresses.insert(o.by.address.ip());
         }
         let independent =
             |(observers, addresses): (BTreeSet<_>, BTreeSet<_>)| observers.len().min(addresses.len());
@@ -422,7 +413,7 @@ impl Observations {
         // An observer in private space may be on the inner side of the NAT. Global observers take
         // precedence.
         let global: Vec<&Observation> =
-            all.iter().copied().filter(|o| scope(o.from.ip()) == Scope::Global).collect();
+            all.iter().copied().filter(|o| scope(o.by.address.ip()) == Scope::Global).collect();
         Vote::new(if global.is_empty() { all } else { global }, &self.coordinators)
     }
 
@@ -458,9 +449,9 @@ fn mapping(observations: &[&Observation]) -> Option<MappingBehaviour> {
     let mut same_ip_agrees = None;
     let (mut across_agree, mut across_differ) = (false, false);
     for (i, a) in observations.iter().enumerate() {
-        for b in observations.iter().skip(i + 1).filter(|b| b.from != a.from) {
+        for b in observations.iter().skip(i + 1).filter(|b| b.by.address != a.by.address) {
             let agree = a.seen == b.seen;
-            if a.from.ip() == b.from.ip() {
+            if a.by.address.ip() == b.by.address.ip() {
                 same_ip_agrees = Some(same_ip_agrees.unwrap_or(true) && agree);
             } else if agree {
                 across_agree = true;

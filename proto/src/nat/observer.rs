@@ -139,22 +139,22 @@ impl Observers {
 
     /// Returns the offer over a control stream of the ports at `local`, with or without the port
     /// that sends early packets. Returns `None` without ports.
-    pub(crate) fn offer(&self, link: ControlStreamId, local: IpAddr, early: bool) -> Option<ObserverOffer> {
+    pub(crate) fn offer(&self, stream: ControlStreamId, local: IpAddr, early: bool) -> Option<ObserverOffer> {
         let count = if early { PORTS } else { EARLY };
         let ports: Vec<u16> = self.ports.get(&local)?.values().copied().take(count).collect();
-        let token = link.0.to_be_bytes();
+        let token = stream.0.to_be_bytes();
         (!ports.is_empty()).then(|| ObserverOffer { ports, token, key: self.key(token) })
     }
 
     /// Returns the early packet to the client of a control stream.
-    pub(crate) fn early_packet(&self, link: ControlStreamId) -> [u8; PROBE_LEN] {
-        let token = link.0.to_be_bytes();
+    pub(crate) fn early_packet(&self, stream: ControlStreamId) -> [u8; PROBE_LEN] {
+        let token = stream.0.to_be_bytes();
         request(&ObserverOffer { ports: Vec::new(), token, key: self.key(token) }, [0; 8])
     }
 
     /// Returns the key of the offer over a control stream.
-    pub(crate) fn key_of(&self, link: ControlStreamId) -> [u8; 32] {
-        self.key(link.0.to_be_bytes())
+    pub(crate) fn key_of(&self, stream: ControlStreamId) -> [u8; 32] {
+        self.key(stream.0.to_be_bytes())
     }
 
     fn key(&self, token: [u8; 8]) -> [u8; 32] {
@@ -216,7 +216,7 @@ pub(crate) struct Observed {
 
 #[derive(Debug)]
 struct Outstanding {
-    link: ControlStreamId,
+    stream: ControlStreamId,
     until: Instant,
     observed: Observed,
 }
@@ -326,15 +326,15 @@ impl Observing {
     }
 
     /// Takes the offer of a coordinator, and starts a round.
-    pub(crate) fn offered(&mut self, link: ControlStreamId, offered: Offered, now: Instant) {
-        self.services.insert((link, Family::of(offered.ip)), Service::new(offered, now));
+    pub(crate) fn offered(&mut self, stream: ControlStreamId, offered: Offered, now: Instant) {
+        self.services.insert((stream, Family::of(offered.ip)), Service::new(offered, now));
     }
 
     /// Starts a round to the other ports of a coordinator that sees this peer at a new address.
-    pub(crate) fn again(&mut self, link: ControlStreamId, now: Instant) {
-        let of_link = self.services.iter_mut().filter(|((id, _), _)| *id == link);
-        let over_link = of_link.filter(|(_, service)| !service.offered.is_other_family);
-        over_link.for_each(|(_, service)| service.restart(now));
+    pub(crate) fn again(&mut self, stream: ControlStreamId, now: Instant) {
+        let of_stream = self.services.iter_mut().filter(|((id, _), _)| *id == stream);
+        let over_stream = of_stream.filter(|(_, service)| !service.offered.is_other_family);
+        over_stream.for_each(|(_, service)| service.restart(now));
     }
 
     /// Starts rounds to observers of the other address family, whose mappings only requests show,
@@ -362,9 +362,9 @@ impl Observing {
         }
     }
 
-    pub(crate) fn link_down(&mut self, link: ControlStreamId) {
-        self.services.retain(|(id, _), _| *id != link);
-        self.outstanding.retain(|_, outstanding| outstanding.link != link);
+    pub(crate) fn stream_down(&mut self, stream: ControlStreamId) {
+        self.services.retain(|(id, _), _| *id != stream);
+        self.outstanding.retain(|_, outstanding| outstanding.stream != stream);
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
@@ -379,7 +379,7 @@ impl Observing {
         mut data: impl FnMut() -> [u8; 8],
     ) -> Vec<(Path, [u8; PROBE_LEN])> {
         let mut requests = Vec::new();
-        for ((link, _), service) in &mut self.services {
+        for ((stream, _), service) in &mut self.services {
             let Some(socket) = service.offered.socket.filter(|_| service.due.is_some_and(|at| at <= now))
             else {
                 continue;
@@ -391,10 +391,10 @@ impl Observing {
                 };
                 let port = service.offered.offer.ports.get(place).copied();
                 let to = port.map(|port| SocketAddr::new(service.offered.ip, port));
-                requests.extend(to.map(|to| (*link, purpose, Path { socket, remote: to })));
+                requests.extend(to.map(|to| (*stream, purpose, Path { socket, remote: to })));
             }
         }
-        let ask = |(link, purpose, path)| self.ask(link, purpose, path, data(), now);
+        let ask = |(stream, purpose, path)| self.ask(stream, purpose, path, data(), now);
         requests.into_iter().filter_map(ask).collect()
     }
 
@@ -428,34 +428,34 @@ impl Observing {
     /// Returns a request to one port of an offer, from the socket of a test of early packets.
     pub(crate) fn test(
         &mut self,
-        link: ControlStreamId,
+        stream: ControlStreamId,
         place: usize,
         socket: SocketId,
         data: [u8; 8],
         now: Instant,
     ) -> Option<(Path, [u8; PROBE_LEN])> {
-        let mut all = self.services.iter().filter(|((id, _), _)| *id == link);
+        let mut all = self.services.iter().filter(|((id, _), _)| *id == stream);
         let (_, service) = all.find(|(_, service)| !service.offered.is_other_family)?;
         let port = service.offered.offer.ports.get(place).copied()?;
         let path = Path { socket, remote: SocketAddr::new(service.offered.ip, port) };
-        self.ask(link, Purpose::EarlyPackets(place), path, data, now)
+        self.ask(stream, Purpose::EarlyPackets(place), path, data, now)
     }
 
     fn ask(
         &mut self,
-        link: ControlStreamId,
+        stream: ControlStreamId,
         purpose: Purpose,
         path: Path,
         data: [u8; 8],
         now: Instant,
     ) -> Option<(Path, [u8; PROBE_LEN])> {
-        let service = self.services.get(&(link, Family::of(path.remote.ip())))?;
+        let service = self.services.get(&(stream, Family::of(path.remote.ip())))?;
         self.outstanding.retain(|_, outstanding| outstanding.until > now);
         if self.outstanding.len() >= MAX_OUTSTANDING {
             return None;
         }
         let observed = Observed { purpose, socket: path.socket, from: path.remote };
-        self.outstanding.insert(data, Outstanding { link, until: now + REPLY_TIMEOUT, observed });
+        self.outstanding.insert(data, Outstanding { stream, until: now + REPLY_TIMEOUT, observed });
         let payload = match purpose {
             Purpose::EarlyPackets(0) => provocation(&service.offered.offer, data),
             _ => request(&service.offered.offer, data),
@@ -467,17 +467,17 @@ impl Observing {
     /// one answer.
     pub(crate) fn answered(
         &mut self,
-        link: ControlStreamId,
+        stream: ControlStreamId,
         data: [u8; 8],
         port: u16,
         now: Instant,
     ) -> Option<Observed> {
-        if self.outstanding.get(&data)?.link != link {
+        if self.outstanding.get(&data)?.stream != stream {
             return None;
         }
         let observed = self.outstanding.remove(&data)?.observed;
         if let Purpose::ControlStream(place) | Purpose::OtherFamily(place) = observed.purpose
-            && let Some(service) = self.services.get_mut(&(link, Family::of(observed.from.ip())))
+            && let Some(service) = self.services.get_mut(&(stream, Family::of(observed.from.ip())))
         {
             service.answered(place, port, now);
         }
@@ -494,8 +494,8 @@ impl Observing {
 
     /// Returns true if the coordinator of a control stream offers to observe over this address
     /// family.
-    pub(crate) fn serves(&self, link: ControlStreamId, family: Family) -> bool {
-        self.services.contains_key(&(link, family))
+    pub(crate) fn serves(&self, stream: ControlStreamId, family: Family) -> bool {
+        self.services.contains_key(&(stream, family))
     }
 
     fn of_socket(&self, socket: SocketId) -> impl Iterator<Item = &Service> {

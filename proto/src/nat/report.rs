@@ -205,7 +205,7 @@ impl Report {
 }
 
 fn evidence<'a>(used: impl IntoIterator<Item = &'a Observation>) -> Option<Evidence> {
-    Evidence::new(used.into_iter().map(|o| (o.observer, o.at)))
+    Evidence::new(used.into_iter().map(|o| (o.by.peer, o.at)))
 }
 
 impl Observations {

@@ -7,13 +7,18 @@ fn at(s: &str) -> SocketAddr {
     s.parse().unwrap()
 }
 
+fn observer(stream: u64, peer: PeerId, address: SocketAddr) -> Observer {
+    Observer { stream: ControlStreamId(stream), peer, address }
+}
+
 #[test]
 fn what_was_seen_before_our_network_changed_is_not_compared_with_what_is_seen_after() {
     let (mut observations, start) = (Observations::default(), Instant::now());
-    let observers = [1u16, 2, 3].map(|n| (PeerId::random(), SocketAddr::from(([192, 0, 2, 1], n))));
+    let observers =
+        [1u16, 2, 3].map(|n| observer(0, PeerId::random(), SocketAddr::from(([192, 0, 2, 1], n))));
     let say = |observations: &mut Observations, n: usize, seen: &str, after: u64| {
         let now = start + Duration::from_secs(after);
-        observations.record(SOCKET, ControlStreamId(0), observers[n], at(seen), now)
+        observations.record(SOCKET, observers[n], at(seen), now)
     };
     for n in 0..3 {
         assert_eq!(say(&mut observations, n, "198.51.100.1:4001", 0), Recorded::New);
@@ -36,11 +41,8 @@ fn observe(seen: &[(&str, &str)]) -> Observations {
     let start = Instant::now();
     for (i, (from, seen)) in seen.iter().enumerate() {
         let now = start + Duration::from_millis(i as u64);
-        let observer = (PeerId::random(), at(from));
-        assert_eq!(
-            observations.record(SOCKET, ControlStreamId(i as u64), observer, at(seen), now),
-            Recorded::New
-        );
+        let by = observer(i as u64, PeerId::random(), at(from));
+        assert_eq!(observations.record(SOCKET, by, at(seen), now), Recorded::New);
     }
     observations
 }
@@ -124,7 +126,7 @@ fn observations_linger_after_their_connection_and_then_expire() {
     let mut observations = observe(&[("192.0.2.1:1", "203.0.113.1:5000")]);
     let now = Instant::now() + Duration::from_secs(1);
     assert_eq!(observations.next_expiry(), None, "the connection keeps the mapping");
-    observations.link_down(ControlStreamId(0), now);
+    observations.stream_down(ControlStreamId(0), now);
     assert_eq!(observations.next_expiry(), Some(now + OBSERVATION_LIFETIME));
     assert!(!observations.expire(now + OBSERVATION_LIFETIME - Duration::from_millis(1)));
     assert_eq!(observations.reflexive(SOCKET), [at("203.0.113.1:5000")]);
@@ -147,22 +149,22 @@ fn observers_are_bounded_and_one_whose_connection_is_gone_makes_room() {
     let mut observations = Observations::default();
     let now = Instant::now();
     let say = |observations: &mut Observations, i: u64| {
-        let observer = (PeerId::random(), at("192.0.2.1:1"));
-        observations.record(SOCKET, ControlStreamId(i), observer, at("203.0.113.1:5000"), now)
+        let by = observer(i, PeerId::random(), at("192.0.2.1:1"));
+        observations.record(SOCKET, by, at("203.0.113.1:5000"), now)
     };
     assert!((0..MAX_OBSERVATIONS).all(|i| say(&mut observations, i as u64) == Recorded::New));
     assert_eq!(say(&mut observations, 99), Recorded::Full);
-    observations.link_down(ControlStreamId(3), now);
+    observations.stream_down(ControlStreamId(3), now);
     assert_eq!(say(&mut observations, 99), Recorded::New);
 }
 
 #[test]
 fn a_mapping_that_is_gone_is_told_from_one_that_depends_on_the_endpoint() {
     let (mut observations, start) = (Observations::default(), Instant::now());
-    let observers = [1u8, 2, 3].map(|n| (PeerId::random(), SocketAddr::from(([192, 0, 2, n], 1))));
+    let observers = [1u8, 2, 3]
+        .map(|n| observer(u64::from(n - 1), PeerId::random(), SocketAddr::from(([192, 0, 2, n], 1))));
     let say = |observations: &mut Observations, n: usize, seen: &str, after: u64| {
-        let (now, link) = (start + Duration::from_secs(after), ControlStreamId(n as u64));
-        observations.record(SOCKET, link, observers[n], at(seen), now)
+        observations.record(SOCKET, observers[n], at(seen), start + Duration::from_secs(after))
     };
     for n in 0..3 {
         say(&mut observations, n, "198.51.100.1:1", 0);
@@ -192,8 +194,8 @@ fn a_mapping_that_is_gone_is_told_from_one_that_depends_on_the_endpoint() {
 fn an_observer_that_moves_takes_its_observation_with_it() {
     let (mut observations, now) = (Observations::default(), Instant::now());
     let (mover, other) = (PeerId::random(), PeerId::random());
-    let mut say = |link, observer, from: &str, seen: &str| {
-        observations.record(SOCKET, ControlStreamId(link), (observer, at(from)), at(seen), now)
+    let mut say = |stream, peer, from: &str, seen: &str| {
+        observations.record(SOCKET, observer(stream, peer, at(from)), at(seen), now)
     };
     say(1, mover, "192.0.2.1:1", "198.51.100.1:1");
     say(2, other, "192.0.2.2:1", "198.51.100.1:2");

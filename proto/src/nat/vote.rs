@@ -25,7 +25,7 @@ impl<'a> Vote<'a> {
     /// has not measured with further ports.
     pub(super) fn new(all: Vec<&'a Observation>, coordinators: &BTreeSet<PeerId>) -> Self {
         let (chosen, strangers): (Vec<_>, Vec<_>) =
-            all.into_iter().partition(|o| coordinators.contains(&o.observer));
+            all.into_iter().partition(|o| coordinators.contains(&o.by.peer));
         if chosen.is_empty() {
             return Self::of_majority(strangers);
         }
@@ -67,7 +67,7 @@ impl<'a> Vote<'a> {
 }
 
 fn network(observation: &Observation) -> Option<NetworkPrefix> {
-    NetworkPrefix::of(observation.from.ip())
+    NetworkPrefix::of(observation.by.address.ip())
 }
 
 /// Returns the number of networks of the observers.
@@ -83,7 +83,7 @@ pub(super) fn least_useful(
     coordinators: &BTreeSet<PeerId>,
     new: &Observation,
 ) -> Option<usize> {
-    let is_stranger = |o: &Observation| !coordinators.contains(&o.observer);
+    let is_stranger = |o: &Observation| !coordinators.contains(&o.by.peer);
     let places = |o: &Observation| all.iter().filter(|other| network(other) == network(o)).count();
     if let Some(stale) = all.iter().position(|o| o.expires.is_some()) {
         return Some(stale);

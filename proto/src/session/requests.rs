@@ -43,7 +43,7 @@ impl From<RejectReason> for Verdict {
 impl Sessions {
     /// `PUNCH_ME_NOW` for this peer.
     pub(crate) fn handle_request(&mut self, cx: &mut Context<'_>, from: &ControlStream, punch: PunchMeNow) {
-        let name = (punch.request.session, punch.request.round);
+        let attempt = punch.request.attempt();
         match self.judge(cx, &from.peer, &punch) {
             Verdict::Accept(keys, initiator) => {
                 self.accept(cx, initiator, AcceptedRequest { from, punch, keys: *keys });
@@ -58,7 +58,7 @@ impl Sessions {
                     RejectReason::RateLimited | RejectReason::Full => cx.env.out.cap_hit(),
                     _ => {}
                 }
-                cx.env.out.reject(from.id, name, refusal);
+                cx.env.out.reject(from.id, attempt, refusal);
             }
         }
     }

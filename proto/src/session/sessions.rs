@@ -7,7 +7,7 @@ use libp2p_identity::PeerId;
 use rand::rngs::StdRng;
 
 use crate::{
-    ControlStreamId, Path, SocketId, VirtualConnectionId,
+    AttemptId, ControlStreamId, Path, SocketId, VirtualConnectionId,
     address_policy::{Scope, scope},
     control_streams::ControlStream,
     event::{FailureReason, Phase, SessionRole},
@@ -241,8 +241,9 @@ impl Sessions {
         from: &PeerId,
         rejection: Rejection,
     ) -> bool {
-        let Rejection { session, round, refusal } = rejection;
-        let Some(session) = self.table.of_id(session) else { return false };
+        let Rejection { attempt, refusal } = rejection;
+        let Some(session) = self.table.of_id(attempt.session) else { return false };
+        let round = attempt.round;
         let is_awaited = session.awaits_rejection(from, round);
         let key = session.key;
         if is_awaited {
@@ -303,7 +304,6 @@ impl Sessions {
 /// Contents of `PUNCH_REJECTED`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Rejection {
-    pub(crate) session: crate::SessionId,
-    pub(crate) round: u32,
+    pub(crate) attempt: AttemptId,
     pub(crate) refusal: Refusal,
 }

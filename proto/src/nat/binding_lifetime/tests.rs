@@ -31,8 +31,9 @@ fn measured(passes: impl Fn(u16, bool) -> bool) -> (Option<IdleLifetime>, usize,
                 Step::Send(path, datagram) => {
                     sent += 1;
                     let data = datagram[11..19].try_into().unwrap();
-                    let asked = (data, delay_of(&datagram[19..37]).unwrap(), KEY);
-                    let reply = delayed_replies.hold((ControlStreamId(1), peer), path, asked, now).unwrap();
+                    let delay_asked = delay_of(&datagram[19..37]).unwrap();
+                    let asked = HoldRequest { data, delay: delay_asked, key: KEY };
+                    let reply = delayed_replies.hold(&from, path, asked, now).unwrap();
                     if passes(delay(path.socket), false) {
                         assert!(idling.answered(path.socket, &reply, now));
                     }
@@ -79,18 +80,20 @@ fn an_observer_that_never_answers_shows_nothing_and_is_asked_four_times() {
 
 #[test]
 fn an_observer_keeps_so_many_requests_of_a_client_and_answers_each_twice() {
-    let (mut delayed_replies, now, peer) = (DelayedReplies::new(), Instant::now(), PeerId::random());
+    let (mut delayed_replies, now) = (DelayedReplies::new(), Instant::now());
+    let [client, other] =
+        [1, 2].map(|id| ControlStream::new(ControlStreamId(id), PeerId::random(), None, None));
     let path = Path { socket: SocketId(1), remote: ([192, 0, 2, 1], 5).into() };
-    let mut hold =
-        |n: u8, now| delayed_replies.hold((ControlStreamId(1), peer), path, ([n; 8], 20, KEY), now).is_some();
+    let request = |n: u8| HoldRequest { data: [n; 8], delay: 20, key: KEY };
+    let mut hold = |n: u8, now| delayed_replies.hold(&client, path, request(n), now).is_some();
     assert!((0..8).all(|n| hold(n, now)));
     assert!(!hold(8, now) && hold(7, now), "the same once more is no other one");
     let later = now + Duration::from_secs(20);
     assert_eq!(delayed_replies.next_deadline(), Some(later));
     let answers = delayed_replies.poll(later).len() + delayed_replies.poll(later + REPLY_INTERVAL).len();
     assert_eq!((answers, delayed_replies.next_deadline()), (16, None));
-    delayed_replies.hold((ControlStreamId(2), PeerId::random()), path, ([1; 8], 20, KEY), now);
-    delayed_replies.link_down(ControlStreamId(2));
+    delayed_replies.hold(&other, path, request(1), now);
+    delayed_replies.stream_down(ControlStreamId(2));
     assert_eq!(delayed_replies.next_deadline(), None);
 }
 

@@ -11,15 +11,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libp2p_identity::PeerId;
-
 use super::{
-    ROUNDS,
-    sending::{Due, Sending, Sockets},
+    AssistResponse, ROUNDS,
+    sending::{Due, Sending, SendingPlan, Sockets},
 };
 use crate::{
     ControlStreamId,
     address_policy::{Scope, scope},
+    control_streams::ControlStream,
     rate_limit::{PeerBuckets, Rate},
 };
 
@@ -52,13 +51,13 @@ impl Ask {
 
     /// Marks a request that is due as sent, and returns its control stream.
     pub(super) fn begin(&mut self, now: Instant) -> Option<ControlStreamId> {
-        let Self::Due(link) = *self else { return None };
-        *self = Self::CoordinatorRequest(link, now + ASSIST_TIMEOUT);
-        Some(link)
+        let Self::Due(stream) = *self else { return None };
+        *self = Self::CoordinatorRequest(stream, now + ASSIST_TIMEOUT);
+        Some(stream)
     }
 
-    pub(super) fn waits_for(&self, link: ControlStreamId) -> bool {
-        matches!(self, Self::CoordinatorRequest(asked, _) if *asked == link)
+    pub(super) fn waits_for(&self, stream: ControlStreamId) -> bool {
+        matches!(self, Self::CoordinatorRequest(asked, _) if *asked == stream)
     }
 
     /// Returns the time until which an answer may arrive.
@@ -76,8 +75,8 @@ impl Ask {
     }
 
     /// Ends a request over a control stream that has closed. Returns true if there was one.
-    pub(super) fn lost(&mut self, link: ControlStreamId) -> bool {
-        let is_it = matches!(self, Self::Due(other) | Self::CoordinatorRequest(other, _) if *other == link);
+    pub(super) fn lost(&mut self, stream: ControlStreamId) -> bool {
+        let is_it = matches!(self, Self::Due(other) | Self::CoordinatorRequest(other, _) if *other == stream);
         if is_it {
             *self = Self::Nobody;
         }
@@ -110,17 +109,17 @@ impl Assists {
 
     pub(super) fn begin(
         &mut self,
-        (link, peer): (ControlStreamId, PeerId),
-        (what, source): (([u8; 8], [u8; 32], SocketAddr), Vec<IpAddr>),
+        from: &ControlStream,
+        plan: SendingPlan,
         sockets: &mut Sockets,
         now: Instant,
     ) -> Option<Vec<IpAddr>> {
-        let name = (link, what.0);
+        let name = (from.id, plan.data);
         let has_room = self.by_name.len() < MAX_ASSISTS && !self.by_name.contains_key(&name);
-        if !has_room || self.askers.take(peer, now).is_err() {
+        if !has_room || self.askers.take(from.peer, now).is_err() {
             return None;
         }
-        let (sending, missing) = Sending::new(what, (None, source), sockets, (now, now));
+        let (sending, missing) = Sending::new(plan, sockets, now);
         self.by_name.insert(name, sending);
         Some(missing)
     }
@@ -131,8 +130,8 @@ impl Assists {
         }
     }
 
-    pub(super) fn link_down(&mut self, link: ControlStreamId) {
-        self.by_name.retain(|(asker, _), _| *asker != link);
+    pub(super) fn stream_down(&mut self, stream: ControlStreamId) {
+        self.by_name.retain(|(asker, _), _| *asker != stream);
     }
 
     pub(super) fn next_deadline(&self) -> Option<Instant> {
@@ -140,7 +139,7 @@ impl Assists {
     }
 
     pub(super) fn poll(&mut self, sockets: &Sockets, now: Instant, due: &mut Due) {
-        self.by_name.retain(|(link, data), sending| {
+        self.by_name.retain(|(stream, data), sending| {
             if sending.due() > now {
                 return true;
             }
@@ -152,7 +151,7 @@ impl Assists {
             }
             let source = open.and_then(|open| open.first().map(|(_, address)| *address));
             let rounds = source.map_or(0, |_| sending.rounds());
-            due.assisted.push((*link, *data, rounds, source));
+            due.assisted.push((*stream, AssistResponse { data: *data, rounds, source }));
             false
         });
     }
@@ -160,8 +159,14 @@ impl Assists {
 
 #[cfg(test)]
 mod tests {
+    use libp2p_identity::PeerId;
+
     use super::*;
-    use crate::nat::filtering::FilteringTestServer;
+    use crate::nat::filtering::{AssistRequest, FilteringTestServer};
+
+    fn coordinator(id: u64, peer: PeerId) -> ControlStream {
+        ControlStream::new(ControlStreamId(id), peer, None, None)
+    }
 
     fn at(s: &str) -> SocketAddr {
         s.parse().unwrap()
@@ -172,11 +177,11 @@ mod tests {
         let (mut filters, now, own) = (FilteringTestServer::new(), Instant::now(), [at("203.0.113.1:4001")]);
         let mut taken = 0;
         for asker in 0..40 {
-            let peer = PeerId::random();
+            let from = coordinator(asker, PeerId::random());
             for data in 0..20u64 {
-                let what = (data.to_be_bytes(), [0; 32], at("198.51.100.2:4001"));
-                taken +=
-                    usize::from(filters.assist((ControlStreamId(asker), peer), what, &own, now).is_some());
+                let target = at("198.51.100.2:4001");
+                let request = AssistRequest { data: data.to_be_bytes(), key: [0; 32], target };
+                taken += usize::from(filters.assist(&from, request, &own, now).is_some());
             }
         }
         assert_eq!(taken, MAX_ASSISTS);
@@ -184,9 +189,9 @@ mod tests {
         let later = filters.next_deadline().unwrap();
         let due = filters.poll(later, |_| None);
         assert_eq!((due.assisted.len(), due.transmits.len()), (MAX_ASSISTS, 0));
-        assert!(due.assisted.iter().all(|(_, _, rounds, source)| *rounds == 0 && source.is_none()));
-        let what = ([1; 8], [0; 32], at("198.51.100.2:4001"));
-        assert!(filters.assist((ControlStreamId(99), PeerId::random()), what, &own, later).is_some());
+        assert!(due.assisted.iter().all(|(_, answer)| answer.rounds == 0 && answer.source.is_none()));
+        let request = AssistRequest { data: [1; 8], key: [0; 32], target: at("198.51.100.2:4001") };
+        assert!(filters.assist(&coordinator(99, PeerId::random()), request, &own, later).is_some());
     }
 
     #[test]

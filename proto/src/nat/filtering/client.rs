@@ -8,10 +8,11 @@ use std::{
 
 use libp2p_identity::PeerId;
 
-use super::{ROUNDS, Test, authentic_round, test_of};
+use super::{FilteringTestAnswer, ROUNDS, Test, authentic_round, test_of};
 use crate::{
     ControlStreamId, Path, SocketId,
     address_policy::{Scope, scope},
+    control_streams::ControlStream,
     nat::FilteringBehaviour,
 };
 
@@ -41,8 +42,8 @@ struct Pending {
     test: Test,
     /// Rounds that arrived from each source, as bits.
     arrived: BTreeMap<SocketAddr, u8>,
-    /// Rounds and sources that the coordinator reports.
-    answer: Option<(u8, Vec<SocketAddr>)>,
+    /// Report of the coordinator.
+    answer: Option<FilteringTestAnswer>,
     until: Instant,
 }
 
@@ -57,26 +58,27 @@ pub(crate) struct FilteringTestClient {
 
 impl FilteringTestClient {
     /// Starts a test over the control stream to a coordinator, in place of an earlier one.
-    pub(crate) fn begin(&mut self, (link, peer): (ControlStreamId, PeerId), test: Test, now: Instant) {
-        self.outcomes.remove(&link);
-        self.tested.insert(link);
+    pub(crate) fn begin(&mut self, coordinator: &ControlStream, test: Test, now: Instant) {
+        let (stream, peer) = (coordinator.id, coordinator.peer);
+        self.outcomes.remove(&stream);
+        self.tested.insert(stream);
         let until = now + COORDINATOR_TIMEOUT;
-        self.pending.insert(link, Pending { peer, test, arrived: BTreeMap::new(), answer: None, until });
+        self.pending.insert(stream, Pending { peer, test, arrived: BTreeMap::new(), answer: None, until });
     }
 
     /// Returns true if there is or was a test over this control stream.
-    pub(crate) fn knows(&self, link: ControlStreamId) -> bool {
-        self.tested.contains(&link)
+    pub(crate) fn knows(&self, stream: ControlStreamId) -> bool {
+        self.tested.contains(&stream)
     }
 
     pub(crate) fn is_testing(&self) -> bool {
         !self.pending.is_empty()
     }
 
-    pub(crate) fn link_down(&mut self, link: ControlStreamId) {
-        self.pending.remove(&link);
-        self.outcomes.remove(&link);
-        self.tested.remove(&link);
+    pub(crate) fn stream_down(&mut self, stream: ControlStreamId) {
+        self.pending.remove(&stream);
+        self.outcomes.remove(&stream);
+        self.tested.remove(&stream);
     }
 
     pub(crate) fn socket_down(&mut self, socket: SocketId) {
@@ -105,15 +107,14 @@ impl FilteringTestClient {
     /// no request.
     pub(crate) fn answered(
         &mut self,
-        link: ControlStreamId,
-        data: [u8; 8],
-        (rounds, sources): (u8, Vec<SocketAddr>),
+        stream: ControlStreamId,
+        answer: FilteringTestAnswer,
         now: Instant,
     ) -> bool {
-        let found = self.pending.get_mut(&link).filter(|pending| pending.test.data == data);
+        let found = self.pending.get_mut(&stream).filter(|pending| pending.test.data == answer.data);
         let Some(pending) = found.filter(|pending| pending.answer.is_none()) else { return false };
-        pending.answer = Some((rounds, sources));
-        pending.until = if rounds == 0 { now } else { now + REORDER_TIMEOUT };
+        pending.until = if answer.rounds == 0 { now } else { now + REORDER_TIMEOUT };
+        pending.answer = Some(answer);
         true
     }
 
@@ -125,13 +126,13 @@ impl FilteringTestClient {
         contacted: impl Fn(IpAddr, Option<u16>) -> bool,
     ) -> BTreeSet<SocketId> {
         let (outcomes, mut sockets) = (&mut self.outcomes, BTreeSet::new());
-        self.pending.retain(|link, pending| {
+        self.pending.retain(|stream, pending| {
             if pending.until > now {
                 return true;
             }
             if let Some(outcome) = pending.outcome(now, &contacted) {
                 sockets.insert(outcome.socket);
-                outcomes.insert(*link, outcome);
+                outcomes.insert(*stream, outcome);
             }
             false
         });
@@ -147,8 +148,8 @@ impl FilteringTestClient {
 impl Pending {
     fn outcome(&self, now: Instant, contacted: &impl Fn(IpAddr, Option<u16>) -> bool) -> Option<Outcome> {
         let remote = self.test.path.remote;
-        let (rounds, sources) = self.answer.clone().filter(|(rounds, _)| *rounds > 0)?;
-        let rounds = usize::from(rounds).min(ROUNDS);
+        let answer = self.answer.as_ref().filter(|answer| answer.rounds > 0)?;
+        let (rounds, sources) = (usize::from(answer.rounds).min(ROUNDS), &answer.sources);
         let count = |from: &dyn Fn(&SocketAddr) -> bool| -> usize {
             let bits =
                 self.arrived.iter().filter(|(source, _)| from(source)).map(|(_, bits)| bits.count_ones());

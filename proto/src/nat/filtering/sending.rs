@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{PAUSES, datagram};
+use super::{AssistRequest, AssistResponse, FilteringTestAnswer, PAUSES, datagram};
 use crate::{ControlStreamId, Path, SocketId, wire::probe::PROBE_LEN};
 
 /// Time for the sockets to open.
@@ -32,33 +32,36 @@ impl Sockets {
     }
 }
 
-/// Datagrams of one test, some of which are still to be sent.
+/// Datagrams of one test: their contents, their destination, and where they leave from.
 #[derive(Debug)]
-pub(super) struct Sending {
+pub(super) struct SendingPlan {
     pub(super) data: [u8; 8],
     pub(super) key: [u8; 32],
     pub(super) remote: SocketAddr,
     /// Socket of the connection, if the test belongs to a client of this coordinator.
-    control: Option<SocketId>,
-    sources: Vec<IpAddr>,
+    pub(super) control: Option<SocketId>,
+    /// Local addresses with a socket of their own.
+    pub(super) sources: Vec<IpAddr>,
+    /// Time from which `remote` counts as proven.
+    pub(super) earliest: Instant,
+}
+
+/// Datagrams of one test, some of which are still to be sent.
+#[derive(Debug)]
+pub(super) struct Sending {
+    pub(super) plan: SendingPlan,
     pub(super) sent: u8,
     pub(super) due: Instant,
-    earliest: Instant,
 }
 
 impl Sending {
     /// Creates the datagrams of a test, and returns the addresses at which sockets must be opened
     /// first.
-    pub(super) fn new(
-        (data, key, remote): ([u8; 8], [u8; 32], SocketAddr),
-        (control, sources): (Option<SocketId>, Vec<IpAddr>),
-        sockets: &mut Sockets,
-        (now, earliest): (Instant, Instant),
-    ) -> (Self, Vec<IpAddr>) {
-        let missing = sockets.want(&sources);
-        let is_ready = sources.iter().all(|ip| sockets.at(*ip).is_some());
-        let due = if is_ready { now } else { now + OPEN_TIMEOUT }.max(earliest);
-        (Self { data, key, remote, control, sources, sent: 0, due, earliest }, missing)
+    pub(super) fn new(plan: SendingPlan, sockets: &mut Sockets, now: Instant) -> (Self, Vec<IpAddr>) {
+        let missing = sockets.want(&plan.sources);
+        let is_ready = plan.sources.iter().all(|ip| sockets.at(*ip).is_some());
+        let due = if is_ready { now } else { now + OPEN_TIMEOUT }.max(plan.earliest);
+        (Self { plan, sent: 0, due }, missing)
     }
 
     pub(super) fn due(&self) -> Instant {
@@ -72,8 +75,8 @@ impl Sending {
 
     /// Takes the outcome of opening a socket.
     pub(super) fn opened(&mut self, sockets: &Sockets, now: Instant) {
-        if self.sent == 0 && self.sources.iter().all(|ip| sockets.at(*ip).is_some()) {
-            self.due = self.earliest.max(now);
+        if self.sent == 0 && self.plan.sources.iter().all(|ip| sockets.at(*ip).is_some()) {
+            self.due = self.plan.earliest.max(now);
         }
     }
 
@@ -84,10 +87,10 @@ impl Sending {
     /// evidence.
     pub(super) fn open(&mut self, sockets: &Sockets) -> Option<Vec<(SocketId, SocketAddr)>> {
         if self.sent == 0 {
-            self.sources.retain(|ip| sockets.at(*ip).is_some());
+            self.plan.sources.retain(|ip| sockets.at(*ip).is_some());
         }
-        let open: Vec<_> = self.sources.iter().filter_map(|ip| sockets.at(*ip)).collect();
-        (!open.is_empty() && open.len() == self.sources.len()).then_some(open)
+        let open: Vec<_> = self.plan.sources.iter().filter_map(|ip| sockets.at(*ip)).collect();
+        (!open.is_empty() && open.len() == self.plan.sources.len()).then_some(open)
     }
 
     /// Sends the round that is due, if one is left. Returns true if another round follows.
@@ -98,9 +101,9 @@ impl Sending {
         transmits: &mut Vec<(Path, [u8; PROBE_LEN])>,
     ) -> bool {
         if usize::from(self.sent) < PAUSES.len() {
-            let payload = datagram(self.data, &self.key, self.sent);
-            let sockets = self.control.into_iter().chain(open.iter().map(|(socket, _)| *socket));
-            transmits.extend(sockets.map(|socket| (Path { socket, remote: self.remote }, payload)));
+            let payload = datagram(self.plan.data, &self.plan.key, self.sent);
+            let sockets = self.plan.control.into_iter().chain(open.iter().map(|(socket, _)| *socket));
+            transmits.extend(sockets.map(|socket| (Path { socket, remote: self.plan.remote }, payload)));
             self.sent += 1;
         }
         let pause = PAUSES.get(usize::from(self.sent));
@@ -113,11 +116,10 @@ impl Sending {
 #[derive(Debug, Default)]
 pub(crate) struct Due {
     pub(crate) transmits: Vec<(Path, [u8; PROBE_LEN])>,
-    /// Tests that have ended: control stream, identifier, number of rounds, and sources.
-    pub(crate) ended: Vec<(ControlStreamId, [u8; 8], u8, Vec<SocketAddr>)>,
-    /// Requests to other coordinators: control stream, identifier and key of the test, and address
-    /// of the client.
-    pub(crate) asks: Vec<(ControlStreamId, [u8; 8], [u8; 32], SocketAddr)>,
-    /// Answers to other coordinators: control stream, identifier, number of rounds, and source.
-    pub(crate) assisted: Vec<(ControlStreamId, [u8; 8], u8, Option<SocketAddr>)>,
+    /// Answers to the clients whose tests have ended.
+    pub(crate) ended: Vec<(ControlStreamId, FilteringTestAnswer)>,
+    /// Requests to other coordinators.
+    pub(crate) asks: Vec<(ControlStreamId, AssistRequest)>,
+    /// Answers to other coordinators.
+    pub(crate) assisted: Vec<(ControlStreamId, AssistResponse)>,
 }

@@ -7,16 +7,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use libp2p_identity::PeerId;
-
 use super::{
-    PAUSES, Test,
+    AssistRequest, AssistResponse, FilteringTestAnswer, PAUSES, Test,
     assist::{Ask, Assists},
-    sending::{Due, Sending, Sockets},
+    sending::{Due, Sending, SendingPlan, Sockets},
 };
 use crate::{
     ControlStreamId, Path, SocketId,
     address_policy::{Scope, scope},
+    control_streams::ControlStream,
     rate_limit::{PeerBuckets, Rate},
 };
 
@@ -38,6 +37,15 @@ struct Serving {
     ask: Ask,
 }
 
+/// Coordinators that send the datagrams of a test.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Senders<'a> {
+    /// Addresses of this coordinator.
+    pub(crate) own: &'a [SocketAddr],
+    /// Control stream to another coordinator, which will be asked to send, too.
+    pub(crate) assistant: Option<ControlStreamId>,
+}
+
 /// Filtering tests of clients, and of clients of other coordinators.
 #[derive(Debug)]
 pub(crate) struct FilteringTestServer {
@@ -57,26 +65,31 @@ impl FilteringTestServer {
         }
     }
 
-    /// Begins a test over a client's control stream. The address of the client counts from
-    /// `earliest` on. The coordinator at the other end of the control stream `other` will be asked
-    /// to send, too. Returns the addresses at which sockets must be opened first, or `None` if a
-    /// limit is reached.
+    /// Begins a test over a client's control stream, once the address of the client is proven.
+    /// Returns the addresses at which sockets must be opened first, or `None` if a limit is
+    /// reached.
     pub(crate) fn begin(
         &mut self,
-        (link, peer): (ControlStreamId, PeerId),
+        client: &ControlStream,
         test: Test,
-        (own, other): (&[SocketAddr], Option<ControlStreamId>),
-        (now, earliest): (Instant, Instant),
+        senders: Senders<'_>,
+        now: Instant,
     ) -> Option<Vec<IpAddr>> {
-        let has_room = self.tests.len() < MAX_TESTS && !self.tests.contains_key(&link);
-        if !has_room || self.clients.take(peer, now).is_err() {
+        let has_room = self.tests.len() < MAX_TESTS && !self.tests.contains_key(&client.id);
+        if !has_room || self.clients.take(client.peer, now).is_err() {
             return None;
         }
-        let Path { socket, remote } = test.path;
-        let from = (Some(socket), sources_for(remote.ip(), own));
-        let what = (test.data, test.key, remote);
-        let (sending, missing) = Sending::new(what, from, &mut self.sockets, (now, earliest));
-        self.tests.insert(link, Serving { sending, ask: Ask::of(other) });
+        let Test { data, key, path: Path { socket, remote } } = test;
+        let plan = SendingPlan {
+            data,
+            key,
+            remote,
+            control: Some(socket),
+            sources: sources_for(remote.ip(), senders.own),
+            earliest: client.proven_at().map_or(now, |at| at.max(now)),
+        };
+        let (sending, missing) = Sending::new(plan, &mut self.sockets, now);
+        self.tests.insert(client.id, Serving { sending, ask: Ask::of(senders.assistant) });
         Some(missing)
     }
 
@@ -84,25 +97,27 @@ impl FilteringTestServer {
     /// addresses at which sockets must be opened first, or `None` if a limit is reached.
     pub(crate) fn assist(
         &mut self,
-        (link, peer): (ControlStreamId, PeerId),
-        what: ([u8; 8], [u8; 32], SocketAddr),
+        from: &ControlStream,
+        request: AssistRequest,
         own: &[SocketAddr],
         now: Instant,
     ) -> Option<Vec<IpAddr>> {
-        let source = sources_for(what.2.ip(), own).into_iter().take(1).collect();
-        self.assists.begin((link, peer), (what, source), &mut self.sockets, now)
+        let AssistRequest { data, key, target: remote } = request;
+        let sources = sources_for(remote.ip(), own).into_iter().take(1).collect();
+        let plan = SendingPlan { data, key, remote, control: None, sources, earliest: now };
+        self.assists.begin(from, plan, &mut self.sockets, now)
     }
 
     /// Takes the report of another coordinator. Returns false if there was no request.
     pub(crate) fn assisted(
         &mut self,
-        link: ControlStreamId,
-        data: [u8; 8],
-        (rounds, source): (u8, Option<SocketAddr>),
+        stream: ControlStreamId,
+        response: AssistResponse,
         now: Instant,
     ) -> bool {
+        let AssistResponse { data, rounds, source } = response;
         let mut all = self.tests.values_mut();
-        let found = all.find(|test| test.ask.waits_for(link) && test.sending.data == data);
+        let found = all.find(|test| test.ask.waits_for(stream) && test.sending.plan.data == data);
         let Some(Serving { sending, ask }) = found else { return false };
         *ask = Ask::answered(rounds, source);
         if usize::from(sending.sent) == PAUSES.len() {
@@ -127,12 +142,12 @@ impl FilteringTestServer {
         self.sockets.0.remove(&ip).is_some()
     }
 
-    pub(crate) fn link_down(&mut self, link: ControlStreamId, now: Instant) {
-        self.tests.remove(&link);
-        self.assists.link_down(link);
+    pub(crate) fn stream_down(&mut self, stream: ControlStreamId, now: Instant) {
+        self.tests.remove(&stream);
+        self.assists.stream_down(stream);
         for Serving { sending, ask } in self.tests.values_mut() {
             // The other coordinator can no longer answer.
-            if ask.lost(link) && usize::from(sending.sent) == PAUSES.len() {
+            if ask.lost(stream) && usize::from(sending.sent) == PAUSES.len() {
                 sending.due = now;
             }
         }
@@ -151,17 +166,18 @@ impl FilteringTestServer {
     ) -> Due {
         let mut due = Due::default();
         let sockets = &self.sockets;
-        self.tests.retain(|link, Serving { sending, ask }| {
+        self.tests.retain(|stream, Serving { sending, ask }| {
             if sending.due > now {
                 return true;
             }
-            let stays = remote(*link) == Some(sending.remote);
+            let SendingPlan { data, key, remote: target, .. } = sending.plan;
+            let stays = remote(*stream) == Some(target);
             let Some(open) = sending.open(sockets).filter(|_| stays) else {
-                due.ended.push((*link, sending.data, 0, Vec::new()));
+                due.ended.push((*stream, FilteringTestAnswer { data, rounds: 0, sources: Vec::new() }));
                 return false;
             };
             if let Some(other) = ask.begin(now) {
-                due.asks.push((other, sending.data, sending.key, sending.remote));
+                due.asks.push((other, AssistRequest { data, key, target }));
             }
             if sending.send(&open, now, &mut due.transmits) {
                 return true;
@@ -171,8 +187,8 @@ impl FilteringTestServer {
                 return true;
             }
             let mut sources: Vec<SocketAddr> = open.into_iter().map(|(_, address)| address).collect();
-            sources.extend(ask.source_beside(&sources, sending.remote));
-            due.ended.push((*link, sending.data, sending.sent, sources));
+            sources.extend(ask.source_beside(&sources, target));
+            due.ended.push((*stream, FilteringTestAnswer { data, rounds: sending.sent, sources }));
             false
         });
         self.assists.poll(sockets, now, &mut due);

@@ -47,7 +47,7 @@ fn every_port_is_asked_until_it_answers_and_never_more_than_four_times() {
             assert_eq!(
                 observing.answered(ControlStreamId(9), 1u64.to_be_bytes(), 5000, at),
                 None,
-                "another link"
+                "another stream"
             );
             assert!(observing.answered(ControlStreamId(8), 1u64.to_be_bytes(), 5000, at).is_some());
             assert_eq!(observing.answered(ControlStreamId(8), 1u64.to_be_bytes(), 5000, at), None, "once");
@@ -139,7 +139,7 @@ fn three_answers_tell_the_allocation() {
     }
     assert_eq!(observing.allocation(SocketId(1), 1), Some(Allocation::Sequential { step: 2 }));
     assert_eq!(observing.next_deadline(), None);
-    observing.link_down(ControlStreamId(8));
+    observing.stream_down(ControlStreamId(8));
     assert_eq!(observing.allocation(SocketId(1), 1), None);
 }
 

@@ -29,7 +29,7 @@ use std::{
 use bytes::Bytes;
 use libp2p_identity::PeerId;
 
-use crate::{SessionId, candidate::Candidate, rate_limit::Rate};
+use crate::{AttemptId, SessionId, candidate::Candidate, rate_limit::Rate};
 
 /// Frame of the control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -265,6 +265,13 @@ pub struct PunchRequest {
     pub nat: Bytes,
     /// The initiator's first QUIC flight: one or two datagrams.
     pub first_flight: Vec<Bytes>,
+}
+
+impl PunchRequest {
+    /// Returns the attempt for which the request is.
+    pub(crate) fn attempt(&self) -> AttemptId {
+        AttemptId { session: self.session, round: self.round }
+    }
 }
 
 /// Answer of the coordinator to [`PunchMeNow`].
