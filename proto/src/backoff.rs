@@ -4,44 +4,44 @@ use std::time::Duration;
 
 use rand::Rng;
 
-/// The first delay, before jitter.
-pub(crate) const BASE: Duration = Duration::from_secs(1);
-/// The longest delay.
-pub(crate) const CAP: Duration = Duration::from_secs(30);
-/// As [`BASE`], for asking coordinators again for a peer that they did not know.
-pub(crate) const LOOKUP_BASE: Duration = Duration::from_millis(100);
-/// As [`CAP`], for the same.
-pub(crate) const LOOKUP_CAP: Duration = Duration::from_secs(1);
-
-/// The delay after `failures` failures in a row, counted from 0: between half of and the whole of
-/// `BASE * 2^failures`, at most [`CAP`].
-///
-/// Half of it is fixed, so that a retry is never immediate; half is random, so that peers that
-/// failed together do not come back together.
-pub(crate) fn delay(failures: u32, rng: &mut impl Rng) -> Duration {
-    between(BASE, CAP, failures, rng)
+/// Delays that double from `base` to `cap`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Backoff {
+    /// The first delay, before jitter.
+    base: Duration,
+    /// The longest delay.
+    cap: Duration,
+    /// Random part of each delay, from 0 to 1. The rest is fixed, so that a retry is never
+    /// immediate. Because of the random part, peers that failed together do not come back together.
+    jitter: f64,
 }
 
-/// As [`delay`], for asking coordinators again for a peer that they did not know: from
-/// [`LOOKUP_BASE`] to [`LOOKUP_CAP`].
-pub(crate) fn lookup_delay(failures: u32, rng: &mut impl Rng) -> Duration {
-    between(LOOKUP_BASE, LOOKUP_CAP, failures, rng)
-}
+/// Delays of attempts and registrations.
+pub(crate) const RETRY: Backoff =
+    Backoff { base: Duration::from_secs(1), cap: Duration::from_secs(30), jitter: 0.5 };
+/// Delays of requests to coordinators for a peer that they did not know.
+pub(crate) const LOOKUP: Backoff =
+    Backoff { base: Duration::from_millis(100), cap: Duration::from_secs(1), jitter: 0.5 };
 
-/// The delay after a refusal that says when to ask again, and after `failures` failures in a row.
-/// What it says counts up to [`CAP`]. If it says nothing, the delay is [`delay`].
-pub(crate) fn after_refusal(retry_after: Duration, failures: u32, rng: &mut impl Rng) -> Duration {
-    match retry_after.is_zero() {
-        true => delay(failures, rng),
-        // Peers that were refused together do not come back together.
-        false => (retry_after + lookup_delay(failures, rng)).min(CAP),
+impl Backoff {
+    /// Returns the delay after `failures` failures in a row, counted from 0: at most
+    /// `base * 2^failures`, and at most `cap`.
+    pub(crate) fn delay(&self, failures: u32, rng: &mut impl Rng) -> Duration {
+        let whole = self.base.saturating_mul(1 << failures.min(16)).min(self.cap);
+        let random = whole.mul_f64(self.jitter);
+        whole - random + random.mul_f64(rng.random::<f64>())
     }
 }
 
-fn between(base: Duration, cap: Duration, failures: u32, rng: &mut impl Rng) -> Duration {
-    let whole = base.saturating_mul(1 << failures.min(16)).min(cap);
-    let half = whole / 2;
-    half + half.mul_f64(rng.random::<f64>())
+/// Returns the delay after a refusal that says when to ask again, and after `failures` failures in
+/// a row. The time in the refusal counts up to the cap of [`RETRY`]. A refusal without a time is a
+/// failure as others.
+pub(crate) fn after_refusal(retry_after: Duration, failures: u32, rng: &mut impl Rng) -> Duration {
+    match retry_after.is_zero() {
+        true => RETRY.delay(failures, rng),
+        // Peers that were refused together do not come back together.
+        false => (retry_after + LOOKUP.delay(failures, rng)).min(RETRY.cap),
+    }
 }
 
 #[cfg(test)]
@@ -65,7 +65,7 @@ mod tests {
         let mut rng = StdRng::seed_from_u64(7);
         for (failures, whole) in [(0, 1), (1, 2), (2, 4), (3, 8), (4, 16), (5, 30), (6, 30), (u32::MAX, 30)] {
             let whole = Duration::from_secs(whole);
-            let delays: Vec<_> = (0..100).map(|_| delay(failures, &mut rng)).collect();
+            let delays: Vec<_> = (0..100).map(|_| RETRY.delay(failures, &mut rng)).collect();
             assert!(delays.iter().all(|d| *d >= whole / 2 && *d <= whole), "{failures}: {delays:?}");
             assert!(delays.iter().any(|d| *d != delays[0]), "{failures}: no jitter");
         }

@@ -363,7 +363,7 @@ impl RegistrationClient {
             }
             if entry.sent.is_some_and(|(_, at)| at <= now) {
                 entry.sent = None;
-                entry.due_by(now + backoff::delay(entry.failures, rng));
+                entry.due_by(now + backoff::RETRY.delay(entry.failures, rng));
                 entry.failures = entry.failures.saturating_add(1);
             }
             let Some(stream) = entry.stream else { continue };

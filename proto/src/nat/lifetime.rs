@@ -135,8 +135,7 @@ mod tests {
         for n in 0..20u16 {
             let born = start + Duration::from_secs(60 * u64::from(n));
             let now = born + Duration::from_secs(60 - u64::from(n));
-            lifetimes
-                .ended(Replacement { old: at(n + 1), born: born, next: at(n + 2), observer: peers[0] }, now);
+            lifetimes.ended(Replacement { old: at(n + 1), born, next: at(n + 2), observer: peers[0] }, now);
             lifetimes.confirm(at(n + 2), peers[1], now);
             lifetimes.confirm(at(n + 2), peers[1], now);
         }

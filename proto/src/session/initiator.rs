@@ -346,7 +346,7 @@ impl Session {
             let mut all = coordinators.iter();
             let has_spare = all.any(|(coordinator, _)| cx.shared.pacing.has_spare(coordinator, cx.now));
             if !coordinators.is_empty() && !has_spare {
-                let delay = backoff::lookup_delay(misses, &mut cx.env.rng);
+                let delay = backoff::LOOKUP.delay(misses, &mut cx.env.rng);
                 self.course.deadline = Some(until.min(cx.now + delay));
                 return Ok(());
             }

@@ -248,7 +248,7 @@ impl Session {
                 FailureReason::Rejected(RejectReason::RateLimited | RejectReason::Full) => {
                     backoff::after_refusal(retry_after, failures - 1, &mut cx.env.rng)
                 }
-                _ => backoff::delay(failures - 1, &mut cx.env.rng),
+                _ => backoff::RETRY.delay(failures - 1, &mut cx.env.rng),
             };
             self.report_retry(cx, reason, delay);
             self.schedule_retry(cx, delay);
@@ -269,7 +269,7 @@ impl Session {
             FailureReason::Rejected(RejectReason::RateLimited | RejectReason::Full) => {
                 backoff::after_refusal(retry_after, lookup.misses, &mut cx.env.rng)
             }
-            _ => backoff::lookup_delay(lookup.misses, &mut cx.env.rng),
+            _ => backoff::LOOKUP.delay(lookup.misses, &mut cx.env.rng),
         };
         let delay = delay.min(lookup.until.saturating_duration_since(cx.now));
         lookup.misses = lookup.misses.saturating_add(1);
