@@ -7,8 +7,8 @@ use std::net::SocketAddr;
 
 use crate::{
     address_policy::{Scope, scope},
-    context::Environment,
     control_streams::ControlStream,
+    environment::Environment,
     wire::frame::{CoordinatorAddress, Frame, MAX_FRAME_COORDINATORS},
 };
 

@@ -29,11 +29,11 @@ use crate::{
     address_policy::{Scope, scope},
     command::{Command, Pool},
     config::{Config, Role},
-    context::{Environment, Identity},
     control_streams::{ControlStream, ControlStreams},
     coordinator::server::CoordinatorServer,
     coordinator_exchange::{CoordinatorExchange, may_be_named},
     counters::Counters,
+    environment::{Environment, Identity},
     event::{Event, FailureReason, PathKind, Phase, SessionRole},
     local_addresses::LocalAddresses,
     nat::{

@@ -12,7 +12,7 @@ use crate::{
     candidate::{Candidate, CandidateKind, LocalCandidates},
     config::HostCandidates,
     gater::SharedGater,
-    nat::{NatView, Observations},
+    nat::{NatView, observations::Observations},
 };
 
 /// Reflexive addresses announced of each socket. A NAT whose mapping depends on the endpoint shows

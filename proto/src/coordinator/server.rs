@@ -17,9 +17,9 @@ use crate::{
     address_policy::{Scope, scope},
     command::{Command, Pool},
     config::{Config, Role},
-    context::{Context, Environment},
     control_streams::ControlStream,
     coordinator::Coordinator,
+    environment::{Context, Environment},
     local_addresses::Family,
     nat::{
         binding_lifetime::{DelayedReplies, HoldRequest},

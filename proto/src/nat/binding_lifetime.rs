@@ -20,8 +20,8 @@ use libp2p_identity::PeerId;
 use crate::{
     ControlStreamId, Path, SocketId,
     command::{Command, Pool},
-    context::Context,
     control_streams::ControlStream,
+    environment::Context,
     nat::{Evidence, Finding, IdleLifetime},
     rate_limit::{PeerBuckets, Rate},
     wire::{

@@ -1,10 +1,10 @@
 //! NAT client: measurements of the NAT in front of this peer, and the report on it.
 //!
 //! Coordinators report the address at which they see a socket, and
-//! [`Observations`](super::Observations) evaluates these reports. `NatClient` runs the tests that
-//! need packets of their own: requests to observers, filtering, hairpinning, early packets, and the
-//! lifetime of unused mappings. From all of these follow the [`Report`] for the application and the
-//! [`NatProfile`] for peers. Sessions learn of a change by [`Learned`].
+//! [`Observations`](super::observations::Observations) evaluates these reports. `NatClient` runs
+//! the tests that need packets of their own: requests to observers, filtering, hairpinning, early
+//! packets, and the lifetime of unused mappings. From all of these follow the [`Report`] for the
+//! application and the [`NatProfile`] for peers. Sessions learn of a change by [`Learned`].
 
 use std::{
     collections::BTreeMap,
@@ -19,17 +19,18 @@ use crate::{
     ControlStreamId, Path, SocketId,
     address_policy::{Scope, scope},
     command::Command,
-    context::{Context, Environment},
     control_streams::ControlStream,
+    environment::{Context, Environment},
     event::Event,
     local_addresses::Family,
     nat::{
-        Confidence, Evidence, FilteringBehaviour, Finding, Observer, Recorded, Report, Sharing,
+        Confidence, Evidence, FilteringBehaviour, Finding, Report, Sharing,
         binding_lifetime::BindingLifetimeTest,
         early_packets::EarlyPackets,
         filtering::{FilteringTestAnswer, FilteringTestClient, Outcome, Test, is_filter_probe},
         hairpin::Hairpins,
         is_in_shared_space,
+        observations::{Observer, Recorded},
         observer::{Observed, Observing, Offered, PORTS, Purpose, Sample},
         strategy::{Allocation, LEAST_SPRAY, NatProfile, WINDOW_SOCKETS},
     },

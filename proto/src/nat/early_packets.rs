@@ -22,7 +22,7 @@ use rand::Rng;
 use crate::{
     ControlStreamId, SocketId,
     command::{Command, Pool},
-    context::Context,
+    environment::Context,
     nat::{
         Confidence, Evidence, Finding,
         observer::{EARLY, Observing, RETRY_DELAYS},

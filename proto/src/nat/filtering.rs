@@ -37,6 +37,20 @@ use crate::{
     },
 };
 
+/// Filtering behaviour of a NAT (RFC 4787 §5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum FilteringBehaviour {
+    /// Accepts packets from every sender to a mapping (EIF), or no NAT and no firewall.
+    EndpointIndependent,
+    /// Accepts packets from every port of an IP address to which the host has sent (ADF).
+    AddressDependent,
+    /// Accepts packets only from an address and port to which the host has sent (APDF).
+    AddressAndPortDependent,
+    /// One of the first two. Which one is unknown, because no observer could send from another IP
+    /// address.
+    PortIndependent,
+}
+
 /// Delays of the rounds. Each delay counts from the round before.
 pub(crate) const PAUSES: [Duration; 3] =
     [Duration::ZERO, Duration::from_millis(200), Duration::from_millis(400)];

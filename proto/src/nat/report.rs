@@ -12,11 +12,9 @@ use std::{
 
 use libp2p_identity::PeerId;
 
-use super::{FilteringBehaviour, MappingBehaviour, NatView, Observation, Observations};
 use crate::{
-    SocketId,
     address_policy::{Scope, scope},
-    nat::strategy::Allocation,
+    nat::{FilteringBehaviour, MappingBehaviour, strategy::Allocation},
 };
 
 /// Findings on the NAT in front of the socket that the coordinators know. `None` means unknown. No
@@ -204,67 +202,6 @@ impl Report {
     }
 }
 
-fn evidence<'a>(used: impl IntoIterator<Item = &'a Observation>) -> Option<Evidence> {
-    Evidence::new(used.into_iter().map(|o| (o.by.peer, o.at)))
-}
-
-impl Observations {
-    /// Returns the part of a report that follows from the observations of `socket`.
-    pub(crate) fn report(&self, socket: SocketId, view: &NatView, local: &[SocketAddr]) -> Report {
-        let vote = self.vote(socket);
-        let used = vote.counted;
-        let all = || evidence(used.iter().copied());
-        let public = self.reflexive(socket).into_iter().find(|address| {
-            let seen = |o: &&Observation| o.seen == *address;
-            used.iter().any(seen)
-        });
-        let at = |address: SocketAddr| evidence(used.iter().copied().filter(|o| o.seen == address));
-        let public_address = public.and_then(|address| Some((address, at(address)?)));
-        let is_translated = !used.iter().all(|o| local.contains(&o.seen));
-        fn finding<T>(is_contested: bool, known: Option<(T, Evidence)>) -> Option<Finding<T>> {
-            let mut finding = known.map(|(value, evidence)| Finding::agreed(value, evidence))?;
-            if is_contested {
-                finding.confidence = Confidence::Low;
-            }
-            Some(finding)
-        }
-        Report {
-            public_address: finding(vote.is_contested, public_address),
-            translated: finding(vote.is_contested, all().map(|evidence| (is_translated, evidence))),
-            mapping: finding(vote.is_contested, view.mapping.zip(all())),
-            port_preserved: finding(vote.is_contested, view.port_preserved.zip(all())),
-            mapping_lifetime: self.lifetimes.finding(),
-            ..Report::default()
-        }
-    }
-
-    /// Returns the evidence from requests of `socket` to further ports of coordinators.
-    pub(crate) fn sampled(&self, socket: SocketId) -> Option<Evidence> {
-        evidence(self.used(socket).into_iter().filter(|o| o.is_probe))
-    }
-
-    /// Returns the evidence from all observations of all sockets.
-    pub(crate) fn seen_at_all(&self) -> Option<Evidence> {
-        evidence(self.by_socket.values().flatten())
-    }
-
-    /// Counts the sockets that are seen at `ip`, and returns the evidence.
-    pub(crate) fn sockets_at(&self, ip: IpAddr) -> Option<(usize, Evidence)> {
-        let at = |o: &&Observation| o.seen.ip() == ip && !o.is_probe;
-        let sockets = self.by_socket.values().filter(|all| all.iter().any(|o| at(&o))).count();
-        Some((sockets, evidence(self.by_socket.values().flatten().filter(at))?))
-    }
-
-    /// Returns the evidence that `socket` is seen in the shared address space of carriers (RFC
-    /// 6598), if none of its own addresses is the observed one.
-    pub(crate) fn seen_in_shared_space(&self, socket: SocketId, local: &[SocketAddr]) -> Option<Evidence> {
-        let all = self.by_socket.get(&socket).into_iter().flatten();
-        evidence(
-            all.filter(|o| is_shared_space(o.seen.ip()) && !local.iter().any(|own| own.ip() == o.seen.ip())),
-        )
-    }
-}
-
 /// Returns true if all addresses of a socket that could lead out are in the shared space of
 /// carriers.
 pub(crate) fn is_in_shared_space(local: &[SocketAddr]) -> bool {
@@ -277,6 +214,6 @@ pub(crate) fn is_in_shared_space(local: &[SocketAddr]) -> bool {
     outward.next().is_some_and(is_shared_space) && outward.all(is_shared_space)
 }
 
-fn is_shared_space(ip: IpAddr) -> bool {
+pub(super) fn is_shared_space(ip: IpAddr) -> bool {
     matches!(ip, IpAddr::V4(v4) if v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64)
 }

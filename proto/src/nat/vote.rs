@@ -8,7 +8,7 @@ use std::{collections::BTreeSet, net::SocketAddr};
 
 use libp2p_identity::PeerId;
 
-use super::Observation;
+use super::observation::Observation;
 use crate::network_prefix::NetworkPrefix;
 
 /// Observations of a socket that count.

@@ -4,6 +4,10 @@
 //! Every pair is probed at 0, 33, 67, 133 ms … after its start, no two probes of a session leave
 //! within 5 ms, and only a few pairs are in their opening burst at once. Answers and the
 //! challenges that a challenge triggers do not wait.
+//!
+//! Lost probes are retried here: [`Checklist::poll`] sends a challenge again at the times of
+//! [`SCHEDULE`], until the pair answers or fails. A request to a coordinator is repeated by
+//! [`initiator`](super::initiator), and a failed attempt by [`lifecycle`](super::lifecycle).
 
 use std::{
     cmp::Reverse,

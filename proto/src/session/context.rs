@@ -10,7 +10,7 @@ use rand::Rng;
 
 use crate::{
     ControlStreamId, SessionId, VirtualConnectionId,
-    context::Environment,
+    environment::Environment,
     nat::{client::NatClient, strategy::NatProfile},
     pacing::Pacing,
     probe_budget::ProbeBudget,

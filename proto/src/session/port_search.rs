@@ -21,7 +21,7 @@
 //! one that the coordinator observed. That makes [`MAX_SHOTS`] the most that an address which never
 //! answered gets in one search.
 
-mod gate;
+mod search_budget;
 
 use std::{
     net::SocketAddr,
@@ -31,14 +31,14 @@ use std::{
 use rand::{Rng, rngs::StdRng};
 
 #[cfg(test)]
-pub(crate) use self::gate::MAX_SEARCH_SOCKETS;
+pub(crate) use self::search_budget::MAX_SEARCH_SOCKETS;
 #[cfg(test)]
-pub(crate) use self::gate::MAX_SEARCHES;
+pub(crate) use self::search_budget::MAX_SEARCHES;
 #[cfg(test)]
-pub(crate) use self::gate::MAX_WAITING;
+pub(crate) use self::search_budget::MAX_WAITING;
 #[cfg(test)]
-pub(crate) use self::gate::TARGET_RATE;
-pub(crate) use self::gate::{Admission, SearchBudget, Ticket};
+pub(crate) use self::search_budget::TARGET_RATE;
+pub(crate) use self::search_budget::{Admission, SearchBudget, Ticket};
 
 use crate::{
     ControlStreamId, Path, SocketId,

@@ -18,7 +18,7 @@ use crate::{
     SocketId,
     address_policy::{Scope, scope},
     command::{Command, Pool},
-    context::Environment,
+    environment::Environment,
     local_addresses::Family,
     nat::{
         MappingBehaviour,
@@ -99,7 +99,9 @@ impl Renewals {
     /// Checks the age of the mappings soon: another session is connected, or their lifetime is
     /// known now.
     pub(crate) fn check_soon(&mut self, cx: &Context<'_>) {
-        if cx.env.local.observations.lifetimes.shortest().is_some() && matches!(self.stage, Stage::Idle) {
+        if cx.env.local.observations.replacements.shortest_lifetime().is_some()
+            && matches!(self.stage, Stage::Idle)
+        {
             let at = cx.now + POLL_INTERVAL;
             self.due = Some(self.due.map_or(at, |due| due.min(at)));
         }
@@ -169,7 +171,7 @@ impl Renewals {
         if let Some(fresh) = self.sockets.last_mut() {
             fresh.mapping = Some((address, cx.now));
         }
-        let lifetime = cx.env.local.observations.lifetimes.shortest();
+        let lifetime = cx.env.local.observations.replacements.shortest_lifetime();
         let age = lifetime.map_or(Duration::MAX, |lifetime| oldest_mapping(cx, lifetime));
         let sessions = self.sessions_on_mappings_older_than(age.mul_f64(SHARE.start), cx, table);
         self.stage = Stage::Moving { sessions };
@@ -184,9 +186,9 @@ impl Renewals {
         let socket = cx.env.coordinated_socket();
         if let Some(since) = socket.and_then(|socket| observations.mapped_since(socket)) {
             let age = cx.now.saturating_duration_since(since);
-            cx.env.local.observations.lifetimes.outlived(age);
+            cx.env.local.observations.replacements.outlived(age);
         }
-        let lifetime = cx.env.local.observations.lifetimes.shortest();
+        let lifetime = cx.env.local.observations.replacements.shortest_lifetime();
         if !self.sockets.is_empty() || lifetime.is_some() && is_any_connected(table) {
             self.due = Some(cx.now + POLL_INTERVAL);
         }
@@ -259,7 +261,8 @@ impl Renewals {
         let used: BTreeSet<SocketId> =
             table.iter().filter_map(|session| session.paths.selected()).map(|path| path.socket).collect();
         let latest = self.latest().map(|(to, _)| to.socket);
-        let awaits = cx.env.local.observations.lifetimes.shortest().is_some() && is_any_connected(table);
+        let awaits =
+            cx.env.local.observations.replacements.shortest_lifetime().is_some() && is_any_connected(table);
         let (kept, unused): (Vec<Fresh>, Vec<Fresh>) = self
             .sockets
             .iter()

@@ -4,7 +4,7 @@
 //! datagrams that authenticate with the keys of a session are answered, so that no peer serves as
 //! an oracle.
 //!
-//! Fields of the [envelope](crate::wire::envelope):
+//! Fields of the envelope that all probes share:
 //!
 //! | field | content |
 //! |---|---|

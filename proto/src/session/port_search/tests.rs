@@ -317,55 +317,55 @@ fn both_aim_at_one_port_in_each_run_so_that_mappings_of_others_in_between_do_no_
 #[test]
 fn searches_are_bounded_in_all_and_towards_one_address() {
     let now = Instant::now();
-    let mut gate = SearchBudget::new();
+    let mut budget = SearchBudget::new();
     let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
-    assert!((0..4).all(|_| gate.admit(None, ip(1), 0, now) == Admission::Now));
-    assert_eq!(gate.admit(None, ip(1), 0, now), Admission::Never, "one address");
-    assert!((0..12).all(|n| gate.admit(None, ip(10 + n), 0, now) == Admission::Now));
-    let Admission::Later(ticket) = gate.admit(None, ip(99), 0, now) else { panic!("in all") };
-    gate.ended();
-    assert_eq!(gate.admit(Some(ticket), ip(99), 0, now), Admission::Now);
-    gate.ended();
-    assert_eq!(gate.admit(None, ip(1), 0, now + Duration::from_secs(9)), Admission::Never);
-    assert_eq!(gate.admit(None, ip(1), 0, now + Duration::from_secs(10)), Admission::Now);
+    assert!((0..4).all(|_| budget.admit(None, ip(1), 0, now) == Admission::Now));
+    assert_eq!(budget.admit(None, ip(1), 0, now), Admission::Never, "one address");
+    assert!((0..12).all(|n| budget.admit(None, ip(10 + n), 0, now) == Admission::Now));
+    let Admission::Later(ticket) = budget.admit(None, ip(99), 0, now) else { panic!("in all") };
+    budget.ended();
+    assert_eq!(budget.admit(Some(ticket), ip(99), 0, now), Admission::Now);
+    budget.ended();
+    assert_eq!(budget.admit(None, ip(1), 0, now + Duration::from_secs(9)), Admission::Never);
+    assert_eq!(budget.admit(None, ip(1), 0, now + Duration::from_secs(10)), Admission::Now);
 }
 
 #[test]
 fn two_sprays_run_at_once_and_others_in_turn_as_the_sockets_of_one_are_closed() {
     let now = Instant::now();
-    let mut gate = SearchBudget::new();
+    let mut budget = SearchBudget::new();
     let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
     let later = |admission| match admission {
         Admission::Later(ticket) => Some(ticket),
         other => panic!("{other:?}"),
     };
-    assert!((1..=2).all(|n| gate.admit(None, ip(n), SPRAY_SOCKETS, now) == Admission::Now));
-    let third = later(gate.admit(None, ip(3), SPRAY_SOCKETS, now));
-    let fourth = later(gate.admit(None, ip(4), WINDOW_SOCKETS, now));
-    let fifth = later(gate.admit(None, ip(5), SPRAY_SOCKETS, now));
-    assert_eq!(gate.admit(None, ip(6), 0, now), Admission::Now, "a scan opens none");
-    gate.ended();
-    assert_eq!(later(gate.admit(third, ip(3), SPRAY_SOCKETS, now)), third, "its sockets are still open");
-    gate.closed(SPRAY_SOCKETS);
+    assert!((1..=2).all(|n| budget.admit(None, ip(n), SPRAY_SOCKETS, now) == Admission::Now));
+    let third = later(budget.admit(None, ip(3), SPRAY_SOCKETS, now));
+    let fourth = later(budget.admit(None, ip(4), WINDOW_SOCKETS, now));
+    let fifth = later(budget.admit(None, ip(5), SPRAY_SOCKETS, now));
+    assert_eq!(budget.admit(None, ip(6), 0, now), Admission::Now, "a scan opens none");
+    budget.ended();
+    assert_eq!(later(budget.admit(third, ip(3), SPRAY_SOCKETS, now)), third, "its sockets are still open");
+    budget.closed(SPRAY_SOCKETS);
     for ticket in [fourth, fifth] {
-        assert_eq!(later(gate.admit(ticket, ip(4), WINDOW_SOCKETS, now)), ticket, "not its turn");
+        assert_eq!(later(budget.admit(ticket, ip(4), WINDOW_SOCKETS, now)), ticket, "not its turn");
     }
-    gate.left(third);
-    assert_eq!(gate.admit(fourth, ip(4), WINDOW_SOCKETS, now), Admission::Now);
-    assert_eq!(later(gate.admit(fifth, ip(5), SPRAY_SOCKETS, now)), fifth);
-    gate.closed(WINDOW_SOCKETS);
-    assert_eq!(gate.admit(fifth, ip(5), SPRAY_SOCKETS, now), Admission::Now);
+    budget.left(third);
+    assert_eq!(budget.admit(fourth, ip(4), WINDOW_SOCKETS, now), Admission::Now);
+    assert_eq!(later(budget.admit(fifth, ip(5), SPRAY_SOCKETS, now)), fifth);
+    budget.closed(WINDOW_SOCKETS);
+    assert_eq!(budget.admit(fifth, ip(5), SPRAY_SOCKETS, now), Admission::Now);
 }
 
 #[test]
 fn only_so_many_searches_wait() {
     let now = Instant::now();
-    let mut gate = SearchBudget::new();
+    let mut budget = SearchBudget::new();
     let ip = |n: u8| IpAddr::from([198, 51, 100, n]);
-    assert!((1..=2).all(|n| gate.admit(None, ip(n), SPRAY_SOCKETS, now) == Admission::Now));
-    let waits = |gate: &mut SearchBudget| gate.admit(None, ip(3), SPRAY_SOCKETS, now);
-    assert!((0..MAX_WAITING).all(|_| matches!(waits(&mut gate), Admission::Later(_))));
-    assert_eq!(waits(&mut gate), Admission::Never);
+    assert!((1..=2).all(|n| budget.admit(None, ip(n), SPRAY_SOCKETS, now) == Admission::Now));
+    let waits = |budget: &mut SearchBudget| budget.admit(None, ip(3), SPRAY_SOCKETS, now);
+    assert!((0..MAX_WAITING).all(|_| matches!(waits(&mut budget), Admission::Later(_))));
+    assert_eq!(waits(&mut budget), Admission::Never);
 }
 
 #[test]

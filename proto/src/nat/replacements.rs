@@ -1,4 +1,4 @@
-//! Lifetime of mappings that are in use.
+//! Replacements of mappings that are in use, and the lifetime that they show.
 //!
 //! RFC 4787 REQ-5 lets a NAT drop a mapping after two minutes without traffic. Some carriers drop
 //! every mapping after about a minute, with or without traffic. A connection then has another
@@ -45,13 +45,13 @@ pub(super) struct Replacement {
 
 /// Ends of mappings, oldest first.
 #[derive(Debug, Default)]
-pub(crate) struct Lifetimes {
+pub(crate) struct Replacements {
     ends: VecDeque<End>,
 }
 
-impl Lifetimes {
+impl Replacements {
     /// Records that an observer saw a mapping replaced by another.
-    pub(super) fn ended(&mut self, replacement: Replacement, now: Instant) {
+    pub(super) fn record(&mut self, replacement: Replacement, now: Instant) {
         let Replacement { old, born, next, observer } = replacement;
         let whole = self.ends.iter().any(|end| end.next == old);
         if self.ends.len() >= MAX_ENDS {
@@ -82,14 +82,14 @@ impl Lifetimes {
     }
 
     /// Returns the shortest lifetime of a mapping in use, if the NAT ends such mappings.
-    pub(crate) fn shortest(&self) -> Option<Duration> {
+    pub(crate) fn shortest_lifetime(&self) -> Option<Duration> {
         self.used().map(|end| end.lived).min()
     }
 
     /// Returns the shortest lifetime with its evidence.
     pub(crate) fn finding(&self) -> Option<Finding<Duration>> {
         let evidence = Evidence::new(self.used().flat_map(|end| end.seen_by.iter().copied()))?;
-        Some(Finding::agreed(self.shortest()?, evidence))
+        Some(Finding::agreed(self.shortest_lifetime()?, evidence))
     }
 }
 
@@ -104,42 +104,45 @@ mod tests {
 
     #[test]
     fn a_mapping_whose_beginning_was_not_seen_counts_until_one_is_known_whole() {
-        let (mut lifetimes, start, peer) = (Lifetimes::default(), Instant::now(), PeerId::random());
+        let (mut replacements, start, peer) = (Replacements::default(), Instant::now(), PeerId::random());
         let after = |secs| start + Duration::from_secs(secs);
-        assert_eq!(lifetimes.finding(), None);
-        lifetimes.ended(Replacement { old: at(1), born: start, next: at(2), observer: peer }, after(5));
-        assert_eq!(lifetimes.shortest(), Some(Duration::from_secs(5)));
-        lifetimes.ended(Replacement { old: at(2), born: after(5), next: at(3), observer: peer }, after(65));
-        lifetimes.ended(Replacement { old: at(3), born: after(65), next: at(4), observer: peer }, after(120));
-        assert_eq!(lifetimes.shortest(), Some(Duration::from_secs(55)));
-        let finding = lifetimes.finding().unwrap();
+        assert_eq!(replacements.finding(), None);
+        replacements.record(Replacement { old: at(1), born: start, next: at(2), observer: peer }, after(5));
+        assert_eq!(replacements.shortest_lifetime(), Some(Duration::from_secs(5)));
+        replacements
+            .record(Replacement { old: at(2), born: after(5), next: at(3), observer: peer }, after(65));
+        replacements
+            .record(Replacement { old: at(3), born: after(65), next: at(4), observer: peer }, after(120));
+        assert_eq!(replacements.shortest_lifetime(), Some(Duration::from_secs(55)));
+        let finding = replacements.finding().unwrap();
         assert_eq!((finding.confidence, finding.evidence.observations), (Confidence::Low, 2));
     }
 
     #[test]
     fn a_mapping_that_stands_twice_as_long_shows_that_an_end_was_an_accident() {
-        let (mut lifetimes, start) = (Lifetimes::default(), Instant::now());
+        let (mut replacements, start) = (Replacements::default(), Instant::now());
         let end = start + Duration::from_secs(20);
-        lifetimes
-            .ended(Replacement { old: at(1), born: start, next: at(2), observer: PeerId::random() }, end);
-        lifetimes.outlived(Duration::from_secs(40));
-        assert_eq!(lifetimes.shortest(), Some(Duration::from_secs(20)));
-        lifetimes.outlived(Duration::from_secs(41));
-        assert_eq!(lifetimes.shortest(), None);
+        replacements
+            .record(Replacement { old: at(1), born: start, next: at(2), observer: PeerId::random() }, end);
+        replacements.outlived(Duration::from_secs(40));
+        assert_eq!(replacements.shortest_lifetime(), Some(Duration::from_secs(20)));
+        replacements.outlived(Duration::from_secs(41));
+        assert_eq!(replacements.shortest_lifetime(), None);
     }
 
     #[test]
     fn a_second_observer_makes_it_surer_and_the_oldest_is_forgotten() {
-        let (mut lifetimes, start) = (Lifetimes::default(), Instant::now());
+        let (mut replacements, start) = (Replacements::default(), Instant::now());
         let peers = [PeerId::random(), PeerId::random()];
         for n in 0..20u16 {
             let born = start + Duration::from_secs(60 * u64::from(n));
             let now = born + Duration::from_secs(60 - u64::from(n));
-            lifetimes.ended(Replacement { old: at(n + 1), born, next: at(n + 2), observer: peers[0] }, now);
-            lifetimes.confirm(at(n + 2), peers[1], now);
-            lifetimes.confirm(at(n + 2), peers[1], now);
+            replacements
+                .record(Replacement { old: at(n + 1), born, next: at(n + 2), observer: peers[0] }, now);
+            replacements.confirm(at(n + 2), peers[1], now);
+            replacements.confirm(at(n + 2), peers[1], now);
         }
-        let finding = lifetimes.finding().unwrap();
+        let finding = replacements.finding().unwrap();
         assert_eq!(finding.confidence, Confidence::Medium);
         assert_eq!(finding.evidence.observations, 2 * MAX_ENDS);
         assert_eq!(finding.value, Duration::from_secs(41));

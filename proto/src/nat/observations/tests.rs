@@ -179,7 +179,7 @@ fn a_mapping_that_is_gone_is_told_from_one_that_depends_on_the_endpoint() {
     assert_eq!(observations.reflexive(SOCKET), [at("198.51.100.1:2"), at("198.51.100.1:1")]);
     assert_eq!(observations.mapped_since(SOCKET), Some(start + Duration::from_secs(60)));
     assert_eq!(say(&mut observations, 1, "198.51.100.1:2", 62), Recorded::New);
-    let lifetime = observations.lifetimes.finding().unwrap();
+    let lifetime = observations.replacements.finding().unwrap();
     assert_eq!((lifetime.value, lifetime.confidence), (Duration::from_secs(60), Confidence::Medium));
     // The third observer still sees the old mapping: the NAT is of another kind, or the first two
     // lie.
@@ -187,7 +187,7 @@ fn a_mapping_that_is_gone_is_told_from_one_that_depends_on_the_endpoint() {
     assert_eq!(mapping(&observations), Some(MappingBehaviour::EndpointDependent));
     assert_eq!(observations.reflexive(SOCKET)[0], at("198.51.100.1:2"));
     observations.network_changed(start + Duration::from_secs(80));
-    assert_eq!(observations.lifetimes.finding(), None, "of another network nothing is known");
+    assert_eq!(observations.replacements.finding(), None, "of another network nothing is known");
 }
 
 #[test]
