@@ -85,7 +85,8 @@ impl Binding {
     }
 }
 
-/// Gives a socket a new name, and shows the path layer the received datagrams.
+/// Gives a socket a new name, and shows the punches and the path layer the received datagrams.
 fn hook(env: &TransportContext, socket: Arc<Socket>) -> Arc<InterceptingSocket> {
-    Arc::new(InterceptingSocket { id: env.next_socket(), inner: socket, path: env.path.clone() })
+    let (id, punches, path) = (env.next_socket(), env.punches.clone(), env.path.clone());
+    Arc::new(InterceptingSocket { id, inner: socket, punches, path })
 }

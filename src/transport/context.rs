@@ -12,7 +12,8 @@ use std::{
 use quinn::Runtime;
 
 use super::{
-    live::ConnectionTable, path::PathLayer, quic::Quic, socket::Socket, socket_budget::SocketBudget,
+    hole_punching::Punches, live::ConnectionTable, path::PathLayer, quic::Quic, socket::Socket,
+    socket_budget::SocketBudget,
 };
 use crate::io::Network;
 use libp2p_punch_proto::SocketId;
@@ -27,6 +28,8 @@ pub(crate) struct TransportContext {
     pub(crate) path: Option<Arc<PathLayer>>,
     /// The connections that the swarm holds.
     pub(crate) connections: Arc<ConnectionTable>,
+    /// The dials in the role of the listener.
+    pub(crate) punches: Punches,
     /// Counts the sockets of the node.
     sockets: Arc<SocketBudget>,
     next_socket: AtomicU32,
@@ -44,7 +47,8 @@ impl TransportContext {
             Some(path) => path.socket_budget(),
             None => Arc::new(SocketBudget::new(network.max_descriptors())),
         };
-        Self { network, runtime, quic, path, connections, sockets, next_socket: AtomicU32::new(0) }
+        let (punches, next_socket) = (Punches::default(), AtomicU32::new(0));
+        Self { network, runtime, quic, path, connections, punches, sockets, next_socket }
     }
 
     /// Binds a socket that is replaced when it fails.

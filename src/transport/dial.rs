@@ -111,12 +111,12 @@ impl Transport {
 
     fn dial_as_listener(&mut self, remote: SocketAddr, peer: PeerId) -> Result<Dial, Error> {
         let listener = self.listener_towards(remote).ok_or(Error::NoActiveListenerForDialAsListener)?;
-        let socket = listener.binding.wire.socket();
+        let wire = listener.binding.wire.clone();
         self.contacts.note(remote.ip());
         // Registered before the first poll, so that a faster remote is not mistaken for another
         // peer.
-        let punch = self.punches.register(remote, peer)?;
-        Ok(hole_punching::punch(self.env.clone(), socket, punch).boxed())
+        let punch = self.env.punches.register(remote, peer)?;
+        Ok(hole_punching::punch(self.env.clone(), wire, punch).boxed())
     }
 
     /// Begins a session at once; the swarm may poll other addresses first.
@@ -202,21 +202,36 @@ struct PlainDial {
 
 async fn plain_dial(dial: PlainDial) -> Result<Output, Error> {
     let PlainDial { env, remote, peer, reused, driver } = dial;
-    let expected = Expected::new(peer);
     let wire = match reused {
         Some(reused) => reused,
         None => Binding::new(&env, addr::wildcard(remote), false)?.wire,
     };
-    let config = env.quic.client_config(&expected);
-    let connecting =
-        migration::while_opening(None, || wire.endpoint().connect_with(config, remote, SERVER_NAME))?;
-    let (beneath, through) = (Carrier::Dialed(wire), ConnectionOrigin::Dial);
-    let dialed = handshake::finish(env, connecting, expected, beneath, through).await;
+    let dialed = connect(ClientDial { env, remote, peer, wire }).await;
     if let (true, Some(peer)) = (dialed.as_ref().is_err_and(Error::is_silence), peer) {
         // The dial has failed, driver or not.
         let _ = notice::tell(driver, Notice::Unanswered { peer }).await;
     }
     dialed
+}
+
+/// Handshake of ours as the QUIC client.
+pub(super) struct ClientDial {
+    pub(super) env: Arc<TransportContext>,
+    pub(super) remote: SocketAddr,
+    /// Peer that must answer, if it is known.
+    pub(super) peer: Option<PeerId>,
+    /// Endpoint from which the handshake leaves.
+    pub(super) wire: Arc<SharedEndpoint>,
+}
+
+pub(super) async fn connect(dial: ClientDial) -> Result<Output, Error> {
+    let ClientDial { env, remote, peer, wire } = dial;
+    let expected = Expected::new(peer);
+    let config = env.quic.client_config(&expected);
+    let connecting =
+        migration::while_opening(None, || wire.endpoint().connect_with(config, remote, SERVER_NAME))?;
+    let (beneath, through) = (Carrier::Dialed(wire), ConnectionOrigin::Dial);
+    handshake::finish(env, connecting, expected, beneath, through).await
 }
 
 /// Waits for a connection of the peer's session that no other dial takes. `None` if there will be

@@ -318,6 +318,11 @@ impl ConnectionTable {
         self.lock().live.values().filter_map(Weak::upgrade).collect()
     }
 
+    /// Returns true if there is a connection with `peer`.
+    pub(crate) fn has_peer(&self, peer: PeerId) -> bool {
+        self.live().iter().any(|live| live.peer() == peer)
+    }
+
     pub(crate) fn get(&self, number: ConnectionNumber) -> Option<Arc<ConnectionEntry>> {
         self.lock().live.get(&number)?.upgrade()
     }

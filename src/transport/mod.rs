@@ -72,7 +72,7 @@ use tokio::sync::mpsc;
 use self::{
     binding::Binding,
     context::TransportContext,
-    hole_punching::Punches,
+    hole_punching::Arrival,
     listener::{Admission, Listener},
     live::{Carrier, ConnectionTable},
     migration::Whereabouts,
@@ -128,7 +128,6 @@ pub struct Transport {
     listeners: Vec<Listener>,
     /// Bindings for dials that no listener fits, at most one a family.
     clients: Vec<Binding>,
-    punches: Punches,
     notices: Notices,
     /// Dials that a traversal may answer.
     offers: Offers,
@@ -202,7 +201,6 @@ impl Transport {
             env: Arc::new(env),
             listeners: Vec::new(),
             clients: Vec::new(),
-            punches: Punches::default(),
             notices,
             offers: Offers::default(),
             contacts: Contacts::default(),
@@ -335,7 +333,14 @@ impl Transport {
         let listener = self.listeners.get(index)?;
         let listener_id = listener.id;
         let remote = incoming.remote_address();
-        let punch = self.punches.take(remote);
+        let punch = match self.env.punches.take(remote, self.env.runtime.now()) {
+            Arrival::Awaited(punch) => Some(punch),
+            Arrival::Unexpected => None,
+            Arrival::Superfluous => {
+                incoming.refuse();
+                return None;
+            }
+        };
         // The driver has asked this peer to connect.
         let admission = match &punch {
             Some(_) => Admission::Accept,

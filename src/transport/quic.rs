@@ -23,7 +23,7 @@ use super::{
 use crate::config::{CongestionController, QuicConfig};
 
 /// QUIC version 1 (RFC 9000), the only supported version.
-const VERSIONS: [u32; 1] = [1];
+pub(super) const VERSION: u32 = 1;
 /// Assumed round-trip time of a connection before the first sample. RFC 9002 §6.2.2 recommends 333
 /// ms, and a lost first flight then costs a second; too low a value costs no more than a spurious
 /// retransmission.
@@ -101,7 +101,7 @@ impl Quic {
         let [a, b, c, d, e, f, g, h, ..] = keys.connection_id;
         let key = u64::from_be_bytes([a, b, c, d, e, f, g, h]);
         endpoint.cid_generator(move || Box::new(HashedConnectionIdGenerator::from_key(key)));
-        endpoint.supported_versions(VERSIONS.to_vec());
+        endpoint.supported_versions(vec![VERSION]);
         // The fixed bit distinguishes QUIC from probes (RFC 9443 §2), so peers must not learn that
         // they may clear it. This keeps the transport parameter of RFC 9287 §3 out of the
         // handshake.

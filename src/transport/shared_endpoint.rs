@@ -15,6 +15,7 @@ use quinn::{
 };
 
 use super::{
+    hole_punching::Punches,
     migration::{self, ClientPoller},
     path::PathLayer,
     socket::{Socket, is_about_a_sent_datagram},
@@ -71,12 +72,14 @@ impl SharedEndpoint {
     }
 }
 
-/// Socket of a quinn endpoint. The path layer sees each received datagram before quinn.
+/// Socket of a quinn endpoint. The punches and the path layer see each received datagram before
+/// quinn.
 #[derive(Debug)]
 pub(crate) struct InterceptingSocket {
     /// The name of the socket.
     pub(super) id: SocketId,
     pub(super) inner: Arc<Socket>,
+    pub(super) punches: Punches,
     /// `None` if the transport is used without the behaviour.
     pub(super) path: Option<Arc<PathLayer>>,
 }
@@ -106,6 +109,9 @@ impl AsyncUdpSocket for InterceptingSocket {
     ) -> Poll<io::Result<usize>> {
         for _ in 0..MAX_EMPTY_RECEIVES {
             let received = ready!(self.inner.poll_recv(cx, bufs, meta))?;
+            for (buffer, meta) in bufs.iter().zip(meta.iter()).take(received) {
+                self.punches.note(buffer, meta);
+            }
             let Some(path) = self.path.as_ref().filter(|path| path.is_active()) else {
                 return Poll::Ready(Ok(received));
             };
