@@ -17,6 +17,7 @@ use crate::{
     driver::{self, Driver},
     error::BuildError,
     key_file,
+    message::{self, Inbox},
     node::Node,
     swarm::{self, Built},
     tasks::Tasks,
@@ -193,12 +194,13 @@ impl NodeBuilder {
             config,
             network: self.network,
             tasks: tasks.clone(),
-            protocols: vec![protocol.clone()],
+            protocols: vec![protocol.clone(), message::PROTOCOL],
             max_connections: self.max_connections,
             connect_timeout: self.connect_timeout,
             idle_timeout: self.idle_timeout,
         })?;
         let Built { swarm, stats } = built;
+        let (mailbox, inbox) = Inbox::new();
         let (driver, handles) = Driver::new(driver::Parameters {
             swarm,
             stats,
@@ -206,9 +208,11 @@ impl NodeBuilder {
             role: self.role,
             bootstrap,
             connect_timeout: self.connect_timeout,
+            mailbox,
+            tasks: tasks.clone(),
         });
         // Tasks of the transport run already: they end with the node.
-        let node = Node::start(handles, tasks, |stop| driver.run(stop));
+        let node = Node::start(handles, inbox, tasks, |stop| driver.run(stop));
         match listen_on(&node, listen).await {
             Ok(()) => Ok(node),
             Err(error) => {

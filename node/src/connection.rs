@@ -282,12 +282,12 @@ fn not_negotiated() -> io::Error {
 }
 
 /// Splits a stream that this node opened.
-fn split_outbound(stream: Stream) -> (SendStream, RecvStream) {
+pub(crate) fn split_outbound(stream: Stream) -> (SendStream, RecvStream) {
     split(stream, Negotiation::Pending)
 }
 
 /// Splits a stream that the peer opened.
-fn split_inbound(stream: Stream) -> (SendStream, RecvStream) {
+pub(crate) fn split_inbound(stream: Stream) -> (SendStream, RecvStream) {
     split(stream, Negotiation::Done)
 }
 

@@ -16,17 +16,18 @@ use libp2p_punch::{
     transport::Stats,
 };
 use libp2p_swarm::{
-    ConnectionError, ConnectionId, DialError, StreamProtocol, Swarm, SwarmEvent,
+    ConnectionError, ConnectionId, DialError, Stream, StreamProtocol, Swarm, SwarmEvent,
     dial_opts::{DialOpts, PeerCondition},
 };
 use tokio::{
     sync::{broadcast, mpsc, oneshot, watch},
+    task::AbortHandle,
     time::{Instant, sleep_until, timeout},
 };
 use tokio_util::sync::CancellationToken;
 
 use self::{
-    attempts::{Attempts, Ended},
+    attempts::{Attempts, Ended, Reply},
     bootstrap::Bootstrap,
 };
 use crate::{
@@ -34,10 +35,12 @@ use crate::{
     error::{ConnectError, innermost},
     event::{BACKLOG, Event, Present},
     local::{Local, is_circuit, with_peer},
+    message::{self, Mailbox},
     status::{CloseReason, ConnectStep, ConnectionStatus, Route, StatusTable},
     streams::{self, InboundStream, OpenRequest},
     swarm::{Behaviour, BehaviourEvent},
     target::Target,
+    tasks::Tasks,
 };
 
 /// Commands that wait for the task.
@@ -51,10 +54,26 @@ const CLOSE_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Command of a handle.
 pub(crate) enum Command {
-    Listen { address: Multiaddr, reply: oneshot::Sender<Result<(), String>> },
-    Connect { target: Target, reply: oneshot::Sender<Result<Connection, ConnectError>> },
-    Open { peer: PeerId, request: OpenRequest },
-    Disconnect { peer: PeerId },
+    Listen {
+        address: Multiaddr,
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    Connect {
+        target: Target,
+        reply: oneshot::Sender<Result<Connection, ConnectError>>,
+    },
+    /// Connect for the node itself: the application does not hold the connection.
+    Dial {
+        peer: PeerId,
+        reply: oneshot::Sender<Result<(), ConnectError>>,
+    },
+    Open {
+        peer: PeerId,
+        request: OpenRequest,
+    },
+    Disconnect {
+        peer: PeerId,
+    },
 }
 
 /// Arguments of [`Driver::new`].
@@ -65,6 +84,8 @@ pub(crate) struct Parameters {
     pub(crate) role: Role,
     pub(crate) bootstrap: Vec<Multiaddr>,
     pub(crate) connect_timeout: Duration,
+    pub(crate) mailbox: Mailbox,
+    pub(crate) tasks: Tasks,
 }
 
 /// The ends of the task's channels that the handles hold.
@@ -85,6 +106,8 @@ pub(crate) struct Driver {
     role: Role,
     bootstrap: Bootstrap,
     connect_timeout: Duration,
+    mailbox: Mailbox,
+    tasks: Tasks,
     incoming: mpsc::Receiver<Command>,
     /// For the connections, which do not keep the node running.
     commands: mpsc::WeakSender<Command>,
@@ -115,6 +138,8 @@ struct Peer {
     rtt: Option<Duration>,
     /// The connection that the application holds, or held.
     ends: Option<Ends>,
+    /// Task that delivers messages of the peer.
+    delivery: Option<AbortHandle>,
     /// This node closes all connections.
     is_closing: bool,
 }
@@ -127,7 +152,8 @@ struct Link {
 
 impl Driver {
     pub(crate) fn new(parameters: Parameters) -> (Self, Handles) {
-        let Parameters { swarm, stats, protocol, role, bootstrap, connect_timeout } = parameters;
+        let Parameters { swarm, stats, protocol, role, bootstrap, connect_timeout, mailbox, tasks } =
+            parameters;
         let (commands, incoming) = mpsc::channel(MAX_COMMANDS);
         let (accepted, waiting) = mpsc::channel(MAX_WAITING_CONNECTIONS);
         let (local, known) = watch::channel(Local::default());
@@ -150,6 +176,8 @@ impl Driver {
             role,
             bootstrap: Bootstrap::new(bootstrap),
             connect_timeout,
+            mailbox,
+            tasks,
             incoming,
             commands: commands.downgrade(),
             accepted,
@@ -220,20 +248,20 @@ impl Driver {
                 }
                 Err(error) => reply(to, Err(innermost(&error))),
             },
-            Command::Connect { target, reply } => self.connect(target, reply),
+            Command::Connect { target, reply } => self.connect(target, Reply::Connection(reply)),
+            Command::Dial { peer, reply } => self.connect(peer.into(), Reply::Connected(reply)),
             Command::Open { peer, request } => self.swarm.behaviour_mut().streams.open(peer, request),
             Command::Disconnect { peer } => self.disconnect(peer),
         }
     }
 
-    fn connect(&mut self, target: Target, to: oneshot::Sender<Result<Connection, ConnectError>>) {
+    fn connect(&mut self, target: Target, to: Reply) {
         let Target { peer, addresses } = target;
         if peer == *self.swarm.local_peer_id() {
-            return reply(to, Err(ConnectError::DialSelf));
+            return to.fail(ConnectError::DialSelf);
         }
         if self.peers.contains_key(&peer) {
-            let connected = self.connection(peer).ok_or(ConnectError::Shutdown);
-            return reply(to, connected);
+            return self.connected(peer, to);
         }
         let is_new = !self.attempts.contains(&peer);
         let now = Instant::now();
@@ -280,7 +308,7 @@ impl Driver {
     fn fail(&mut self, peer: PeerId, error: ConnectError) {
         if let Some(waiters) = self.attempts.end(&peer) {
             for waiter in waiters {
-                reply(waiter, Err(error.clone()));
+                waiter.fail(error.clone());
             }
             self.not_connected(peer, error);
         }
@@ -290,6 +318,14 @@ impl Driver {
         if !self.peers.contains_key(&peer) {
             let reason = CloseReason::NotConnected(Box::new(error));
             self.set_status(peer, ConnectionStatus::Closed { since: Instant::now(), reason });
+        }
+    }
+
+    /// Replies to a handle that waits for a peer, which is connected.
+    fn connected(&mut self, peer: PeerId, to: Reply) {
+        match to {
+            Reply::Connection(to) => reply(to, self.connection(peer).ok_or(ConnectError::Shutdown)),
+            Reply::Connected(to) => reply(to, Ok(())),
         }
     }
 
@@ -424,12 +460,24 @@ impl Driver {
 
     fn on_stream(&mut self, peer: PeerId, stream: InboundStream) {
         let InboundStream { protocol, stream } = stream;
+        if protocol == message::PROTOCOL {
+            return self.on_message_stream(peer, stream);
+        }
         let is_offered = self.offer(peer);
         let ends = self.peers.get(&peer).and_then(|state| state.ends.as_ref());
         let incoming = ends.filter(|_| is_offered).map(|ends| &ends.incoming);
         if incoming.is_none_or(|incoming| incoming.try_send(stream).is_err()) {
             tracing::debug!(%peer, %protocol, "too many streams wait to be accepted: one is reset");
             self.emit(Event::StreamRefused { peer });
+        }
+    }
+
+    /// A peer sends messages on a new stream. Its stream before that is over.
+    fn on_message_stream(&mut self, peer: PeerId, stream: Stream) {
+        let Some(state) = self.peers.get_mut(&peer) else { return };
+        let delivery = self.tasks.spawn(self.mailbox.clone().deliver(peer, stream));
+        if let Some(former) = state.delivery.replace(delivery) {
+            former.abort();
         }
     }
 
@@ -465,13 +513,18 @@ impl Driver {
             ConnectedPoint::Listener { send_back_addr, .. } => send_back_addr,
         };
         let link = Link { id, is_relayed: endpoint.is_relayed(), address: address.clone() };
-        let new =
-            || Peer { since: Instant::now(), links: Vec::new(), rtt: None, ends: None, is_closing: false };
+        let new = || Peer {
+            since: Instant::now(),
+            links: Vec::new(),
+            rtt: None,
+            ends: None,
+            delivery: None,
+            is_closing: false,
+        };
         self.peers.entry(peer).or_insert_with(new).links.push(link);
         self.update_status(peer);
         for waiter in self.attempts.end(&peer).unwrap_or_default() {
-            let connected = self.connection(peer).ok_or(ConnectError::Shutdown);
-            reply(waiter, connected);
+            self.connected(peer, waiter);
         }
     }
 
@@ -569,7 +622,7 @@ impl Driver {
         self.incoming.close();
         for (peer, waiters) in self.attempts.drain() {
             for waiter in waiters {
-                reply(waiter, Err(ConnectError::Shutdown));
+                waiter.fail(ConnectError::Shutdown);
             }
             self.not_connected(peer, ConnectError::Shutdown);
         }

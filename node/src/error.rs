@@ -159,6 +159,46 @@ pub enum OpenError {
     },
 }
 
+/// Reason for which a message was not acknowledged. The peer may have received it nevertheless,
+/// unless it was never sent.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum SendError {
+    /// The message is longer than [`MAX_MESSAGE_LEN`](crate::MAX_MESSAGE_LEN). It was not sent.
+    #[error("the message has {len} bytes, and at most {} are allowed", crate::MAX_MESSAGE_LEN)]
+    TooLong {
+        /// Length of the message.
+        len: usize,
+    },
+    /// There is no connection to the peer. The message was not sent.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The stream to the peer cannot be opened. The message was not sent.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The stream to the peer ended first.
+    #[error("the peer has not acknowledged the message: {cause}")]
+    NotAcknowledged {
+        /// Reason of the end of the stream.
+        cause: String,
+    },
+    /// The peer did not acknowledge the message in time.
+    #[error("the peer has not acknowledged the message within {after:?}")]
+    TimedOut {
+        /// The time that was allowed.
+        after: Duration,
+    },
+    /// The node was shut down.
+    #[error("the node was shut down")]
+    Shutdown,
+}
+
+impl SendError {
+    pub(crate) fn not_acknowledged(error: &io::Error) -> Self {
+        Self::NotAcknowledged { cause: innermost(error) }
+    }
+}
+
 /// Reason for which a node has no ticket.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

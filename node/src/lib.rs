@@ -49,6 +49,12 @@
 //! connected, and why one is not. [`Node::watch_status`] follows one peer, and [`Node::subscribe`]
 //! all of them.
 //!
+//! # Messages
+//!
+//! [`Node::send_to_peer`] sends a message, connects first if need be, and returns once the
+//! application of the peer has taken it with [`Node::receive`]. Messages to one peer arrive in
+//! order and at most once. An error says that the peer has not acknowledged the message.
+//!
 //! # Inside
 //!
 //! A node is a libp2p swarm: the transport and behaviour of `libp2p-punch`, identify, ping,
@@ -69,6 +75,7 @@ mod error;
 mod event;
 mod key_file;
 mod local;
+mod message;
 mod node;
 mod status;
 mod streams;
@@ -84,9 +91,10 @@ pub use libp2p_punch::{Role, nat, transport::ConnectionStats};
 pub use self::{
     builder::NodeBuilder,
     connection::{Connection, MAX_WAITING_STREAMS, RecvStream, SendStream},
-    error::{BuildError, ConnectError, OpenError, ShutDown, TicketUnavailable},
+    error::{BuildError, ConnectError, OpenError, SendError, ShutDown, TicketUnavailable},
     event::{BACKLOG, Event, Events},
     key_file::KeyFileError,
+    message::{MAX_MESSAGE_LEN, Message},
     node::Node,
     status::{CloseReason, ConnectStep, ConnectionStatus, Route, StatusWatch},
     target::{Target, TargetError},

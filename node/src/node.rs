@@ -18,9 +18,10 @@ use crate::{
     builder::NodeBuilder,
     connection::Connection,
     driver::{Command, Handles},
-    error::{BuildError, ConnectError, ShutDown, TicketUnavailable},
+    error::{BuildError, ConnectError, SendError, ShutDown, TicketUnavailable},
     event::{Event, Events, Present},
     local::{Local, with_peer},
+    message::{ACKNOWLEDGEMENT_TIMEOUT, Inbox, MAX_MESSAGE_LEN, Message, NodeLink, Outboxes, Posting},
     status::{ConnectionStatus, StatusWatch},
     target::{Target, TargetError},
     tasks::Tasks,
@@ -43,6 +44,8 @@ struct Inner {
     peer: PeerId,
     commands: mpsc::Sender<Command>,
     accepted: Mutex<mpsc::Receiver<Connection>>,
+    inbox: Inbox,
+    outboxes: Outboxes,
     events: broadcast::WeakSender<Event>,
     present: Present,
     expects_coordinators: bool,
@@ -68,18 +71,28 @@ impl Node {
     }
 
     /// Starts the task of a node, which `run` makes. The task also ends all others of the node.
-    pub(crate) fn start<F>(handles: Handles, tasks: Tasks, run: impl FnOnce(CancellationToken) -> F) -> Self
+    pub(crate) fn start<F>(
+        handles: Handles,
+        inbox: Inbox,
+        tasks: Tasks,
+        run: impl FnOnce(CancellationToken) -> F,
+    ) -> Self
     where
         F: Future<Output = ()> + Send + 'static,
     {
         let stop = CancellationToken::new();
         let running = run(stop.clone());
+        let owned = tasks.clone();
         let task = tokio::spawn(async move {
             running.await;
-            tasks.finish(TASKS_TIMEOUT).await;
+            owned.finish(TASKS_TIMEOUT).await;
         });
         let Handles { peer, commands, accepted, events, present, expects_coordinators } = handles;
+        let link =
+            NodeLink { commands: commands.downgrade(), table: present.table.clone(), stop: stop.clone() };
         Self(Arc::new(Inner {
+            outboxes: Outboxes::new(link, tasks),
+            inbox,
             peer,
             commands,
             accepted: Mutex::new(accepted),
@@ -173,6 +186,52 @@ impl Node {
             if connection.is_open() {
                 return Ok(connection);
             }
+        }
+    }
+
+    /// Sends a message to a peer, and waits until the application of the peer has received it. The
+    /// node connects to the peer first, if there is no connection.
+    ///
+    /// The messages to one peer arrive in the order of the calls. Calls at once are sent together;
+    /// beyond a few, they wait for their turn. The peer takes no further ones while its application
+    /// receives none.
+    ///
+    /// A message is sent at most once. If the future is dropped, a message that waits for its turn
+    /// is not sent.
+    ///
+    /// # Errors
+    ///
+    /// The message is longer than [`MAX_MESSAGE_LEN`], the peer cannot be reached, or it has not
+    /// acknowledged the message within a minute.
+    pub async fn send_to_peer(&self, peer: PeerId, bytes: impl Into<Vec<u8>>) -> Result<(), SendError> {
+        let bytes = bytes.into();
+        if bytes.len() > MAX_MESSAGE_LEN {
+            return Err(SendError::TooLong { len: bytes.len() });
+        }
+        let (reply, acknowledged) = oneshot::channel();
+        let acknowledgement = async {
+            self.0.outboxes.post(peer, Posting { bytes, reply }).await;
+            acknowledged.await.unwrap_or(Err(SendError::Shutdown))
+        };
+        timeout(ACKNOWLEDGEMENT_TIMEOUT, acknowledgement)
+            .await
+            .unwrap_or(Err(SendError::TimedOut { after: ACKNOWLEDGEMENT_TIMEOUT }))
+    }
+
+    /// Waits for the next message of any peer. Messages of one peer come in their order.
+    ///
+    /// The message is acknowledged when this returns it. Cancel safe: no message is lost if the
+    /// future is dropped.
+    ///
+    /// # Errors
+    ///
+    /// The node was shut down.
+    pub async fn receive(&self) -> Result<Message, ShutDown> {
+        tokio::select! {
+            biased;
+            // A message that is left was not acknowledged, and its sender knows.
+            () = self.0.stop.cancelled() => Err(ShutDown),
+            message = self.0.inbox.receive() => message.ok_or(ShutDown),
         }
     }
 

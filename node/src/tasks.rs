@@ -36,14 +36,16 @@ impl Default for Running {
 }
 
 impl Tasks {
-    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+    /// Spawns a task. The handle can end it early.
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let handle = self.tracker.spawn(future).abort_handle();
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
-        running.handles.push(handle);
+        running.handles.push(handle.clone());
         if running.handles.len() >= running.sweep_at {
             running.handles.retain(|handle| !handle.is_finished());
             running.sweep_at = running.handles.len() * 2 + FIRST_SWEEP;
         }
+        handle
     }
 
     /// Waits until all tasks have ended, and ends those that take longer.

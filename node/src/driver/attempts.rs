@@ -12,7 +12,22 @@ use crate::{connection::Connection, error::ConnectError};
 /// Time from the end of a failed dial to the event with the reason of its traversal session.
 const SESSION_REASON_TIMEOUT: Duration = Duration::from_millis(250);
 
-type Reply = oneshot::Sender<Result<Connection, ConnectError>>;
+/// A handle that waits for a connection to a peer.
+pub(super) enum Reply {
+    /// It wants the connection.
+    Connection(oneshot::Sender<Result<Connection, ConnectError>>),
+    /// It wants to know that there is one.
+    Connected(oneshot::Sender<Result<(), ConnectError>>),
+}
+
+impl Reply {
+    pub(super) fn fail(self, error: ConnectError) {
+        match self {
+            Self::Connection(to) => super::reply(to, Err(error)),
+            Self::Connected(to) => super::reply(to, Err(error)),
+        }
+    }
+}
 
 /// An attempt that ended because of its deadline.
 pub(super) struct Ended {
@@ -118,14 +133,14 @@ impl Attempts {
         self.0.retain(|peer, attempt| {
             if let Some(failure) = attempt.dial_failure.take_if(|failure| failure.deadline <= now) {
                 for waiter in attempt.waiters.drain(..) {
-                    super::reply(waiter.reply, Err(failure.error.clone()));
+                    waiter.reply.fail(failure.error.clone());
                 }
                 ended.push(Ended { peer: *peer, error: failure.error });
                 return false;
             }
             let error = ConnectError::TimedOut { after: allowed, phase: attempt.phase };
             for waiter in attempt.waiters.extract_if(.., |waiter| waiter.deadline <= now) {
-                super::reply(waiter.reply, Err(error.clone()));
+                waiter.reply.fail(error.clone());
             }
             if attempt.waiters.is_empty() {
                 ended.push(Ended { peer: *peer, error });

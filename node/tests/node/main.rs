@@ -3,6 +3,7 @@
 mod connecting;
 mod ending;
 mod loopback;
+mod messages;
 mod nonsense;
 mod status;
 mod support;
