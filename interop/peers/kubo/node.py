@@ -1,13 +1,20 @@
-"""Kubo, in this process, commanded by lines: each holds a JSON array of a command and its arguments, each answer is JSON.
+"""Kubo, commanded by lines: each holds a JSON array of a command and its arguments, each answer is JSON.
 
-The wheel's library has no command line and no RPC interface; what it exports is what can be asked.
+`Library` is Kubo in this process. The wheel's library has no command line and no RPC interface; what it exports is what
+can be asked. `Daemon` is Kubo's own program, asked over its RPC interface.
 """
 
 import base64
 import ctypes
 import json
 import os
+import signal
+import subprocess
 import sys
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
 
 TEXT = ["GetNodeID", "GetNodeMultiAddrs", "ListPeersIDs", "P2PListListeners"]
 
@@ -36,7 +43,7 @@ def configure(repository, identity, peer, address):
         json.dump(config, file)
 
 
-class Node:
+class Library:
     def __init__(self, library, repository, identity, peer, address):
         self.library = ctypes.CDLL(library)
         for name in TEXT:
@@ -89,11 +96,123 @@ class Node:
             self.must("CleanupNode", 0)
 
 
+def configure_daemon(repository, identity, peer, address):
+    """As `configure`, in the words of a current Kubo. Nothing is fetched or announced, and the node has no DHT."""
+    path = os.path.join(repository, "config")
+    with open(path) as file:
+        config = json.load(file)
+    with open(identity, "rb") as file:
+        key = base64.b64encode(file.read()).decode()
+    config["Identity"] = {"PeerID": peer, "PrivKey": key}
+    config["Addresses"] = {
+        "Swarm": [address] if address else [],
+        "API": "/ip4/127.0.0.1/tcp/0",
+        "Gateway": None,
+    }
+    config["Bootstrap"] = []
+    config["Discovery"] = {"MDNS": {"Enabled": False}}
+    config["Routing"] = {"Type": "none"}
+    config["AutoNAT"] = {"ServiceMode": "disabled"}
+    config["AutoTLS"] = {"Enabled": False}
+    config["Provide"] = {"Enabled": False}
+    config["Version"] = {"SwarmCheckEnabled": False}
+    config["Experimental"]["Libp2pStreamMounting"] = True
+    config["Swarm"].update(
+        DisableNatPortMap=True,
+        EnableHolePunching=False,
+        RelayClient={"Enabled": False},
+        RelayService={"Enabled": False},
+    )
+    with open(path, "w") as file:
+        json.dump(config, file)
+
+
+def die_with_parent():
+    """The daemon ends with this process, however that ends."""
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
+class Daemon:
+    def __init__(self, program, repository, identity, peer, address):
+        self.stopped = False
+        environment = dict(os.environ, IPFS_PATH=repository, IPFS_TELEMETRY="off")
+        # A new repository takes no defaults from the network.
+        command = [program, "init", "--empty-repo", "--algorithm=ed25519", "--profile=autoconf-off"]
+        subprocess.run(command, env=environment, check=True, stdout=sys.stderr)
+        configure_daemon(repository, identity, peer, address)
+        self.process = subprocess.Popen(
+            [program, "daemon"], env=environment, stdout=sys.stderr, preexec_fn=die_with_parent
+        )
+        # The daemon writes the address of its RPC interface here once it is up.
+        path = os.path.join(repository, "api")
+        while not os.path.exists(path) or not (text := open(path).read()):
+            if self.process.poll() is not None:
+                raise RuntimeError("the daemon ended")
+            time.sleep(0.02)
+        _, _, host, _, port = text.strip().split("/")
+        self.interface = f"http://{host}:{port}/api/v0/"
+
+    def call(self, name, *arguments, **options):
+        query = [("arg", word) for word in arguments] + list(options.items())
+        request = urllib.request.Request(f"{self.interface}{name}?{urllib.parse.urlencode(query)}", method="POST")
+        try:
+            with urllib.request.urlopen(request) as answer:
+                # Some commands answer with one object a line.
+                return [json.loads(line) for line in answer.read().splitlines() if line]
+        except urllib.error.HTTPError as error:
+            raise RuntimeError(f"{name}: {error.read().decode()}") from error
+        except (urllib.error.URLError, ConnectionError) as error:
+            raise RuntimeError(f"{name}: {error}") from error
+
+    def connect(self, address):
+        self.call("swarm/connect", address)
+
+    def listen(self, protocol, target):
+        """Every stream of a protocol becomes a connection to a TCP address."""
+        self.call("p2p/listen", protocol, target)
+
+    def forward(self, protocol, address, peer):
+        """Every connection to a TCP address becomes a stream of a protocol; returns the port that it has."""
+        if not self.ports(protocol):
+            self.call("p2p/forward", protocol, address, f"/p2p/{peer}")
+        return self.ports(protocol)[0]
+
+    def ports(self, protocol):
+        listeners = self.call("p2p/ls")[0]["Listeners"] or []
+        return [int(each["ListenAddress"].split("/")[4]) for each in listeners if each["Protocol"] == protocol]
+
+    def ping(self, peer):
+        """Kubo's own ping; returns the shortest of three round-trip times in nanoseconds."""
+        answers = self.call("ping", peer, count=3)
+        times = [answer["Time"] for answer in answers if answer["Success"] and answer["Time"] > 0]
+        if len(times) < 3:
+            raise RuntimeError(f"ping: {answers}")
+        return min(times)
+
+    def identity(self):
+        return self.call("id")[0]["ID"]
+
+    def addresses(self):
+        # Kubo lists /p2p-circuit, too.
+        return [each for each in self.call("swarm/addrs/listen")[0]["Strings"] if each.endswith("/quic-v1")]
+
+    def peers(self):
+        return [] if self.stopped else [each["Peer"] for each in self.call("swarm/peers")[0]["Peers"] or []]
+
+    def stop(self):
+        if not self.stopped:
+            self.stopped = True
+            self.process.terminate()
+            self.process.wait()
+
+
 def main():
     # What the library prints itself must not come between the answers.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    node = Node(*sys.argv[1:])
+    kind, *words = sys.argv[1:]
+    node = {"library": Library, "daemon": Daemon}[kind](*words)
     for line in sys.stdin:
         command, *arguments = json.loads(line)
         try:

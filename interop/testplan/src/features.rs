@@ -110,6 +110,14 @@ pub trait Remote: Send {
     /// Waits until identify has reported the remote, and prints that.
     fn identify(&mut self, timeout: Duration) -> impl Future<Output = anyhow::Result<String>> + Send;
 
+    /// Measures three pings. Implementations with a ping of their own use that.
+    fn ping(&mut self) -> impl Future<Output = anyhow::Result<String>> + Send
+    where
+        Self: Sized,
+    {
+        ping(self)
+    }
+
     /// Closes the connection.
     fn disconnect(&mut self) -> impl Future<Output = anyhow::Result<()>> + Send;
 
@@ -125,7 +133,7 @@ pub trait Remote: Send {
 pub async fn attempt(remote: &mut impl Remote, feature: Feature) -> anyhow::Result<String> {
     let attempt = async {
         match feature {
-            Feature::Ping => ping(remote).await,
+            Feature::Ping => remote.ping().await,
             Feature::Identify => remote.identify(DETECTION_TIMEOUT).await,
             Feature::Echo => echo(remote).await,
             Feature::Streams => streams(remote).await,
@@ -155,7 +163,12 @@ pub async fn ping_once(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> an
     Ok(start.elapsed())
 }
 
-async fn ping(remote: &mut impl Remote) -> anyhow::Result<String> {
+/// Sends three pings on one stream that the remote opens.
+///
+/// # Errors
+///
+/// If the stream cannot be opened, or other bytes come back, or none.
+pub async fn ping(remote: &mut impl Remote) -> anyhow::Result<String> {
     let mut stream = remote.open(PING).await?;
     let mut best = Duration::MAX;
     for _ in 0..3 {
@@ -247,7 +260,7 @@ async fn by_remote(stream: impl AsyncRead + AsyncWrite) -> anyhow::Result<&'stat
 
 async fn keep_alive(remote: &mut impl Remote) -> anyhow::Result<String> {
     ensure!(!remote.gone(IDLE_TIME).await?, "the connection was closed");
-    ping(remote).await
+    remote.ping().await
 }
 
 async fn close_by_dialer(remote: &mut impl Remote) -> anyhow::Result<String> {

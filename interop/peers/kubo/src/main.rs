@@ -15,7 +15,7 @@ use anyhow::{Context, bail};
 use clap::Parser;
 use interop_testplan::{
     cli::{self, Command},
-    features::Remote,
+    features::{self, Remote},
     polled,
     protocol::{PING, mounted},
     report::Line,
@@ -25,13 +25,16 @@ use libp2p::{Multiaddr, PeerId, StreamProtocol, multiaddr::Protocol};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::compat::{Compat, TokioAsyncReadCompatExt};
 
-use crate::node::Node;
+use crate::node::{Kubo, Node};
 
 #[derive(Debug, Parser)]
 struct Cli {
-    /// Kubo as a library.
+    /// Kubo as a library or, with `--daemon`, as its own program.
     #[arg(long)]
     program: PathBuf,
+    /// The program is Kubo's own, and is asked over its RPC interface.
+    #[arg(long)]
+    daemon: bool,
     #[command(subcommand)]
     command: Command,
 }
@@ -39,9 +42,10 @@ struct Cli {
 #[tokio::main]
 async fn main() -> anyhow::Result<()> {
     let cli = Cli::parse();
+    let kubo = if cli.daemon { Kubo::Daemon(cli.program) } else { Kubo::Library(cli.program) };
     match cli.command {
         Command::Listen(listen) => {
-            let (node, peer) = Node::start(&cli.program, listen.key, Some(&listen.address)).await?;
+            let (node, peer) = Node::start(&kubo, listen.key, Some(&listen.address)).await?;
             // Kubo answers pings itself.
             for protocol in serve::SERVED.iter().filter(|protocol| **protocol != PING) {
                 serve_mounted(&node, protocol).await?;
@@ -52,7 +56,7 @@ async fn main() -> anyhow::Result<()> {
             node.stop().await
         }
         Command::Dial(dial) => {
-            let (node, _) = Node::start(&cli.program, dial.key, None).await?;
+            let (node, _) = Node::start(&kubo, dial.key, None).await?;
             let peer = remote_of(&dial.address)?;
             node.connect(&dial.address).await?;
             Line::Connected { peer: peer.to_string() }.print();
@@ -105,10 +109,18 @@ impl Remote for Connected<'_> {
         Ok(TcpStream::connect(("127.0.0.1", port)).await?.compat())
     }
 
-    /// The library tells nobody what identify told it; that we could identify it is for the other
+    /// Kubo tells nobody what identify told it; that we could identify it is for the other
     /// side to say.
     async fn identify(&mut self, _timeout: Duration) -> anyhow::Result<String> {
         Ok("seen from the other side".into())
+    }
+
+    /// The library has no call for its ping: the bytes of a ping go through a mounted stream.
+    async fn ping(&mut self) -> anyhow::Result<String> {
+        match self.node.ping(self.peer).await? {
+            Some(best) => Ok(format!("{:.2} ms", best.as_secs_f64() * 1e3)),
+            None => features::ping(self).await,
+        }
     }
 
     async fn disconnect(&mut self) -> anyhow::Result<()> {

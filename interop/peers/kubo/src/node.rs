@@ -1,12 +1,6 @@
-//! Kubo as a child process: its library, and `node.py`, which calls it.
+//! Kubo as a child process: its library or its program, and `node.py`, which commands it.
 
-use std::{
-    env, fs,
-    path::{Path, PathBuf},
-    process::Stdio,
-    sync::Arc,
-    time::Duration,
-};
+use std::{env, fs, path::PathBuf, process::Stdio, sync::Arc, time::Duration};
 
 use anyhow::{Context, anyhow};
 use interop_testplan::{key::KeyType, polled::Polled};
@@ -18,14 +12,26 @@ use tokio::{
     sync::Mutex,
 };
 
-/// Script that loads the library and executes commands.
+/// Script that loads the library or starts the program, and executes commands.
 const SCRIPT: &str = include_str!("../node.py");
 /// Time for Kubo to start, to connect, or to close.
 const TIMEOUT: Duration = Duration::from_secs(15);
 
+/// Form of Kubo, and its path.
+pub(crate) enum Kubo {
+    /// The library of a Python wheel.
+    Library(PathBuf),
+    /// Kubo's own program, which is asked over its RPC interface.
+    Daemon(PathBuf),
+}
+
 /// A running node. It ends when the last of these is dropped.
 #[derive(Clone)]
-pub(crate) struct Node(Arc<Mutex<Process>>);
+pub(crate) struct Node {
+    process: Arc<Mutex<Process>>,
+    /// The node has a call for its ping.
+    has_ping: bool,
+}
 
 struct Process {
     input: ChildStdin,
@@ -45,7 +51,7 @@ impl Drop for Process {
 impl Node {
     /// Starts a node with an identity of the given type, and waits until it is up.
     pub(crate) async fn start(
-        library: &Path,
+        kubo: &Kubo,
         key: KeyType,
         listen: Option<&Multiaddr>,
     ) -> anyhow::Result<(Self, PeerId)> {
@@ -59,16 +65,21 @@ impl Node {
         fs::create_dir_all(&directory)?;
         let identity = directory.join("key");
         fs::write(&identity, key.protobuf(&keypair)?)?;
-        let library = library.canonicalize().context("the library")?;
+        let (kind, path, has_ping) = match kubo {
+            Kubo::Library(path) => ("library", path, false),
+            Kubo::Daemon(path) => ("daemon", path, true),
+        };
+        let path = path.canonicalize().with_context(|| format!("the {kind}"))?;
         let mut command = Command::new("python3");
-        command.args(["-c", SCRIPT]).arg(library).arg(directory.join("repository")).arg(identity);
+        command.args(["-c", SCRIPT, kind]).arg(path).arg(directory.join("repository")).arg(identity);
         command.arg(peer.to_string()).arg(listen.map(ToString::to_string).unwrap_or_default());
         // Its log goes to a file in the current directory.
         command.current_dir(&directory).stdin(Stdio::piped()).stdout(Stdio::piped()).kill_on_drop(true);
         let mut child = command.spawn().context("starting python3")?;
         let input = child.stdin.take().context("no standard input")?;
         let answers = BufReader::new(child.stdout.take().context("no standard output")?).lines();
-        let node = Self(Arc::new(Mutex::new(Process { input, answers, directory, _child: child })));
+        let process = Arc::new(Mutex::new(Process { input, answers, directory, _child: child }));
+        let node = Self { process, has_ping };
         let named: String = serde_json::from_value(node.call(json!(["identity"])).await?)?;
         anyhow::ensure!(named == peer.to_string(), "Kubo took another identity");
         Ok((node, peer))
@@ -96,13 +107,22 @@ impl Node {
         Ok(serde_json::from_value(port)?)
     }
 
+    /// Returns the shortest round-trip time of Kubo's own ping; `None` if Kubo has no call for it.
+    pub(crate) async fn ping(&self, peer: PeerId) -> anyhow::Result<Option<Duration>> {
+        if !self.has_ping {
+            return Ok(None);
+        }
+        let nanoseconds = self.call(json!(["ping", peer.to_string()])).await?;
+        Ok(Some(Duration::from_nanos(serde_json::from_value(nanoseconds)?)))
+    }
+
     /// Shuts the node down, which closes its connections: the library has no call that closes one.
     pub(crate) async fn stop(&self) -> anyhow::Result<()> {
         self.call(json!(["stop"])).await.map(drop)
     }
 
     async fn call(&self, command: Value) -> anyhow::Result<Value> {
-        let mut process = self.0.lock().await;
+        let mut process = self.process.lock().await;
         process.input.write_all(format!("{command}\n").as_bytes()).await?;
         let answer = tokio::time::timeout(TIMEOUT, process.answers.next_line()).await;
         let answer = answer.with_context(|| format!("{command} took too long"))??;
