@@ -10,6 +10,7 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod canvas;
 mod commands;
 mod demo;
 mod exit;

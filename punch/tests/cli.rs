@@ -362,13 +362,17 @@ mod running {
 
 #[test]
 fn in_a_simulated_network_without_configured_coordinators_every_dial_connects() {
-    let file = env::temp_dir().join(format!("punch-network-{}.json", process::id()));
-    let path = file.to_str().expect("the path is text");
+    let [file, picture] =
+        ["json", "svg"].map(|kind| env::temp_dir().join(format!("punch-network-{}.{kind}", process::id())));
+    let [path, picture_path] = [&file, &picture].map(|file| file.to_str().expect("the path is text"));
     let arguments = ["network", "--nodes", "12", "--public", "40", "--dials", "12", "--loss", "0"];
-    let output = punch(&[&arguments[..], &["--json", path]].concat());
+    let output = punch(&[&arguments[..], &["--json", path, "--svg", picture_path]].concat());
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let results: Value = serde_json::from_str(&fs::read_to_string(&file).unwrap()).unwrap();
+    let svg = fs::read_to_string(&picture).unwrap();
     fs::remove_file(&file).unwrap();
+    fs::remove_file(&picture).unwrap();
+    assert!(svg.starts_with("<svg ") && svg.ends_with("</svg>\n") && svg.contains("12 nodes"), "{svg}");
     assert_eq!(results["hidden"], results["hidden_with_all_coordinators"]);
     let dials = &results["rounds"][0]["dials"];
     assert_eq!(dials["failed"], 0, "{results:#}");

@@ -39,6 +39,9 @@ pub(crate) struct Arguments {
     /// Write the results to this file, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(super) json: Option<PathBuf>,
+    /// Draw the results to this file, as SVG.
+    #[arg(long, value_name = "FILE")]
+    pub(super) svg: Option<PathBuf>,
 }
 
 impl Arguments {

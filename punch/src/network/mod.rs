@@ -9,6 +9,7 @@ mod node;
 mod population;
 mod report;
 mod run;
+mod svg;
 mod text;
 
 use std::{fs, path::Path};
@@ -23,12 +24,15 @@ use crate::{
 /// Runs the network and prints the results.
 pub(crate) fn run(arguments: &Arguments) -> Result<Exit, Failure> {
     // A file that cannot be written ends the program before minutes of work.
-    if let Some(file) = &arguments.json {
+    for file in [&arguments.json, &arguments.svg].into_iter().flatten() {
         write(file, "")?;
     }
     let report = run_in_simulated_time(run::run(arguments))??;
     if let Some(file) = &arguments.json {
         write(file, &format!("{:#}\n", json::document(arguments, &report)))?;
+    }
+    if let Some(file) = &arguments.svg {
+        write(file, &svg::draw(&report))?;
     }
     print(&text::of(&report))?;
     let failed = report.rounds.iter().any(|round| round.avoidable_failures() > 0);

@@ -1,10 +1,10 @@
 //! One cell of the heat map.
 
-use super::{
+use super::scale;
+use crate::{
     canvas::{Anchor, Area, Canvas, Point, at, bold, plain},
-    scale,
+    lab::matrix::{Cell, Tally, quantile, short},
 };
-use crate::lab::matrix::{Cell, Tally, quantile, short};
 
 /// Distance from one cell to the next, to the right and down.
 pub(super) const PITCH: (f64, f64) = (100.0, 66.0);

@@ -4,14 +4,13 @@
 //! The picture brings its background, follows the viewer's colour scheme, and uses the viewer's
 //! font. Direct, relayed and failed differ in words and hatching, and not only in colour.
 
-mod canvas;
 mod cell;
 mod scale;
 
 use std::time::Duration;
 
-use self::canvas::{Anchor, Area, Canvas, Ink, at, bold, plain};
 use super::matrix::{Conditions, Matrix, Mode, Study, Tally, quantile, short};
+use crate::canvas::{Anchor, Area, Canvas, Ink, at, bold, plain};
 
 const MARGIN: f64 = 28.0;
 /// Width of the labels of the rows.

@@ -4,28 +4,28 @@ use std::fmt::{self, Write as _};
 
 /// Point of the picture, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Point {
-    pub(super) x: f64,
-    pub(super) y: f64,
+pub(crate) struct Point {
+    pub(crate) x: f64,
+    pub(crate) y: f64,
 }
 
 /// Shorthand for a point.
-pub(super) fn at(x: f64, y: f64) -> Point {
+pub(crate) fn at(x: f64, y: f64) -> Point {
     Point { x, y }
 }
 
 /// Position and size, in pixels.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Area {
-    pub(super) x: f64,
-    pub(super) y: f64,
-    pub(super) width: f64,
-    pub(super) height: f64,
+pub(crate) struct Area {
+    pub(crate) x: f64,
+    pub(crate) y: f64,
+    pub(crate) width: f64,
+    pub(crate) height: f64,
 }
 
 /// Colours of the parts that lie on the background; they have a dark twin in [`STYLE`].
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Ink {
+pub(crate) enum Ink {
     Strong,
     Soft,
     Faint,
@@ -49,7 +49,7 @@ const FONT: &str = "system-ui, -apple-system, 'Segoe UI', 'Noto Sans', Helvetica
 
 /// Alignment of a text to its point.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Anchor {
+pub(crate) enum Anchor {
     Start,
     Middle,
     End,
@@ -67,29 +67,29 @@ impl fmt::Display for Anchor {
 
 /// Size and weight of a text.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Face {
-    pub(super) size: f64,
-    pub(super) bold: bool,
-    pub(super) anchor: Anchor,
+pub(crate) struct Face {
+    pub(crate) size: f64,
+    pub(crate) bold: bool,
+    pub(crate) anchor: Anchor,
 }
 
 /// A face that is not bold.
-pub(super) fn plain(size: f64, anchor: Anchor) -> Face {
+pub(crate) fn plain(size: f64, anchor: Anchor) -> Face {
     Face { size, bold: false, anchor }
 }
 
 /// A bold face.
-pub(super) fn bold(size: f64, anchor: Anchor) -> Face {
+pub(crate) fn bold(size: f64, anchor: Anchor) -> Face {
     Face { size, bold: true, anchor }
 }
 
 /// A drawing under way.
 #[derive(Debug, Default)]
-pub(super) struct Canvas(String);
+pub(crate) struct Canvas(String);
 
 impl Canvas {
     /// A filled rectangle, with corners of this radius.
-    pub(super) fn rect(&mut self, area: Area, radius: f64, fill: &str, opacity: f64) {
+    pub(crate) fn rect(&mut self, area: Area, radius: f64, fill: &str, opacity: f64) {
         let Area { x, y, width, height } = area;
         let opacity = if opacity < 1.0 { format!(" fill-opacity=\"{opacity}\"") } else { String::new() };
         let radius = if radius > 0.0 { format!(" rx=\"{radius}\"") } else { String::new() };
@@ -100,7 +100,7 @@ impl Canvas {
     }
 
     /// A rectangle in ink.
-    pub(super) fn ink(&mut self, area: Area, ink: Ink) {
+    pub(crate) fn ink(&mut self, area: Area, ink: Ink) {
         let Area { x, y, width, height } = area;
         let (class, fill) = ink.of();
         let _ = writeln!(
@@ -110,13 +110,13 @@ impl Canvas {
     }
 
     /// A text in ink on the background.
-    pub(super) fn text(&mut self, at: Point, face: Face, ink: Ink, text: &str) {
+    pub(crate) fn text(&mut self, at: Point, face: Face, ink: Ink, text: &str) {
         let (class, fill) = ink.of();
         self.letters(at, face, &format!("class=\"{class}\" fill=\"{fill}\""), text);
     }
 
     /// A white text on a colour.
-    pub(super) fn white(&mut self, at: Point, face: Face, text: &str) {
+    pub(crate) fn white(&mut self, at: Point, face: Face, text: &str) {
         self.letters(at, face, "fill=\"#ffffff\"", text);
     }
 
@@ -132,14 +132,14 @@ impl Canvas {
     }
 
     /// Groups the drawings of `inside`; a pointer over them shows the title.
-    pub(super) fn group(&mut self, title: &str, inside: impl FnOnce(&mut Self)) {
+    pub(crate) fn group(&mut self, title: &str, inside: impl FnOnce(&mut Self)) {
         let _ = writeln!(self.0, "<g><title>{}</title>", escaped(title));
         inside(self);
         self.0.push_str("</g>\n");
     }
 
     /// The whole document.
-    pub(super) fn document(self, width: f64, height: f64, title: &str) -> String {
+    pub(crate) fn document(self, width: f64, height: f64, title: &str) -> String {
         format!(
             "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{width:.0}\" height=\"{height:.0}\" \
              viewBox=\"0 0 {width:.0} {height:.0}\" font-family=\"{FONT}\" role=\"img\">\n\
