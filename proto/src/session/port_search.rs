@@ -18,18 +18,26 @@
 //! theirs comes after the flow that it is to meet.
 //!
 //! A shot is one challenge, 300 of them leave in a second, and none to another IP address than the
-//! one that the coordinator observed. That makes [`MAX_SHOTS`] the most that an address which never
-//! answered gets in one search.
+//! one that the coordinator observed. That makes [`MAX_SHOTS`](scan_progress::MAX_SHOTS) the most
+//! that an address which never answered gets in one search.
 
+mod sampling;
+mod scan_progress;
 mod search_budget;
+mod turn;
+mod window;
 
 use std::{
     net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use rand::{Rng, rngs::StdRng};
+use rand::rngs::StdRng;
 
+#[cfg(test)]
+use self::sampling::MAX_SAMPLES;
+#[cfg(test)]
+pub(crate) use self::scan_progress::{MAX_SHOTS, PROBE_INTERVAL};
 #[cfg(test)]
 pub(crate) use self::search_budget::MAX_SEARCH_SOCKETS;
 #[cfg(test)]
@@ -38,12 +46,16 @@ pub(crate) use self::search_budget::MAX_SEARCHES;
 pub(crate) use self::search_budget::MAX_WAITING;
 #[cfg(test)]
 pub(crate) use self::search_budget::TARGET_RATE;
-pub(crate) use self::search_budget::{Admission, SearchBudget, Ticket};
+use self::{sampling::Sampling, scan_progress::ScanProgress, turn::Turn, window::PeerWindows};
+pub(crate) use self::{
+    search_budget::{Admission, SearchBudget, Ticket},
+    window::Window,
+};
 
 use crate::{
     ControlStreamId, Path, SocketId,
     event::PathKind,
-    nat::strategy::{Allocation, LEAST_SPRAY, NatProfile, Strategy, WINDOW_SOCKETS, gcd},
+    nat::strategy::{Allocation, LEAST_SPRAY, NatProfile, Strategy, WINDOW_SOCKETS},
 };
 
 /// Time of silence after plain probes before a search begins.
@@ -51,10 +63,6 @@ pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_millis(400);
 /// Time that a search may last: the shots take five seconds, and the last one is given time to be
 /// answered.
 pub(crate) const SEARCH_TIMEOUT: Duration = Duration::from_millis(5500);
-/// Time between two shots: 300 in a second.
-pub(crate) const PROBE_INTERVAL: Duration = Duration::from_nanos(3_333_334);
-/// Shots of a search.
-pub(crate) const MAX_SHOTS: u32 = 1500;
 /// Sockets of the side whose NAT gives random ports.
 pub(crate) const SPRAY_SOCKETS: usize = 256;
 /// Ports that are looked at after the one that a peer sampled.
@@ -73,33 +81,11 @@ const SCAN_SAMPLE: u32 = 64;
 const SINGLE: u32 = 12;
 /// Time that a sample may take before another one is made, from another socket.
 const SAMPLE_AGAIN: Duration = Duration::from_millis(250);
-const MAX_SAMPLES: usize = 4;
-/// The ports that a NAT gives to others than system services (RFC 6335 §6).
-const FIRST_PORT: u32 = 1024;
-const PORTS: u32 = 65_536 - FIRST_PORT;
 
 /// Time that a search waits for its turn, or for that of the peer's, at most.
 pub(crate) const MAX_WAIT: Duration = Duration::from_secs(30);
 /// Interval at which a search that waits asks for its turn.
 const TURN_POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// An initiator that has given up is known by its silence: as long as it waits, it repeats its
-/// request once a second.
-const ABANDONED_TIMEOUT: Duration = Duration::from_secs(3);
-/// Position of the peer's NAT in its sequence of ports.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Window {
-    pub(crate) port: u16,
-    pub(crate) step: u16,
-}
-
-impl Window {
-    /// The port `n` steps on, around at the end.
-    fn after(self, n: u32) -> u16 {
-        let ahead = u32::from(self.port).saturating_sub(FIRST_PORT) + n * u32::from(self.step);
-        u16::try_from(FIRST_PORT + ahead % PORTS).unwrap_or(u16::MAX)
-    }
-}
-
 /// Action of a search, for the session to carry out.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Action {
@@ -113,17 +99,6 @@ pub(crate) enum Action {
     Shoot(Path),
     /// It may be this search's turn.
     Turn,
-}
-
-/// A fresh socket from which shots leave before the peer learns where it is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Fresh {
-    /// The coordinator has been asked so often where the socket is.
-    CoordinatorRequest(u32),
-    /// The coordinator sees it at this port.
-    Seen(u16),
-    /// The peer knows.
-    Told,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -162,80 +137,34 @@ pub(crate) struct SearchPlan {
 /// The search of one attempt.
 #[derive(Debug)]
 pub(crate) struct Search {
-    pub(crate) strategy: Strategy,
-    /// The NAT profile of the peer.
-    pub(crate) theirs: NatProfile,
-    /// The control stream to the coordinator that both sides use.
-    pub(crate) stream: ControlStreamId,
-    /// The socket by which the peer knows this peer.
-    from: SocketId,
-    /// The address at which the coordinator saw the peer.
-    pub(crate) target: SocketAddr,
+    pub(crate) plan: SearchPlan,
     stage: Stage,
     /// It counts as running.
     pub(crate) running: bool,
-    /// It waits for its turn.
-    pub(crate) ticket: Option<Ticket>,
-    /// The peer's waits for its turn.
-    peer_waits: bool,
-    /// The peer's has had its turn.
-    has_peer_begun: bool,
-    /// Time of the peer's last request for this attempt.
-    asked: Instant,
+    pub(crate) turn: Turn,
     sockets: Vec<SocketId>,
-    samples: usize,
-    sampled: bool,
-    window: Option<Window>,
-    /// Windows of fresh sockets that the peer has told.
-    windows: usize,
-    /// Sockets of our own of which the peer learns only later.
-    fresh: Vec<Fresh>,
-    shots: u32,
-    /// Shots to addresses before the present target.
-    spent: u32,
-    /// All shots were sent to another port before.
-    retargeted: bool,
-    /// The order of the ports to scan: the first one and the distance to the next.
-    order: (u32, u32),
+    sampling: Sampling,
+    windows: PeerWindows,
+    progress: ScanProgress,
 }
 
 impl Search {
     pub(crate) fn new(plan: SearchPlan, rng: &mut StdRng) -> Self {
-        let SearchPlan { strategy, theirs, stream, from, target, begins } = plan;
-        let stride = |rng: &mut StdRng| rng.random_range(1..PORTS);
-        let mut distance = stride(rng);
-        // Only such a distance leads to every port once.
-        while gcd(u16::try_from(PORTS).unwrap_or(1), u16::try_from(distance).unwrap_or(1)) != 1 {
-            distance = stride(rng);
-        }
         Self {
-            strategy,
-            theirs,
-            stream,
-            from,
-            target,
-            stage: Stage::Waiting(begins),
+            plan,
+            stage: Stage::Waiting(plan.begins),
             running: false,
-            ticket: None,
-            peer_waits: false,
-            has_peer_begun: false,
-            asked: begins,
+            turn: Turn::new(plan.begins),
             sockets: Vec::new(),
-            samples: 0,
-            sampled: false,
-            window: None,
-            windows: 0,
-            fresh: Vec::new(),
-            shots: 0,
-            spent: 0,
-            retargeted: false,
-            order: (rng.random_range(0..PORTS), distance),
+            sampling: Sampling::default(),
+            windows: PeerWindows::default(),
+            progress: ScanProgress::new(rng),
         }
     }
 
     /// The fewest sockets of its own with which it makes sense.
     pub(crate) fn least_sockets(&self) -> usize {
-        match self.strategy {
+        match self.plan.strategy {
             Strategy::BirthdayOpen => LEAST_SPRAY,
             _ => self.sockets(),
         }
@@ -243,7 +172,7 @@ impl Search {
 
     /// Sockets of its own that it wants.
     pub(crate) fn sockets(&self) -> usize {
-        match self.strategy {
+        match self.plan.strategy {
             Strategy::BirthdayOpen => SPRAY_SOCKETS,
             Strategy::PredictOpen { .. } | Strategy::PredictBoth { .. } => WINDOW_SOCKETS,
             Strategy::BirthdayScanFresh => SCAN_RUNS,
@@ -255,26 +184,26 @@ impl Search {
     /// The coordinator sees the peer at another port by now, or at another address before anything
     /// was sent there. Sockets of our own send there as well, once.
     pub(crate) fn retarget(&mut self, target: SocketAddr, now: Instant) {
-        let is_allowed = !self.running || target.ip() == self.target.ip();
+        let is_allowed = !self.running || target.ip() == self.plan.target.ip();
         // A fresh socket of the peer is where the peer says.
-        let is_fresh = self.windows > 0;
-        if target == self.target || !is_allowed || self.retargeted || is_fresh {
+        let is_fresh = self.windows.fresh > 0;
+        if target == self.plan.target || !is_allowed || self.progress.is_retargeted || is_fresh {
             return;
         }
-        self.target = target;
+        self.plan.target = target;
         let sends_there = matches!(
-            self.strategy,
+            self.plan.strategy,
             Strategy::BirthdayOpen | Strategy::PredictOpen { .. } | Strategy::FreshSocket
         );
         if self.running && sends_there && matches!(self.stage, Stage::Shooting(_)) {
-            self.retargeted = true;
-            (self.shots, self.stage) = (0, Stage::Shooting(now));
+            self.progress.retarget();
+            self.stage = Stage::Shooting(now);
         }
     }
 
     /// Returns the kind of a path that it finds.
     pub(crate) fn finds(&self) -> Option<PathKind> {
-        match self.strategy {
+        match self.plan.strategy {
             Strategy::BirthdayOpen | Strategy::BirthdayScan | Strategy::BirthdayScanFresh => {
                 Some(PathKind::Searched)
             }
@@ -282,7 +211,7 @@ impl Search {
                 Some(PathKind::Predicted)
             }
             Strategy::PredictScan
-                if matches!(self.theirs.allocation, Some(Allocation::Sequential { .. })) =>
+                if matches!(self.plan.theirs.allocation, Some(Allocation::Sequential { .. })) =>
             {
                 Some(PathKind::Predicted)
             }
@@ -292,14 +221,9 @@ impl Search {
         }
     }
 
-    /// The socket by which the peer knows us.
-    pub(crate) fn from(&self) -> SocketId {
-        self.from
-    }
-
     /// The step of our NAT, if the peer learns at once where it is; 0 for a single socket.
     fn step(&self) -> Option<u16> {
-        match self.strategy {
+        match self.plan.strategy {
             Strategy::PredictOpen { step } | Strategy::PredictBoth { step } => Some(step),
             Strategy::FreshSocket => Some(0),
             _ => None,
@@ -308,69 +232,45 @@ impl Search {
 
     /// Returns true if the peer learns of our sockets only once their shots have left.
     fn tells_later(&self) -> bool {
-        matches!(self.strategy, Strategy::BirthdayScanFresh | Strategy::PredictScanFresh)
+        matches!(self.plan.strategy, Strategy::BirthdayScanFresh | Strategy::PredictScanFresh)
     }
 
     /// The sockets of which the peer is to learn by now.
     fn complete(&self) -> usize {
-        match self.strategy {
-            Strategy::BirthdayScanFresh => usize::try_from(self.shots / SCAN_RUN).unwrap_or(usize::MAX),
-            Strategy::PredictScanFresh => usize::from(self.shots >= WINDOW),
+        match self.plan.strategy {
+            Strategy::BirthdayScanFresh => {
+                usize::try_from(self.progress.shots / SCAN_RUN).unwrap_or(usize::MAX)
+            }
+            Strategy::PredictScanFresh => usize::from(self.progress.shots >= WINDOW),
             _ => 0,
         }
     }
 
-    /// Returns the next fresh socket that the peer must learn of.
-    fn to_tell(&self) -> Option<(usize, Window)> {
-        let mut complete = self.fresh.iter().take(self.complete()).enumerate();
-        complete.find_map(|(place, fresh)| match fresh {
-            Fresh::Seen(port) => Some((place, Window { port: *port, step: 0 })),
-            Fresh::CoordinatorRequest(_) | Fresh::Told => None,
-        })
-    }
-
     /// Returns the action that must precede the next shot.
     fn errand(&mut self) -> Option<Action> {
-        if let Some((place, window)) = self.to_tell() {
-            if let Some(fresh) = self.fresh.get_mut(place) {
-                *fresh = Fresh::Told;
-            }
+        if let Some(window) = self.sampling.tell(self.complete()) {
             return Some(Action::Tell(window));
         }
-        let place = usize::try_from(self.shots / SCAN_RUN).ok()?;
-        let is_scan = self.strategy == Strategy::BirthdayScanFresh && self.shots < self.limit();
-        match self.fresh.get_mut(place).filter(|_| is_scan) {
-            Some(Fresh::CoordinatorRequest(times)) if self.shots % SCAN_RUN >= *times * SCAN_SAMPLE => {
-                *times += 1;
-                self.sockets.get(place).copied().map(Action::Sample)
-            }
-            _ => None,
-        }
+        let shots = self.progress.shots;
+        let is_scan = self.plan.strategy == Strategy::BirthdayScanFresh && shots < self.limit();
+        let place = usize::try_from(shots / SCAN_RUN).ok().filter(|_| is_scan)?;
+        let asks = self.sampling.asks_again(place, shots % SCAN_RUN, SCAN_SAMPLE);
+        self.sockets.get(place).copied().filter(|_| asks).map(Action::Sample)
     }
 
     /// Others come first. True if it waits only from now on.
     pub(crate) fn queue(&mut self, ticket: Ticket, now: Instant) -> bool {
-        self.ticket = Some(ticket);
+        self.turn.ticket = Some(ticket);
         let before = std::mem::replace(&mut self.stage, Stage::Queued(now + TURN_POLL_INTERVAL));
         !matches!(before, Stage::Queued(_))
-    }
-
-    /// The peer still waits for this attempt.
-    pub(crate) fn asked_again(&mut self, now: Instant) {
-        self.asked = now;
-    }
-
-    /// Returns true if it waits for its turn while nobody waits for it any more.
-    pub(crate) fn is_abandoned(&self, now: Instant) -> bool {
-        self.ticket.is_some() && now.saturating_duration_since(self.asked) >= ABANDONED_TIMEOUT
     }
 
     /// Returns true if it makes sense only at the same time as the peer's, which waits for its
     /// turn.
     pub(crate) fn is_held(&self) -> bool {
         use Strategy::{BirthdayScan, BirthdayScanFresh, PredictScan, PredictScanFresh};
-        self.peer_waits
-            && matches!(self.strategy, BirthdayScan | PredictScan | BirthdayScanFresh | PredictScanFresh)
+        self.turn.does_peer_wait()
+            && matches!(self.plan.strategy, BirthdayScan | PredictScan | BirthdayScanFresh | PredictScanFresh)
     }
 
     /// Waits with the peer.
@@ -378,22 +278,19 @@ impl Search {
         self.stage = Stage::Held;
     }
 
-    /// The peer's search waits for its turn, or begins. True if ours is to begin with it. A search
-    /// waits once, before it begins: what says otherwise afterwards is late, or somebody plays it
-    /// again.
+    /// The peer's search waits for its turn, or begins. Returns true if the search of this peer
+    /// begins with it.
     pub(crate) fn peer_turn(&mut self, begins: bool, now: Instant) -> bool {
-        if self.has_peer_begun {
+        if !self.turn.note_peer(begins) {
             return false;
         }
-        self.has_peer_begun = begins;
-        self.peer_waits = !begins;
         match self.stage {
             Stage::Shooting(_) if self.is_held() => self.stage = Stage::Held,
             Stage::Held if begins && self.running => {
                 // The shots that are left.
-                self.stage = match self.strategy {
-                    Strategy::PredictScan if self.window.is_none() => Stage::Preparing,
-                    _ => Stage::Shooting(now.checked_sub(PROBE_INTERVAL * self.shots).unwrap_or(now)),
+                self.stage = match self.plan.strategy {
+                    Strategy::PredictScan if self.windows.first.is_none() => Stage::Preparing,
+                    _ => Stage::Shooting(self.progress.resumed_at(now)),
                 };
             }
             Stage::Held => return begins,
@@ -411,8 +308,8 @@ impl Search {
         match self.stage {
             Stage::Waiting(at) | Stage::Sampling(at) | Stage::Queued(at) => Some(at),
             Stage::Shooting(first) => {
-                let goes_on = self.shots < self.limit() || self.to_tell().is_some();
-                goes_on.then(|| first + PROBE_INTERVAL * self.shots)
+                let goes_on = self.progress.shots < self.limit() || self.sampling.has_untold(self.complete());
+                goes_on.then(|| self.progress.next_at(first))
             }
             Stage::Preparing | Stage::Held | Stage::Over => None,
         }
@@ -434,7 +331,7 @@ impl Search {
             }
             Stage::Sampling(_) => match self.to_sample() {
                 Some(socket) => {
-                    self.samples += 1;
+                    self.sampling.asked();
                     self.stage = Stage::Sampling(now + SAMPLE_AGAIN);
                     Some(Action::Sample(socket))
                 }
@@ -447,8 +344,8 @@ impl Search {
                 if let Some(action) = self.errand() {
                     return Some(action);
                 }
-                let path = self.shot(self.shots);
-                self.shots += 1;
+                let path = self.shot(self.progress.shots);
+                self.progress.shots += 1;
                 path.map(Action::Shoot)
             }
             Stage::Preparing | Stage::Held | Stage::Over => None,
@@ -457,16 +354,17 @@ impl Search {
 
     /// The socket from which the observer is asked next: in a sequence each has made one mapping.
     fn to_sample(&self) -> Option<SocketId> {
-        let place = if self.sockets() == 1 { 0 } else { self.samples };
-        self.sockets.get(place).copied().filter(|_| self.samples < MAX_SAMPLES)
+        let next = self.sampling.next()?;
+        let place = if self.sockets() == 1 { 0 } else { next };
+        self.sockets.get(place).copied()
     }
 
     /// The search was admitted.
     pub(crate) fn begun(&mut self, now: Instant) {
         self.running = true;
-        self.ticket = None;
+        self.turn.ticket = None;
         self.stage = Stage::Preparing;
-        if self.strategy == Strategy::BirthdayScan {
+        if self.plan.strategy == Strategy::BirthdayScan {
             self.stage = Stage::Shooting(now);
         }
         self.ready(now);
@@ -479,9 +377,9 @@ impl Search {
         }
         self.sockets = sockets.to_vec();
         if self.tells_later() {
-            self.fresh = vec![Fresh::CoordinatorRequest(0); sockets.len()];
+            self.sampling.expect_fresh(sockets.len());
         }
-        self.stage = match self.strategy {
+        self.stage = match self.plan.strategy {
             _ if sockets.is_empty() => Stage::Over,
             Strategy::BirthdayOpen if self.waits_for_window() => Stage::Preparing,
             Strategy::BirthdayOpen | Strategy::BirthdayScanFresh => Stage::Shooting(now),
@@ -495,15 +393,13 @@ impl Search {
 
     /// The coordinator saw `socket` at `port`. Returns what the peer is to learn at once.
     pub(crate) fn sampled(&mut self, socket: SocketId, port: u16, now: Instant) -> Option<Window> {
-        let place = self.sockets.iter().position(|own| *own == socket);
-        if let Some(fresh @ Fresh::CoordinatorRequest(_)) = place.and_then(|place| self.fresh.get_mut(place))
-        {
-            *fresh = Fresh::Seen(port);
+        if let Some(place) = self.sockets.iter().position(|own| *own == socket) {
+            self.sampling.seen(place, port);
         }
         if !matches!(self.stage, Stage::Sampling(_)) {
             return None;
         }
-        self.sampled = true;
+        self.sampling.done();
         self.stage = Stage::Preparing;
         self.ready(now);
         self.step().map(|step| Window { port, step })
@@ -512,22 +408,21 @@ impl Search {
     /// Returns true if shots would come too early, as the peer has not told yet where it expects
     /// them.
     fn waits_for_window(&self) -> bool {
-        self.theirs.is_fragile() && self.windows == 0
+        self.plan.theirs.is_fragile() && self.windows.fresh == 0
     }
 
     /// The peer has a fresh socket, from which it has sent what it had to: it is there from now on.
     fn follow_fresh(&mut self, port: u16, now: Instant) {
-        if self.windows == SCAN_RUNS {
+        if self.windows.fresh == SCAN_RUNS {
             return;
         }
-        self.windows += 1;
-        self.spent += self.shots;
-        self.shots = 0;
-        self.target.set_port(port);
+        self.windows.fresh += 1;
+        self.progress.follow();
+        self.plan.target.set_port(port);
         let is_open = self.running && !self.sockets.is_empty();
         match self.stage {
             Stage::Shooting(_) => self.stage = Stage::Shooting(now),
-            Stage::Preparing if is_open && self.strategy == Strategy::BirthdayOpen => {
+            Stage::Preparing if is_open && self.plan.strategy == Strategy::BirthdayOpen => {
                 self.stage = Stage::Shooting(now)
             }
             _ => self.ready(now),
@@ -538,17 +433,18 @@ impl Search {
     /// which we aim. Returns true if a search must begin now: plain probes have met silence, and
     /// the peer has a socket of which we did not expect to hear.
     pub(crate) fn follow(&mut self, window: Window, now: Instant) -> bool {
-        if window.step == 0 && matches!(self.strategy, Strategy::BirthdayOpen | Strategy::PredictOpen { .. })
+        if window.step == 0
+            && matches!(self.plan.strategy, Strategy::BirthdayOpen | Strategy::PredictOpen { .. })
         {
             self.follow_fresh(window.port, now);
             return false;
         }
-        if self.window.is_some() {
+        if self.windows.first.is_some() {
             return false;
         }
-        self.window = Some(window);
-        if self.strategy == Strategy::ProbeOnly && window.step == 0 {
-            self.strategy = Strategy::PredictScan;
+        self.windows.first = Some(window);
+        if self.plan.strategy == Strategy::ProbeOnly && window.step == 0 {
+            self.plan.strategy = Strategy::PredictScan;
             return self.stage == Stage::Preparing;
         }
         self.ready(now);
@@ -557,13 +453,13 @@ impl Search {
 
     /// Begins to shoot as soon as everything for it is there.
     fn ready(&mut self, now: Instant) {
-        let ready = match self.strategy {
-            Strategy::PredictScan => self.window.is_some(),
+        let ready = match self.plan.strategy {
+            Strategy::PredictScan => self.windows.first.is_some(),
             Strategy::PredictBoth { .. } | Strategy::PredictScanFresh => {
-                self.sampled && self.window.is_some()
+                self.sampling.is_done() && self.windows.first.is_some()
             }
-            Strategy::PredictOpen { .. } => self.sampled && !self.waits_for_window(),
-            Strategy::FreshSocket => self.sampled,
+            Strategy::PredictOpen { .. } => self.sampling.is_done() && !self.waits_for_window(),
+            Strategy::FreshSocket => self.sampling.is_done(),
             _ => false,
         };
         if ready && self.running && self.stage == Stage::Preparing {
@@ -573,15 +469,15 @@ impl Search {
 
     fn limit(&self) -> u32 {
         let once = |count: usize| u32::try_from(count).unwrap_or(0);
-        let left = MAX_SHOTS.saturating_sub(self.spent);
-        match self.strategy {
-            Strategy::BirthdayScan => MAX_SHOTS,
-            Strategy::PredictScan if self.window.is_some_and(|window| window.step == 0) => SINGLE,
+        let left = self.progress.left();
+        match self.plan.strategy {
+            Strategy::BirthdayScan => scan_progress::MAX_SHOTS,
+            Strategy::PredictScan if self.windows.first.is_some_and(|window| window.step == 0) => SINGLE,
             Strategy::PredictScan => 2 * WINDOW,
-            Strategy::BirthdayScanFresh => once(self.fresh.len()) * SCAN_RUN,
+            Strategy::BirthdayScanFresh => once(self.sampling.fresh_sockets()) * SCAN_RUN,
             Strategy::PredictScanFresh => WINDOW,
             Strategy::FreshSocket => SINGLE,
-            Strategy::BirthdayOpen if self.windows > 0 => once(self.sockets.len()).min(left),
+            Strategy::BirthdayOpen if self.windows.fresh > 0 => once(self.sockets.len()).min(left),
             Strategy::BirthdayOpen | Strategy::PredictOpen { .. } | Strategy::PredictBoth { .. } => {
                 (2 * once(self.sockets.len())).min(left)
             }
@@ -590,33 +486,26 @@ impl Search {
     }
 
     fn shot(&self, n: u32) -> Option<Path> {
-        let at = |port| SocketAddr::new(self.target.ip(), port);
+        let at = |port| SocketAddr::new(self.plan.target.ip(), port);
         let own = || self.sockets.get(usize::try_from(n).ok()? % self.sockets.len()).copied();
-        let (socket, remote) = match self.strategy {
-            Strategy::BirthdayScan => (self.from, at(self.scanned(n)?)),
+        let (socket, remote) = match self.plan.strategy {
+            Strategy::BirthdayScan => (self.plan.from, at(self.progress.port_of(n)?)),
             Strategy::BirthdayScanFresh => {
                 let run = usize::try_from(n / SCAN_RUN).ok()?;
-                (self.sockets.get(run).copied()?, at(self.scanned(n)?))
+                (self.sockets.get(run).copied()?, at(self.progress.port_of(n)?))
             }
-            Strategy::PredictScanFresh => (own()?, at(self.window?.after(1 + n))),
-            Strategy::PredictScan => (self.from, at(self.window?.after(1 + n % WINDOW))),
+            Strategy::PredictScanFresh => (own()?, at(self.windows.first?.after(1 + n))),
+            Strategy::PredictScan => (self.plan.from, at(self.windows.first?.after(1 + n % WINDOW))),
             Strategy::BirthdayOpen | Strategy::PredictOpen { .. } | Strategy::FreshSocket => {
-                (own()?, self.target)
+                (own()?, self.plan.target)
             }
             Strategy::PredictBoth { .. } => {
                 let run = usize::try_from(n).ok()? / self.sockets.len().max(1);
-                (own()?, at(self.window?.after(*AIMS.get(run)?)))
+                (own()?, at(self.windows.first?.after(*AIMS.get(run)?)))
             }
             Strategy::ProbeOnly | Strategy::Impossible => return None,
         };
         Some(Path { socket, remote })
-    }
-
-    /// The port of the `n`th shot of a scan.
-    fn scanned(&self, n: u32) -> Option<u16> {
-        let (first, distance) = self.order;
-        let place = (u64::from(first) + u64::from(n) * u64::from(distance)) % u64::from(PORTS);
-        u16::try_from(u64::from(FIRST_PORT) + place).ok()
     }
 }
 

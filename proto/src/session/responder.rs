@@ -63,7 +63,7 @@ impl Session {
         request: AcceptedRequest<'_>,
     ) -> Transition {
         // Another round of an attempt that waits for its turn keeps its place.
-        let ticket = self.search.plan.as_mut().and_then(|search| search.ticket.take());
+        let ticket = self.search.plan.as_mut().and_then(|search| search.turn.ticket.take());
         self.abandon_attempt(cx);
         self.take_part(&request.punch.request);
         self.enter(cx, Phase::Synchronization);
@@ -107,7 +107,7 @@ impl Session {
         let theirs = NatProfile::parse(&request.nat);
         self.plan_search(cx, PlannedFrom { stream: from, theirs, coordination: None });
         match &mut self.search.plan {
-            Some(search) => search.ticket = ticket,
+            Some(search) => search.turn.ticket = ticket,
             None => cx.shared.searches.left(ticket),
         }
         let progress = self.poll(cx);
@@ -137,7 +137,7 @@ impl Session {
         let checklist = self.paths.checklist.as_ref();
         let is_new = observed.is_some_and(|at| checklist.is_some_and(|known| !known.is_announced(at)));
         if let Some(search) = &mut self.search.plan {
-            search.asked_again(cx.now);
+            search.turn.asked_again(cx.now);
         }
         self.extend_targets(cx, RemoteAddresses { from, candidates: request.candidates, observed });
         self.search.retarget(observed, cx.now);

@@ -84,7 +84,7 @@ impl SessionSearch {
     /// Sends no more probes of the search. Its sockets stay until `Session::close_sockets`.
     pub(super) fn end(&mut self, shared: &mut Shared) {
         if let Some(search) = self.plan.take() {
-            shared.searches.left(search.ticket);
+            shared.searches.left(search.turn.ticket);
             if search.running {
                 shared.searches.ended();
             }
@@ -134,7 +134,7 @@ impl Session {
     /// As [`plan_search`](Self::plan_search), in an attempt that has a plan already. A search that
     /// has begun, or that waits for its turn, goes on.
     pub(super) fn plan_search_again(&mut self, cx: &mut Context<'_>, from: PlannedFrom<'_>) {
-        if self.search.plan.as_ref().is_some_and(|search| !search.running && search.ticket.is_none()) {
+        if self.search.plan.as_ref().is_some_and(|search| !search.running && search.turn.ticket.is_none()) {
             self.plan_search(cx, from);
         }
     }
@@ -178,14 +178,14 @@ impl Session {
                 Some(Action::Silence) => self.met_silence(cx)?,
                 Some(Action::Turn)
                     if !is_connected
-                        && search.is_abandoned(cx.now)
+                        && search.turn.is_abandoned(cx.now)
                         && self.role == SessionRole::Responder =>
                 {
                     return Err(FailureReason::PunchingTimeout);
                 }
                 Some(Action::Turn) => self.begin_search(cx),
                 Some(Action::Sample(socket)) => {
-                    let (stream, family) = (search.stream, Family::of(search.target.ip()));
+                    let (stream, family) = (search.plan.stream, Family::of(search.plan.target.ip()));
                     let sample = Sample { stream, family, purpose: Purpose::Session(self.key), socket };
                     cx.nat.sample(&mut cx.env.at(cx.now), sample, data);
                 }
@@ -207,12 +207,12 @@ impl Session {
         let Some(search) = &mut self.search.plan else { return Ok(()) };
         let told = self.opening.as_ref().map(|opening| opening.told);
         let outdated = told.is_some_and(|told| !ours.acts_like(&told));
-        let again = strategy(&ours, &search.theirs, true);
-        match if outdated { again } else { search.strategy } {
+        let again = strategy(&ours, &search.plan.theirs, true);
+        match if outdated { again } else { search.plan.strategy } {
             // The other side only needs the address of the fresh socket, even if it does not expect
             // one.
             Strategy::ProbeOnly | Strategy::FreshSocket if again == Strategy::FreshSocket => {
-                search.strategy = Strategy::FreshSocket;
+                search.plan.strategy = Strategy::FreshSocket;
                 self.begin_search(cx);
             }
             Strategy::Impossible => return Err(FailureReason::Hopeless),
@@ -233,11 +233,11 @@ impl Session {
         }
         let budget = &mut cx.shared.searches;
         let sockets = search.sockets().min(budget.max_sockets().max(search.least_sockets()));
-        let from = cx.env.local.socket(search.from()).map(|socket| socket.local.ip());
+        let from = cx.env.local.socket(search.plan.from).map(|socket| socket.local.ip());
         let admission = match from {
             // It would wait for ever.
             Some(_) if sockets > budget.max_sockets() => Admission::Never,
-            Some(_) => budget.admit(search.ticket, search.target.ip(), sockets, cx.now),
+            Some(_) => budget.admit(search.turn.ticket, search.plan.target.ip(), sockets, cx.now),
             None => Admission::Never,
         };
         let (Some(local), Admission::Now) = (from, admission) else {
@@ -250,11 +250,11 @@ impl Session {
                 }
                 return;
             }
-            budget.left(search.ticket);
+            budget.left(search.turn.ticket);
             self.search.plan = None;
             return cx.env.out.cap_hit();
         };
-        let waited = search.ticket.is_some() && !is_connected;
+        let waited = search.turn.ticket.is_some() && !is_connected;
         search.begun(cx.now);
         self.search.finds = search.finds();
         self.search.reserved = u16::try_from(sockets).unwrap_or(u16::MAX);
@@ -287,7 +287,7 @@ impl Session {
             authenticator: [0; MAC_LEN],
         };
         window.authenticator = keys.authenticate(&window.covered());
-        cx.env.out.frame(search.stream, Frame::PortPrediction(Box::new(window)));
+        cx.env.out.frame(search.plan.stream, Frame::PortPrediction(Box::new(window)));
     }
 
     /// The sockets of a search are open.

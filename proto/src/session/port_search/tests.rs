@@ -210,7 +210,7 @@ fn a_fresh_socket_whose_sample_is_answered_late_is_told_late_and_one_without_an_
 fn a_spray_towards_a_fragile_peer_waits_for_its_word_and_sends_once_from_each_socket_to_each_port_told() {
     let now = Instant::now();
     let mut search = search(Strategy::BirthdayOpen, now);
-    search.theirs = fragile();
+    search.plan.theirs = fragile();
     begin(&mut search, now);
     search.opened(&own(256), now + SILENCE_TIMEOUT);
     assert_eq!(search.next_due(), None, "what is sent now would come too early");
@@ -246,7 +246,7 @@ fn a_spray_that_learns_of_a_fresh_socket_while_it_sends_goes_on_there_within_the
 fn a_window_of_a_fresh_socket_that_comes_before_ours_are_open_is_kept() {
     let now = Instant::now();
     let mut search = search(Strategy::BirthdayOpen, now);
-    search.theirs = fragile();
+    search.plan.theirs = fragile();
     search.follow(Window { port: 6000, step: 0 }, now);
     begin(&mut search, now);
     search.opened(&own(256), now + SILENCE_TIMEOUT);
@@ -258,7 +258,7 @@ fn who_follows_afresh_has_sent_to_every_port_before_the_sequential_side_sends_an
     let now = Instant::now();
     let start = now + SILENCE_TIMEOUT;
     let mut open = search(Strategy::PredictOpen { step: 1 }, now);
-    open.theirs = fragile();
+    open.plan.theirs = fragile();
     begin(&mut open, now);
     open.opened(&own(32), start);
     assert_eq!(open.poll(start), Some(Action::Sample(SocketId(100))));
