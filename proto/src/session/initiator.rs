@@ -22,7 +22,7 @@ use crate::{
         Lookup, Progress, Session, Transition,
         context::{Context, MAX_ASKED},
         failure::is_temporary,
-        probing::RemoteAddresses,
+        paths::RemoteAddresses,
         searching::PlannedFrom,
     },
     wire::{
@@ -250,8 +250,8 @@ impl InitiatorState {
 impl Session {
     /// Begins a new session as the initiator.
     pub(super) fn begin(&mut self, cx: &mut Context<'_>) -> Transition {
-        self.begin_attempt(cx);
-        self.enter_first(cx);
+        self.course.begin_attempt(cx);
+        self.course.enter_first(cx, self.current());
         self.prepare(cx, None);
         Transition::Stay
     }
@@ -357,10 +357,10 @@ impl Session {
 
     /// Begins another attempt, in which `first` is asked first.
     fn try_with(&mut self, cx: &mut Context<'_>, first: Option<&PeerId>) {
-        self.begin_attempt(cx);
+        self.course.begin_attempt(cx);
         self.prepare(cx, first);
         if !self.awaits_turn() && self.flow.is_none() {
-            self.enter(cx, Phase::Discovery);
+            self.course.enter(cx, self.current(), Phase::Discovery);
         }
     }
 
@@ -427,7 +427,7 @@ impl Session {
         let Some(first) = reserved.or(coordinators.first().copied()) else {
             // Back to waiting, with the flight at hand; only a retry is not in Discovery already.
             if self.course.phase != Phase::Discovery {
-                self.enter(cx, Phase::Discovery);
+                self.course.enter(cx, self.current(), Phase::Discovery);
             }
             return Ok(());
         };
@@ -472,7 +472,7 @@ impl Session {
         // Only a key that cannot sign, or a flight that is no flight, fails here.
         let signature = request.sign(&identity.keypair).map_err(|_| FailureReason::Handshake)?;
         if self.course.phase == Phase::Discovery {
-            self.enter(cx, Phase::Coordination);
+            self.course.enter(cx, self.current(), Phase::Coordination);
         }
         let Some(opening) = &mut self.opening else { return Ok(()) };
         let punch = PunchMeNow { request, signature, observed: None };
@@ -603,7 +603,7 @@ impl Session {
             // can be validated now.
             if is_unanswered || news == News::Newer {
                 self.keys = Some(Box::new(keys));
-                self.form_checklist(cx, remote, request_len);
+                self.paths.form_checklist(cx, self.current(), remote, request_len);
                 self.poll(cx)?;
             }
             return Ok(());
@@ -614,19 +614,19 @@ impl Session {
         match news {
             _ if phase == Phase::Coordination => {
                 self.keys = Some(Box::new(keys));
-                self.enter(cx, Phase::Synchronization);
-                self.form_checklist(cx, remote, request_len);
+                self.course.enter(cx, self.current(), Phase::Synchronization);
+                self.paths.form_checklist(cx, self.current(), remote, request_len);
                 self.plan_search(cx, plan);
             }
             // The peer itself was heard.
             _ if !self.course.is_silent() => return Ok(()),
             News::Newer => {
                 self.peer_renewed(cx, keys);
-                self.replace_targets(cx, remote);
+                self.paths.replace_targets(cx, self.current(), remote);
                 self.plan_search_again(cx, plan);
             }
             News::Same => {
-                self.extend_targets(cx, remote);
+                self.paths.extend_targets(cx, self.current(), remote);
                 if again {
                     self.search.retarget(observed, cx.now);
                 }

@@ -1,4 +1,4 @@
-//! Phases, failures, retries and the end of a session.
+//! Failures, retries and the end of a session.
 
 use std::time::Duration;
 
@@ -28,10 +28,10 @@ impl Session {
         let elapsed = cx.now.saturating_duration_since(self.course.started);
         let path = self.paths.checklist.as_ref().and_then(|checklist| checklist.likeliest()).unwrap_or(path);
         let kind = self.kind_of(path);
-        self.enter(cx, Phase::Connected);
+        self.course.enter(cx, self.current(), Phase::Connected);
         // The outcome is counted once it is known if both swarms keep the connection.
         self.course.attempt_state = AttemptState::Probation;
-        self.give_flight_back(cx);
+        self.paths.give_flight_back(cx);
         match self.paths.checklist {
             Some(_) => self.opening = None,
             // Without the answer no path can be validated, and QUIC sends no more than RFC 9000
@@ -46,7 +46,7 @@ impl Session {
         self.course.earlier.take_if(|earlier| !earlier.traits.is_some_and(is_search));
         self.paths.targets.shrink_to_fit();
         self.search.end(cx.shared);
-        self.close_sockets(cx);
+        self.search.close_sockets(cx, self.flow, &self.paths);
         self.search.release_sockets(cx.shared);
         cx.env.out.event(Event::Connected { peer, role, path, kind, elapsed });
         self.settle(cx);
@@ -59,7 +59,7 @@ impl Session {
         if !self.is_connected() {
             return self.fail(cx, FailureReason::Handshake);
         }
-        self.end_probation(cx, true);
+        self.course.end_probation(cx, true);
         self.search.end(cx.shared);
         self.search.release_sockets(cx.shared);
         Transition::Done(Outcome::Closed)
@@ -67,7 +67,7 @@ impl Session {
 
     /// The swarm of either side did not take the connection, which has ended.
     pub(crate) fn handle_denied(&mut self, cx: &mut Context<'_>) -> Transition {
-        if self.end_probation(cx, false) {
+        if self.course.end_probation(cx, false) {
             cx.env.out.event(Event::Denied { peer: self.peer, role: self.role });
         }
         self.handle_closed(cx)
@@ -96,7 +96,7 @@ impl Session {
     pub(crate) fn handle_timeout(&mut self, cx: &mut Context<'_>) -> Transition {
         let now = cx.now;
         if self.course.probation_end().is_some_and(|at| at <= now) {
-            self.end_probation(cx, true);
+            self.course.end_probation(cx, true);
             if self.next_deadline().is_none_or(|at| at > now) {
                 return Transition::Stay;
             }
@@ -129,69 +129,6 @@ impl Session {
         }
     }
 
-    /// Enters another phase, reports it and starts its time-out.
-    pub(super) fn enter(&mut self, cx: &mut Context<'_>, to: Phase) {
-        let from = self.course.phase;
-        let after = cx.now.saturating_duration_since(self.course.phase_since);
-        (self.course.phase, self.course.phase_since) = (to, cx.now);
-        self.report_phase(cx, Some(from), after);
-    }
-
-    /// Reports the phase of a new session, and starts its time-out.
-    pub(super) fn enter_first(&mut self, cx: &mut Context<'_>) {
-        self.report_phase(cx, None, Duration::ZERO);
-    }
-
-    fn report_phase(&mut self, cx: &mut Context<'_>, from: Option<Phase>, after: Duration) {
-        let config = &cx.env.config;
-        let until = |timeout| Some(cx.now + timeout);
-        self.course.deadline = match self.course.phase {
-            Phase::Discovery => {
-                let lookup = self.course.lookup.as_ref().map(|lookup| lookup.until);
-                lookup.max(until(config.phase_timeouts.discovery))
-            }
-            Phase::Coordination => until(config.coordination_timeout),
-            Phase::Synchronization => until(config.phase_timeouts.synchronization),
-            Phase::Punching => until(config.phase_timeouts.punching),
-            Phase::Validation => until(config.phase_timeouts.validation),
-            Phase::Connected | Phase::Failed => None,
-        };
-        cx.env.out.event(Event::Phase {
-            peer: self.peer,
-            role: self.role,
-            attempt: self.attempt,
-            from,
-            to: self.course.phase,
-            after,
-        });
-    }
-
-    /// Counts the beginning of an attempt, unless one is under way.
-    pub(super) fn begin_attempt(&mut self, cx: &mut Context<'_>) {
-        if self.course.attempt_state == AttemptState::None {
-            self.course.attempt_state = AttemptState::InFlight;
-            cx.env.out.counters.attempts += 1;
-            cx.env.out.counters.in_flight += 1;
-        }
-    }
-
-    /// Counts the outcome of a connection. Returns false if it was counted before.
-    fn end_probation(&mut self, cx: &mut Context<'_>, is_kept: bool) -> bool {
-        if self.course.attempt_state != AttemptState::Probation {
-            return false;
-        }
-        self.course.attempt_state = AttemptState::None;
-        let counters = &mut cx.env.out.counters;
-        counters.in_flight -= 1;
-        if is_kept {
-            counters.successes += 1;
-        } else {
-            counters.failures += 1;
-            counters.denied += 1;
-        }
-        true
-    }
-
     /// Ends the attempt under way without a connection, and leaves nothing of it.
     pub(super) fn abandon_attempt(&mut self, cx: &mut Context<'_>) {
         if self.course.is_in_flight() {
@@ -200,7 +137,7 @@ impl Session {
             cx.env.out.counters.failures += 1;
         }
         self.search.end(cx.shared);
-        self.abandon_sockets(cx);
+        self.search.abandon_sockets(cx, self.flow);
         if let Some(flow) = self.flow.take() {
             cx.env.out.command(Command::Close { flow });
         }
@@ -254,7 +191,7 @@ impl Session {
             self.schedule_retry(cx, delay);
             return Transition::Stay;
         }
-        self.enter(cx, Phase::Failed);
+        self.course.enter(cx, self.current(), Phase::Failed);
         Transition::Done(Outcome::Failed(reason))
     }
 
@@ -289,7 +226,7 @@ impl Session {
         if was_responder {
             self.id = cx.new_session_id();
         }
-        self.enter(cx, Phase::Coordination);
+        self.course.enter(cx, self.current(), Phase::Coordination);
         self.course.deadline = Some(cx.now + delay);
     }
 

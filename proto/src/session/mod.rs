@@ -5,6 +5,10 @@
 //! this host and its NAT, and the budgets that all sessions share. The method returns a
 //! [`Transition`].
 //!
+//! Its parts are objects, too: [`Course`] (phases and attempts), [`Paths`] (addresses and paths of
+//! the peer), [`InitiatorState`] (requests to coordinators) and [`SessionSearch`] (the search and
+//! its sockets). A part gets the [`Attempt`] that is under way, and knows no other part.
+//!
 //! A session goes through [`Phase`]s. A procedure that ends the attempt under way returns the
 //! reason as an error, a [`FailureReason`]; `Session::fail` then decides if another attempt follows
 //! after a back-off, or if the session is done. [`Table`](table::Table) holds all sessions, and
@@ -22,25 +26,27 @@ pub(crate) mod sessions;
 pub(crate) mod table;
 
 mod contact;
+mod course;
 mod failure;
 mod initiator;
 mod lifecycle;
 mod moving;
+mod paths;
 mod probing;
 mod responder;
 mod searching;
 
+pub use self::course::PROBATION;
 pub(crate) use self::{
-    contact::{Contact, Moves},
+    contact::Moves,
+    course::{AttemptState, Course, Lookup},
     initiator::InitiatorState,
     key::Key,
+    paths::Paths,
     searching::SessionSearch,
 };
 
-use std::{
-    net::SocketAddr,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, time::Instant};
 
 use libp2p_identity::PeerId;
 
@@ -48,18 +54,10 @@ use crate::{
     Path, SessionId, VirtualConnectionId,
     candidate::{Candidate, CandidateKind},
     event::{FailureReason, PathKind, Phase, SessionRole},
-    nat::strategy::NatProfile,
     network_prefix::NetworkPrefix,
-    rate_limit::TokenBucket,
-    session::{
-        checklist::{Checklist, Known},
-        pair::Origin,
-    },
+    session::pair::Origin,
     wire::keys::{ProbeKeys, TAG_LEN},
 };
-
-/// A connection of this age was not denied by the other side's swarm, which takes a round trip.
-pub const PROBATION: Duration = Duration::from_secs(2);
 
 /// Result of an input to a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,33 +80,6 @@ pub(crate) enum Outcome {
 
 /// Result of a procedure of an attempt. An error ends the attempt.
 pub(crate) type Progress = Result<(), FailureReason>;
-
-/// Repetition of the requests for a peer that coordinators do not know.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Lookup {
-    pub(crate) until: Instant,
-    /// Requests in a row that failed, and the reason of the last failure.
-    pub(crate) misses: u32,
-    pub(crate) missed: Option<FailureReason>,
-}
-
-/// State that one attempt of a session leaves to the next.
-#[derive(Debug, Default)]
-pub(crate) struct Earlier {
-    /// The shortest round-trip time that was measured.
-    pub(crate) rtt: Option<Duration>,
-    /// NAT reports of both sides in the last round, ours first.
-    pub(crate) traits: Option<(NatProfile, NatProfile)>,
-    /// The peer's probe key in the last attempt that a coordinator answered and in which nothing
-    /// was heard of the peer.
-    pub(crate) unheard_key: Option<[u8; 32]>,
-    /// Time after which the coordinators that refused the last request take another; zero if it is
-    /// not known.
-    pub(crate) retry_after: Duration,
-    /// The coordinator at which the first request of the attempt counts already, until the request
-    /// is sent.
-    pub(crate) turn: Option<PeerId>,
-}
 
 /// Addresses of the peer that an idle session remembers.
 pub(crate) const MAX_KEPT: usize = 3;
@@ -138,15 +109,15 @@ impl RemoteCandidate {
     }
 }
 
-/// An attempt whose outcome is not counted yet.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum AttemptState {
-    /// There is none: the session rests, or its outcome is counted.
-    None,
-    /// The attempt has not led to a connection yet.
-    InFlight,
-    /// The attempt has led to a connection, which a swarm may deny.
-    Probation,
+/// The attempt of a session that is under way, for the parts of the session.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Attempt {
+    pub(crate) peer: PeerId,
+    pub(crate) role: SessionRole,
+    /// The initiator's number of the attempt, from 0.
+    pub(crate) number: u32,
+    /// The virtual connection of the attempt.
+    pub(crate) flow: Option<VirtualConnectionId>,
 }
 
 /// A session with a peer. See the [module](self).
@@ -172,39 +143,6 @@ pub(crate) struct Session {
     keys: Option<Box<ProbeKeys>>,
 }
 
-/// Phases and attempts of a session.
-#[derive(Debug)]
-pub(crate) struct Course {
-    pub(crate) phase: Phase,
-    pub(crate) phase_since: Instant,
-    pub(crate) started: Instant,
-    pub(crate) attempt_state: AttemptState,
-    /// Contact with the peer in the phase Connected.
-    pub(crate) contact: Contact,
-    /// End of the phase, or of the back-off between two attempts.
-    pub(crate) deadline: Option<Instant>,
-    /// Number of failed attempts of this peer.
-    pub(crate) failures: u32,
-    /// This side waits for the connection.
-    pub(crate) wanted: bool,
-    /// Repetition of requests to coordinators, if a dial waits.
-    pub(crate) lookup: Option<Box<Lookup>>,
-    /// Findings of earlier attempts. A connected session keeps them only if the two sides need a
-    /// search to meet again.
-    pub(crate) earlier: Option<Box<Earlier>>,
-}
-
-/// Remote addresses of a session, and the paths to them.
-#[derive(Debug, Default)]
-pub(crate) struct Paths {
-    pub(crate) targets: Vec<RemoteCandidate>,
-    pub(crate) checklist: Option<Box<Checklist>>,
-    /// Takes the place of the checklist while a connected session has nothing to probe.
-    pub(crate) known: Option<Box<Known>>,
-    /// Bounds the answers to the peer's challenges.
-    answers: TokenBucket,
-}
-
 /// Attributes by which a session is found.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct Index {
@@ -216,93 +154,6 @@ pub(crate) struct Index {
     pub(crate) responding: Option<Option<NetworkPrefix>>,
     /// The time of the next time-out.
     pub(crate) deadline: Option<Instant>,
-}
-
-impl Paths {
-    /// Returns the path that carries the connection.
-    pub(crate) fn selected(&self) -> Option<Path> {
-        let selected = self.checklist.as_ref().and_then(|checklist| checklist.selected);
-        selected.or(self.known.as_ref().map(|known| known.path))
-    }
-
-    /// Returns true if the path that carries the connection has answered its last challenges.
-    pub(crate) fn has_path(&self) -> bool {
-        match &self.checklist {
-            Some(checklist) => checklist.selected.is_some() && !checklist.is_in_doubt(),
-            None => self.known.is_some(),
-        }
-    }
-
-    /// Returns the time that the peer has for a procedure of this number of round trips.
-    pub(crate) fn time_for(&self, least: Duration, round_trips: u32) -> Duration {
-        let measured = self.checklist.as_ref().and_then(|checklist| checklist.best_rtt());
-        least.max(measured.unwrap_or_default() * round_trips)
-    }
-
-    /// Returns true if there are paths to probe.
-    pub(crate) fn is_probing(&self) -> bool {
-        self.checklist.is_some() || self.known.is_some()
-    }
-}
-
-impl Course {
-    fn new(role: SessionRole, phase: Phase, now: Instant) -> Self {
-        Self {
-            phase,
-            phase_since: now,
-            started: now,
-            attempt_state: AttemptState::None,
-            contact: Contact::Kept,
-            deadline: None,
-            failures: 0,
-            wanted: role == SessionRole::Initiator,
-            lookup: None,
-            earlier: None,
-        }
-    }
-
-    /// Returns true if an attempt has not led to a connection yet, and has not failed.
-    pub(crate) fn is_in_flight(&self) -> bool {
-        self.attempt_state == AttemptState::InFlight
-    }
-
-    /// Returns true if nothing was heard of the peer in the attempt under way.
-    pub(crate) fn is_silent(&self) -> bool {
-        matches!(self.phase, Phase::Synchronization | Phase::Punching)
-    }
-
-    /// Returns the findings of earlier attempts, to be added to.
-    pub(crate) fn earlier_mut(&mut self) -> &mut Earlier {
-        self.earlier.get_or_insert_with(Box::default)
-    }
-
-    /// Returns the time after which the coordinators that refused the last request take another,
-    /// once.
-    pub(crate) fn take_retry_after(&mut self) -> Duration {
-        self.earlier.as_mut().map(|earlier| std::mem::take(&mut earlier.retry_after)).unwrap_or_default()
-    }
-
-    /// Returns the coordinator at which the first request of the attempt counts already, once.
-    pub(crate) fn take_turn(&mut self) -> Option<PeerId> {
-        self.earlier.as_mut().and_then(|earlier| earlier.turn.take())
-    }
-
-    /// Returns the shortest round-trip time of earlier attempts.
-    pub(crate) fn earlier_rtt(&self) -> Option<Duration> {
-        self.earlier.as_ref()?.rtt
-    }
-
-    /// Returns the time at which the attempt that led to the connection counts as a success, unless
-    /// a swarm denies the connection before.
-    pub(crate) fn probation_end(&self) -> Option<Instant> {
-        (self.attempt_state == AttemptState::Probation).then(|| self.phase_since + PROBATION)
-    }
-
-    /// Extends the time for which a dial asks coordinators again.
-    pub(crate) fn look_up_until(&mut self, until: Instant) {
-        let lookup = self.lookup.get_or_insert_with(|| Box::new(Lookup { until, misses: 0, missed: None }));
-        lookup.until = lookup.until.max(until);
-    }
 }
 
 impl Session {
@@ -329,6 +180,12 @@ impl Session {
             asked_from: None,
             keys: None,
         }
+    }
+
+    /// Returns the attempt that is under way.
+    pub(crate) fn current(&self) -> Attempt {
+        let Self { peer, role, attempt: number, flow, .. } = *self;
+        Attempt { peer, role, number, flow }
     }
 
     /// Returns the attributes by which the session is found now.

@@ -21,6 +21,7 @@ use crate::{
         contact::Contact,
         context::{Context, MAX_ASKED},
         pair::Origin,
+        paths::pair_priority_of,
         renewal::RenewalSocket,
     },
     wire::{
@@ -89,17 +90,11 @@ impl Session {
     /// The NAT has dropped the mapping of the socket that this session uses: the peer sees this
     /// peer at another address now, or not at all.
     pub(super) fn handle_remapping(&mut self, cx: &mut Context<'_>) -> Transition {
-        self.restore_checklist(cx);
-        self.mark_remapped(cx.now);
+        self.paths.restore_checklist(cx, self.role);
+        self.paths.mark_remapped(cx.now);
         self.extend_reunion(cx.now);
         let progress = self.poll(cx);
         self.conclude(cx, progress)
-    }
-
-    fn mark_remapped(&mut self, now: Instant) {
-        if let Some(checklist) = &mut self.paths.checklist {
-            checklist.remapped(now);
-        }
     }
 
     /// QUIC sends and hears nothing: a NAT may have dropped its state, or the path is gone. All
@@ -119,7 +114,7 @@ impl Session {
         if !self.is_connected() || self.course.contact != Contact::Kept {
             return Transition::Stay;
         }
-        self.restore_checklist(cx);
+        self.paths.restore_checklist(cx, self.role);
         let Some(checklist) = &mut self.paths.checklist else { return Transition::Stay };
         checklist.recheck_selected(cx.now);
         self.course.contact = Contact::Asked;
@@ -161,7 +156,7 @@ impl Session {
                 self.course.contact = Contact::Missing;
                 // The peer does not know yet that this peer does not hear it either.
                 if before == Contact::Asked {
-                    self.mark_remapped(cx.now);
+                    self.paths.mark_remapped(cx.now);
                 }
                 self.reunite_by(cx.now + self.paths.time_for(REUNION_TIMEOUT, 4));
                 self.plan_reunion(cx, stream);
@@ -183,7 +178,7 @@ impl Session {
             self.course.contact = Contact::Kept;
             (self.course.deadline, self.opening) = (None, None);
             self.search.end(cx.shared);
-            self.close_sockets(cx);
+            self.search.close_sockets(cx, self.flow, &self.paths);
             self.search.release_sockets(cx.shared);
         }
     }
@@ -202,13 +197,13 @@ impl Session {
     }
 
     fn look_for_peer(&mut self, cx: &mut Context<'_>) -> Progress {
-        self.restart_checklist(cx);
+        self.paths.restart_checklist(cx, self.current());
         self.unheard(cx)
     }
 
     /// The peer does not hear this peer on the selected path, or the other way round.
     fn unheard(&mut self, cx: &mut Context<'_>) -> Progress {
-        self.mark_remapped(cx.now);
+        self.paths.mark_remapped(cx.now);
         if self.course.contact == Contact::Told {
             let coordinators = cx.env.registrations.connected();
             if let Some((_, stream)) = coordinators.into_iter().find(|(id, _)| *id != self.peer) {
@@ -260,8 +255,8 @@ impl Session {
             cx.env.out.cap_hit();
         }
         self.paths.targets = candidates.iter().map(RemoteCandidate::announced).collect();
-        self.restore_checklist(cx);
-        self.extend_checklist(cx, None);
+        self.paths.restore_checklist(cx, self.role);
+        self.paths.extend_checklist(cx, self.current(), None);
         if let Some(checklist) = &mut self.paths.checklist {
             checklist.limit_each_destination(probes_for(moved.len()));
             candidates.iter().for_each(|candidate| checklist.revive(candidate.address, cx.now));
@@ -310,8 +305,9 @@ impl Session {
         }
         let path = Path { socket, remote: selected.remote };
         let kind = CandidateKind::ServerReflexive;
-        self.restore_checklist(cx);
-        let priority = self.pair_priority(path.remote.ip(), candidate::priority(kind, path.remote.ip()));
+        self.paths.restore_checklist(cx, self.role);
+        let priority =
+            pair_priority_of(self.role, path.remote.ip(), candidate::priority(kind, path.remote.ip()));
         let Some(checklist) = &mut self.paths.checklist else { return Transition::Stay };
         if let Some(pair) = checklist.get_mut(path) {
             pair.restart(cx.now);

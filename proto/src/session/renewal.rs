@@ -272,7 +272,7 @@ impl Renewals {
             close(cx, pool);
             // Sessions have paths of the socket that none of them has selected.
             table.update_all(cx, table.keys(), |session, cx| {
-                session.forget_socket(cx, socket);
+                session.paths.forget_socket(cx, session.current(), socket);
                 Transition::Stay
             });
         }

@@ -9,7 +9,7 @@ use std::{
 use rand::Rng;
 
 use crate::{
-    ControlStreamId, SocketId,
+    ControlStreamId, SocketId, VirtualConnectionId,
     command::{Command, Pool},
     control_streams::ControlStream,
     event::{Event, FailureReason, PathKind, Phase, SessionRole},
@@ -22,6 +22,7 @@ use crate::{
         Progress, RemoteCandidate, Session, Transition,
         context::{Context, Shared},
         pair::Origin,
+        paths::Paths,
         port_search::{
             Action, Admission, MAX_WAIT, SEARCH_TIMEOUT, SILENCE_TIMEOUT, Search, SearchPlan, Window,
         },
@@ -94,6 +95,48 @@ impl SessionSearch {
     /// Lets other searches open the sockets that this attempt no longer needs.
     pub(super) fn release_sockets(&mut self, shared: &mut Shared) {
         shared.searches.closed(usize::from(std::mem::take(&mut self.reserved)));
+    }
+
+    /// Closes all sockets of an attempt that is abandoned, those that are being opened included.
+    pub(super) fn abandon_sockets(&mut self, cx: &mut Context<'_>, flow: Option<VirtualConnectionId>) {
+        let sockets = std::mem::take(&mut self.sockets);
+        let is_opening = self.reserved > 0;
+        if let Some(flow) = flow.filter(|_| is_opening || !sockets.is_empty()) {
+            cx.env.out.command(Command::CloseSockets { pool: Pool::Session(flow), keep: Vec::new() });
+        }
+        self.release_sockets(cx.shared);
+    }
+
+    /// Closes the sockets of a session but those that a path which works may need.
+    pub(super) fn close_sockets(
+        &mut self,
+        cx: &mut Context<'_>,
+        flow: Option<VirtualConnectionId>,
+        paths: &Paths,
+    ) {
+        if self.sockets.is_empty() {
+            return;
+        }
+        let known = paths.known.as_ref().map(|known| known.path.socket);
+        let checklist = paths.checklist.as_ref();
+        let is_used = |id: &SocketId| {
+            known == Some(*id)
+                || checklist.is_some_and(|list| list.pairs().iter().any(|pair| pair.path.socket == *id))
+        };
+        let before = self.sockets.len();
+        self.sockets.retain(is_used);
+        self.sockets.shrink_to_fit();
+        if self.sockets.len() != before {
+            self.keep_sockets(cx, flow);
+        }
+    }
+
+    /// Closes the sockets of the pool that are not in use.
+    pub(super) fn keep_sockets(&self, cx: &mut Context<'_>, flow: Option<VirtualConnectionId>) {
+        if let Some(flow) = flow {
+            let (pool, keep) = (Pool::Session(flow), self.sockets.clone());
+            cx.env.out.command(Command::CloseSockets { pool, keep });
+        }
     }
 }
 
@@ -306,7 +349,7 @@ impl Session {
                 self.search.end(cx.shared);
                 self.search.release_sockets(cx.shared);
             }
-            self.keep_sockets(cx);
+            self.search.keep_sockets(cx, self.flow);
             return Transition::Stay;
         };
         search.opened(&opened, cx.now);
@@ -354,42 +397,5 @@ impl Session {
         }
         let progress = self.poll(cx);
         self.conclude(cx, progress)
-    }
-
-    /// Closes all sockets of an attempt that is abandoned, those that are being opened included.
-    pub(super) fn abandon_sockets(&mut self, cx: &mut Context<'_>) {
-        let sockets = std::mem::take(&mut self.search.sockets);
-        let is_opening = self.search.reserved > 0;
-        if let Some(flow) = self.flow.filter(|_| is_opening || !sockets.is_empty()) {
-            cx.env.out.command(Command::CloseSockets { pool: Pool::Session(flow), keep: Vec::new() });
-        }
-        self.search.release_sockets(cx.shared);
-    }
-
-    /// Closes the sockets of a session but those that a path which works may need.
-    pub(super) fn close_sockets(&mut self, cx: &mut Context<'_>) {
-        if self.search.sockets.is_empty() {
-            return;
-        }
-        let known = self.paths.known.as_ref().map(|known| known.path.socket);
-        let checklist = self.paths.checklist.as_ref();
-        let is_used = |id: &SocketId| {
-            known == Some(*id)
-                || checklist.is_some_and(|list| list.pairs().iter().any(|pair| pair.path.socket == *id))
-        };
-        let before = self.search.sockets.len();
-        self.search.sockets.retain(is_used);
-        self.search.sockets.shrink_to_fit();
-        if self.search.sockets.len() != before {
-            self.keep_sockets(cx);
-        }
-    }
-
-    /// Closes the sockets of the pool that are not in use.
-    fn keep_sockets(&self, cx: &mut Context<'_>) {
-        if let Some(flow) = self.flow {
-            let (pool, keep) = (Pool::Session(flow), self.search.sockets.clone());
-            cx.env.out.command(Command::CloseSockets { pool, keep });
-        }
     }
 }
