@@ -11,6 +11,7 @@ use libp2p_identity::PeerId;
 use libp2p_kad::Mode;
 use libp2p_punch::{
     Event as PunchEvent, NatEvent, Role, SessionEvent,
+    behaviour::COORDINATOR_PROTOCOL_NAME,
     event::{FailureReason, SessionRole},
     nat::Report,
     transport::Stats,
@@ -138,6 +139,8 @@ struct Peer {
     rtt: Option<Duration>,
     /// The connection that the application holds, or held.
     ends: Option<Ends>,
+    /// The peer serves the DHT, or coordinates for others.
+    is_server: bool,
     /// Task that delivers messages of the peer.
     delivery: Option<AbortHandle>,
     /// This node closes all connections.
@@ -230,8 +233,7 @@ impl Driver {
             self.not_connected(peer, error);
         }
         if self.bootstrap.is_due(now) {
-            let is_alone = self.swarm.network_info().num_peers() == 0;
-            for address in self.bootstrap.dial(now, is_alone) {
+            for address in self.bootstrap.dial(now, self.is_alone()) {
                 if let Err(error) = self.swarm.dial(address.clone()) {
                     tracing::debug!(%address, %error, "bootstrap address");
                 }
@@ -434,12 +436,8 @@ impl Driver {
                     self.update_status(peer);
                 }
             }
-            BehaviourEvent::Identify(libp2p_identify::Event::Received { peer_id, info, .. })
-                if info.protocols.contains(&libp2p_kad::PROTOCOL_NAME) =>
-            {
-                for address in info.listen_addrs {
-                    self.swarm.behaviour_mut().kad.add_address(&peer_id, address);
-                }
+            BehaviourEvent::Identify(libp2p_identify::Event::Received { peer_id, info, .. }) => {
+                self.on_identified(peer_id, info);
             }
             BehaviourEvent::Punch(PunchEvent::Session(event)) => self.on_session(&event),
             BehaviourEvent::Punch(PunchEvent::Registration(_)) => self.publish(),
@@ -449,6 +447,24 @@ impl Driver {
             }
             _ => {}
         }
+    }
+
+    fn on_identified(&mut self, peer: PeerId, info: libp2p_identify::Info) {
+        let serves_dht = info.protocols.contains(&libp2p_kad::PROTOCOL_NAME);
+        let coordinates = info.protocols.contains(&COORDINATOR_PROTOCOL_NAME);
+        if let Some(state) = self.peers.get_mut(&peer) {
+            state.is_server = serves_dht || coordinates;
+        }
+        if serves_dht {
+            for address in info.listen_addrs {
+                self.swarm.behaviour_mut().kad.add_address(&peer, address);
+            }
+        }
+    }
+
+    /// Returns true if no connected peer leads into the network.
+    fn is_alone(&self) -> bool {
+        !self.peers.values().any(|state| state.is_server)
     }
 
     /// The application of a peer holds a connection to this node.
@@ -519,6 +535,7 @@ impl Driver {
             rtt: None,
             ends: None,
             delivery: None,
+            is_server: false,
             is_closing: false,
         };
         self.peers.entry(peer).or_insert_with(new).links.push(link);
@@ -541,7 +558,7 @@ impl Driver {
             ends.closed.send_replace(Some(reason.clone()));
         }
         self.set_status(peer, ConnectionStatus::Closed { since: Instant::now(), reason });
-        if self.swarm.network_info().num_peers() == 0 {
+        if self.is_alone() {
             self.bootstrap.retry(Instant::now());
         }
     }

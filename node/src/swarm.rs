@@ -101,7 +101,7 @@ pub(crate) fn build(parameters: Parameters) -> Result<Built, BuildError> {
         punch,
         relay_client,
         // It serves while the node has an external address.
-        relay: serves.then(|| libp2p_relay::Behaviour::new(peer, libp2p_relay::Config::default())).into(),
+        relay: serves.then(|| libp2p_relay::Behaviour::new(peer, relay_limits())).into(),
         autonat_client: libp2p_autonat::v2::client::Behaviour::default(),
         autonat_server: serves.then(libp2p_autonat::v2::server::Behaviour::default).into(),
         identify: libp2p_identify::Behaviour::new(identify),
@@ -121,6 +121,19 @@ fn has_resolvers() -> bool {
     libp2p_dns::tokio::Transport::system(())
         .inspect_err(|error| tracing::warn!(%error, "the DNS resolvers of this machine are unknown"))
         .is_ok()
+}
+
+/// Limits of the relay: enough to talk, and to look for a direct path meanwhile.
+fn relay_limits() -> libp2p_relay::Config {
+    libp2p_relay::Config {
+        max_reservations: 1_024,
+        max_reservations_per_peer: 2,
+        max_circuits: 256,
+        max_circuits_per_peer: 8,
+        max_circuit_duration: Duration::from_secs(60 * 60),
+        max_circuit_bytes: 32 << 20,
+        ..libp2p_relay::Config::default()
+    }
 }
 
 fn limits(max_connections: u32) -> ConnectionLimits {

@@ -1,5 +1,5 @@
-//! The way into the network: addresses that are dialed until one answers, and again whenever the
-//! node is alone.
+//! The way into the network: addresses that are dialed until one answers, and again whenever no
+//! peer that leads into the network is connected.
 
 use std::time::Duration;
 
@@ -9,8 +9,8 @@ use tokio::time::Instant;
 /// Time between the first two rounds. It doubles with each further round.
 const FIRST_DELAY: Duration = Duration::from_secs(2);
 const MAX_DELAY: Duration = Duration::from_secs(60);
-/// Time between two looks for connections while there are some.
-const LOOK_INTERVAL: Duration = Duration::from_secs(60);
+/// Time between two checks while the node is not alone.
+const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Bootstrap addresses, and the time of their next round.
 #[derive(Debug)]
@@ -38,10 +38,10 @@ impl Bootstrap {
         self.deadline().is_some_and(|next| next <= now)
     }
 
-    /// Returns the addresses to dial now: all if the node has no connection, and else none.
+    /// Returns the addresses to dial now: all if the node is alone, and else none.
     pub(super) fn dial(&mut self, now: Instant, is_alone: bool) -> Vec<Multiaddr> {
         if !is_alone {
-            self.next = now + LOOK_INTERVAL;
+            self.next = now + CHECK_INTERVAL;
             self.delay = FIRST_DELAY;
             return Vec::new();
         }
@@ -50,7 +50,7 @@ impl Bootstrap {
         self.addresses.clone()
     }
 
-    /// The last connection closed: the next round is due soon.
+    /// A connection closed, and the node is alone: the next round is due soon.
     pub(super) fn retry(&mut self, now: Instant) {
         self.next = self.next.min(now + self.delay);
     }

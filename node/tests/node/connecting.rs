@@ -1,9 +1,9 @@
 //! Connections of nodes behind simulated NATs.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
-use libp2p_punch_node::{CloseReason, ConnectError, ConnectionStatus, Multiaddr, Role, Route};
-use libp2p_punch_sim::World;
+use libp2p_punch_node::{CloseReason, ConnectError, ConnectionStatus, Keypair, Multiaddr, Role, Route};
+use libp2p_punch_sim::{Filtering, Host, Mapping, Nat, Ports, World};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     time::Instant,
@@ -111,6 +111,83 @@ fn a_stream_brings_back_a_connection_that_the_peer_let_go() {
     });
 }
 
+/// A host behind a NAT that gives every destination another port at random.
+fn hard_host(world: &World, number: u8) -> Arc<Host> {
+    let nat = Nat {
+        ports: Ports::Random,
+        ..Nat::new(Mapping::AddressAndPortDependent, Filtering::AddressAndPortDependent)
+    };
+    world.nat(nat, [198, 51, 100, number]).host([192, 168, number, 2])
+}
+
+#[test]
+fn a_pair_that_cannot_be_direct_is_relayed() {
+    on_paused_time(async {
+        let world = World::new(11);
+        let (_server, bootstrap) = server(&world, 1).await;
+        let start = |number| builder(&hard_host(&world, number), number).bootstrap([&bootstrap]).build();
+        let (dialer, listener) = (start(1).await.expect("it starts"), start(2).await.expect("it starts"));
+        echo(&listener);
+        let ticket = listener.ticket().await.expect("it is registered");
+        let connection = dialer.connect(ticket).await.expect("the relay helps");
+        // More than the relays of libp2p pass by default.
+        assert!(exchange(&connection, &[7; 1_000_000]).await == [7; 1_000_000]);
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        let ConnectionStatus::Connected { route: Route::Relayed, .. } = connection.status() else {
+            panic!("{:?}", connection.status());
+        };
+        assert_eq!(exchange(&connection, b"hello").await, b"hello");
+    });
+}
+
+#[test]
+fn messages_keep_their_order_when_a_relayed_connection_becomes_direct() {
+    on_paused_time(async {
+        let world = World::new(12);
+        let (_server, bootstrap) = server(&world, 1).await;
+        let start = |host, number| builder(&host, number).bootstrap([&bootstrap]).build();
+        let dialer = start(hard_host(&world, 1), 1).await.expect("it starts");
+        let listener = start(hidden_host(&world, 2), 2).await.expect("it starts");
+        let peer = listener.peer_id();
+        listener.ticket().await.expect("it is registered");
+        let connection = dialer.connect(peer).await.expect("the NATs let it through");
+        let is_relayed_first = !connection.status().is_direct();
+        println!("relayed first: {is_relayed_first}");
+        let sending = tokio::spawn(async move {
+            for number in 0..300u16 {
+                dialer.send_to_peer(peer, number.to_be_bytes()).await.expect("it arrives");
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            assert!(connection.status().is_direct(), "{:?}", connection.status());
+        });
+        for number in 0..300u16 {
+            assert_eq!(listener.receive().await.expect("it runs").bytes, number.to_be_bytes());
+        }
+        sending.await.expect("all arrive");
+    });
+}
+
+#[test]
+fn a_node_with_a_friend_alone_still_looks_for_the_network() {
+    on_paused_time(async {
+        let world = World::new(13);
+        let peer = Keypair::ed25519_from_bytes([101; 32]).expect("32 bytes").public().to_peer_id();
+        let bootstrap = format!("/ip4/203.0.113.1/udp/4001/quic-v1/p2p/{peer}");
+        let friend = world.public_host([203, 0, 113, 9]);
+        let friend = builder(&friend, 9).role(Role::Client).build().await.expect("it starts");
+        let node = builder(&hidden_host(&world, 1), 1).bootstrap([bootstrap]).build().await;
+        let node = node.expect("it starts");
+        let address = format!("/ip4/203.0.113.9/udp/4001/quic-v1/p2p/{}", friend.peer_id());
+        let _connection = node.connect(address).await.expect("it answers");
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        let (_server, _) = server(&world, 1).await;
+        let begun = Instant::now();
+        while node.ticket().await.expect("it has an address").coordinators().is_empty() {
+            assert!(begun.elapsed() <= Duration::from_secs(90));
+        }
+    });
+}
+
 #[test]
 fn a_peer_without_the_protocol_shows_in_the_first_read() {
     on_paused_time(async {
@@ -193,7 +270,7 @@ fn a_node_whose_bootstrap_node_starts_later_is_registered_then() {
         let world = World::new(9);
         let host = world.public_host([203, 0, 113, 1]);
         let late = builder(&host, 101).role(Role::Server);
-        let peer = libp2p_punch_node::Keypair::ed25519_from_bytes([101; 32]).expect("32 bytes");
+        let peer = Keypair::ed25519_from_bytes([101; 32]).expect("32 bytes");
         let address = format!("/ip4/203.0.113.1/udp/4001/quic-v1/p2p/{}", peer.public().to_peer_id());
         let node = builder(&hidden_host(&world, 1), 1).bootstrap([address]).build().await;
         let node = node.expect("it starts");

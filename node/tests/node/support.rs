@@ -74,9 +74,13 @@ pub(crate) async fn echo_streams(connection: Connection) {
 /// Sends bytes on a stream of their own, and returns those that come back.
 pub(crate) async fn exchange(connection: &Connection, bytes: &[u8]) -> Vec<u8> {
     let (mut send, mut recv) = connection.open_bi().await.expect("it opens");
-    send.write_all(bytes).await.expect("it is open");
-    send.shutdown().await.expect("it is open");
+    let sending = async {
+        send.write_all(bytes).await.expect("it is open");
+        send.shutdown().await.expect("it is open");
+    };
     let mut back = Vec::new();
-    recv.read_to_end(&mut back).await.expect("the peer ends the stream");
+    // At once: the peer does not read on while nobody reads what it sends back.
+    let (read, ()) = tokio::join!(recv.read_to_end(&mut back), sending);
+    read.expect("the peer ends the stream");
     back
 }
