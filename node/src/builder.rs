@@ -4,14 +4,17 @@ use std::{
     fmt,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     path::PathBuf,
+    pin::pin,
     sync::Arc,
     time::Duration,
 };
 
+use futures::future::select;
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::Keypair;
 use libp2p_punch::{Config, Role, config::TIMEOUT, io::Network};
 use libp2p_swarm::StreamProtocol;
+use tokio::time::timeout;
 
 use crate::{
     driver::{self, Driver},
@@ -28,6 +31,8 @@ const DEFAULT_PROTOCOL: &str = "/libp2p-punch/node/stream/1.0.0";
 const DEFAULT_IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 const DEFAULT_MAX_CONNECTIONS: u32 = 1_024;
+/// Time for the addresses of the second family once those of the first are known.
+const SECOND_FAMILY_TIMEOUT: Duration = Duration::from_millis(50);
 
 /// Settings of a [`Node`]. [`Node::builder`] makes one, with a default for each setting.
 #[derive(Debug, Clone)]
@@ -232,10 +237,16 @@ async fn listen_on(node: &Node, addresses: Vec<Multiaddr>) -> Result<(), BuildEr
     }
     // A host may be without either family.
     let [v4, v6] = wildcards();
-    match (node.listen(v4).await, node.listen(v6).await) {
-        (Err(error), Err(_)) => Err(error),
-        _ => Ok(()),
+    let (v4, v6) = (pin!(node.listen(v4)), pin!(node.listen(v6)));
+    let (first, other) = select(v4, v6).await.factor_first();
+    if first.is_err() {
+        return other.await;
     }
+    // Usually both are known at once.
+    if let Ok(Err(error)) = timeout(SECOND_FAMILY_TIMEOUT, other).await {
+        tracing::debug!(%error, "one address family only");
+    }
+    Ok(())
 }
 
 /// Wildcard QUIC addresses of both families, with free ports.

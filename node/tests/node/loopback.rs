@@ -77,3 +77,17 @@ fn an_identity_from_a_file_is_the_same_at_each_start() {
         std::fs::remove_dir_all(&folder).expect("it is there");
     });
 }
+
+#[test]
+fn a_node_with_the_defaults_has_a_ticket_that_works_on_its_machine() {
+    on_both_runtimes(|| async {
+        let start = || Node::builder().build();
+        let (one, two) = (start().await.expect("it starts"), start().await.expect("it starts"));
+        echo(&two);
+        let ticket = two.ticket().await.expect("it listens").to_string();
+        let connection = one.connect(ticket).await.expect("it answers");
+        assert_eq!(exchange(&connection, b"hello").await, b"hello");
+        one.shutdown().await;
+        two.shutdown().await;
+    });
+}
