@@ -30,8 +30,9 @@ use crate::{
 
 /// Time that [`Node::ticket`] waits for others to reach the node.
 const REACHABLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Time for the tasks of a node to end by themselves, once its connections are closed.
-const TASKS_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time for the tasks of a node to end by themselves, once its connections are closed. QUIC would
+/// go on for some seconds, to repeat the end for peers that missed it (RFC 9000 §10.2).
+const TASKS_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Node of a peer-to-peer network.
 ///
@@ -250,8 +251,8 @@ impl Node {
         Events::new(self.0.events.upgrade().as_ref(), self.0.present.clone())
     }
 
-    /// Closes all connections, and waits until nothing of the node runs any more, for about two
-    /// seconds at most. All pending calls return.
+    /// Closes all connections, and waits until nothing of the node runs any more, for about a
+    /// second at most. All pending calls return.
     pub async fn shutdown(&self) {
         self.0.stop.cancel();
         self.0.ended.clone().await;

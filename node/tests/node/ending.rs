@@ -36,7 +36,7 @@ fn the_last_clone_that_is_dropped_ends_every_task() {
 }
 
 #[test]
-fn a_shutdown_ends_pending_calls_and_every_task_within_two_seconds() {
+fn a_shutdown_ends_pending_calls_and_every_task_within_a_second() {
     on_paused_time(async {
         let world = World::new(2);
         let before = tasks();
@@ -60,7 +60,8 @@ fn a_shutdown_ends_pending_calls_and_every_task_within_two_seconds() {
         tokio::time::sleep(Duration::from_secs(1)).await;
         let begun = Instant::now();
         tokio::join!(node.shutdown(), node.shutdown());
-        assert!(begun.elapsed() <= Duration::from_secs(2), "{:?}", begun.elapsed());
+        let took = begun.elapsed();
+        assert!(took <= Duration::from_secs(1), "{took:?}");
         for call in calls {
             call.await.expect("the call ends with the right error");
         }
@@ -70,7 +71,11 @@ fn a_shutdown_ends_pending_calls_and_every_task_within_two_seconds() {
         node.shutdown().await;
         server.shutdown().await;
         assert_eq!(tasks(), before);
-        // The port is free at once.
-        builder(&host, 1).build().await.expect("it starts again").shutdown().await;
+        // The port is free at once, and a node without connections has nothing to wait for.
+        let node = builder(&host, 1).build().await.expect("it starts again");
+        let begun = Instant::now();
+        node.shutdown().await;
+        println!("with connections, {took:?}; without, {:?}", begun.elapsed());
+        assert!(begun.elapsed() <= Duration::from_millis(10), "{:?}", begun.elapsed());
     });
 }
