@@ -11,7 +11,7 @@
 //!
 //! A session that has begun ends in exactly one [`Event::Connected`] or one [`Event::Failed`].
 //! After `Failed` nothing is left of it here; after `Connected` it stays until
-//! [`handle_closed`](Endpoint::handle_closed) of its flow, or
+//! [`handle_closed`](Endpoint::handle_closed) of its virtual connection, or
 //! [`handle_denied`](Endpoint::handle_denied), which [`Event::Denied`] reports.
 
 use std::{

@@ -18,8 +18,7 @@ use crate::{
         context::FLIGHT_RATE,
         pair::{MAX_TRIGGERED, SCHEDULE},
         port_search::{
-            MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_SHOTS, MAX_WAITING, PROBE_INTERVAL, SPRAY_SOCKETS,
-            TARGET_RATE,
+            MAX_SEARCH_SOCKETS, MAX_SEARCHES, MAX_SHOTS, MAX_WAITING, PROBE_INTERVAL, TARGET_RATE,
         },
         request_limiter::{
             ACQUAINTED_PLACES, ACQUAINTED_RATE, COORDINATOR_RATE, LATELY, MAX_CONNECTED_TO_ONE,
@@ -86,7 +85,7 @@ fn caps_of_sessions() -> Vec<(&'static str, String)> {
     let a_second = (1.0 / PROBE_INTERVAL.as_secs_f64()).round();
     let towards = format!("{} and one in {} s", TARGET_RATE.burst, TARGET_RATE.interval.as_secs());
     vec![
-        ("sockets of a search", number(SPRAY_SOCKETS)),
+        ("sockets of a search", number(crate::nat::strategy::SPRAY_SOCKETS)),
         ("probes of a search", format!("{}, {a_second} a second", number(MAX_SHOTS))),
         ("searches at once; waiting searches", format!("{MAX_SEARCHES}; {MAX_WAITING}")),
         ("searches towards one IP address", towards),

@@ -7,6 +7,8 @@ use crate::nat::MappingBehaviour;
 
 /// Number of sockets on the side whose NAT allocates ports in sequence.
 pub(crate) const WINDOW_SOCKETS: usize = 32;
+/// Number of sockets on the side whose NAT allocates random ports.
+pub(crate) const SPRAY_SOCKETS: usize = 256;
 /// Minimum number of sockets for [`Strategy::BirthdayOpen`]. With 1,500 probes of the peer, 128
 /// sockets find 19 of 20 peers, and 256 sockets find almost all.
 pub(crate) const LEAST_SPRAY: usize = 128;

@@ -33,7 +33,7 @@ pub(crate) const PACE: Duration = Duration::from_millis(5);
 const UNHEARD: u8 = 3;
 /// Pairs that the peer's own probes may add.
 const MAX_PEER_REFLEXIVE: usize = 8;
-/// Pairs of one session, and so paths of its flow. 28 candidates with two sockets, and what the
+/// Pairs of one session, and so its paths. 28 candidates with two sockets, and what the
 /// peer's probes add.
 pub const MAX_PAIRS: usize = 64;
 /// Pairs that are made of our sockets and the peer's candidates.

@@ -55,7 +55,7 @@ pub(crate) use self::{
 use crate::{
     ControlStreamId, Path, SocketId,
     event::PathKind,
-    nat::strategy::{Allocation, LEAST_SPRAY, NatProfile, Strategy, WINDOW_SOCKETS},
+    nat::strategy::{Allocation, LEAST_SPRAY, NatProfile, SPRAY_SOCKETS, Strategy, WINDOW_SOCKETS},
 };
 
 /// Time of silence after plain probes before a search begins.
@@ -63,8 +63,6 @@ pub(crate) const SILENCE_TIMEOUT: Duration = Duration::from_millis(400);
 /// Time that a search may last: the shots take five seconds, and the last one is given time to be
 /// answered.
 pub(crate) const SEARCH_TIMEOUT: Duration = Duration::from_millis(5500);
-/// Sockets of the side whose NAT gives random ports.
-pub(crate) const SPRAY_SOCKETS: usize = 256;
 /// Ports that are looked at after the one that a peer sampled.
 const WINDOW: u32 = 48;
 /// The places in the peer's sequence that both sides aim at, one after the other. The first run of

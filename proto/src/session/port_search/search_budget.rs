@@ -6,8 +6,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::SPRAY_SOCKETS;
-use crate::rate_limit::{Rate, Recent, TokenBucket};
+use crate::{
+    nat::strategy::SPRAY_SOCKETS,
+    rate_limit::{Rate, Recent, TokenBucket},
+};
 
 /// Searches that wait for their turn: a peer has one at most.
 pub(crate) const MAX_WAITING: usize = 64;
