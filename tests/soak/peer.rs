@@ -33,7 +33,10 @@ pub(crate) const PORT: u16 = 4001;
 const USE: std::ops::Range<u64> = 100..30_000;
 /// Number of ended dials that a peer remembers, to notice a second outcome.
 const REMEMBERED: usize = 1_000;
-/// For the time-outs of the swarm, which the soak is not about.
+/// Idle time-out of the swarm, longer than the application uses a connection. It closes connections
+/// to coordinators that were asked once and are not needed any more.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
+/// For the connection time-out of the swarm, which the soak is not about.
 const NEVER: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Outcomes of all dials.
@@ -147,7 +150,7 @@ fn swarm(host: &Arc<Host>, keypair: Keypair, config: Config) -> (Swarm<Behaviour
         .expect("it is a transport")
         .with_behaviour(|_| punch)
         .expect("it is a behaviour")
-        .with_swarm_config(|config| config.with_idle_connection_timeout(NEVER))
+        .with_swarm_config(|config| config.with_idle_connection_timeout(IDLE_TIMEOUT))
         .with_connection_timeout(NEVER)
         .build();
     let address = format!("/ip4/0.0.0.0/udp/{PORT}/quic-v1").parse().expect("it is an address");
