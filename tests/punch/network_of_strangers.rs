@@ -18,7 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::{
     network::{PORT, Site, client, coordinator, keypair, on_paused_time, registered, run, swarm, until},
-    relaying::{peer, relay, reserved, serve},
+    relaying::{clients, peer, relay, reserved, serve},
 };
 
 /// A swarm as most applications have it: they know each other's protocols.
@@ -385,6 +385,36 @@ fn a_coordinator_that_a_source_found_relays_where_only_a_relay_helps() {
         })
         .await;
         directory.await.expect("it ended");
+    });
+}
+
+/// No direct path exists, and the dialer shares one coordinator with the peer: any of its three.
+#[test]
+fn each_coordinator_of_a_peer_relays_where_only_a_relay_helps() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let relays = [252, 253, 254].map(|number| relay(&world, number).1);
+        let mut listener = peer(&world, Site::APDM_RANDOM, 2, clients(&relays));
+        for _ in 0..relays.len() {
+            reserved(&mut listener).await;
+        }
+        let listener = serve(listener, Duration::ZERO);
+        for (number, shared) in (11..).zip(&relays) {
+            let mut dialer = peer(&world, Site::APDM_RANDOM, number, client(shared));
+            reserved(&mut dialer).await;
+            dialer.dial(listener).expect("not dialed yet");
+            until(&mut dialer, |event| match event {
+                SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == listener => {
+                    assert!(endpoint.is_relayed());
+                    Some(())
+                }
+                SwarmEvent::OutgoingConnectionError { peer_id, error, .. } if peer_id == Some(listener) => {
+                    panic!("{shared}: {error}")
+                }
+                _ => None,
+            })
+            .await;
+        }
     });
 }
 

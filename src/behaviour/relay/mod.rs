@@ -4,7 +4,7 @@
 //!   has failed, the peer is dialed over a relay as well. If that succeeds, the first dial
 //!   continues to wait, and ends with the direct connection, if there is one. If it fails, and
 //!   traversal has failed for good, the first dial fails.
-//! - *Reservations*: a peer that others cannot reach directly keeps up to two of them.
+//! - *Reservations*: a peer that others cannot reach directly keeps up to three of them.
 //! - *Upgrade*: a peer that is connected over relays only is tried again until a direct connection
 //!   is open.
 //!

@@ -12,8 +12,11 @@ use std::{
 use libp2p_core::{Multiaddr, transport::ListenerId};
 use libp2p_identity::PeerId;
 
-/// One reservation may fail while the other carries on.
-const MAX_RESERVATIONS: usize = 2;
+/// One for each coordinator that a peer finds ([`Config::max_found_coordinators`], 3 by default).
+/// A dialer that shares only one coordinator with the peer has no other relay.
+///
+/// [`Config::max_found_coordinators`]: crate::Config::max_found_coordinators
+const MAX_RESERVATIONS: usize = 3;
 /// Delay before a relay is asked again whose reservation ended.
 const LOSS_DELAY: Duration = Duration::from_secs(1);
 /// Delay before a relay is asked again that refused; doubles each time.
@@ -179,9 +182,9 @@ impl Reservations {
 mod tests {
     use super::*;
 
-    fn three(now: Instant) -> (Reservations, Vec<(PeerId, Multiaddr)>) {
+    fn four(now: Instant) -> (Reservations, Vec<(PeerId, Multiaddr)>) {
         let mut reservations = Reservations::default();
-        let ranked: Vec<_> = (0..3).map(|_| (PeerId::random(), Multiaddr::empty())).collect();
+        let ranked: Vec<_> = (0..4).map(|_| (PeerId::random(), Multiaddr::empty())).collect();
         ranked.iter().for_each(|(relay, _)| reservations.arrived(*relay, now));
         (reservations, ranked)
     }
@@ -198,11 +201,12 @@ mod tests {
     }
 
     #[test]
-    fn the_two_best_relays_are_asked_and_no_more() {
+    fn the_three_best_relays_are_asked_and_no_more() {
         let now = Instant::now();
-        let (mut reservations, ranked) = three(now);
-        assert_eq!(ask(&mut reservations, &ranked, now).0, ranked[0].0);
-        assert_eq!(ask(&mut reservations, &ranked, now).0, ranked[1].0);
+        let (mut reservations, ranked) = four(now);
+        for (best, _) in &ranked[..3] {
+            assert_eq!(ask(&mut reservations, &ranked, now).0, *best);
+        }
         assert_eq!(reservations.next(&ranked, now), None);
         assert_eq!(reservations.next_time(&ranked), None);
     }
@@ -210,7 +214,7 @@ mod tests {
     #[test]
     fn a_reservation_that_is_given_up_before_the_answer_is_removed_after_it() {
         let now = Instant::now();
-        let (mut reservations, ranked) = three(now);
+        let (mut reservations, ranked) = four(now);
         let (_, accepted) = ask(&mut reservations, &ranked, now);
         let (relay, asked) = ask(&mut reservations, &ranked, now);
         reservations.opened(accepted, now);
@@ -226,7 +230,7 @@ mod tests {
     #[test]
     fn a_refusal_of_a_reservation_that_was_given_up_does_not_count() {
         let now = Instant::now();
-        let (mut reservations, ranked) = three(now);
+        let (mut reservations, ranked) = four(now);
         let (_, listener) = ask(&mut reservations, &ranked, now);
         assert!(reservations.give_up().is_empty());
         assert_eq!(reservations.closed(listener, now), None);
@@ -236,7 +240,7 @@ mod tests {
     #[test]
     fn a_refusal_passes_the_turn_on_and_backs_off() {
         let mut now = Instant::now();
-        let (mut reservations, ranked) = three(now);
+        let (mut reservations, ranked) = four(now);
         let only = &ranked[..1];
         let mut delays = Vec::new();
         for _ in 0..6 {
@@ -253,7 +257,7 @@ mod tests {
     #[test]
     fn a_reservation_that_is_lost_is_made_again_after_a_second() {
         let now = Instant::now();
-        let (mut reservations, ranked) = three(now);
+        let (mut reservations, ranked) = four(now);
         let (relay, listener) = ask(&mut reservations, &ranked[..1], now);
         let took = Duration::from_millis(70);
         assert_eq!(reservations.opened(listener, now + took), Some(Outcome::Accepted(relay, took)));
@@ -265,7 +269,7 @@ mod tests {
     #[test]
     fn a_relay_that_comes_back_is_asked_at_once() {
         let now = Instant::now();
-        let (mut reservations, ranked) = three(now);
+        let (mut reservations, ranked) = four(now);
         let (relay, listener) = ask(&mut reservations, &ranked[..1], now);
         assert_eq!(reservations.closed(listener, now), Some(Outcome::Refused(relay)));
         assert_eq!(reservations.next_time(&ranked[..1]), Some(now + REFUSAL_DELAY));
@@ -277,7 +281,7 @@ mod tests {
     #[test]
     fn a_relay_that_is_forgotten_leaves_its_place() {
         let now = Instant::now();
-        let (mut reservations, ranked) = three(now);
+        let (mut reservations, ranked) = four(now);
         let (relay, listener) = ask(&mut reservations, &ranked, now);
         reservations.opened(listener, now);
         assert_eq!(reservations.forget(&relay), [Released { listener, relay }]);
