@@ -3,7 +3,10 @@
 //! A peer that was connected once is found again without a lookup: its coordinators are known. The
 //! shell remembers them, since they outlive the connection.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use crate::{
     address_policy::{Scope, scope},
@@ -12,39 +15,69 @@ use crate::{
     wire::frame::{CoordinatorAddress, Frame, MAX_FRAME_COORDINATORS},
 };
 
-/// Sends `COORDINATORS` after each change.
+/// One frame covers the changes within this time. Receivers take one frame a second.
+const COALESCE_DELAY: Duration = Duration::from_secs(1);
+
+/// Sends `COORDINATORS` after changes.
 #[derive(Debug, Default)]
 pub(crate) struct CoordinatorExchange {
-    /// The coordinators of the last announcement.
-    announced: Vec<CoordinatorAddress>,
+    /// The coordinators of this peer.
+    current: Vec<CoordinatorAddress>,
+    /// Time at which all peers get the next frame.
+    due: Option<Instant>,
 }
 
 impl CoordinatorExchange {
-    /// Tells all peers the coordinators of this peer if they have changed. A peer without
-    /// coordinators says nothing: its earlier coordinators may know it again.
-    pub(crate) fn update(&mut self, env: &mut Environment) {
+    /// Notes a change of the coordinators of this peer. All peers get a frame soon. A peer without
+    /// coordinators sends none: its earlier coordinators may know it again.
+    pub(crate) fn update(&mut self, env: &Environment, now: Instant) {
         let current = Vec::from_iter(registered_coordinators(env));
-        if current == self.announced {
+        if current == self.current {
             return;
         }
-        self.announced = current;
+        self.current = current;
+        if self.current.is_empty() {
+            self.due = None;
+        } else if env.streams.iter().any(|stream| needs_coordinators(env, stream)) {
+            self.due.get_or_insert(now + COALESCE_DELAY);
+        }
+    }
+
+    /// A control stream is open. Its peer gets a frame at once, unless all peers get one soon.
+    pub(crate) fn stream_up(&self, env: &mut Environment, stream: &ControlStream) {
+        if self.due.is_none() {
+            self.tell(env, stream);
+        }
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Instant> {
+        self.due
+    }
+
+    /// Tells all peers the coordinators of this peer.
+    pub(crate) fn handle_timeout(&mut self, env: &mut Environment) {
+        self.due = None;
         for stream in env.streams.all() {
             self.tell(env, &stream);
         }
     }
 
-    /// Tells a peer the coordinators of this peer. A coordinator of this peer does not need them.
-    pub(crate) fn tell(&self, env: &mut Environment, stream: &ControlStream) {
-        if env.registrations.contains(&stream.peer) {
+    fn tell(&self, env: &mut Environment, stream: &ControlStream) {
+        if !needs_coordinators(env, stream) {
             return;
         }
         let is_useful = |known: &&CoordinatorAddress| may_be_named(known.address, stream.remote);
-        let coordinators = self.announced.iter().filter(is_useful).take(MAX_FRAME_COORDINATORS);
+        let coordinators = self.current.iter().filter(is_useful).take(MAX_FRAME_COORDINATORS);
         let coordinators = Vec::from_iter(coordinators.copied());
         if !coordinators.is_empty() {
             env.out.frame(stream.id, Frame::Coordinators(coordinators));
         }
     }
+}
+
+/// Returns true if a peer needs the coordinators of this peer. It does not if it is one of them.
+fn needs_coordinators(env: &Environment, stream: &ControlStream) -> bool {
+    !env.registrations.contains(&stream.peer)
 }
 
 /// Returns the coordinators that have registered this peer and whose address is known.

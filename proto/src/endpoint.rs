@@ -67,11 +67,12 @@ enum Timer {
     Renewals,
     Sessions,
     Registrations,
+    Exchange,
 }
 
 impl Timer {
-    const ALL: [Self; 5] =
-        [Self::Coordinator, Self::Nat, Self::Renewals, Self::Sessions, Self::Registrations];
+    const ALL: [Self; 6] =
+        [Self::Coordinator, Self::Nat, Self::Renewals, Self::Sessions, Self::Registrations, Self::Exchange];
 }
 
 /// The state machine of the protocol. See the [module](self).
@@ -258,6 +259,7 @@ impl Endpoint {
                     sessions.handle_timeout(&mut cx);
                 }
                 Timer::Registrations => self.register(now),
+                Timer::Exchange => self.exchange.handle_timeout(&mut self.env),
             }
         }
     }
@@ -275,6 +277,7 @@ impl Endpoint {
             Timer::Renewals => self.sessions.next_renewal(),
             Timer::Sessions => self.sessions.table.next_deadline(),
             Timer::Registrations => self.env.registrations.next_deadline(),
+            Timer::Exchange => self.exchange.next_deadline(),
         }
     }
 
@@ -343,7 +346,7 @@ impl Endpoint {
     fn register(&mut self, now: Instant) {
         let nat = self.nat.profile(&self.env).encode();
         self.env.at(now).register(nat);
-        self.exchange.update(&mut self.env);
+        self.exchange.update(&self.env, now);
     }
 
     /// Registers with `peer` whenever it is connected, and asks it to coordinate for us.
@@ -418,7 +421,7 @@ impl Endpoint {
             self.nat.handle_reached(&peer);
         }
         self.env.at(now).tell_observed_address(id);
-        self.exchange.tell(&mut self.env, &stream);
+        self.exchange.stream_up(&mut self.env, &stream);
         if self.env.registrations.contains(&peer) {
             self.env.registrations.stream_up(&peer, id, &self.env.streams, now);
             self.register(now);
@@ -536,7 +539,7 @@ impl Endpoint {
         mut coordinators: Vec<CoordinatorAddress>,
         now: Instant,
     ) {
-        if !self.server.coordinator.may_tell(&from.peer, now) {
+        if !self.server.coordinator.may_name_coordinators(&from.peer, now) {
             self.env.out.cap_hit();
             return self.env.out.refuse_frame();
         }

@@ -2,7 +2,7 @@
 
 use crate::{
     config::{Config, CoordinatorLimits},
-    coordinator::{MAX_LIFETIME, OBSERVED_RATE, registrations::MAX_ANNOUNCED},
+    coordinator::{COORDINATORS_RATE, MAX_LIFETIME, OBSERVED_RATE, registrations::MAX_ANNOUNCED},
     endpoint::MAX_SESSIONS,
     nat::{
         binding_lifetime::{HOLD_RATE, MAX_HOLDS},
@@ -158,7 +158,8 @@ fn caps_of_service() -> Vec<(&'static str, String)> {
             "FILTERING_ASSIST_REQUEST of a coordinator; of all at once",
             format!("{}; {MAX_ASSISTS}", rate(ASSIST_RATE)),
         ),
-        ("OBSERVED_ADDRESS and COORDINATORS of a peer", rate(OBSERVED_RATE)),
+        ("OBSERVED_ADDRESS of a peer", rate(OBSERVED_RATE)),
+        ("COORDINATORS of a peer", rate(COORDINATORS_RATE)),
     ]
 }
 

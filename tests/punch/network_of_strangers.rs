@@ -4,7 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt};
 use libp2p::{
-    Multiaddr, PeerId, Swarm, identify,
+    Multiaddr, PeerId, Swarm,
+    core::ConnectedPoint,
+    identify,
     identity::Keypair,
     multiaddr::Protocol,
     swarm::{
@@ -61,25 +63,31 @@ fn peer_of(address: &Multiaddr) -> PeerId {
     }
 }
 
-/// Makes a direct connection to `peer` by this dial, and returns the time that it took.
-async fn connect<B: NetworkBehaviour>(
+/// Dials a peer. Returns the ends of the first connection.
+async fn dial<B: NetworkBehaviour>(
     dialer: &mut Swarm<B>,
     dial: impl Into<DialOpts>,
     peer: PeerId,
-) -> Duration {
-    let begin = Instant::now();
+) -> ConnectedPoint {
     dialer.dial(dial).expect("not dialed yet");
     until(dialer, |event| match event {
-        SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == peer => {
-            assert!(!endpoint.is_relayed());
-            Some(())
-        }
+        SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == peer => Some(endpoint),
         SwarmEvent::OutgoingConnectionError { peer_id, error, .. } if peer_id == Some(peer) => {
             panic!("{error}")
         }
         _ => None,
     })
-    .await;
+    .await
+}
+
+/// Dials a peer, and returns the time to the direct connection.
+async fn connect<B: NetworkBehaviour>(
+    dialer: &mut Swarm<B>,
+    options: impl Into<DialOpts>,
+    peer: PeerId,
+) -> Duration {
+    let begin = Instant::now();
+    assert!(!dial(dialer, options, peer).await.is_relayed());
     begin.elapsed()
 }
 
@@ -372,18 +380,7 @@ fn a_coordinator_that_a_source_found_relays_where_only_a_relay_helps() {
             directory.found(peer, peer_of(&far), vec![far]);
             directory
         });
-        dialer.dial(listener).expect("not dialed yet");
-        until(&mut dialer, |event| match event {
-            SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == listener => {
-                assert!(endpoint.is_relayed());
-                Some(())
-            }
-            SwarmEvent::OutgoingConnectionError { peer_id, error, .. } if peer_id == Some(listener) => {
-                panic!("{error}")
-            }
-            _ => None,
-        })
-        .await;
+        assert!(dial(&mut dialer, listener, listener).await.is_relayed());
         directory.await.expect("it ended");
     });
 }
@@ -402,18 +399,7 @@ fn each_coordinator_of_a_peer_relays_where_only_a_relay_helps() {
         for (number, shared) in (11..).zip(&relays) {
             let mut dialer = peer(&world, Site::APDM_RANDOM, number, client(shared));
             reserved(&mut dialer).await;
-            dialer.dial(listener).expect("not dialed yet");
-            until(&mut dialer, |event| match event {
-                SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == listener => {
-                    assert!(endpoint.is_relayed());
-                    Some(())
-                }
-                SwarmEvent::OutgoingConnectionError { peer_id, error, .. } if peer_id == Some(listener) => {
-                    panic!("{shared}: {error}")
-                }
-                _ => None,
-            })
-            .await;
+            assert!(dial(&mut dialer, listener, listener).await.is_relayed(), "{shared}");
         }
     });
 }

@@ -35,6 +35,8 @@ pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(3600);
 /// `OBSERVED_ADDRESS`es of one peer, over all its control streams, so that a new stream gives no
 /// more of them. One comes with every stream and with every change of our address.
 pub(crate) const OBSERVED_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 5 };
+/// COORDINATORS of one peer: its coordinators.
+pub(crate) const COORDINATORS_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 5 };
 /// Requests whose `PUNCH_REJECTED` can still be brought back to the initiator.
 const MAX_FORWARDS: usize = 65_536;
 /// Pairs of an initiator and a responder whose rate is remembered.
@@ -51,11 +53,13 @@ struct Allowance {
     punch: TokenBucket,
     observe: TokenBucket,
     observed: TokenBucket,
+    coordinators: TokenBucket,
 }
 
 impl Allowance {
     fn is_full(&self, now: Instant) -> bool {
-        [self.register, self.punch, self.observe, self.observed].iter().all(|bucket| bucket.is_full(now))
+        let Self { register, punch, observe, observed, coordinators } = self;
+        [register, punch, observe, observed, coordinators].into_iter().all(|bucket| bucket.is_full(now))
     }
 }
 
@@ -94,7 +98,8 @@ pub(crate) struct Coordinator {
 
 impl Coordinator {
     pub(crate) fn new(active: bool, limits: CoordinatorLimits, gater: SharedGater) -> Self {
-        let rates = [limits.register_rate, limits.request_rate, OBSERVE_RATE, OBSERVED_RATE];
+        let rates =
+            [limits.register_rate, limits.request_rate, OBSERVE_RATE, OBSERVED_RATE, COORDINATORS_RATE];
         let departed_lifetime = rates.into_iter().map(Rate::time_to_fill).max().unwrap_or_default();
         Self {
             active,
@@ -374,6 +379,12 @@ impl Coordinator {
     /// Returns true if a peer's report of our address is accepted.
     pub(crate) fn may_tell(&mut self, peer: &PeerId, now: Instant) -> bool {
         self.clients.get_mut(peer).is_some_and(|client| client.allowance.observed.take(OBSERVED_RATE, now))
+    }
+
+    /// Returns true if a peer's report of its coordinators is accepted.
+    pub(crate) fn may_name_coordinators(&mut self, peer: &PeerId, now: Instant) -> bool {
+        let take = |client: &mut Client| client.allowance.coordinators.take(COORDINATORS_RATE, now);
+        self.clients.get_mut(peer).is_some_and(take)
     }
 
     /// Forwards a port prediction to the other peer of a session that we coordinate, or to a

@@ -288,14 +288,18 @@ impl Observations {
     /// Counts the independent coordinators that see a socket at each IP address. Independent
     /// coordinators differ in identity and in IP address.
     pub(crate) fn witnesses(&self) -> BTreeMap<IpAddr, usize> {
-        let mut seen: BTreeMap<IpAddr, (BTreeSet<PeerId>, BTreeSet<IpAddr>)> = BTreeMap::new();
-        for o in self.by_socket.values().flatten().filter(|o| self.coordinators.contains(&o.by.peer)) {
-            let (observers, addresses) = seen.entry(o.seen.ip()).or_default();
-            observers.insert(o.by.peer);
-            addresses.insert(o.by.address.ip());
+        #[derive(Default)]
+        struct Witnesses {
+            observers: BTreeSet<PeerId>,
+            addresses: BTreeSet<IpAddr>,
         }
-        let independent =
-            |(observers, addresses): (BTreeSet<_>, BTreeSet<_>)| observers.len().min(addresses.len());
+        let mut seen: BTreeMap<IpAddr, Witnesses> = BTreeMap::new();
+        for o in self.by_socket.values().flatten().filter(|o| self.coordinators.contains(&o.by.peer)) {
+            let witnesses = seen.entry(o.seen.ip()).or_default();
+            witnesses.observers.insert(o.by.peer);
+            witnesses.addresses.insert(o.by.address.ip());
+        }
+        let independent = |by: Witnesses| by.observers.len().min(by.addresses.len());
         seen.into_iter().map(|(address, by)| (address, independent(by))).collect()
     }
 

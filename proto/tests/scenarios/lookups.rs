@@ -342,18 +342,18 @@ fn connected_peers_learn_the_coordinators_of_each_other_and_every_change_of_them
         address: world.outer(node),
     };
     world.link(a, b);
-    world.run_for(ms(1_000));
+    world.run_for(ms(2_000));
     let (at_c, at_d) = (address(&world, c), address(&world, d));
     assert_eq!(named(&world, a, b), [vec![at_c]]);
     assert_eq!(named(&world, b, a), [vec![at_c]]);
     assert_eq!(named(&world, c, a), [] as [Vec<_>; 0], "A's own coordinator needs no coordinators");
     world.coordinate(b, d);
-    world.run_for(ms(1_000));
+    world.run_for(ms(2_000));
     let mut both = vec![at_c, at_d];
     both.sort();
     assert_eq!(named(&world, a, b), [vec![at_c], both]);
     world.input(b, |endpoint, now| endpoint.remove_coordinator(&at_c.coordinator, now));
-    world.run_for(ms(1_000));
+    world.run_for(ms(2_000));
     assert_eq!(named(&world, a, b).last(), Some(&vec![at_d]));
 }
 
@@ -382,4 +382,23 @@ fn coordinators_at_addresses_that_mean_nothing_here_are_ignored_and_so_is_a_floo
     world.run_for(ms(10));
     assert_eq!(named(&world, a, b).len(), known + 5);
     assert!(world.nodes[a].endpoint.counters().caps_hit >= 95);
+}
+
+#[test]
+fn many_coordinators_that_register_a_peer_one_after_another_are_named_within_the_limits() {
+    let (mut world, a, b, c) = triangle();
+    world.link(a, b);
+    world.run_for(ms(1_000));
+    let servers: Vec<_> = (11..18).map(|n| world.add(&server(), &format!("198.51.100.{n}"), None)).collect();
+    for server in &servers {
+        world.coordinate(b, *server);
+        world.run_for(ms(50));
+    }
+    world.run_for(ms(3_000));
+    let mut all: Vec<_> = servers.iter().chain([&c]).map(|node| world.nodes[*node].peer).collect();
+    all.sort();
+    let last = named(&world, a, b).pop().unwrap_or_default();
+    assert_eq!(last.iter().map(|known| known.coordinator).collect::<Vec<_>>(), all);
+    let counters = world.nodes[a].endpoint.counters();
+    assert_eq!((counters.caps_hit, counters.frames_refused), (0, 0));
 }
