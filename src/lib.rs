@@ -9,6 +9,7 @@
 //!
 //! | module | content |
 //! |---|---|
+//! | [`explain`] | code and remedy of each failure |
 //! | [`event`], [`nat`], [`counters`] | reports to the application, most of them from the crate `libp2p-punch-proto`, which does no I/O |
 //! | [`transport`] | libp2p `Transport` and `StreamMuxer` on quinn, the shared UDP sockets, the path layer |
 //! | [`behaviour`] | libp2p `NetworkBehaviour` and `ConnectionHandler`: control streams in, frames out |
@@ -48,6 +49,7 @@ pub mod event {
     #[doc(inline)]
     pub use crate::behaviour::event::*;
 }
+pub mod explain;
 pub mod gater;
 pub mod io;
 #[cfg(feature = "kad")]

@@ -73,6 +73,7 @@ mod connection;
 mod driver;
 mod error;
 mod event;
+mod explain;
 mod key_file;
 mod local;
 mod message;
@@ -86,7 +87,12 @@ mod ticket;
 
 pub use libp2p_core::{Multiaddr, multiaddr};
 pub use libp2p_identity::{Keypair, PeerId};
-pub use libp2p_punch::{Role, nat, transport::ConnectionStats};
+pub use libp2p_punch::{
+    Role,
+    explain::{Explain, Explanation},
+    nat,
+    transport::ConnectionStats,
+};
 
 pub use self::{
     builder::NodeBuilder,

@@ -20,6 +20,7 @@ pub mod counters;
 pub mod endpoint;
 mod environment;
 pub mod event;
+pub mod explain;
 pub mod gater;
 mod local_addresses;
 pub mod nat;

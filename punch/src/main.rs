@@ -21,6 +21,8 @@ mod node;
 mod output;
 mod signal;
 mod simulation;
+#[cfg(test)]
+mod troubleshooting;
 mod values;
 
 use std::{

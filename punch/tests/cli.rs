@@ -177,7 +177,7 @@ fn a_dead_coordinator_ends_dial_with_a_failure() {
     let lines = lines(&output);
     let failed = lines.last().expect("there is at least one line");
     assert_eq!((&failed["event"], &failed["peer"]), (&"failed".into(), &PEER.into()));
-    assert_eq!(failed["reason"], "no_coordinator");
+    assert_eq!(failed["code"], "coordinator-unreachable");
     assert!(failed["message"].as_str().is_some_and(|message| !message.is_empty()));
 }
 
@@ -187,7 +187,7 @@ fn a_dial_that_takes_too_long_fails() {
     let arguments = ["dial", PEER, "--coordinator", &coordinator, "--timeout", "0.2", "--json"];
     let output = punch(&arguments);
     assert_eq!(output.status.code(), Some(11), "{output:?}");
-    assert_eq!(lines(&output).last().map(|line| line["reason"].clone()), Some("timeout".into()));
+    assert_eq!(lines(&output).last().map(|line| line["code"].clone()), Some("timeout".into()));
 }
 
 #[test]

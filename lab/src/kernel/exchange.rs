@@ -113,7 +113,7 @@ fn dial(mut program: Program, stop: &AtomicBool) -> Result<Outcome> {
             Outcome::Connected { relayed: code == 10, elapsed, remote: Some(text(&line, "remote")) }
         }
         (_, _, Some(line)) => {
-            Outcome::Failed { reason: text(&line, "reason"), message: text(&line, "message") }
+            Outcome::Failed { reason: text(&line, "code"), message: text(&line, "message") }
         }
         _ if late => Outcome::Failed { reason: "hangs".into(), message: stderr },
         (code, ..) => {

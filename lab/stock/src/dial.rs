@@ -27,7 +27,7 @@ pub(crate) async fn run(
 ) -> Result<ExitCode, Failure> {
     let mut swarm = match peer::start(&relay, quic).await {
         Ok(swarm) => swarm,
-        Err(error) => return failed(peer, "no_coordinator", &error.to_string()),
+        Err(error) => return failed(peer, "coordinator-unreachable", &error.to_string()),
     };
     let asked = Instant::now();
     let mut deadline = asked + patience;
@@ -52,7 +52,7 @@ pub(crate) async fn run(
             SwarmEvent::OutgoingConnectionError { peer_id: Some(who), error, .. }
                 if who == peer && !relayed =>
             {
-                return failed(peer, "dial", &error.to_string());
+                return failed(peer, "dial-failed", &error.to_string());
             }
             SwarmEvent::Behaviour(BehaviourEvent::Dcutr(event)) if event.result.is_err() => {
                 deadline = deadline.min(Instant::now() + RETRY_TIMEOUT);
@@ -63,7 +63,7 @@ pub(crate) async fn run(
     if relayed { Ok(ExitCode::from(RELAYED)) } else { failed(peer, "timeout", "no connection in time") }
 }
 
-fn failed(peer: PeerId, reason: &str, message: &str) -> Result<ExitCode, Failure> {
-    print(&json!({ "event": "failed", "peer": peer.to_string(), "reason": reason, "message": message }))?;
+fn failed(peer: PeerId, code: &str, message: &str) -> Result<ExitCode, Failure> {
+    print(&json!({ "event": "failed", "peer": peer.to_string(), "code": code, "message": message }))?;
     Ok(ExitCode::from(FAILED))
 }

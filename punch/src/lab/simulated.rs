@@ -2,6 +2,7 @@
 
 use std::{sync::atomic::AtomicBool, time::Duration};
 
+use libp2p_punch::explain::Explain;
 use punch_lab::{Kind, Outcome};
 
 use super::{
@@ -11,7 +12,6 @@ use super::{
 };
 use crate::{
     exit::Failure,
-    node::DialFailure,
     output::Progress,
     simulation::{NatSpec, RoundTrips, Scenario, run_in_simulated_time},
 };
@@ -41,10 +41,6 @@ fn once(dial: &PairDial, conditions: Conditions, limit: Duration) -> Result<Outc
         Ok(measurement) => {
             let (relayed, elapsed) = (measurement.is_relayed, measurement.elapsed);
             Outcome::Connected { relayed, elapsed, remote: None }
-        }
-        // Over a network that loses packets, a peer may fail before it can ask for the other.
-        Err(DialFailure::Node(error)) => {
-            Outcome::Failed { reason: "not_registered".into(), message: error.to_string() }
         }
         Err(failure) => Outcome::Failed { reason: failure.code().into(), message: failure.to_string() },
     })

@@ -3,7 +3,10 @@
 use std::{error::Error, fmt, io, time::Duration};
 
 use libp2p::{Multiaddr, PeerId, swarm::DialError};
-use libp2p_punch::{event::FailureReason, event::RejectReason};
+use libp2p_punch::{
+    event::FailureReason,
+    explain::{self, Explanation, explanations},
+};
 
 /// Error after which a node cannot go on.
 #[derive(Debug)]
@@ -50,8 +53,12 @@ pub(crate) enum DialFailure {
     Timeout(Duration),
     /// The user ended the program.
     Interrupted,
-    /// The dial of the swarm failed.
-    Dial(DialError),
+    /// No address of the peer is known.
+    NoAddresses,
+    /// The dial failed for a reason that the library explains.
+    Explained { sentence: String, explanation: Explanation },
+    /// The dial failed for another reason.
+    Dial(String),
     /// The traversal session failed.
     Session(FailureReason),
     /// The peer is connected, but did not send the bytes back.
@@ -59,20 +66,52 @@ pub(crate) enum DialFailure {
 }
 
 impl DialFailure {
-    /// Identifier for programs: `reason` of a `failed` line.
-    pub(crate) fn code(&self) -> &'static str {
-        match self {
-            DialFailure::Node(_) => "node",
-            DialFailure::NoCoordinator(_) => "no_coordinator",
-            DialFailure::Timeout(_) => "timeout",
-            DialFailure::Interrupted => "interrupted",
-            DialFailure::Dial(DialError::LocalPeerId { .. }) => "dial_self",
-            DialFailure::Dial(DialError::NoAddresses) => "no_addresses",
-            DialFailure::Dial(DialError::WrongPeerId { .. }) => "wrong_peer_id",
-            DialFailure::Dial(_) => "dial",
-            DialFailure::Session(reason) => session_code(*reason),
-            DialFailure::NoEcho(_) => "no_echo",
+    /// Explains why a dial of the swarm failed.
+    pub(crate) fn of_dial(error: &DialError) -> Self {
+        let sentence = describe_dial_error(error);
+        match (error, explain::of_dial(error)) {
+            (DialError::NoAddresses, _) => Self::NoAddresses,
+            (_, Some(explanation)) => Self::Explained { sentence, explanation },
+            (_, None) => Self::Dial(sentence),
         }
+    }
+}
+
+impl Error for NodeError {}
+
+impl Error for DialFailure {}
+
+explanations! {
+    NodeError {
+        Self::Build(_) => "swarm-not-built",
+            "Use an Ed25519 key. If the key is one, report it as a bug.";
+        Self::Listen { .. } => "listen-failed",
+            "Choose an address of this machine and a free port.";
+        Self::Registration(_) => "coordinator-unreachable",
+            "Check that the coordinator runs, that its address and PeerId are right, and that UDP to its port is allowed on the way.";
+        Self::Observer(_) => "output-failed",
+            "Check where the output of the program goes.";
+    } wraps {
+        Self::Library(error) => error.explanation();
+    }
+}
+
+explanations! {
+    DialFailure {
+        Self::Timeout(_) => "timeout",
+            "Check that the peer runs and is registered with the coordinator. Allow more time with `--timeout`.";
+        Self::Interrupted => "interrupted",
+            "Nothing is wrong: a signal ended the program.";
+        Self::NoAddresses => "no-address",
+            "Name a coordinator with which the peer is registered.";
+        Self::Dial(_) => "dial-failed",
+            "Read the message. `RUST_LOG=libp2p_punch=debug` shows what was tried.";
+        Self::NoEcho(_) => "no-echo",
+            "Check that the peer runs `punch listen`, and dial again.";
+    } wraps {
+        Self::Node(error) | Self::NoCoordinator(error) => error.explanation();
+        Self::Explained { explanation, .. } => *explanation;
+        Self::Session(reason) => reason.explanation();
     }
 }
 
@@ -82,7 +121,8 @@ impl fmt::Display for DialFailure {
             DialFailure::Node(error) | DialFailure::NoCoordinator(error) => error.fmt(f),
             DialFailure::Timeout(time) => write!(f, "no connection within {} s", time.as_secs_f64()),
             DialFailure::Interrupted => f.write_str("interrupted"),
-            DialFailure::Dial(error) => f.write_str(&describe_dial_error(error)),
+            DialFailure::NoAddresses => f.write_str("no address of the peer is known"),
+            DialFailure::Explained { sentence, .. } | DialFailure::Dial(sentence) => f.write_str(sentence),
             DialFailure::Session(reason) => reason.fmt(f),
             DialFailure::NoEcho(cause) => write!(f, "connected, but nothing came back: {cause}"),
         }
@@ -92,42 +132,6 @@ impl fmt::Display for DialFailure {
 impl From<NodeError> for DialFailure {
     fn from(error: NodeError) -> Self {
         DialFailure::Node(error)
-    }
-}
-
-/// Identifier of the reason why a session failed.
-pub(crate) fn session_code(reason: FailureReason) -> &'static str {
-    match reason {
-        FailureReason::NoCoordinator => "no_coordinator",
-        FailureReason::CoordinationTimeout => "coordination_timeout",
-        FailureReason::CoordinatorLost => "coordinator_lost",
-        FailureReason::Rejected(reason) => rejection_code(reason),
-        FailureReason::Forged => "forged",
-        FailureReason::NoCandidates => "no_candidates",
-        FailureReason::SynchronizationTimeout => "synchronization_timeout",
-        FailureReason::PunchingTimeout => "punching_timeout",
-        FailureReason::NatMeasured => "nat_measured",
-        FailureReason::Hopeless => "hopeless",
-        FailureReason::ValidationTimeout => "validation_timeout",
-        FailureReason::Handshake => "handshake",
-        FailureReason::Cancelled => "cancelled",
-        FailureReason::TooManySessions => "too_many_sessions",
-        FailureReason::DialSelf => "dial_self",
-        _ => "other",
-    }
-}
-
-fn rejection_code(reason: RejectReason) -> &'static str {
-    match reason {
-        RejectReason::NotConnected => "not_connected",
-        RejectReason::RateLimited => "rate_limited",
-        RejectReason::NotWilling => "not_willing",
-        RejectReason::Expired => "expired",
-        RejectReason::Unsupported => "unsupported",
-        RejectReason::Full => "full",
-        RejectReason::Malformed => "malformed",
-        RejectReason::Superseded => "superseded",
-        _ => "other",
     }
 }
 

@@ -40,7 +40,7 @@ use self::{
     swarm::{Behaviour, BehaviourEvent, BuiltSwarm},
 };
 pub(crate) use self::{
-    error::{DialFailure, NodeError, session_code},
+    error::{DialFailure, NodeError},
     event::{Connection, Ignore, NodeEvent, Observer},
     limits::RelayLimits,
 };
@@ -204,7 +204,7 @@ impl Node {
     pub(crate) async fn connect(&mut self, peer: PeerId) -> Result<Connection, DialFailure> {
         let opts = DialOpts::peer_id(peer).build();
         self.dial = Some(RequestedDial { peer, since: Instant::now(), id: opts.connection_id() });
-        self.swarm.dial(opts).map_err(DialFailure::Dial)?;
+        self.swarm.dial(opts).map_err(|error| DialFailure::of_dial(&error))?;
         // The session knows its reason best, but the wait ends with the dial: a relay may still
         // help.
         let mut session_failure: Option<DialFailure> = None;
@@ -241,7 +241,7 @@ impl Node {
                     if let Some(failure) = session_failure {
                         return Err(failure);
                     }
-                    let failure = DialFailure::Dial(error);
+                    let failure = DialFailure::of_dial(&error);
                     dial_failure = Some(Provisional::after(SESSION_REASON_TIMEOUT, failure));
                 }
                 _ => {}

@@ -1,12 +1,15 @@
 //! JSON lines of events.
 
 use libp2p::PeerId;
-use libp2p_punch::event::{Event, Phase, SessionEvent};
+use libp2p_punch::{
+    event::{Event, Phase, SessionEvent},
+    explain::Explain,
+};
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{nat, units::milliseconds};
-use crate::node::{Connection, NodeEvent, session_code};
+use crate::node::{Connection, NodeEvent};
 
 /// Returns the line of an event, if the event has one.
 pub(super) fn event(event: &NodeEvent) -> Option<Value> {
@@ -24,7 +27,7 @@ pub(super) fn event(event: &NodeEvent) -> Option<Value> {
             json!({ "event": "echo", "bytes": bytes, "rtt_ms": milliseconds(*rtt) })
         }
         NodeEvent::SessionFailed { peer, reason, is_requested: false, is_connected: false } => {
-            failed(*peer, session_code(*reason), &reason.to_string())
+            failed(*peer, reason)
         }
         _ => return None,
     })
@@ -54,8 +57,14 @@ fn phase(peer: PeerId, from: Option<Phase>, to: Phase) -> Value {
 }
 
 /// Line of a peer that cannot be connected.
-pub(super) fn failed(peer: PeerId, reason: &str, message: &str) -> Value {
-    json!({ "event": "failed", "peer": peer.to_string(), "reason": reason, "message": message })
+pub(super) fn failed(peer: PeerId, failure: &impl Explain) -> Value {
+    json!({
+        "event": "failed",
+        "peer": peer.to_string(),
+        "code": failure.code(),
+        "message": failure.to_string(),
+        "remedy": failure.remedy(),
+    })
 }
 
 #[cfg(test)]
@@ -115,9 +124,12 @@ mod tests {
         };
         assert_eq!(phase(Some(Phase::Discovery), Phase::Coordination), expected("discovery", "coordination"));
         assert_eq!(phase(None, Phase::Discovery), expected("idle", "discovery"));
-        let failed = failed(peer, "timeout", "too late").to_string();
-        let expected =
-            format!(r#"{{"event":"failed","peer":"{peer}","reason":"timeout","message":"too late"}}"#);
+        let reason = FailureReason::Hopeless;
+        let failed = failed(peer, &reason).to_string();
+        let remedy = reason.remedy();
+        let expected = format!(
+            r#"{{"event":"failed","peer":"{peer}","code":"hopeless","message":"{reason}","remedy":"{remedy}"}}"#
+        );
         assert_eq!(failed, expected);
     }
 
@@ -128,11 +140,7 @@ mod tests {
             let reason = FailureReason::PunchingTimeout;
             line(&NodeEvent::SessionFailed { peer, reason, is_requested, is_connected })
         };
-        let message = FailureReason::PunchingTimeout;
-        let expected = format!(
-            r#"{{"event":"failed","peer":"{peer}","reason":"punching_timeout","message":"{message}"}}"#
-        );
-        assert_eq!(failed(false, false), expected);
+        assert!(failed(false, false).contains(r#""code":"punching-timeout""#));
         for (is_requested, is_connected) in [(true, false), (false, true), (true, true)] {
             assert_eq!(failed(is_requested, is_connected), "");
         }

@@ -37,12 +37,12 @@ impl Printer {
         })
     }
 
-    /// Prints the `failed` line of a dial.
+    /// Prints the `failed` line of a dial, and the remedy.
     pub(crate) fn dial_failed(&self, peer: PeerId, failure: &DialFailure) -> Result<(), Failure> {
-        let message = failure.to_string();
         let written = match &self.0 {
-            Format::Json => write_line(&json::failed(peer, failure.code(), &message).to_string()),
-            Format::Text { started, .. } => write_entry(*started, &text::failed(peer, &message)),
+            Format::Json => write_line(&json::failed(peer, failure).to_string()),
+            Format::Text { started, .. } => write_entry(*started, &text::failed(peer, failure))
+                .and_then(|()| write_entry(*started, &text::remedy(failure))),
         };
         written.map_err(|error| Failure::stdout(&error))
     }

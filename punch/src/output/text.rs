@@ -4,6 +4,7 @@ use libp2p::PeerId;
 use libp2p_punch::{
     event::{Candidate, CandidateKind},
     event::{Event, NatEvent, RelayEvent, SessionEvent},
+    explain::Explain,
 };
 
 use super::{
@@ -52,7 +53,7 @@ impl TextLog {
                 Entry::new("closed", format!("the connection to {}", short(peer)))
             }
             NodeEvent::SessionFailed { peer, reason, is_requested: false, is_connected: false } => {
-                failed(*peer, &reason.to_string())
+                failed(*peer, reason)
             }
             NodeEvent::Echoed { bytes, rtt, .. } => {
                 Entry::new("echo", format!("{bytes} bytes there and back in {} ms", milliseconds(*rtt)))
@@ -76,8 +77,13 @@ fn connected(connection: &Connection) -> Entry {
 }
 
 /// Line of a peer that cannot be connected.
-pub(super) fn failed(peer: PeerId, message: &str) -> Entry {
-    Entry::new("failed", format!("{message}, with {}", short(&peer)))
+pub(super) fn failed(peer: PeerId, failure: &impl Explain) -> Entry {
+    Entry::new("failed", format!("{failure}, with {} ({})", short(&peer), failure.code()))
+}
+
+/// Line after that of a failure.
+pub(super) fn remedy(failure: &impl Explain) -> Entry {
+    Entry::new("remedy", failure.remedy())
 }
 
 fn traversal(event: &Event) -> Option<Entry> {
