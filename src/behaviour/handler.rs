@@ -9,7 +9,7 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use futures::future::{Ready, ready};
@@ -26,6 +26,7 @@ use super::{
     COORDINATOR_PROTOCOL_NAME, PROTOCOL_NAME,
     control::Control,
     frames::{FrameReceiver, QueuedBytes, frame_queue},
+    keep_alive::KeepAlive,
     link::Input,
 };
 use crate::{carrier::carrier_of, offers::Offer};
@@ -103,6 +104,7 @@ pub struct Handler {
     is_relayed: bool,
     runtime: Arc<dyn quinn::Runtime>,
     driver: PollSender<Input>,
+    keep_alive: KeepAlive,
     /// We opened the connection, and so open the control stream.
     opens: bool,
     reopens: u8,
@@ -118,18 +120,12 @@ pub struct Handler {
     stuck: Option<Stuck>,
     /// For the driver, before anything that is read from the stream.
     pending: VecDeque<Input>,
-    is_coordinator: bool,
     /// We coordinate for others.
     coordinates: bool,
     /// For the behaviour.
     news: VecDeque<ToBehaviour>,
-    is_kept_alive: bool,
     /// The generation and the lifetime of the `REGISTER` that the peer has not answered.
     asked: Option<(u64, Duration)>,
-    registered_until: Option<Instant>,
-    /// A peer that opened the control stream to a coordinator is about to ask, or waits for an
-    /// answer, until then at most.
-    asks_until: Option<Instant>,
     /// The offer whose address the swarm dialed.
     offer: Option<Arc<Offer>>,
 }
@@ -161,6 +157,7 @@ impl Handler {
             link,
             peer,
             is_relayed: false,
+            keep_alive: KeepAlive::new(runtime.clone(), is_coordinator),
             runtime,
             driver: PollSender::new(driver),
             queued,
@@ -171,20 +168,16 @@ impl Handler {
             streams: [None, None],
             frames: None,
             pending: VecDeque::new(),
-            is_coordinator,
             coordinates: false,
             news: VecDeque::new(),
-            is_kept_alive: false,
             asked: None,
-            registered_until: None,
-            asks_until: None,
             offer: None,
         }
     }
 
-    /// Sets the need to keep a connection without users.
-    pub(super) fn set_kept_alive(&mut self, is_kept_alive: bool) {
-        self.is_kept_alive = is_kept_alive;
+    /// Keeps the connection while relayed connections to the same peer drain.
+    pub(super) fn set_draining(&mut self, is_draining: bool) {
+        self.keep_alive.is_draining = is_draining;
     }
 
     /// Sets whether we coordinate for others.
@@ -236,13 +229,18 @@ impl Handler {
         }
     }
 
-    /// A registration that we granted keeps the connection while it is in force.
+    /// A registration that we granted keeps the connection while it is in force. Our own keeps it
+    /// until we end it.
     fn sent(&mut self, frame: &Frame) {
         match frame {
+            Frame::Register(Registration { lifetime, .. }) if lifetime.is_zero() => {
+                self.asked = None;
+                self.keep_alive.set_own_registration(Duration::ZERO);
+            }
             Frame::Register(Registration { generation, lifetime, .. }) => {
                 self.asked = Some((*generation, *lifetime));
             }
-            Frame::Registered { lifetime, .. } => self.keep_for(*lifetime),
+            Frame::Registered { lifetime, .. } => self.keep_alive.set_peers_registration(*lifetime),
             _ => {}
         }
     }
@@ -251,7 +249,7 @@ impl Handler {
     /// registration on it.
     fn keep_for_question(&mut self, time: Duration) {
         if self.coordinates {
-            self.asks_until = self.asks_until.max(self.runtime.now().checked_add(time));
+            self.keep_alive.asked_for(time);
         }
     }
 
@@ -264,12 +262,15 @@ impl Handler {
         if let Frame::Registered { generation, lifetime, .. } = frame
             && let Some((_, asked)) = self.asked.take_if(|(asked, _)| asked == generation)
         {
-            self.keep_for(asked.min(*lifetime));
+            self.keep_alive.set_own_registration(asked.min(*lifetime));
         }
-    }
-
-    fn keep_for(&mut self, lifetime: Duration) {
-        self.registered_until = self.runtime.now().checked_add(lifetime);
+        // The driver checks who signed it. The connection may close a little early because of one
+        // that is wrong, as it may whenever its peer closes it.
+        if let Frame::Register(Registration { lifetime, .. }) = frame
+            && lifetime.is_zero()
+        {
+            self.keep_alive.set_peers_registration(Duration::ZERO);
+        }
     }
 
     fn poll_driver(&mut self, cx: &mut Context<'_>) -> Poll<()> {
@@ -384,9 +385,7 @@ impl ConnectionHandler for Handler {
     }
 
     fn connection_keep_alive(&self) -> bool {
-        self.is_coordinator
-            || self.is_kept_alive
-            || self.registered_until.max(self.asks_until).is_some_and(|until| self.runtime.now() < until)
+        self.keep_alive.is_needed()
     }
 
     fn poll(
@@ -404,6 +403,7 @@ impl ConnectionHandler for Handler {
         self.poll_outgoing(cx);
         // Never ready: all that comes in goes to the driver.
         let _ = self.poll_driver(cx);
+        self.keep_alive.poll(cx);
         if self.opens {
             cx.waker().wake_by_ref();
         }
@@ -412,8 +412,8 @@ impl ConnectionHandler for Handler {
 
     fn on_behaviour_event(&mut self, event: FromBehaviour) {
         match event {
-            FromBehaviour::Coordinator(is) => self.is_coordinator = is,
-            FromBehaviour::KeepAlive(is) => self.set_kept_alive(is),
+            FromBehaviour::Coordinator(is) => self.keep_alive.is_coordinator = is,
+            FromBehaviour::KeepAlive(is) => self.set_draining(is),
             FromBehaviour::Coordinates(coordinates) => self.coordinates = coordinates,
         }
     }
@@ -483,8 +483,12 @@ mod tests {
     }
 
     fn register(generation: u64) -> Frame {
+        register_for(generation, LIFETIME)
+    }
+
+    fn register_for(generation: u64, lifetime: Duration) -> Frame {
         let keypair = Keypair::generate_ed25519();
-        let signed = Registration::sign(&keypair, generation, LIFETIME, [7; 32], &[], Bytes::new());
+        let signed = Registration::sign(&keypair, generation, lifetime, [7; 32], &[], Bytes::new());
         Frame::Register(signed.unwrap())
     }
 
@@ -528,5 +532,29 @@ mod tests {
         assert!(!handler.connection_keep_alive());
         handler.sent(&registered(1, LIFETIME));
         assert!(handler.connection_keep_alive());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn neither_side_keeps_the_connection_of_a_registration_that_has_ended() {
+        let [mut client, mut coordinator] = [handler(), handler()];
+        for (frame, keeps) in [
+            (register(1), false),
+            (registered(1, LIFETIME), true),
+            (register(2), true),
+            (register_for(3, Duration::ZERO), false),
+            // The answer to the registration before.
+            (registered(2, LIFETIME), false),
+        ] {
+            let is_answer = matches!(frame, Frame::Registered { .. });
+            let (sender, receiver) = match is_answer {
+                true => (&mut coordinator, &mut client),
+                false => (&mut client, &mut coordinator),
+            };
+            sender.sent(&frame);
+            receiver.received(&frame);
+            assert_eq!(client.connection_keep_alive(), keeps, "{frame:?}");
+        }
+        coordinator.received(&register_for(4, Duration::ZERO));
+        assert!(!coordinator.connection_keep_alive());
     }
 }

@@ -12,6 +12,7 @@ mod discovery;
 pub(crate) mod event;
 pub(crate) mod frames;
 mod handler;
+mod keep_alive;
 pub(crate) mod link;
 mod lookup;
 mod peer_coordinators;
@@ -505,7 +506,7 @@ impl Behaviour {
         opens: bool,
     ) -> Handler {
         let mut handler = self.handler(id, peer, address, opens);
-        handler.set_kept_alive(self.relaying.is_relayed(&peer));
+        handler.set_draining(self.relaying.is_relayed(&peer));
         handler
     }
 
