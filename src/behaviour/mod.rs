@@ -279,21 +279,21 @@ impl Behaviour {
         }
     }
 
-    /// No coordinator of ours knows a peer that is dialed, or there is none: the sources are asked.
-    fn look_up(&mut self, peer: PeerId) {
-        if self.dialing.values().any(|dial| dial.looks_up && dial.offer.peer() == peer) {
+    /// No coordinator of ours knows a peer that is dialed, or there is none, or none relays for it:
+    /// the sources are asked. Returns false if there is no source.
+    fn look_up(&mut self, peer: PeerId) -> bool {
+        let looks_up = self.dialing.values().any(|dial| dial.looks_up && dial.offer.peer() == peer);
+        if looks_up {
             self.lookups.begin(peer);
         }
+        looks_up
     }
 
     /// Connects to the coordinators that addresses of `target` name, and has them asked for it.
     fn name_coordinators(&mut self, target: PeerId) {
         let now = self.ends.runtime.now();
         for (coordinator, address) in self.known_coordinators_of(&target) {
-            let connections = self.connections_to(&coordinator);
-            if self.coordinators.name(coordinator, vec![address], target, connections, now) {
-                self.notify(coordinator, true);
-            }
+            self.name(coordinator, vec![address], target, now);
         }
         self.report_named(target);
     }
@@ -304,17 +304,30 @@ impl Behaviour {
             && let Some(Found { coordinator, addresses, .. }) =
                 self.lookups.next(&peer, self.ends.runtime.now())
         {
-            let connections = self.connections_to(&coordinator);
-            let is_within_reach = !addresses.is_empty() || !connections.is_empty();
+            let is_within_reach = !addresses.is_empty() || !self.connections_to(&coordinator).is_empty();
             if !is_within_reach || coordinator == peer || coordinator == self.local_peer {
                 continue;
             }
-            let now = self.ends.runtime.now();
-            if self.coordinators.name(coordinator, addresses, peer, connections, now) {
-                self.notify(coordinator, true);
-            }
+            self.name(coordinator, addresses, peer, self.ends.runtime.now());
         }
         self.report_named(peer);
+    }
+
+    /// Connects to a coordinator that may know `target`.
+    fn name(&mut self, coordinator: PeerId, addresses: Vec<Multiaddr>, target: PeerId, now: Instant) {
+        let connections = self.connections_to(&coordinator);
+        if self.coordinators.name(coordinator, addresses, target, connections, now) {
+            self.notify(coordinator, true);
+        }
+        if !self.coordinators.is_connected(&coordinator) {
+            self.relaying.connecting(coordinator);
+        }
+    }
+
+    /// A coordinator is no longer needed.
+    fn release(&mut self, coordinator: &PeerId) {
+        self.notify(*coordinator, false);
+        self.relaying.no_longer_connecting(coordinator, self.ends.runtime.now());
     }
 
     /// Replaces a coordinator that cannot help to reach `peer`, if another was found.
@@ -322,7 +335,7 @@ impl Behaviour {
         if self.lookups.has_spare(&peer) {
             self.lookups.give_up(&peer, coordinator);
             if self.coordinators.unname(coordinator, &peer) {
-                self.notify(*coordinator, false);
+                self.release(coordinator);
             }
             self.name_found(peer);
         }
@@ -352,7 +365,7 @@ impl Behaviour {
         };
         let mut relays: Vec<_> = coordinators.iter().filter_map(with_address).collect();
         discovery::sort_by_distance(&target, &mut relays, |(peer, _)| *peer);
-        self.relaying.set_coordinators_of(target, &relays);
+        self.relaying.set_coordinators_of(target, &relays, self.ends.runtime.now());
         self.inputs.push_back(Input::CoordinatorsOf { peer: target, coordinators });
     }
 
@@ -366,9 +379,9 @@ impl Behaviour {
         }
         self.lookups.end(&target);
         for coordinator in self.coordinators.release(&target) {
-            self.notify(coordinator, false);
+            self.release(&coordinator);
         }
-        self.relaying.set_coordinators_of(target, &[]);
+        self.relaying.set_coordinators_of(target, &[], self.ends.runtime.now());
         self.inputs.push_back(Input::CoordinatorsOf { peer: target, coordinators: BTreeSet::new() });
     }
 
@@ -489,6 +502,7 @@ impl Behaviour {
         let is_refused = matches!(event.error, DialError::DialPeerConditionFalse(_));
         if is_ours && !is_refused && !self.coordinators.is_connected(&peer) {
             tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
+            self.relaying.no_longer_connecting(&peer, now);
             self.discovery.failed(&peer, now);
             for target in self.coordinators.targets_of(&peer) {
                 self.replace_named(&peer, target);
@@ -686,6 +700,11 @@ impl Behaviour {
                     }
                 }
                 Output::Driver(input) => self.inputs.push_back(input),
+                Output::LookUp(peer) => {
+                    if !self.look_up(peer) {
+                        self.relaying.cannot_look_up(peer, now);
+                    }
+                }
             }
         }
         self.poll_inputs(cx);

@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt};
 use libp2p::{
-    Multiaddr, PeerId, Swarm,
+    Multiaddr, PeerId, Swarm, SwarmBuilder,
     core::ConnectedPoint,
     identify,
     identity::Keypair,
@@ -19,7 +19,10 @@ use libp2p_punch_sim::{Host, World};
 use tokio::time::{Instant, timeout};
 
 use crate::{
-    network::{PORT, Site, client, coordinator, keypair, on_paused_time, registered, run, swarm, until},
+    network::{
+        NEVER, PORT, Site, client, coordinator, keypair, listening, on_paused_time, parts, registered, run,
+        swarm, until,
+    },
     relaying::{clients, peer, relay, reserved, serve},
 };
 
@@ -69,10 +72,12 @@ async fn dial<B: NetworkBehaviour>(
     dial: impl Into<DialOpts>,
     peer: PeerId,
 ) -> ConnectedPoint {
+    let dial = dial.into();
+    let id = dial.connection_id();
     dialer.dial(dial).expect("not dialed yet");
     until(dialer, |event| match event {
         SwarmEvent::ConnectionEstablished { peer_id, endpoint, .. } if peer_id == peer => Some(endpoint),
-        SwarmEvent::OutgoingConnectionError { peer_id, error, .. } if peer_id == Some(peer) => {
+        SwarmEvent::OutgoingConnectionError { connection_id, error, .. } if connection_id == id => {
             panic!("{error}")
         }
         _ => None,
@@ -401,6 +406,98 @@ fn each_coordinator_of_a_peer_relays_where_only_a_relay_helps() {
             reserved(&mut dialer).await;
             assert!(dial(&mut dialer, listener, listener).await.is_relayed(), "{shared}");
         }
+    });
+}
+
+/// Waits until all coordinators that the swarm has have registered it.
+async fn registered_with_all<B: NetworkBehaviour>(swarm: &mut Swarm<B>, punch: impl Fn(&B) -> &Behaviour) {
+    while !punch(swarm.behaviour()).coordinators().iter().all(|coordinator| coordinator.is_registered) {
+        swarm.select_next_some().await;
+    }
+}
+
+/// No direct path exists, and the coordinator that both peers share does not relay.
+#[test]
+fn a_relay_of_the_peer_is_looked_up_where_no_known_one_helps() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, shared) = coordinator(&world);
+        let far = relay(&world, 252).1;
+        let mut listener = peer(&world, Site::APDM_RANDOM, 2, clients(&[shared.clone(), far.clone()]));
+        reserved(&mut listener).await;
+        registered_with_all(&mut listener, |peer| &peer.punch).await;
+        let listener = serve(listener, Duration::ZERO);
+        let mut dialer = peer(&world, Site::APDM_RANDOM, 1, client(&shared));
+        registered_with_all(&mut dialer, |peer| &peer.punch).await;
+        let mut directory = dialer.behaviour_mut().punch.coordinator_lookup();
+        let directory = tokio::spawn(async move {
+            let peer = directory.next().await.expect("a peer is dialed");
+            directory.found(peer, peer_of(&far), vec![far]);
+            directory
+        });
+        assert!(dial(&mut dialer, listener, listener).await.is_relayed());
+        directory.await.expect("it ended");
+    });
+}
+
+/// As above, but nobody knows more relays.
+#[test]
+fn a_dial_fails_soon_if_no_source_finds_a_relay() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, shared) = coordinator(&world);
+        let mut listener = peer(&world, Site::APDM_RANDOM, 2, client(&shared));
+        registered_with_all(&mut listener, |peer| &peer.punch).await;
+        let listener = serve(listener, Duration::ZERO);
+        let mut dialer = peer(&world, Site::APDM_RANDOM, 1, client(&shared));
+        registered_with_all(&mut dialer, |peer| &peer.punch).await;
+        let _directory = dialer.behaviour_mut().punch.coordinator_lookup();
+        let begun = Instant::now();
+        dialer.dial(listener).expect("not dialed yet");
+        until(&mut dialer, |event| matches!(event, SwarmEvent::OutgoingConnectionError { .. }).then_some(()))
+            .await;
+        let took = begun.elapsed();
+        assert!(took <= Duration::from_secs(15), "{took:?}");
+    });
+}
+
+/// The relay server of libp2p keeps each connection for ten seconds, and wakes nobody at the end.
+#[test]
+fn a_connection_that_nobody_uses_is_closed_although_the_peers_could_relay() {
+    #[derive(NetworkBehaviour)]
+    struct Relay {
+        punch: Behaviour,
+        relay: libp2p::relay::Behaviour,
+    }
+
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address) = coordinator(&world);
+        let [mut dialer, mut listener] = [1, 2].map(|number| {
+            let host = Site::EIM_APDF.host(&world, number, 0.0);
+            let (keypair, transport, punch) = parts(&host, number, client(&address));
+            let peer = keypair.public().to_peer_id();
+            let relay = libp2p::relay::Behaviour::new(peer, libp2p::relay::Config::default());
+            let swarm = SwarmBuilder::with_existing_identity(keypair)
+                .with_tokio()
+                .with_other_transport(|_| transport)
+                .expect("it is a transport")
+                .with_behaviour(|_| Relay { punch, relay })
+                .expect("it is a behaviour")
+                .with_swarm_config(|config| config)
+                .with_connection_timeout(NEVER)
+                .build();
+            listening(swarm)
+        });
+        registered_with_all(&mut dialer, |relay| &relay.punch).await;
+        registered_with_all(&mut listener, |relay| &relay.punch).await;
+        let listener = run(listener);
+        connect(&mut dialer, listener, listener).await;
+        let closed = until(&mut dialer, |event| match event {
+            SwarmEvent::ConnectionClosed { peer_id, .. } if peer_id == listener => Some(()),
+            _ => None,
+        });
+        timeout(Duration::from_secs(60), closed).await.expect("nobody uses it");
     });
 }
 

@@ -4,9 +4,13 @@
 //! parallel. One dial names several relays, which the swarm asks in turn. A relay that does not
 //! answer within [`RELAY_TIMEOUT`] is skipped: a further dial asks the others. The swarm cannot
 //! cancel a dial, so the first dial may still end in a connection.
+//!
+//! If none of the known relays reaches the peer, the sources of coordinators are asked for more:
+//! the peer keeps its reservations with its coordinators. A dial waits for them for
+//! [`SEARCH_TIMEOUT`].
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, Instant},
 };
 
@@ -14,10 +18,17 @@ use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
 use libp2p_swarm::ConnectionId;
 
+use super::relays::relay_of;
+
 /// Time that a dial waits for a direct connection before relays are asked as well.
 pub(super) const HEAD_START: Duration = Duration::from_secs(1);
 /// Time that a relay may take to connect us before the next relay is asked.
 pub(super) const RELAY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Time for the sources of coordinators to find more relays, once none of those that are known has
+/// helped.
+pub(super) const SEARCH_TIMEOUT: Duration = Duration::from_secs(10);
+/// Relays that are asked for one peer in all.
+const MAX_ASKED: usize = 12;
 
 #[derive(Debug)]
 struct Waiting {
@@ -48,11 +59,24 @@ pub(super) struct TimedOut {
     pub(super) remaining: Vec<Multiaddr>,
 }
 
+/// State of the attempts to reach one peer over relays, while a dial of it waits.
+#[derive(Debug, Default)]
+struct Search {
+    /// Relays that have been asked.
+    asked: BTreeSet<PeerId>,
+    /// The session has failed for good: the dial ends with that of the relays.
+    is_last_resort: bool,
+    /// Time until which more relays are looked for; `None` before.
+    until: Option<Instant>,
+}
+
 /// Dials that wait for a direct connection, and our dials over relays for them.
 #[derive(Debug, Default)]
 pub(super) struct Fallback {
     waiting: BTreeMap<ConnectionId, Waiting>,
     circuits: BTreeMap<ConnectionId, Circuit>,
+    /// By the peer. Each has a dial that waits.
+    searches: BTreeMap<PeerId, Search>,
 }
 
 impl Fallback {
@@ -80,7 +104,78 @@ impl Fallback {
     /// Removes a dial that is over. Returns its peer if no other dial of that peer waits.
     pub(super) fn no_longer_waiting(&mut self, id: ConnectionId) -> Option<PeerId> {
         let peer = self.waiting.remove(&id)?.peer;
-        (!self.is_awaited(&peer)).then_some(peer)
+        if self.is_awaited(&peer) {
+            return None;
+        }
+        self.searches.remove(&peer);
+        Some(peer)
+    }
+
+    /// The session with the peer has failed for good.
+    pub(super) fn session_failed(&mut self, peer: PeerId) {
+        if self.is_awaited(&peer) {
+            self.searches.entry(peer).or_default().is_last_resort = true;
+        }
+    }
+
+    /// The session with the peer has ended well, or its dials are let go.
+    pub(super) fn end_search(&mut self, peer: &PeerId) {
+        self.searches.remove(peer);
+        self.end_head_start(peer);
+    }
+
+    /// Returns true if only relays can still help a dial that waits.
+    pub(super) fn is_last_resort(&self, peer: &PeerId) -> bool {
+        self.searches.get(peer).is_some_and(|search| search.is_last_resort)
+    }
+
+    /// Returns true if this relay may be asked for the peer: it has not been, and others may be.
+    pub(super) fn may_ask(&self, peer: &PeerId, relay: &PeerId) -> bool {
+        let search = self.searches.get(peer);
+        search.is_none_or(|search| search.asked.len() < MAX_ASKED && !search.asked.contains(relay))
+    }
+
+    /// None of the known relays has helped. Returns true if more are to be looked for. They have
+    /// been, if not.
+    pub(super) fn begin_search(&mut self, peer: PeerId, now: Instant) -> bool {
+        let search = self.searches.entry(peer).or_default();
+        let is_first = search.until.is_none();
+        search.until.get_or_insert(now + SEARCH_TIMEOUT);
+        is_first
+    }
+
+    /// No more relays are found.
+    pub(super) fn end_lookup(&mut self, peer: &PeerId, now: Instant) {
+        if let Some(search) = self.searches.get_mut(peer) {
+            search.until = Some(now);
+        }
+    }
+
+    /// Returns true if some relay was asked for the peer.
+    pub(super) fn has_asked(&self, peer: &PeerId) -> bool {
+        self.searches.get(peer).is_some_and(|search| !search.asked.is_empty())
+    }
+
+    /// Returns true if more relays may still be found.
+    pub(super) fn is_searching(&self, peer: &PeerId, now: Instant) -> bool {
+        self.searches.get(peer).and_then(|search| search.until).is_some_and(|until| now < until)
+    }
+
+    /// Returns true if relays have been asked for a dial that waits.
+    pub(super) fn has_begun(&self, peer: &PeerId) -> bool {
+        self.searches.contains_key(peer)
+    }
+
+    /// Returns the peers for which relays have been asked, or would have been.
+    pub(super) fn begun(&self) -> Vec<PeerId> {
+        self.searches.keys().copied().collect()
+    }
+
+    /// Returns the peers of dials for which no relay was found in time.
+    pub(super) fn fruitless(&self, now: Instant) -> Vec<PeerId> {
+        let is_over = |search: &Search| search.is_last_resort && search.until.is_some_and(|at| at <= now);
+        let over = self.searches.iter().filter(|(peer, search)| is_over(search) && !self.is_asking(peer));
+        over.map(|(peer, _)| *peer).collect()
     }
 
     pub(super) fn is_awaited(&self, peer: &PeerId) -> bool {
@@ -94,8 +189,11 @@ impl Fallback {
     }
 
     /// A relay is connected that was not: dials that wait without any have a head start again,
-    /// since it is their coordinator, too.
-    pub(super) fn relay_arrived(&mut self, now: Instant) {
+    /// since it is their coordinator, too. The relay may be asked again.
+    pub(super) fn relay_arrived(&mut self, relay: &PeerId, now: Instant) {
+        for search in self.searches.values_mut() {
+            search.asked.remove(relay);
+        }
         for waiting in self.waiting.values_mut() {
             let is_asking = self.circuits.values().any(|circuit| circuit.is_asking(&waiting.peer));
             if waiting.relay_at.is_none() && !waiting.is_unknown && !is_asking {
@@ -115,6 +213,9 @@ impl Fallback {
     /// The swarm is asked to dial the peer over these relays.
     pub(super) fn asked(&mut self, id: ConnectionId, peer: PeerId, addresses: Vec<Multiaddr>, now: Instant) {
         let deadline = Some(now + RELAY_TIMEOUT);
+        if self.is_awaited(&peer) {
+            self.searches.entry(peer).or_default().asked.extend(addresses.iter().filter_map(relay_of));
+        }
         self.circuits.insert(id, Circuit { peer, since: now, addresses, deadline });
     }
 
@@ -142,11 +243,14 @@ impl Fallback {
         Some(TimedOut { peer: circuit.peer, silent, remaining: addresses.collect() })
     }
 
-    /// Returns the next time at which [`due`](Self::due) or [`timed_out`](Self::timed_out) returns
-    /// something.
+    /// Returns the next time at which [`due`](Self::due), [`timed_out`](Self::timed_out) or
+    /// [`fruitless`](Self::fruitless) returns something.
     pub(super) fn next_time(&self) -> Option<Instant> {
         let waiting = self.waiting.values().filter_map(|waiting| waiting.relay_at);
-        waiting.chain(self.circuits.values().filter_map(|circuit| circuit.deadline)).min()
+        let circuits = self.circuits.values().filter_map(|circuit| circuit.deadline);
+        let is_silent = |(peer, search): &(&PeerId, &Search)| search.is_last_resort && !self.is_asking(peer);
+        let searches = self.searches.iter().filter(is_silent).filter_map(|(_, search)| search.until);
+        waiting.chain(circuits).chain(searches).min()
     }
 }
 
@@ -185,7 +289,7 @@ mod tests {
         let (mut fallback, peer, now) = (Fallback::default(), PeerId::random(), Instant::now());
         fallback.dialing(peer, id(1), now);
         fallback.mark_unknown(&peer);
-        fallback.relay_arrived(now);
+        fallback.relay_arrived(&PeerId::random(), now);
         assert_eq!(fallback.next_time(), None);
         fallback.mark_known(&PeerId::random(), now);
         assert_eq!(fallback.next_time(), None);
@@ -218,11 +322,11 @@ mod tests {
         fallback.dialing(peer, id(1), now);
         fallback.due(now + HEAD_START);
         let later = now + 5 * HEAD_START;
-        fallback.relay_arrived(later);
+        fallback.relay_arrived(&PeerId::random(), later);
         assert_eq!(fallback.next_time(), Some(later + HEAD_START));
         fallback.due(later + HEAD_START);
         fallback.asked(id(2), peer, addresses(), later);
-        fallback.relay_arrived(later);
+        fallback.relay_arrived(&PeerId::random(), later);
         assert_eq!(fallback.next_time(), Some(later + RELAY_TIMEOUT), "they are being asked");
     }
 }

@@ -71,6 +71,8 @@ pub(super) enum Output {
     Swarm(ToSwarm<Event, FromBehaviour>),
     /// To the driver.
     Driver(Input),
+    /// Looks up the coordinators of this peer: one of them may relay for it.
+    LookUp(PeerId),
 }
 
 /// All that the behaviour knows of relays and of the connections over them.
@@ -85,12 +87,13 @@ pub(super) struct Relaying {
     client_test: Option<ListenerId>,
     is_reachable: bool,
     relays: Relays,
+    /// Coordinators that the behaviour connects to, because of a peer that is looked for. The relay
+    /// client would dial them as well, and the swarm refuses the second dial.
+    connecting: BTreeSet<PeerId>,
     reservations: Reservations,
     upgrades: Upgrades,
     observed: ObservedAddresses,
     dials: Fallback,
-    /// Peers of dials that wait, whose session has failed for good.
-    ended: BTreeSet<PeerId>,
     /// Our own dials for connections that stand already.
     collecting: BTreeMap<ConnectionId, (PeerId, SocketAddr)>,
     out: VecDeque<Output>,
@@ -112,11 +115,11 @@ impl Relaying {
             client_test,
             is_reachable: false,
             relays: Relays::default(),
+            connecting: BTreeSet::new(),
             reservations: Reservations::default(),
             upgrades: Upgrades::new(config.relay_drain),
             observed: ObservedAddresses::default(),
             dials: Fallback::default(),
-            ended: BTreeSet::new(),
             collecting: BTreeMap::new(),
             out,
         }
@@ -134,9 +137,40 @@ impl Relaying {
     }
 
     /// Sets the coordinators that are asked for `peer`, each with an address: the peer may have a
-    /// reservation with one of them.
-    pub(super) fn set_coordinators_of(&mut self, peer: PeerId, coordinators: &[(PeerId, Multiaddr)]) {
+    /// reservation with one of them. A dial that waits for a relay asks them.
+    pub(super) fn set_coordinators_of(
+        &mut self,
+        peer: PeerId,
+        coordinators: &[(PeerId, Multiaddr)],
+        now: Instant,
+    ) {
         self.relays.set_coordinators_of(peer, coordinators);
+        if self.dials.has_begun(&peer) {
+            self.dial_over_relay(peer, now);
+        }
+    }
+
+    /// A connection to this coordinator is being opened: it may be asked as a relay afterwards.
+    pub(super) fn connecting(&mut self, coordinator: PeerId) {
+        self.connecting.insert(coordinator);
+    }
+
+    /// The connection to this coordinator is open, or will not be. Dials that wait for a relay ask
+    /// it now.
+    pub(super) fn no_longer_connecting(&mut self, coordinator: &PeerId, now: Instant) {
+        if self.connecting.remove(coordinator) {
+            for peer in self.dials.begun() {
+                self.dial_over_relay(peer, now);
+            }
+        }
+    }
+
+    /// No more relays of `peer` are found.
+    pub(super) fn cannot_look_up(&mut self, peer: PeerId, now: Instant) {
+        self.dials.end_lookup(&peer, now);
+        if self.dials.is_last_resort(&peer) {
+            self.release(peer);
+        }
     }
 
     /// Records a dial that may wait for a session. The swarm reports its end.
@@ -171,17 +205,15 @@ impl Relaying {
                 self.upgrades.failed(peer, now);
                 // Without a dial that waits for the session, no relay is needed.
                 if *reason != FailureReason::Cancelled && self.dials.is_awaited(peer) {
-                    self.ended.insert(*peer);
-                    let may_help = *reason != UNKNOWN_PEER || self.relays.knows_some_of(peer);
-                    if !(may_help && self.dial_over_relay(*peer, now)) {
-                        self.release(*peer, RelayFailure::NoRelay);
+                    self.dials.session_failed(*peer);
+                    if *reason != UNKNOWN_PEER || self.relays.knows_some_of(peer) {
+                        self.seek_relay(*peer, now);
+                    } else {
+                        self.release(*peer);
                     }
                 }
             }
-            Event::Session(SessionEvent::Connected { peer, .. }) => {
-                self.ended.remove(peer);
-                self.dials.end_head_start(peer);
-            }
+            Event::Session(SessionEvent::Connected { peer, .. }) => self.dials.end_search(peer),
             Event::Nat(NatEvent::Observed { observer, address, .. })
                 if is_coordinator(observer) && self.observed.is_change(*observer, address.ip()) =>
             {
@@ -201,7 +233,22 @@ impl Relaying {
         self.out.push_back(Output::Swarm(ToSwarm::Dial { opts }));
     }
 
-    /// False if there is no relay to dial over. Does nothing if that is done already.
+    /// Dials the peer over relays that have not been asked. Without one, more are looked for, and
+    /// without more the dials of the peer end.
+    fn seek_relay(&mut self, peer: PeerId, now: Instant) {
+        if !self.dials.is_awaited(&peer) || self.dial_over_relay(peer, now) {
+            return;
+        }
+        if self.has_no_client {
+            self.cannot_look_up(peer, now);
+        } else if self.dials.begin_search(peer, now) {
+            self.out.push_back(Output::LookUp(peer));
+        } else if !self.dials.is_searching(&peer, now) {
+            self.cannot_look_up(peer, now);
+        }
+    }
+
+    /// Returns false if there is no relay to dial over. Does nothing if that is done already.
     fn dial_over_relay(&mut self, peer: PeerId, now: Instant) -> bool {
         self.dials.end_head_start(&peer);
         if self.has_no_client {
@@ -210,7 +257,8 @@ impl Relaying {
         if self.upgrades.is_connected(&peer) || self.dials.is_asking(&peer) {
             return true;
         }
-        let addresses = self.relays.circuits_to(peer);
+        let may_ask = |relay: &PeerId| !self.connecting.contains(relay) && self.dials.may_ask(&peer, relay);
+        let addresses = self.relays.circuits_to(peer, may_ask);
         if addresses.is_empty() {
             return false;
         }
@@ -236,16 +284,20 @@ impl Relaying {
         if self.upgrades.is_connected(&peer) || self.dials.is_asking(&peer) || !self.dials.is_awaited(&peer) {
             return;
         }
-        if !remaining.is_empty() {
+        if remaining.is_empty() {
+            self.seek_relay(peer, now);
+        } else {
             self.dial_over(remaining, peer, now);
-        } else if self.ended.contains(&peer) {
-            self.release(peer, RelayFailure::Unreachable);
         }
     }
 
     /// Lets the first dial fail.
-    fn release(&mut self, peer: PeerId, reason: RelayFailure) {
-        self.ended.remove(&peer);
+    fn release(&mut self, peer: PeerId) {
+        let reason = match self.dials.has_asked(&peer) {
+            true => RelayFailure::Unreachable,
+            false => RelayFailure::NoRelay,
+        };
+        self.dials.end_search(&peer);
         self.out.push_back(Output::Driver(Input::Release(peer)));
         if !self.has_no_client {
             self.report(RelayEvent::Failed { peer, reason });
@@ -256,12 +308,6 @@ impl Relaying {
         self.out.push_back(Output::Swarm(ToSwarm::GenerateEvent(Event::Relay(event))));
     }
 
-    fn no_longer_waiting(&mut self, id: ConnectionId) {
-        if let Some(peer) = self.dials.no_longer_waiting(id) {
-            self.ended.remove(&peer);
-        }
-    }
-
     pub(super) fn established(
         &mut self,
         event: &ConnectionEstablished<'_>,
@@ -269,7 +315,7 @@ impl Relaying {
         now: Instant,
     ) {
         let (peer, id) = (event.peer_id, event.connection_id);
-        self.no_longer_waiting(id);
+        self.dials.no_longer_waiting(id);
         self.collecting.remove(&id);
         let address = address_of(event.endpoint);
         let circuit = self.dials.settled(id);
@@ -286,7 +332,7 @@ impl Relaying {
                 self.out.push_back(Output::Swarm(ToSwarm::CloseConnection { peer_id: peer, connection }));
             }
             let origin = match event.endpoint.is_dialer() {
-                true if self.ended.contains(&peer) => Origin::LastResort,
+                true if self.dials.is_last_resort(&peer) => Origin::LastResort,
                 true => Origin::Dialed,
                 false => Origin::Accepted,
             };
@@ -300,12 +346,13 @@ impl Relaying {
         if is_coordinator {
             self.coordinator_connected(peer, address, now);
         }
+        self.no_longer_connecting(&peer, now);
     }
 
     /// A direct connection to a coordinator of ours is open, or a connected peer has become one.
     pub(super) fn coordinator_connected(&mut self, peer: PeerId, address: &Multiaddr, now: Instant) {
         if self.relays.connected(peer, address) {
-            self.dials.relay_arrived(now);
+            self.dials.relay_arrived(&peer, now);
             self.reservations.arrived(peer, now);
         }
     }
@@ -319,8 +366,8 @@ impl Relaying {
         if !self.upgrades.is_direct(&peer) {
             self.relays.disconnected(&peer);
         }
-        if is_last && self.ended.contains(&peer) {
-            self.release(peer, RelayFailure::Unreachable);
+        if is_last && self.dials.is_last_resort(&peer) {
+            self.release(peer);
         }
     }
 
@@ -345,13 +392,16 @@ impl Relaying {
     }
 
     pub(super) fn dial_failed(&mut self, event: &DialFailure<'_>, now: Instant) {
-        self.no_longer_waiting(event.connection_id);
+        self.dials.no_longer_waiting(event.connection_id);
         if let Some((peer, remote)) = self.collecting.remove(&event.connection_id) {
             self.upgrades.failed(&peer, now);
             self.out.push_back(Output::Driver(Input::Discard { peer, remote }));
         }
         let Some(Circuit { peer, .. }) = self.dials.settled(event.connection_id) else { return };
         if let DialError::Transport(errors) = event.error {
+            for (circuit, error) in errors {
+                tracing::debug!(%peer, relay = ?relay_of(circuit), ?error, "not reached over a relay");
+            }
             let unsupported = |(_, error): &(_, TransportError<_>)| {
                 matches!(error, TransportError::MultiaddrNotSupported(_))
             };
@@ -363,9 +413,7 @@ impl Relaying {
                 .filter_map(|(address, _)| relay_of(address))
                 .for_each(|relay| self.relays.failed(&relay));
         }
-        if self.ended.contains(&peer) && !self.upgrades.is_connected(&peer) && !self.dials.is_asking(&peer) {
-            self.release(peer, RelayFailure::Unreachable);
-        }
+        self.seek_relay(peer, now);
     }
 
     fn note_no_client(&mut self) {
@@ -471,6 +519,9 @@ impl Relaying {
         }
         while let Some(timed_out) = self.dials.timed_out(now) {
             self.pass_over(timed_out, now);
+        }
+        for peer in self.dials.fruitless(now) {
+            self.release(peer);
         }
         if let Some(output) = self.out.pop_front() {
             return Some(output);

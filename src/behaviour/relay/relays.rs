@@ -130,8 +130,9 @@ impl Relays {
     }
 
     /// Returns the circuit addresses at which to try `peer`, in this order: over relays that it is
-    /// known to use, then over coordinators that were found for it, then over ours.
-    pub(super) fn circuits_to(&self, peer: PeerId) -> Vec<Multiaddr> {
+    /// known to use, then over coordinators that were found for it, then over ours. Each relay is
+    /// one that `may_ask` allows.
+    pub(super) fn circuits_to(&self, peer: PeerId, may_ask: impl Fn(&PeerId) -> bool) -> Vec<Multiaddr> {
         let ranked = self.ranked();
         let rank = |address: &Multiaddr| {
             let relay = relay_of(address);
@@ -149,7 +150,7 @@ impl Relays {
                 circuits.push(circuit(address, *relay).with(Protocol::P2p(peer)));
             }
         }
-        circuits.retain(|circuit| relay_of(circuit) != Some(peer));
+        circuits.retain(|circuit| relay_of(circuit).is_some_and(|relay| relay != peer && may_ask(&relay)));
         circuits.truncate(MAX_TRIED);
         circuits
     }
@@ -231,12 +232,15 @@ mod tests {
         relays.learned(peer, &circuit(&address(9), far));
         relays.learned(peer, &circuit(&address(3), c).with(Protocol::P2p(peer)));
         relays.learned(peer, &address(77));
-        let tried: Vec<_> = relays.circuits_to(peer).iter().filter_map(relay_of).collect();
+        let tried: Vec<_> = relays.circuits_to(peer, |_| true).iter().filter_map(relay_of).collect();
         assert_eq!(tried, [c, far, a, b]);
         assert!(
-            relays.circuits_to(peer).iter().all(|address| address.iter().last() == Some(Protocol::P2p(peer)))
+            relays
+                .circuits_to(peer, |_| true)
+                .iter()
+                .all(|address| address.iter().last() == Some(Protocol::P2p(peer)))
         );
-        assert!(relays.circuits_to(a).iter().all(|address| relay_of(address) != Some(a)));
+        assert!(relays.circuits_to(a, |_| true).iter().all(|address| relay_of(address) != Some(a)));
     }
 
     #[test]
@@ -245,7 +249,7 @@ mod tests {
         for _ in 0..2 * MAX_PEERS {
             let peer = PeerId::random();
             (1..=9).for_each(|number| relays.learned(peer, &circuit(&address(number), PeerId::random())));
-            assert_eq!(relays.circuits_to(peer).len(), MAX_TRIED);
+            assert_eq!(relays.circuits_to(peer, |_| true).len(), MAX_TRIED);
         }
         assert_eq!(relays.of_peers.len(), MAX_PEERS);
         assert!(relays.of_peers.values().all(|known| known.len() <= MAX_PER_PEER));
