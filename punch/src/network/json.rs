@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::{
     Arguments,
-    report::{IdleNode, Report, Round, Tally, quantile},
+    report::{IdleNode, Report, Round, Tally, Traffic, quantile},
 };
 use crate::output::milliseconds;
 
@@ -68,9 +68,11 @@ fn quantiles(sorted: &[Duration]) -> Value {
 }
 
 fn idle(node: &IdleNode) -> Value {
-    let traffic = &node.traffic;
+    json!({ "peers": node.peers, "mean": traffic(&node.traffic), "quietest_minute": traffic(&node.quietest) })
+}
+
+fn traffic(traffic: &Traffic) -> Value {
     json!({
-        "peers": node.peers,
         "datagrams_sent": traffic.datagrams_sent,
         "bytes_sent": traffic.bytes_sent,
         "datagrams_received": traffic.datagrams_received,

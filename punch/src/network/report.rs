@@ -207,20 +207,31 @@ pub(super) struct Traffic {
 impl Traffic {
     /// Returns the mean of nodes, for each second of `time`.
     pub(super) fn mean(nodes: impl Iterator<Item = Self>, time: Duration) -> Self {
-        let (mut sum, mut count) = (Self::default(), 0.0);
-        for node in nodes {
-            count += time.as_secs_f64();
-            sum.datagrams_sent += node.datagrams_sent;
-            sum.bytes_sent += node.bytes_sent;
-            sum.datagrams_received += node.datagrams_received;
-            sum.bytes_received += node.bytes_received;
-        }
-        let mean = |sum: f64| if count > 0.0 { sum / count } else { 0.0 };
+        let (sum, count) = Self::sum(nodes);
+        sum.divided_by(count * time.as_secs_f64())
+    }
+
+    /// Returns the sum of all, and their number.
+    fn sum(all: impl Iterator<Item = Self>) -> (Self, f64) {
+        all.fold((Self::default(), 0.0), |(sum, count), traffic| {
+            let sum = Self {
+                datagrams_sent: sum.datagrams_sent + traffic.datagrams_sent,
+                bytes_sent: sum.bytes_sent + traffic.bytes_sent,
+                datagrams_received: sum.datagrams_received + traffic.datagrams_received,
+                bytes_received: sum.bytes_received + traffic.bytes_received,
+            };
+            (sum, count + 1.0)
+        })
+    }
+
+    /// Returns a part of this traffic; none if there is nothing to divide by.
+    fn divided_by(self, divisor: f64) -> Self {
+        let part = |value: f64| if divisor > 0.0 { value / divisor } else { 0.0 };
         Self {
-            datagrams_sent: mean(sum.datagrams_sent),
-            bytes_sent: mean(sum.bytes_sent),
-            datagrams_received: mean(sum.datagrams_received),
-            bytes_received: mean(sum.bytes_received),
+            datagrams_sent: part(self.datagrams_sent),
+            bytes_sent: part(self.bytes_sent),
+            datagrams_received: part(self.datagrams_received),
+            bytes_received: part(self.bytes_received),
         }
     }
 }
@@ -237,8 +248,20 @@ pub(super) struct Idle {
 pub(super) struct IdleNode {
     /// Traffic, for each second.
     pub(super) traffic: Traffic,
+    /// The same in the part of the time with the fewest bytes: Kademlia searches in the others.
+    pub(super) quietest: Traffic,
     /// Connected peers.
     pub(super) peers: f64,
+}
+
+impl IdleNode {
+    /// Creates the means from those of equal parts of the time.
+    pub(super) fn new(parts: &[Traffic], peers: f64) -> Self {
+        let bytes = |traffic: &Traffic| traffic.bytes_sent + traffic.bytes_received;
+        let (sum, count) = Traffic::sum(parts.iter().copied());
+        let quietest = parts.iter().min_by(|a, b| bytes(a).total_cmp(&bytes(b))).copied();
+        Self { traffic: sum.divided_by(count), quietest: quietest.unwrap_or_default(), peers }
+    }
 }
 
 /// Returns a share in percent.

@@ -34,8 +34,11 @@ const RECOVERY_TIME: Duration = Duration::from_secs(30);
 /// Time without dials before the idle traffic is measured: connections that nobody uses have
 /// closed.
 const QUIET_TIME: Duration = Duration::from_secs(60);
-/// Time for which the idle traffic is measured.
-const IDLE_TIME: Duration = Duration::from_secs(120);
+/// Time for which the idle traffic is measured: the interval at which Kademlia refreshes its table,
+/// by default.
+const IDLE_TIME: Duration = Duration::from_secs(300);
+/// Parts of that time, each with figures of its own.
+const IDLE_PARTS: u32 = 5;
 
 /// Runs the network.
 pub(super) async fn run(arguments: &Arguments) -> Result<Report, Failure> {
@@ -58,9 +61,7 @@ pub(super) async fn run(arguments: &Arguments) -> Result<Report, Failure> {
     let load = network.load();
 
     sleep(QUIET_TIME).await;
-    traffic.reset();
-    sleep(IDLE_TIME).await;
-    let idle = network.idle(&traffic);
+    let idle = network.idle(&traffic).await;
     Ok(Report { joined, rounds, load, idle, elapsed: world.elapsed() })
 }
 
@@ -197,16 +198,31 @@ impl Network<'_> {
         Load::new(coordinators.map(|status| status.forwarded).collect())
     }
 
-    fn idle(&self, meter: &TrafficMeter) -> Idle {
-        let of = |is_coordinator: bool| {
-            let nodes = self.nodes.iter().filter(|node| node.status().is_coordinator == is_coordinator);
-            let peers: Vec<_> = nodes.clone().map(|node| node.status().peers).collect();
-            IdleNode {
-                traffic: Traffic::mean(nodes.map(|node| meter.of(ip(&node.site))), IDLE_TIME),
-                peers: peers.iter().sum::<usize>() as f64 / peers.len().max(1) as f64,
-            }
+    /// Measures the traffic of nodes that nobody uses.
+    async fn idle(&self, meter: &TrafficMeter) -> Idle {
+        let part = IDLE_TIME / IDLE_PARTS;
+        let (mut hidden, mut coordinators) = (Vec::new(), Vec::new());
+        for _ in 0..IDLE_PARTS {
+            meter.reset();
+            sleep(part).await;
+            let mean =
+                |nodes: Vec<&Node>| Traffic::mean(nodes.iter().map(|node| meter.of(ip(&node.site))), part);
+            hidden.push(mean(self.nodes_by_role(false)));
+            coordinators.push(mean(self.nodes_by_role(true)));
+        }
+        let of = |parts: Vec<Traffic>, nodes: Vec<&Node>| {
+            let peers = nodes.iter().map(|node| node.status().peers).sum::<usize>();
+            IdleNode::new(&parts, peers as f64 / nodes.len().max(1) as f64)
         };
-        Idle { hidden: of(false), coordinators: of(true) }
+        Idle {
+            hidden: of(hidden, self.nodes_by_role(false)),
+            coordinators: of(coordinators, self.nodes_by_role(true)),
+        }
+    }
+
+    /// Returns the nodes that coordinate, or those that do not.
+    fn nodes_by_role(&self, is_coordinator: bool) -> Vec<&Node> {
+        self.nodes.iter().filter(|node| node.status().is_coordinator == is_coordinator).collect()
     }
 }
 

@@ -88,13 +88,20 @@ fn load(load: &Load) -> String {
 }
 
 fn idle(name: &str, node: &IdleNode) -> String {
-    let Traffic { datagrams_sent, bytes_sent, datagrams_received, bytes_received } = node.traffic;
     format!(
-        "Idle {name}: sends {bytes_sent:.0} B/s in {:.0} datagrams a minute, receives {bytes_received:.0} B/s in {:.0}, \
-         has {:.1} connected peers\n",
+        "Idle {name}, with {:.1} connected peers: {}; in the quietest minute {}\n",
+        node.peers,
+        traffic(&node.traffic),
+        traffic(&node.quietest)
+    )
+}
+
+fn traffic(traffic: &Traffic) -> String {
+    let Traffic { datagrams_sent, bytes_sent, datagrams_received, bytes_received } = traffic;
+    format!(
+        "sends {bytes_sent:.0} B/s in {:.0} datagrams a minute and receives {bytes_received:.0} B/s in {:.0}",
         datagrams_sent * 60.0,
-        datagrams_received * 60.0,
-        node.peers
+        datagrams_received * 60.0
     )
 }
 
