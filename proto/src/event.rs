@@ -278,6 +278,15 @@ pub enum Event {
     Registered {
         /// The coordinator.
         coordinator: PeerId,
+        /// Time that the coordinator took to answer; `None` if the answer is to an earlier request.
+        rtt: Option<Duration>,
+    },
+    /// A coordinator renewed our registration.
+    RegistrationRenewed {
+        /// The coordinator.
+        coordinator: PeerId,
+        /// Time that the coordinator took to answer; `None` if the answer is to an earlier request.
+        rtt: Option<Duration>,
     },
     /// A coordinator turned our registration down.
     RegistrationRejected {

@@ -306,15 +306,16 @@ impl RegistrationClient {
         }
         let lifetime = lifetime.min(LIFETIME);
         let is_new = entry.registered_until.is_none();
-        if let Some((_, until)) = entry.sent.take_if(|(sent, _)| *sent == generation) {
-            entry.rtt = Some(self.patience.saturating_sub(until.saturating_duration_since(now)));
-        }
+        let sent = entry.sent.take_if(|(sent, _)| *sent == generation);
+        let rtt = sent.map(|(_, until)| self.patience.saturating_sub(until.saturating_duration_since(now)));
+        entry.rtt = rtt.or(entry.rtt);
         entry.failures = 0;
         entry.registered_until = Some(now + lifetime);
         entry.due_by(now + lifetime / 2);
-        if is_new {
-            out.event(Event::Registered { coordinator: *peer });
-        }
+        out.event(match is_new {
+            true => Event::Registered { coordinator: *peer, rtt },
+            false => Event::RegistrationRenewed { coordinator: *peer, rtt },
+        });
         true
     }
 

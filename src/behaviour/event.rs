@@ -210,6 +210,16 @@ pub enum RegistrationEvent {
     Accepted {
         /// The coordinator.
         coordinator: PeerId,
+        /// Time that the coordinator took to answer; `None` if the answer is to an earlier request.
+        rtt: Option<Duration>,
+    },
+    /// A coordinator renewed the registration of this peer.
+    #[non_exhaustive]
+    Renewed {
+        /// The coordinator.
+        coordinator: PeerId,
+        /// Time that the coordinator took to answer; `None` if the answer is to an earlier request.
+        rtt: Option<Duration>,
     },
     /// A coordinator rejected the registration of this peer.
     #[non_exhaustive]

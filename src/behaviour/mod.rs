@@ -18,6 +18,7 @@ mod lookup;
 mod peer_coordinators;
 mod reachability;
 mod redials;
+mod registrations;
 mod relay;
 #[cfg(test)]
 mod tests;
@@ -27,7 +28,7 @@ use std::{
     pin::Pin,
     sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use libp2p_core::{ConnectedPoint, Endpoint, Multiaddr, multiaddr::Protocol, transport::PortUse};
@@ -57,6 +58,7 @@ use self::{
     peer_coordinators::PeerCoordinators,
     reachability::{Reachability, is_global_quic},
     redials::{Lost, Redials},
+    registrations::Registrations,
     relay::{Output, Relaying},
 };
 use crate::{
@@ -130,6 +132,14 @@ pub struct CoordinatorInfo {
     pub is_connected: bool,
     /// The coordinator has registered this peer over that connection.
     pub is_registered: bool,
+    /// Time of the first registration over that connection.
+    pub registered_since: Option<Instant>,
+    /// Time that the coordinator took to answer the last registration.
+    pub rtt: Option<Duration>,
+    /// Registrations that the coordinator accepted, renewals among them.
+    pub registrations_accepted: u64,
+    /// Dials of the coordinator that failed, and registrations that it rejected.
+    pub failures: u64,
 }
 
 /// Makes `swarm.dial(peer)` get through NATs, and passes `PUNCH_ME_NOW` for others. Made by
@@ -142,8 +152,7 @@ pub struct Behaviour {
     lookups: Lookups,
     /// Coordinators that peers have named.
     peer_coordinators: PeerCoordinators,
-    /// Coordinators that have registered us.
-    registered: BTreeSet<PeerId>,
+    registrations: Registrations,
     role: Role,
     relaying: Relaying,
     redials: Redials,
@@ -188,7 +197,7 @@ impl Behaviour {
             coordinators: Coordinators::default(),
             lookups: Lookups::new(),
             peer_coordinators: PeerCoordinators::default(),
-            registered: BTreeSet::new(),
+            registrations: Registrations::default(),
             role: config.role,
             relaying: Relaying::new(config),
             redials: Redials::default(),
@@ -249,7 +258,7 @@ impl Behaviour {
     }
 
     fn end_registration(&mut self, peer: &PeerId) {
-        self.registered.remove(peer);
+        self.registrations.remove(peer);
         self.relaying.forget(peer);
         self.inputs.push_back(Input::RemoveCoordinator(*peer));
         self.notify(*peer, self.coordinators.needs(peer));
@@ -274,7 +283,7 @@ impl Behaviour {
         if is_dialed {
             self.name_coordinators(peer);
         }
-        if self.registered.is_empty() {
+        if self.registrations.is_empty() {
             self.look_up(peer);
         }
     }
@@ -388,12 +397,19 @@ impl Behaviour {
     /// Returns the coordinators that this peer stays registered with, in the order of their
     /// PeerIds.
     pub fn coordinators(&self) -> Vec<CoordinatorInfo> {
-        let info = |(peer, addresses, is_connected)| CoordinatorInfo {
-            peer,
-            addresses,
-            is_found: self.discovery.is_chosen(&peer),
-            is_connected,
-            is_registered: self.registered.contains(&peer),
+        let info = |(peer, addresses, is_connected)| {
+            let registration = self.registrations.of(&peer);
+            CoordinatorInfo {
+                peer,
+                addresses,
+                is_found: self.discovery.is_chosen(&peer),
+                is_connected,
+                is_registered: registration.since.is_some(),
+                registered_since: registration.since,
+                rtt: registration.rtt,
+                registrations_accepted: registration.accepted,
+                failures: registration.failed,
+            }
         };
         self.coordinators.registrars().map(info).collect()
     }
@@ -503,6 +519,9 @@ impl Behaviour {
         if is_ours && !is_refused && !self.coordinators.is_connected(&peer) {
             tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
             self.relaying.no_longer_connecting(&peer, now);
+            if self.coordinators.contains(&peer) {
+                self.registrations.failed(peer);
+            }
             self.discovery.failed(&peer, now);
             for target in self.coordinators.targets_of(&peer) {
                 self.replace_named(&peer, target);
@@ -622,14 +641,19 @@ impl Behaviour {
     /// Draws the consequences of an event that is about to be reported.
     fn note(&mut self, event: &Event, now: Instant) {
         match event {
-            Event::Registration(RegistrationEvent::Accepted { coordinator }) => {
+            Event::Registration(
+                RegistrationEvent::Accepted { coordinator, rtt }
+                | RegistrationEvent::Renewed { coordinator, rtt },
+            ) => {
                 if self.coordinators.contains(coordinator) && self.coordinators.is_connected(coordinator) {
-                    self.registered.insert(*coordinator);
+                    self.registrations.accepted(*coordinator, *rtt, now);
                 }
                 self.discovery.succeeded(coordinator);
             }
             Event::Registration(RegistrationEvent::Rejected { coordinator, .. }) => {
-                self.registered.remove(coordinator);
+                if self.coordinators.contains(coordinator) {
+                    self.registrations.failed(*coordinator);
+                }
                 self.discovery.failed(coordinator, now);
             }
             Event::Registration(RegistrationEvent::PeerCoordinators { peer, coordinators }) => {
@@ -851,7 +875,7 @@ impl NetworkBehaviour for Behaviour {
                 self.coordinators.disconnected(&event.peer_id, event.connection_id, now);
                 if event.remaining_established == 0 {
                     self.reported.remove(&event.peer_id);
-                    self.registered.remove(&event.peer_id);
+                    self.registrations.disconnected(&event.peer_id);
                 }
                 if let Some(lost) = self.redials.closed(&event.peer_id, event.remaining_established, now) {
                     self.redial(lost);

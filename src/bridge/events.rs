@@ -41,8 +41,11 @@ pub(super) fn public(event: Event, local: impl Fn(SocketId) -> Option<SocketAddr
             return event::Event::Nat(mapping);
         }
         Event::Nat(report) => return event::Event::Nat(NatEvent::Report(report)),
-        Event::Registered { coordinator } => {
-            return event::Event::Registration(RegistrationEvent::Accepted { coordinator });
+        Event::Registered { coordinator, rtt } => {
+            return event::Event::Registration(RegistrationEvent::Accepted { coordinator, rtt });
+        }
+        Event::RegistrationRenewed { coordinator, rtt } => {
+            return event::Event::Registration(RegistrationEvent::Renewed { coordinator, rtt });
         }
         Event::RegistrationRejected { coordinator, reason } => {
             return event::Event::Registration(RegistrationEvent::Rejected { coordinator, reason });

@@ -15,7 +15,7 @@ use libp2p::{
     },
 };
 use libp2p_punch::{Behaviour, Config, Event, RegistrationEvent, Role};
-use libp2p_punch_sim::{Host, World};
+use libp2p_punch_sim::{Host, Link, World};
 use tokio::time::{Instant, timeout};
 
 use crate::{
@@ -111,6 +111,38 @@ fn an_address_that_names_a_coordinator_is_enough_to_dial() {
         let took = connect(&mut dialer, dial.build(), listener).await;
         println!("{took:?}");
         assert!(took <= Duration::from_secs(1), "{took:?}");
+    });
+}
+
+#[test]
+fn the_record_of_a_coordinator_has_its_round_trip_its_age_and_its_failures() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address) = coordinator(&world);
+        let host = Site::Public.host(&world, 1, 0.0);
+        world.set_link(&host, Link::with_latency(Duration::from_millis(20)));
+        let mut peer = swarm(&host, 1, client(&address), |punch, _| punch);
+        let nowhere = format!("/ip4/203.9.113.9/udp/{PORT}/quic-v1/p2p/{}", PeerId::random());
+        peer.behaviour_mut().add_coordinator(nowhere.parse().expect("valid")).expect("it names its peer");
+        registered(&mut peer).await;
+        let registered_at = Instant::now();
+        until(&mut peer, |event| match event {
+            SwarmEvent::Behaviour(Event::Registration(RegistrationEvent::Renewed { rtt, .. })) => rtt,
+            _ => None,
+        })
+        .await;
+        while peer.behaviour().coordinators().iter().all(|coordinator| coordinator.failures == 0) {
+            peer.select_next_some().await;
+        }
+        let all = peer.behaviour().coordinators();
+        let (one, none): (Vec<_>, Vec<_>) = all.iter().partition(|coordinator| coordinator.is_registered);
+        let ([one], [none]) = (&one[..], &none[..]) else { panic!("{all:?}") };
+        let rtt = one.rtt.expect("it has answered");
+        assert!(rtt >= Duration::from_millis(40) && rtt < Duration::from_millis(50), "{rtt:?}");
+        assert_eq!((one.registered_since, one.failures), (Some(registered_at.into_std()), 0));
+        assert!(one.registrations_accepted >= 2, "{one:?}");
+        assert_eq!((none.registered_since, none.rtt, none.registrations_accepted), (None, None, 0));
+        assert!(none.failures >= 1, "{none:?}");
     });
 }
 
