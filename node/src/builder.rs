@@ -219,7 +219,10 @@ impl NodeBuilder {
         // Tasks of the transport run already: they end with the node.
         let node = Node::start(handles, inbox, tasks, |stop| driver.run(stop));
         match listen_on(&node, listen).await {
-            Ok(()) => Ok(node),
+            Ok(()) => {
+                node.enter().await;
+                Ok(node)
+            }
             Err(error) => {
                 node.shutdown().await;
                 Err(error)

@@ -59,6 +59,8 @@ pub(crate) enum Command {
         address: Multiaddr,
         reply: oneshot::Sender<Result<(), String>>,
     },
+    /// Enter the network: the node listens.
+    Enter,
     Connect {
         target: Target,
         reply: oneshot::Sender<Result<Connection, ConnectError>>,
@@ -250,6 +252,7 @@ impl Driver {
                 }
                 Err(error) => reply(to, Err(innermost(&error))),
             },
+            Command::Enter => self.bootstrap.begin(Instant::now()),
             Command::Connect { target, reply } => self.connect(target, Reply::Connection(reply)),
             Command::Dial { peer, reply } => self.connect(peer.into(), Reply::Connected(reply)),
             Command::Open { peer, request } => self.swarm.behaviour_mut().streams.open(peer, request),
@@ -271,11 +274,19 @@ impl Driver {
         if !is_new && addresses.is_empty() {
             return;
         }
+        let may_ask_others = self.may_ask_others(&addresses);
+        let (circuits, addresses): (Vec<_>, Vec<_>) = addresses.into_iter().partition(is_circuit);
+        let names_nobody = circuits.is_empty() && addresses.is_empty();
+        for circuit in circuits {
+            // It names a coordinator. In the dial it would end the search for a direct path: a
+            // relay that both know answers first.
+            self.swarm.add_peer_address(peer, circuit);
+        }
         // Kademlia may be dialing the peer, too.
         let dial = DialOpts::peer_id(peer).condition(PeerCondition::Disconnected);
-        let dial = if self.may_ask_others(&addresses) {
+        let dial = if may_ask_others {
             dial.addresses(addresses).extend_addresses_through_behaviour().build()
-        } else if addresses.is_empty() {
+        } else if names_nobody {
             return self.fail(peer, ConnectError::NoAddresses);
         } else {
             // Nobody can coordinate: the addresses decide, and soon.

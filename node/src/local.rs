@@ -21,7 +21,8 @@ pub(crate) struct Local {
 impl Local {
     /// Returns true if nodes of other networks can reach this one.
     pub(crate) fn is_reachable(&self) -> bool {
-        !self.external.is_empty() || !self.coordinators.is_empty()
+        // An address over a relay is in no ticket: its coordinator is.
+        self.external.iter().any(|address| !is_circuit(address)) || !self.coordinators.is_empty()
     }
 
     /// Returns the own addresses, those first that help most peers, without those over relays.
@@ -119,6 +120,14 @@ mod tests {
         let listening = addresses(["/ip4/127.0.0.1/udp/1/quic-v1"]);
         let local = Local { listening: listening.clone(), ..Local::default() };
         assert_eq!(local.ticket(PeerId::random()).unwrap().addresses(), listening);
+    }
+
+    #[test]
+    fn a_node_that_has_a_reservation_and_no_registration_yet_is_not_reachable_by_its_ticket() {
+        let external = addresses(["/ip4/192.0.2.9/udp/1/quic-v1/p2p-circuit"]);
+        let local = Local { external, ..Local::default() };
+        assert!(!local.is_reachable());
+        assert!(local.ticket(PeerId::random()).unwrap().addresses().is_empty());
     }
 
     #[test]

@@ -258,6 +258,12 @@ impl Node {
         self.0.ended.clone().await;
     }
 
+    /// Enters the network, once the node listens.
+    pub(crate) async fn enter(&self) {
+        // An error means that the node has ended.
+        let _ = self.0.commands.send(Command::Enter).await;
+    }
+
     /// Listens on an address, and waits until it is known which addresses that gives.
     pub(crate) async fn listen(&self, address: Multiaddr) -> Result<(), BuildError> {
         let (reply, listening) = oneshot::channel();

@@ -11,7 +11,7 @@ use crate::{
     exit::Failure,
     lab, network,
     node::RelayLimits,
-    values::{coordinator_address, listen_address, per_second, seconds},
+    values::{bootstrap_address, coordinator_address, listen_address, per_second, seconds},
 };
 
 /// Direct connections between two peers behind NATs, through a coordinator.
@@ -35,6 +35,12 @@ pub(crate) enum Command {
     /// Connect to a peer, send it something, and leave. Exit code: 0 direct, 10 relayed, 11 failed,
     /// 2 usage.
     Dial(Dial),
+    /// Send files and folders; prints a ticket for the receiver. Exit code: 0 sent, 1 failed,
+    /// 2 usage.
+    Send(Send),
+    /// Receive what a ticket offers, into a folder or to stdout. Exit code: 0 received, 1 failed,
+    /// 11 not connected, 2 usage.
+    Receive(Receive),
     /// Simulate a network of nodes without configured coordinators. Exit code: 11 if any dial
     /// failed.
     Network(network::Arguments),
@@ -53,6 +59,55 @@ pub(crate) struct Common {
     /// Print one JSON object a line on stdout, and nothing else.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// Arguments of the subcommands that find their peer by a ticket or a PeerId.
+#[derive(Debug, Args)]
+pub(crate) struct NodeFlags {
+    /// Address of a node through which both peers enter their network, such as a coordinator;
+    /// may be repeated. Peers on one machine or one network need none.
+    #[arg(long, visible_alias = "coordinator", value_name = "MULTIADDR", value_parser = bootstrap_address)]
+    pub(crate) bootstrap: Vec<Multiaddr>,
+    /// Address to listen on; may be repeated. Without it, all interfaces and a free port.
+    #[arg(long, value_name = "MULTIADDR", value_parser = listen_address)]
+    pub(crate) listen: Vec<Multiaddr>,
+    /// Key and output.
+    #[command(flatten)]
+    pub(crate) common: Common,
+}
+
+/// Arguments of `punch send`.
+#[derive(Debug, Args)]
+pub(crate) struct Send {
+    /// Files and folders; - for stdin.
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+    /// Serve further receivers until Ctrl-C, instead of one.
+    #[arg(long)]
+    pub(crate) keep: bool,
+    /// Network, key and output.
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+}
+
+/// Arguments of `punch receive`.
+#[derive(Debug, Args)]
+pub(crate) struct Receive {
+    /// The ticket that `punch send` printed.
+    #[arg(value_name = "TICKET")]
+    pub(crate) ticket: String,
+    /// Folder for the files, created if it does not exist; - writes a single file to stdout.
+    #[arg(value_name = "FOLDER", default_value = ".")]
+    pub(crate) folder: PathBuf,
+    /// Overwrite files that exist, without a question.
+    #[arg(long)]
+    pub(crate) yes: bool,
+    /// Give an attempt to connect up after this number of seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// Network, key and output.
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
 }
 
 /// Arguments of `punch coordinator`.

@@ -21,6 +21,7 @@ mod node;
 mod output;
 mod signal;
 mod simulation;
+mod transfer;
 #[cfg(test)]
 mod troubleshooting;
 mod values;
@@ -32,7 +33,7 @@ use std::{
 
 use args::{Arguments, Command};
 use clap::Parser;
-use commands::{coordinator, dial, listen};
+use commands::{coordinator, dial, listen, receive, send};
 use exit::{Exit, Failure};
 use tokio::runtime;
 use tracing_subscriber::EnvFilter;
@@ -64,6 +65,8 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Network(arguments) => network::run(&arguments),
         Command::Dial(arguments) => in_real_time(dial::run(arguments)),
+        Command::Send(arguments) => in_real_time(send::run(arguments)),
+        Command::Receive(arguments) => in_real_time(receive::run(arguments)),
     }
 }
 

@@ -22,6 +22,16 @@ pub(crate) fn coordinator_address(text: &str) -> Result<Multiaddr, String> {
     }
 }
 
+/// Reads the address of a node through which others enter their network.
+pub(crate) fn bootstrap_address(text: &str) -> Result<Multiaddr, String> {
+    let address = parse(text)?;
+    match address.iter().next() {
+        Some(Protocol::Dns(_) | Protocol::Dns4(_) | Protocol::Dns6(_) | Protocol::Dnsaddr(_)) => Ok(address),
+        _ if parts(&address).is_some_and(|(port, _)| port > 0) => Ok(address),
+        _ => Err("an address of a node looks like /ip4/192.0.2.1/udp/4001/quic-v1/p2p/PEER_ID".into()),
+    }
+}
+
 fn parse(text: &str) -> Result<Multiaddr, String> {
     text.parse().map_err(|error| format!("it is not a multiaddr ({error})"))
 }

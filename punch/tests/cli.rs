@@ -107,6 +107,16 @@ fn missing_and_unknown_arguments_are_refused() {
 }
 
 #[test]
+fn tickets_and_files_that_cannot_be_used_are_refused() {
+    refuses(&["send"], 2, &["FILE"]);
+    refuses(&["send", "/nowhere/at/all"], 2, &["/nowhere/at/all", "no such file"]);
+    refuses(&["send", "Cargo.toml", "Cargo.toml"], 2, &["Cargo.toml", "twice"]);
+    refuses(&["send", "Cargo.toml", "--bootstrap", "/ip4/192.0.2.1/tcp/1"], 2, &["--bootstrap", "quic-v1"]);
+    refuses(&["receive", "nonsense"], 2, &["TICKET", "not a ticket"]);
+    refuses(&["receive", "punchaaaa"], 2, &["TICKET", "cut off"]);
+}
+
+#[test]
 fn a_timeout_that_is_no_time_is_refused() {
     let coordinator = format!("/ip4/192.0.2.1/udp/1/quic-v1/p2p/{OTHER}");
     let arguments = ["dial", PEER, "--coordinator", coordinator.as_str(), "--timeout"];
@@ -331,6 +341,48 @@ mod running {
         let registered = listener.wait_for("registered");
         assert_eq!(registered["coordinator"].as_str(), address.rsplit('/').next());
         assert_eq!(listener.end(Signal::SIGTERM), Some(0));
+    }
+
+    /// Sends on this machine without any coordinator, and returns the ticket.
+    fn send(files: &[&str]) -> (Running, String) {
+        let mut sender = Running::new(&[&["send"], files, &["--listen", ADDRESS, "--json"]].concat());
+        let ticket = sender.wait_for("ticket");
+        let ticket = ticket["ticket"].as_str().expect("a text").to_owned();
+        (sender, ticket)
+    }
+
+    #[test]
+    fn a_ticket_alone_is_enough_on_one_machine_and_nothing_is_overwritten_unasked() {
+        let folder = tempfile::TempDir::new().expect("the temporary directory can be written to");
+        let target = folder.path().join("target");
+        let target = target.to_str().expect("a name in UTF-8");
+        let (mut sender, ticket) = send(&["Cargo.toml", "src"]);
+        let output = punch(&["receive", &ticket, target, "--listen", ADDRESS]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        assert!(output.stdout.is_empty(), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains(": direct,"), "{output:?}");
+        assert_eq!(sender.child.wait().expect("it is our child").code(), Some(0));
+        for file in ["Cargo.toml", "src/main.rs"] {
+            let received = fs::read(format!("{target}/{file}")).expect("it is received");
+            assert_eq!(received, fs::read(file).expect("it exists"), "{file}");
+        }
+
+        fs::write(format!("{target}/Cargo.toml"), "mine").expect("the folder can be written to");
+        let (_sender, ticket) = send(&["Cargo.toml"]);
+        let arguments = ["receive", &ticket, target, "--listen", ADDRESS];
+        let output = punch(&arguments);
+        assert_eq!(output.status.code(), Some(2), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("--yes permits it"), "{output:?}");
+        assert_eq!(fs::read(format!("{target}/Cargo.toml")).expect("it is there"), b"mine");
+        assert_eq!(punch(&[&arguments[..], &["--yes"]].concat()).status.code(), Some(0));
+        let received = fs::read(format!("{target}/Cargo.toml")).expect("it is there");
+        assert_eq!(received, fs::read("Cargo.toml").expect("it exists"));
+    }
+
+    #[test]
+    fn a_sender_that_is_interrupted_says_so() {
+        let (mut sender, _) = send(&["Cargo.toml"]);
+        assert_eq!(sender.end(Signal::SIGINT), Some(1));
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod kernel_nats {
     mod command;
     mod dht;
     mod early_packets;
+    mod files;
     mod moving;
     mod pairs;
 

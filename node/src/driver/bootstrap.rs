@@ -16,22 +16,29 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Bootstrap {
     addresses: Vec<Multiaddr>,
-    next: Instant,
+    /// `None` until the node listens.
+    next: Option<Instant>,
     delay: Duration,
 }
 
 impl Bootstrap {
     pub(super) fn new(addresses: Vec<Multiaddr>) -> Self {
-        Self { addresses, next: Instant::now(), delay: FIRST_DELAY }
+        Self { addresses, next: None, delay: FIRST_DELAY }
+    }
+
+    /// Begins the first round. The node listens: earlier dials would go out from sockets of their
+    /// own, at whose addresses no peer reaches it.
+    pub(super) fn begin(&mut self, now: Instant) {
+        self.next = Some(now);
     }
 
     pub(super) fn is_empty(&self) -> bool {
         self.addresses.is_empty()
     }
 
-    /// `None` without addresses.
+    /// `None` without addresses, and before the node listens.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        (!self.addresses.is_empty()).then_some(self.next)
+        self.next.filter(|_| !self.addresses.is_empty())
     }
 
     pub(super) fn is_due(&self, now: Instant) -> bool {
@@ -41,18 +48,18 @@ impl Bootstrap {
     /// Returns the addresses to dial now: all if the node is alone, and else none.
     pub(super) fn dial(&mut self, now: Instant, is_alone: bool) -> Vec<Multiaddr> {
         if !is_alone {
-            self.next = now + CHECK_INTERVAL;
+            self.next = Some(now + CHECK_INTERVAL);
             self.delay = FIRST_DELAY;
             return Vec::new();
         }
-        self.next = now + self.delay;
+        self.next = Some(now + self.delay);
         self.delay = (self.delay * 2).min(MAX_DELAY);
         self.addresses.clone()
     }
 
     /// A connection closed, and the node is alone: the next round is due soon.
     pub(super) fn retry(&mut self, now: Instant) {
-        self.next = self.next.min(now + self.delay);
+        self.next = self.next.map(|next| next.min(now + self.delay));
     }
 }
 
@@ -63,6 +70,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_node_that_stays_alone_tries_less_and_less_often() {
         let mut bootstrap = Bootstrap::new(vec![Multiaddr::empty()]);
+        assert_eq!(bootstrap.deadline(), None, "the node does not listen yet");
+        bootstrap.begin(Instant::now());
         let mut gaps = Vec::new();
         for _ in 0..8 {
             let now = bootstrap.deadline().unwrap();

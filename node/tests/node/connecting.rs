@@ -284,3 +284,19 @@ fn a_node_whose_bootstrap_node_starts_later_is_registered_then() {
         }
     });
 }
+
+#[test]
+fn a_ticket_whose_coordinator_also_relays_gives_a_direct_connection_at_once() {
+    on_paused_time(async {
+        let world = World::new(14);
+        let (_server, bootstrap) = server(&world, 1).await;
+        let listener = hidden(&world, 1, &bootstrap).await;
+        // Long enough for a reservation, over which the listener is reached without a search.
+        tokio::time::sleep(Duration::from_secs(15)).await;
+        let ticket = listener.ticket().await.expect("it is registered");
+        // The dialer knows nobody but from the ticket.
+        let dialer = builder(&hidden_host(&world, 2), 2).build().await.expect("it starts");
+        let connection = dialer.connect(ticket).await.expect("the NATs let it through");
+        assert!(connection.status().is_direct(), "{:?}", connection.status());
+    });
+}

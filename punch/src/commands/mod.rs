@@ -3,4 +3,7 @@
 pub(crate) mod coordinator;
 pub(crate) mod dial;
 pub(crate) mod listen;
+mod peer;
+pub(crate) mod receive;
+pub(crate) mod send;
 mod service;

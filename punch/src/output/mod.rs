@@ -4,6 +4,7 @@ mod json;
 mod nat;
 mod printer;
 mod progress;
+mod report;
 mod stdout;
 mod text;
 mod units;
@@ -11,7 +12,8 @@ mod units;
 pub(crate) use self::{
     printer::Printer,
     progress::Progress,
+    report::{Meter, Report, seconds_left, transferred},
     stdout::print,
     text::TextLog,
-    units::{milliseconds, short},
+    units::{bytes, milliseconds, short},
 };

@@ -1,0 +1,413 @@
+//! The folder, or the pipe, into which the receiver writes.
+
+use std::{
+    collections::{HashMap, HashSet, VecDeque},
+    io::{self, Seek, SeekFrom, Write},
+    path::Path,
+};
+
+use blake3::Hasher;
+use cap_std::{
+    ambient_authority,
+    fs::{Dir, File, OpenOptions},
+};
+
+use super::{
+    error::TransferError,
+    frame::{Frame, FrameKind, HASH_LEN},
+    message::{Accept, Beginning, Checked, Entry, Kind, MAX_PARTIAL, Offer, Reason, Wanted},
+    path::{MAX_NAME_LEN, RelativePath},
+    progress::Progress,
+    source::hash_beginning,
+};
+
+/// End of the name of a file that is not complete.
+pub(crate) const PARTIAL_SUFFIX: &str = ".punch-part";
+
+/// Place of the files. All access to the disk is relative to its folder, and no link leads out.
+#[derive(Debug)]
+pub(crate) enum Destination {
+    Folder(Dir),
+    /// Bytes that went to stdout, which no other attempt may repeat.
+    Stdout {
+        length: u64,
+        hasher: Box<Hasher>,
+    },
+}
+
+/// A file of the receiver that would be replaced.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Conflict {
+    pub(crate) path: RelativePath,
+}
+
+/// Answer of the user to a [`Conflict`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Overwrite,
+    Skip,
+}
+
+/// Files that the receiver has, or has the beginning of.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    /// Files that are in the way unless they are equal.
+    existing: HashSet<usize>,
+    /// Beginnings that were hashed.
+    hashed: HashMap<usize, Hashed>,
+}
+
+#[derive(Debug)]
+struct Hashed {
+    length: u64,
+    hasher: Hasher,
+    /// The bytes are those of a partial file, and not those of a complete one.
+    is_partial: bool,
+}
+
+impl Found {
+    /// Beginnings that the sender should compare, in the order of the offer.
+    pub(crate) fn beginnings(&self) -> Vec<Beginning> {
+        let beginning = |(entry, hashed): (&usize, &Hashed)| Beginning {
+            entry: *entry,
+            length: hashed.length,
+            hash: hashed.hasher.finalize().to_hex().to_string(),
+        };
+        let mut beginnings: Vec<_> = self.hashed.iter().map(beginning).collect();
+        beginnings.sort_unstable_by_key(|beginning| beginning.entry);
+        beginnings
+    }
+
+    /// Notes which beginnings are equal at the sender, and returns the files that a transfer would
+    /// replace.
+    pub(crate) fn conflicts(&mut self, offer: &Offer, checked: &Checked) -> Vec<Conflict> {
+        let same: HashSet<usize> = checked.same.iter().copied().collect();
+        self.hashed.retain(|entry, _| same.contains(entry));
+        self.existing.retain(|entry| self.hashed.get(entry).is_none_or(|hashed| hashed.is_partial));
+        let mut existing: Vec<_> = self.existing.iter().copied().collect();
+        existing.sort_unstable();
+        let paths = existing.into_iter().filter_map(|entry| offer.entries.get(entry));
+        paths.map(|entry| Conflict { path: entry.path.clone() }).collect()
+    }
+}
+
+impl Destination {
+    /// Opens a folder, which is created if it does not exist.
+    pub(crate) fn folder(path: &Path) -> io::Result<Self> {
+        std::fs::create_dir_all(path)?;
+        Ok(Self::Folder(Dir::open_ambient_dir(path, ambient_authority())?))
+    }
+
+    pub(crate) fn stdout() -> Self {
+        Self::Stdout { length: 0, hasher: Box::default() }
+    }
+
+    /// Looks for files of the offer that exist, whole or in part.
+    pub(crate) fn find(&self, offer: &Offer) -> Result<Found, TransferError> {
+        let mut found = Found::default();
+        let folder = match self {
+            Self::Folder(folder) => folder,
+            Self::Stdout { length, hasher } => {
+                if *length > 0 {
+                    let hashed = Hashed { length: *length, hasher: Hasher::clone(hasher), is_partial: true };
+                    found.hashed.insert(0, hashed);
+                }
+                return Ok(found);
+            }
+        };
+        let mut partial = 0;
+        for (index, Entry { path, kind }) in offer.entries.iter().enumerate() {
+            let failed = |cause| TransferError::Write { path: path.clone(), cause };
+            let existing = match folder.symlink_metadata(path.to_path_buf()) {
+                Ok(metadata) => Some(metadata),
+                Err(error) if is_absent(&error) => None,
+                Err(error) => return Err(failed(error)),
+            };
+            let Kind::File { size, .. } = *kind else {
+                let is_file = *kind == Kind::Stream;
+                match existing {
+                    Some(existing) if is_file && existing.is_dir() => return Err(failed(is_a_folder())),
+                    Some(_) if is_file => drop(found.existing.insert(index)),
+                    Some(existing) if existing.is_file() => return Err(failed(is_a_file())),
+                    _ => {}
+                }
+                continue;
+            };
+            if existing.as_ref().is_some_and(cap_std::fs::Metadata::is_dir) {
+                return Err(failed(is_a_folder()));
+            }
+            if existing.is_some() {
+                found.existing.insert(index);
+            }
+            let begun = folder.metadata(partial_path(path).to_path_buf()).ok();
+            let begun = begun.filter(|begun| begun.is_file() && (1..=size).contains(&begun.len()));
+            if let Some(begun) = begun.filter(|_| partial < MAX_PARTIAL) {
+                partial += 1;
+                found.hash(folder, index, &partial_path(path), begun.len(), true);
+            } else if existing.is_some_and(|existing| existing.is_file() && existing.len() == size) {
+                found.hash(folder, index, path, size, false);
+            }
+        }
+        Ok(found)
+    }
+
+    /// Prepares the transfer of all files but those that are equal and those that the user wants to
+    /// keep.
+    pub(crate) fn accept(
+        self,
+        offer: &Offer,
+        mut found: Found,
+        answers: &HashMap<RelativePath, Answer>,
+        progress: Progress,
+    ) -> Result<Incoming, TransferError> {
+        let mut planned = VecDeque::new();
+        let mut kept = 0;
+        let mut equal = 0;
+        for (entry, Entry { path, kind }) in offer.entries.iter().enumerate() {
+            if *kind == Kind::Folder {
+                self.create_folder(path)?;
+                continue;
+            }
+            let hashed = found.hashed.remove(&entry);
+            let answer = answers.get(path);
+            match hashed {
+                Some(hashed) if !hashed.is_partial => {
+                    kept += hashed.length;
+                    equal += 1;
+                }
+                _ if found.existing.contains(&entry) && answer != Some(&Answer::Overwrite) => {}
+                hashed => {
+                    let (from, hasher) =
+                        hashed.map_or_else(|| (0, Hasher::new()), |hashed| (hashed.length, hashed.hasher));
+                    kept += from;
+                    planned.push_back(Planned { entry, path: path.clone(), kind: *kind, from, hasher });
+                }
+            }
+        }
+        if let Self::Stdout { length: 1.., .. } = self
+            && planned.front().is_none_or(|planned| planned.from == 0)
+        {
+            return Err(TransferError::Protocol("the file of the sender has changed meanwhile".to_owned()));
+        }
+        progress.set_kept(kept);
+        let to_receive = planned.len();
+        Ok(Incoming {
+            destination: self,
+            planned,
+            current: None,
+            failed: Vec::new(),
+            equal,
+            to_receive,
+            progress,
+        })
+    }
+
+    fn create_folder(&self, path: &RelativePath) -> Result<(), TransferError> {
+        match self {
+            Self::Folder(folder) if !path.is_root() => folder
+                .create_dir_all(path.to_path_buf())
+                .map_err(|cause| TransferError::Write { path: path.clone(), cause }),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Found {
+    fn hash(&mut self, folder: &Dir, entry: usize, path: &RelativePath, length: u64, is_partial: bool) {
+        let hasher = folder.open(path.to_path_buf()).and_then(|mut file| hash_beginning(&mut file, length));
+        // A file that cannot be read is received again.
+        if let Ok(hasher) = hasher {
+            self.hashed.insert(entry, Hashed { length, hasher, is_partial });
+        }
+    }
+}
+
+/// Name of a file until it is complete.
+fn partial_path(path: &RelativePath) -> RelativePath {
+    if path.name().len() + PARTIAL_SUFFIX.len() <= MAX_NAME_LEN {
+        return path.with_suffix(PARTIAL_SUFFIX);
+    }
+    let hash = blake3::hash(path.name().as_bytes()).to_hex();
+    let name = format!("{}{PARTIAL_SUFFIX}", hash.as_str());
+    path.parent().join(name)
+}
+
+fn is_absent(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound)
+}
+
+fn is_a_folder() -> io::Error {
+    io::Error::other("it is a folder here")
+}
+
+fn is_a_file() -> io::Error {
+    io::Error::other("it is a file here, and a folder at the sender")
+}
+
+/// A file that the sender will send.
+#[derive(Debug)]
+struct Planned {
+    entry: usize,
+    path: RelativePath,
+    kind: Kind,
+    from: u64,
+    hasher: Hasher,
+}
+
+/// Files that are being received, each after the other.
+#[derive(Debug)]
+pub(crate) struct Incoming {
+    destination: Destination,
+    planned: VecDeque<Planned>,
+    current: Option<Current>,
+    /// Files that the sender could not send.
+    pub(crate) failed: Vec<TransferError>,
+    /// Number of files that need not be sent.
+    pub(crate) equal: usize,
+    /// Number of files that the sender will send.
+    pub(crate) to_receive: usize,
+    progress: Progress,
+}
+
+#[derive(Debug)]
+struct Current {
+    planned: Planned,
+    /// The partial file. `None` for stdout.
+    file: Option<File>,
+    length: u64,
+}
+
+impl Incoming {
+    /// Returns the order for the sender.
+    pub(super) fn wanted(&self) -> Accept {
+        let wanted = |planned: &Planned| Wanted { entry: planned.entry, from: planned.from };
+        Accept { files: self.planned.iter().map(wanted).collect() }
+    }
+
+    /// Consumes a frame of the sender.
+    pub(super) fn on_frame(&mut self, frame: &Frame) -> Result<(), TransferError> {
+        match frame.kind {
+            FrameKind::Data => self.on_data(&frame.body),
+            FrameKind::End => self.on_end(&frame.body),
+            FrameKind::Failed => {
+                let reason: Reason = frame.parse(FrameKind::Failed)?;
+                let path = match (self.current.take(), self.planned.is_empty()) {
+                    (Some(current), _) => current.planned.path,
+                    (None, false) => self.planned.pop_front().map(|planned| planned.path).unwrap_or_default(),
+                    (None, true) => return Err(unexpected(frame.kind)),
+                };
+                self.failed.push(TransferError::SourceFailed { path, cause: reason.shown() });
+                Ok(())
+            }
+            other => Err(unexpected(other)),
+        }
+    }
+
+    /// Returns the destination, for another attempt.
+    pub(super) fn into_destination(self) -> Destination {
+        self.destination
+    }
+
+    fn on_data(&mut self, body: &[u8]) -> Result<(), TransferError> {
+        let mut current = self.current()?;
+        let (hash, data) = body
+            .split_first_chunk::<HASH_LEN>()
+            .filter(|(_, data)| !data.is_empty())
+            .ok_or_else(|| TransferError::Protocol("a block has no data".to_owned()))?;
+        let length = current.length + data.len() as u64;
+        let path = || current.planned.path.clone();
+        if current.planned.kind.size().is_some_and(|size| length > size) {
+            return Err(TransferError::Protocol(format!("{} is longer than it was offered", path())));
+        }
+        // A block that is refused leaves no trace in the hash of the file.
+        let mut hasher = current.planned.hasher.clone();
+        if hasher.update(data).finalize() != *hash {
+            return Err(TransferError::Corrupt { path: path() });
+        }
+        match &mut current.file {
+            Some(file) => {
+                file.write_all(data).map_err(|cause| TransferError::Write { path: path(), cause })?;
+            }
+            None => write_stdout(data).map_err(TransferError::Stdout)?,
+        }
+        if let Destination::Stdout { length: written, hasher: of_written } = &mut self.destination {
+            *written = length;
+            **of_written = hasher.clone();
+        }
+        (current.planned.hasher, current.length) = (hasher, length);
+        self.current = Some(current);
+        self.progress.add_moved(data.len());
+        Ok(())
+    }
+
+    fn on_end(&mut self, hash: &[u8]) -> Result<(), TransferError> {
+        let Current { planned, file, length } = self.current()?;
+        if planned.kind.size().is_some_and(|size| length != size) {
+            return Err(TransferError::Protocol(format!("{} ends after {length} bytes", planned.path)));
+        }
+        let is_right = <[u8; HASH_LEN]>::try_from(hash).is_ok_and(|hash| planned.hasher.finalize() == hash);
+        if !is_right {
+            return Err(TransferError::Corrupt { path: planned.path });
+        }
+        if let (Some(file), Destination::Folder(folder)) = (file, &self.destination) {
+            let complete = finish(folder, &planned, file);
+            complete.map_err(|cause| TransferError::Write { path: planned.path, cause })?;
+        }
+        self.progress.add_file();
+        Ok(())
+    }
+
+    /// Takes the file that is being received, or opens the next one.
+    fn current(&mut self) -> Result<Current, TransferError> {
+        if let Some(current) = self.current.take() {
+            return Ok(current);
+        }
+        let planned = self
+            .planned
+            .pop_front()
+            .ok_or_else(|| TransferError::Protocol("more files came than were accepted".to_owned()))?;
+        let file = match &self.destination {
+            Destination::Folder(folder) => {
+                self.destination.create_folder(&planned.path.parent())?;
+                let file = open_partial(folder, &planned);
+                Some(file.map_err(|cause| TransferError::Write { path: planned.path.clone(), cause })?)
+            }
+            Destination::Stdout { .. } => None,
+        };
+        Ok(Current { length: planned.from, planned, file })
+    }
+}
+
+fn unexpected(kind: FrameKind) -> TransferError {
+    TransferError::Protocol(format!("{kind:?} came between the files"))
+}
+
+/// Opens the partial file of a file, with exactly the bytes that the sender has confirmed.
+fn open_partial(folder: &Dir, planned: &Planned) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(planned.from == 0);
+    let mut file = folder.open_with(partial_path(&planned.path).to_path_buf(), &options)?;
+    file.set_len(planned.from)?;
+    file.seek(SeekFrom::End(0))?;
+    Ok(file)
+}
+
+/// Gives a complete file its name.
+fn finish(folder: &Dir, planned: &Planned, file: File) -> io::Result<()> {
+    #[cfg(unix)]
+    if let Kind::File { executable: true, .. } = planned.kind {
+        use cap_std::fs::PermissionsExt;
+        let mut permissions = file.metadata()?.permissions();
+        // Who may read it may run it.
+        permissions.set_mode(permissions.mode() | (permissions.mode() & 0o444) >> 2);
+        file.set_permissions(permissions)?;
+    }
+    drop(file);
+    folder.rename(partial_path(&planned.path).to_path_buf(), folder, planned.path.to_path_buf())
+}
+
+fn write_stdout(data: &[u8]) -> io::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(data)?;
+    stdout.flush()
+}

@@ -1,0 +1,120 @@
+//! Tickets of an offer: the ticket of a node, and the secret that permits to fetch its files.
+
+use std::{fmt, str::FromStr};
+
+use data_encoding::BASE32_NOPAD_NOCASE;
+use libp2p_punch_node::{Ticket, TicketError};
+use rand::Rng;
+
+const SECRET_LEN: usize = 16;
+/// Character between the ticket of the node and the secret.
+const SEPARATOR: char = '-';
+
+/// Sender of files, and the permission to fetch them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct FileTicket {
+    pub(crate) node: Ticket,
+    pub(crate) secret: Secret,
+}
+
+/// Permission to fetch the files of one sender. A PeerId is no secret, so that it permits nothing.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Secret(String);
+
+impl Secret {
+    pub(crate) fn generate() -> Self {
+        let secret: [u8; SECRET_LEN] = rand::rng().random();
+        Self(BASE32_NOPAD_NOCASE.encode(&secret).to_ascii_lowercase())
+    }
+
+    pub(crate) fn text(&self) -> &str {
+        &self.0
+    }
+
+    /// Compares with the words of a peer, in a time that does not depend on them.
+    pub(crate) fn is(&self, text: &str) -> bool {
+        // The comparison of hashes takes constant time.
+        blake3::hash(self.0.as_bytes()) == blake3::hash(text.as_bytes())
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret")
+    }
+}
+
+/// Reason for which a text is not the ticket of an offer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum FileTicketError {
+    #[error(transparent)]
+    Node(#[from] TicketError),
+    #[error("the ticket has no secret after a hyphen: it is not one of punch send, or it is cut off")]
+    NoSecret,
+    #[error("the secret of the ticket, after its hyphen, is mistyped or cut off")]
+    Secret,
+}
+
+impl fmt::Display for FileTicket {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}{SEPARATOR}{}", self.node, self.secret.0)
+    }
+}
+
+impl FromStr for FileTicket {
+    type Err = FileTicketError;
+
+    fn from_str(text: &str) -> Result<Self, FileTicketError> {
+        let text: String = text.chars().filter(|char| !char.is_whitespace()).collect();
+        let (node, secret) = match text.split_once(SEPARATOR) {
+            Some(parts) => parts,
+            None => {
+                text.parse::<Ticket>()?;
+                return Err(FileTicketError::NoSecret);
+            }
+        };
+        let node = node.parse()?;
+        let bytes = BASE32_NOPAD_NOCASE.decode(secret.as_bytes()).map_err(|_| FileTicketError::Secret)?;
+        if bytes.len() != SECRET_LEN {
+            return Err(FileTicketError::Secret);
+        }
+        Ok(Self { node, secret: Secret(secret.to_ascii_lowercase()) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn ticket() -> FileTicket {
+        let peer = "12D3KooWGC6bJ9Ex8uHSrKDhwHSVRBLm8nGwGBXAaGLQvFP6aVgy".parse().unwrap();
+        let address = "/ip4/192.0.2.1/udp/4001/quic-v1".parse().unwrap();
+        FileTicket { node: Ticket::new(peer, [address], []).unwrap(), secret: Secret::generate() }
+    }
+
+    #[test]
+    fn a_ticket_survives_its_text_in_any_case_and_with_line_breaks() {
+        let ticket = ticket();
+        let text = ticket.to_string();
+        assert_eq!(text.parse(), Ok(ticket.clone()));
+        let (begin, end) = text.split_at(40);
+        assert_eq!(format!(" {begin}\n {}", end.to_uppercase()).parse(), Ok(ticket));
+    }
+
+    #[test]
+    fn a_ticket_that_lacks_something_is_refused_with_the_cause() {
+        let ticket = ticket();
+        let error = |text: String| text.parse::<FileTicket>().unwrap_err();
+        assert_eq!(error(ticket.node.to_string()), FileTicketError::NoSecret);
+        assert_eq!(error("nonsense".into()), FileTicketError::Node(TicketError::Prefix));
+        let text = ticket.to_string();
+        assert_eq!(error(text[..text.len() - 1].into()), FileTicketError::Secret);
+        assert_eq!(error(format!("{text}!")), FileTicketError::Secret);
+    }
+
+    #[test]
+    fn a_secret_is_equal_to_itself_alone() {
+        let secret = Secret::generate();
+        assert!(secret.is(secret.text()) && !Secret::generate().is(secret.text()) && !secret.is(""));
+    }
+}

@@ -1,0 +1,96 @@
+//! `punch send` and `punch receive` between two NATs, with one ticket.
+
+use std::{
+    fs::{self, File},
+    io::{self, Read},
+    path::Path,
+    sync::atomic::AtomicBool,
+    time::Duration,
+};
+
+use punch_lab::{
+    Kind,
+    kernel::{COORDINATOR, Lab, Program},
+};
+use serde_json::Value;
+use tempfile::TempDir;
+
+use super::{lab_is_possible, say};
+
+const PUNCH: &str = env!("CARGO_BIN_EXE_punch");
+/// Only what hangs is waited for so long.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Length of the file: its transfer takes much longer than it takes to end a process.
+const LEN: u64 = 512 << 20;
+
+fn start(lab: &Lab, at: Option<usize>, arguments: &[&str]) -> Program {
+    let namespace = at.map_or(&lab.wan, |site| &lab.sites[site].host);
+    let arguments: Vec<String> = arguments.iter().map(|argument| (*argument).to_owned()).collect();
+    Program::start(namespace, Path::new(PUNCH), &arguments, PATIENCE).expect("punch can be run")
+}
+
+/// Waits for a line that `choose` wants something of.
+fn wait_for<T>(program: &mut Program, choose: impl Fn(&Value) -> Option<T>) -> T {
+    let chosen = program.wait_for(&AtomicBool::new(false), |line| choose(line));
+    chosen.expect("lines of JSON").expect("the line comes before the end of the program")
+}
+
+fn event<'a>(name: &'a str, key: &'a str) -> impl Fn(&Value) -> Option<Value> + 'a {
+    move |line| (line["event"] == name).then(|| line[key].clone())
+}
+
+fn text(value: Value) -> String {
+    value.as_str().expect("a text").to_owned()
+}
+
+/// Bytes that cannot be compressed, and that differ from block to block.
+fn write_random(path: &Path) {
+    let mut random = File::open("/dev/urandom").expect("a source of bytes").take(LEN);
+    io::copy(&mut random, &mut File::create(path).expect("a new file")).expect("the disk has room");
+}
+
+fn hash(path: &Path) -> blake3::Hash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update_reader(File::open(path).expect("the file exists")).expect("it can be read");
+    hasher.finalize()
+}
+
+#[test]
+fn a_file_goes_from_nat_to_nat_with_one_ticket_although_the_receiver_is_killed_half_way() {
+    if !lab_is_possible() {
+        return;
+    }
+    let scratch = TempDir::new().expect("the temporary directory can be written to");
+    let [file, folder] = ["file", "folder"].map(|name| scratch.path().join(name));
+    write_random(&file);
+    let [file_text, folder_text] = [&file, &folder].map(|path| path.to_str().expect("a name in UTF-8"));
+
+    let lab = Lab::new([Kind::EimApdf, Kind::EimApdf]).expect("a lab");
+    let listen = format!("/ip4/{}/udp/4001/quic-v1", COORDINATOR[0]);
+    let mut coordinator = start(&lab, None, &["coordinator", "--listen", &listen]);
+    let coordinator = text(wait_for(&mut coordinator, event("listening", "address")));
+    let mut sender = start(&lab, Some(0), &["send", file_text, "--bootstrap", &coordinator]);
+    let ticket = text(wait_for(&mut sender, event("ticket", "ticket")));
+
+    // Killed when it is dropped.
+    let mut receiver = start(&lab, Some(1), &["receive", &ticket, folder_text]);
+    assert_eq!(wait_for(&mut receiver, event("connected", "path")), "direct");
+    let is_under_way = |line: &Value| {
+        let bytes = line["bytes"].as_u64().filter(|_| line["event"] == "progress")?;
+        assert_ne!(bytes, LEN, "the file is too short for this machine");
+        (bytes > 0).then_some(bytes)
+    };
+    wait_for(&mut receiver, is_under_way);
+    drop(receiver);
+    let partial = fs::metadata(folder.join("file.punch-part")).expect("a partial file").len();
+    assert!((1..LEN).contains(&partial), "{partial}");
+
+    let mut receiver = start(&lab, Some(1), &["receive", &ticket, folder_text]);
+    assert_eq!(wait_for(&mut receiver, event("connected", "path")), "direct");
+    wait_for(&mut receiver, event("received", "files"));
+    let moved = wait_for(&mut sender, event("sent", "bytes")).as_u64().expect("a number");
+    say(&format!("{LEN} bytes: {partial} before the receiver was killed, {moved} after it"));
+    assert_eq!(moved, LEN - partial, "only the rest is sent");
+    assert_eq!(hash(&folder.join("file")), hash(&file));
+    assert!(!folder.join("file.punch-part").exists());
+}
