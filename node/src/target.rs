@@ -18,6 +18,13 @@ pub struct Target {
     pub(crate) addresses: Vec<Multiaddr>,
 }
 
+impl Target {
+    /// Returns the peer that is named.
+    pub fn peer(&self) -> PeerId {
+        self.peer
+    }
+}
+
 /// Reason for which something does not name a peer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]

@@ -41,6 +41,12 @@ pub(crate) enum Command {
     /// Receive what a ticket offers, into a folder or to stdout. Exit code: 0 received, 1 failed,
     /// 11 not connected, 2 usage.
     Receive(Receive),
+    /// Exchange lines of text with a peer; without a PEER, prints a ticket and waits for one. Ends
+    /// with stdin.
+    Chat(Chat),
+    /// Measure the round-trip time to a peer, and show how it is connected. Exit code: 0 answered,
+    /// 1 not answered, 11 not connected, 2 usage.
+    Ping(Ping),
     /// Simulate a network of nodes without configured coordinators. Exit code: 11 if any dial
     /// failed.
     Network(network::Arguments),
@@ -102,6 +108,40 @@ pub(crate) struct Receive {
     /// Overwrite files that exist, without a question.
     #[arg(long)]
     pub(crate) yes: bool,
+    /// Give an attempt to connect up after this number of seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// Network, key and output.
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+}
+
+/// Arguments of `punch chat`.
+#[derive(Debug, Args)]
+pub(crate) struct Chat {
+    /// The peer: a ticket, a PeerId, or an address that ends with /p2p/PEER_ID.
+    #[arg(value_name = "PEER")]
+    pub(crate) peer: Option<String>,
+    /// Give an attempt to connect up after this number of seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// Network, key and output.
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+}
+
+/// Arguments of `punch ping`.
+#[derive(Debug, Args)]
+pub(crate) struct Ping {
+    /// The peer: a ticket, a PeerId, or an address that ends with /p2p/PEER_ID.
+    #[arg(value_name = "PEER")]
+    pub(crate) peer: String,
+    /// End after this number of pings, instead of with Ctrl-C.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) count: Option<u64>,
+    /// Time from one ping to the next.
+    #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
+    pub(crate) interval: Duration,
     /// Give an attempt to connect up after this number of seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) timeout: Duration,

@@ -33,7 +33,7 @@ use std::{
 
 use args::{Arguments, Command};
 use clap::Parser;
-use commands::{coordinator, dial, listen, receive, send};
+use commands::{chat, coordinator, dial, listen, ping, receive, send};
 use exit::{Exit, Failure};
 use tokio::runtime;
 use tracing_subscriber::EnvFilter;
@@ -66,6 +66,8 @@ fn run(command: Command) -> Result<Exit, Failure> {
         Command::Network(arguments) => network::run(&arguments),
         Command::Dial(arguments) => in_real_time(dial::run(arguments)),
         Command::Send(arguments) => in_real_time(send::run(arguments)),
+        Command::Chat(arguments) => in_real_time(chat::run(arguments)),
+        Command::Ping(arguments) => in_real_time(ping::run(arguments)),
         Command::Receive(arguments) => in_real_time(receive::run(arguments)),
     }
 }

@@ -114,6 +114,10 @@ fn tickets_and_files_that_cannot_be_used_are_refused() {
     refuses(&["send", "Cargo.toml", "--bootstrap", "/ip4/192.0.2.1/tcp/1"], 2, &["--bootstrap", "quic-v1"]);
     refuses(&["receive", "nonsense"], 2, &["TICKET", "not a ticket"]);
     refuses(&["receive", "punchaaaa"], 2, &["TICKET", "cut off"]);
+    refuses(&["chat", "nobody"], 2, &["PEER", "nobody"]);
+    refuses(&["ping", "nobody"], 2, &["PEER", "nobody"]);
+    refuses(&["ping", PEER, "--count", "0"], 2, &["--count", "0"]);
+    refuses(&["ping", PEER], 11, &[PEER, "no address"]);
 }
 
 #[test]
@@ -160,21 +164,6 @@ fn a_port_in_use_is_an_error() {
     refuses(&["coordinator", "--listen", &address], 1, &["cannot listen on", &address, "in use"]);
     let (_socket, coordinator) = dead_coordinator();
     refuses(&["listen", "--coordinator", &coordinator, "--listen", &address], 1, &[&address, "in use"]);
-}
-
-#[test]
-fn a_dead_coordinator_ends_listen_with_an_error() {
-    let (_socket, coordinator) = dead_coordinator();
-    let arguments = ["listen", "--coordinator", &coordinator, "--json"];
-    let output = punch(&arguments);
-    assert_eq!(output.status.code(), Some(1), "{output:?}");
-    one_sentence(&arguments, &output, &["no coordinator", OTHER]);
-    let is_expected = |line: &Value| match line["event"].as_str() {
-        // It is tried for longer than a handshake may take, so there is evidence by then.
-        Some("nat") => line["udp_blocked"]["value"] == true && line["mapping"].is_null(),
-        event => event == Some("listening"),
-    };
-    assert!(lines(&output).iter().all(is_expected), "{output:?}");
 }
 
 #[test]
@@ -260,9 +249,13 @@ mod running {
 
     impl Running {
         fn new(arguments: &[&str]) -> Self {
+            Self::with_stdin(arguments, Stdio::null())
+        }
+
+        fn with_stdin(arguments: &[&str], stdin: Stdio) -> Self {
             let mut child = Command::new(env!("CARGO_BIN_EXE_punch"))
                 .args(arguments)
-                .stdin(Stdio::null())
+                .stdin(stdin)
                 .stdout(Stdio::piped())
                 .stderr(Stdio::piped())
                 .spawn()
@@ -377,6 +370,60 @@ mod running {
         assert_eq!(punch(&[&arguments[..], &["--yes"]].concat()).status.code(), Some(0));
         let received = fs::read(format!("{target}/Cargo.toml")).expect("it is there");
         assert_eq!(received, fs::read("Cargo.toml").expect("it exists"));
+    }
+
+    #[test]
+    fn a_listener_registers_with_a_coordinator_that_comes_up_after_it() {
+        let key = Scratch::new("late");
+        let mut coordinator =
+            Running::new(&["coordinator", "--listen", ADDRESS, "--key", key.path(), "--json"]);
+        let line = coordinator.line();
+        let address = line["address"].as_str().expect("a text").to_owned();
+        assert_eq!(coordinator.end(Signal::SIGTERM), Some(0));
+
+        let mut listener = Running::new(&["listen", "--coordinator", &address, "--json"]);
+        listener.wait_for("listening");
+        let mut word = String::new();
+        let stderr = listener.child.stderr.take().expect("stderr is piped");
+        BufReader::new(stderr).read_line(&mut word).expect("stderr is text");
+        assert!(word.contains("no coordinator") && word.contains("trying again"), "{word}");
+
+        let (listen, _) = address.split_once("/p2p/").expect("a PeerId");
+        let _coordinator = Running::new(&["coordinator", "--listen", listen, "--key", key.path(), "--json"]);
+        let registered = listener.wait_for("registered");
+        assert_eq!(registered["coordinator"].as_str(), address.rsplit('/').next());
+    }
+
+    #[test]
+    fn a_ping_by_a_ticket_is_answered() {
+        let (_sender, ticket) = send(&["Cargo.toml"]);
+        let output =
+            punch(&["ping", &ticket, "--count", "2", "--interval", "0.05", "--listen", ADDRESS, "--json"]);
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let lines = lines(&output);
+        let summary = lines.last().expect("there are lines");
+        assert_eq!((&summary["sent"], &summary["answered"]), (&2.into(), &2.into()), "{output:?}");
+        assert!(lines.iter().any(|line| line["event"] == "connected" && line["path"] == "direct"));
+    }
+
+    #[test]
+    fn lines_of_a_chat_arrive_in_order_before_it_ends() {
+        // The end of its stdin would end the chat.
+        let mut waiting = Running::with_stdin(&["chat", "--listen", ADDRESS, "--json"], Stdio::piped());
+        let ticket = waiting.wait_for("ticket");
+        let mut talking = Command::new(env!("CARGO_BIN_EXE_punch"))
+            .args(["chat", ticket["ticket"].as_str().expect("a text"), "--listen", ADDRESS])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("punch can be run");
+        let mut stdin = talking.stdin.take().expect("stdin is piped");
+        std::io::Write::write_all(&mut stdin, b"hello\n\x1b[2Jworld\n").expect("it is read");
+        drop(stdin);
+        assert_eq!(waiting.wait_for("message")["text"], "hello");
+        assert_eq!(waiting.wait_for("message")["text"], "[2Jworld");
+        assert_eq!(talking.wait().expect("it is our child").code(), Some(0));
     }
 
     #[test]

@@ -1,16 +1,19 @@
 //! `punch listen`: registers with its coordinators and waits for peers until a signal ends it.
 
+use std::io::{self, Write};
+
 use libp2p_punch::config::Config;
 
 use super::service;
 use crate::{
     args::Listen,
     exit::{Exit, Failure},
+    node::NodeError,
     output::Printer,
     signal::Stop,
 };
 
-/// Runs until Ctrl-C or SIGTERM; fails if no coordinator accepts the registration at the start.
+/// Runs until Ctrl-C or SIGTERM. A coordinator that does not answer is tried again and again.
 pub(crate) async fn run(arguments: Listen) -> Result<Exit, Failure> {
     let mut stop = Stop::new()?;
     let mut config = Config::default();
@@ -23,7 +26,15 @@ pub(crate) async fn run(arguments: Listen) -> Result<Exit, Failure> {
     }
     let end = tokio::select! {
         () = stop.requested() => Some(Ok(Exit::Success)),
-        result = node.register() => result.err().map(|error| Err(error.into())),
+        result = node.register() => match result {
+            Ok(()) => None,
+            Err(error @ NodeError::Registration(_)) => {
+                // Without a stderr, nobody waits for the word.
+                let _ = writeln!(io::stderr(), "punch: {error}; trying again until one does");
+                None
+            }
+            Err(error) => Some(Err(error.into())),
+        },
     };
     match end {
         Some(end) => {

@@ -1,9 +1,11 @@
 //! The subcommands for peers over real UDP, one file each.
 
+pub(crate) mod chat;
 pub(crate) mod coordinator;
 pub(crate) mod dial;
 pub(crate) mod listen;
 mod peer;
+pub(crate) mod ping;
 pub(crate) mod receive;
 pub(crate) mod send;
 mod service;

@@ -11,6 +11,7 @@ use crate::{
     exit::{Exit, Failure},
     key,
     output::{Report, milliseconds, short},
+    transfer::FileTicket,
 };
 
 /// Time for a direct path, before a relayed connection is used.
@@ -20,6 +21,14 @@ const DIRECT_TIMEOUT: Duration = Duration::from_secs(3);
 pub(super) struct Settings {
     pub(super) protocol: &'static str,
     pub(super) connect_timeout: Duration,
+}
+
+/// Reads the name of a peer: a ticket, also one of `punch send`, a PeerId or an address.
+pub(super) fn target(text: &str) -> Result<Target, Failure> {
+    if let Ok(ticket) = text.parse::<FileTicket>() {
+        return Ok(ticket.node.into());
+    }
+    text.parse().map_err(|error| Failure::usage(format!("PEER: {error}")))
 }
 
 /// Starts a node.
