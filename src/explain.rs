@@ -12,6 +12,7 @@ use libp2p_swarm::DialError;
 use crate::{
     config::ConfigError,
     event::{FailureReason, RelayFailure},
+    sources::SourceError,
     transport::{ConnectError, ConnectionError, Error},
 };
 
@@ -132,5 +133,18 @@ explanations! {
             "Build with the cargo feature `qlog`, or leave `quic.qlog` out.";
         Self::OutOfBounds { .. } => "out-of-bounds",
             "Set the named field within the bound that the message states.";
+    }
+}
+
+explanations! {
+    SourceError {
+        Self::Malformed { .. } => "coordinator-file-malformed",
+            "Write one address of a coordinator a line. Lines that begin with `#` are comments.";
+        Self::Unreadable { .. } => "coordinator-file-unreadable",
+            "Check the path, and let the user of the process read the file.";
+        Self::TooLarge { .. } => "coordinator-file-too-large",
+            "Remove coordinators from the file.";
+    } wraps {
+        Self::Address { cause, .. } => cause.explanation();
     }
 }

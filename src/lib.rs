@@ -64,6 +64,7 @@ pub mod nat {
 }
 mod contacts;
 mod offers;
+pub mod sources;
 pub mod transport;
 
 use std::sync::Arc;

@@ -7,6 +7,7 @@ use libp2p_punch::{
     ConfigError, Error,
     event::{FailureReason, RejectReason, RelayFailure},
     explain::Explain,
+    sources::SourceError,
 };
 use libp2p_punch_node::{
     BuildError, CloseReason, ConnectError, KeyFileError, OpenError, SendError, ShutDown, TargetError,
@@ -76,6 +77,7 @@ fn document() -> String {
     sessions(&mut document);
     transport(&mut document);
     configuration(&mut document);
+    sources(&mut document);
     node(&mut document);
     tickets(&mut document);
     program(&mut document);
@@ -172,6 +174,22 @@ fn configuration(document: &mut Document) {
                 value: "0".into(),
                 bound: "at least 1".into(),
             },
+        ],
+    );
+}
+
+fn sources(document: &mut Document) {
+    document.section(
+        "Sources of coordinators: `sources::SourceError`",
+        &[
+            SourceError::Malformed {
+                path: "coordinators".into(),
+                line: 3,
+                value: "nonsense".into(),
+                cause: multiaddr::Error::InvalidMultiaddr,
+            },
+            SourceError::Unreadable { path: "coordinators".into(), cause: io_error() },
+            SourceError::TooLarge { path: "coordinators".into(), size: 2_000_000 },
         ],
     );
 }

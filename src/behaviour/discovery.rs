@@ -304,7 +304,7 @@ pub(super) fn nearest_to(target: &PeerId, peers: impl Iterator<Item = PeerId>) -
 }
 
 /// Sorts by Kademlia's distance of a peer to `target`, the nearest first.
-pub(super) fn sort_by_distance<T>(target: &PeerId, items: &mut [T], peer_of: impl Fn(&T) -> PeerId) {
+pub(crate) fn sort_by_distance<T>(target: &PeerId, items: &mut [T], peer_of: impl Fn(&T) -> PeerId) {
     let key = key_of(target);
     items.sort_by_key(|item| distance(&key, &key_of(&peer_of(item))));
 }

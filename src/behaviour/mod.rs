@@ -43,6 +43,7 @@ use quinn::{AsyncTimer, Runtime};
 use tokio::sync::mpsc;
 use tokio_util::sync::PollSender;
 
+pub(crate) use self::discovery::sort_by_distance;
 #[cfg(test)]
 pub(crate) use self::handler::STUCK_TIMEOUT;
 use self::handler::{FromBehaviour, Handler, ToBehaviour};

@@ -14,7 +14,10 @@ use libp2p::{
         dial_opts::{DialOpts, PeerCondition},
     },
 };
-use libp2p_punch::{Behaviour, Config, Event, RegistrationEvent, Role};
+use libp2p_punch::{
+    Behaviour, Config, Event, RegistrationEvent, Role,
+    sources::{CoordinatorFile, CoordinatorList},
+};
 use libp2p_punch_sim::{Host, Link, World};
 use tokio::time::{Instant, timeout};
 
@@ -439,6 +442,44 @@ fn each_coordinator_of_a_peer_relays_where_only_a_relay_helps() {
             assert!(dial(&mut dialer, listener, listener).await.is_relayed(), "{shared}");
         }
     });
+}
+
+/// Each peer has a coordinator of its own, and the dialer has a list.
+#[test]
+fn the_coordinators_of_a_list_and_of_a_file_are_asked_for_a_peer_that_nobody_else_knows() {
+    let folder = std::env::temp_dir().join(format!("punch-coordinators-{}", std::process::id()));
+    std::fs::create_dir_all(&folder).expect("the folder can be made");
+    let file = folder.join("list");
+    for in_file in [false, true] {
+        on_paused_time(async {
+            let world = World::new(1);
+            let [at_one, at_two, at_three] = [1, 2, 3].map(|number| {
+                let (swarm, address) = public_node(&world, number, server());
+                run(swarm);
+                address
+            });
+            let peer = |number, address: &Multiaddr| {
+                let host = Site::EIM_APDF.host(&world, number, 0.0);
+                swarm(&host, number + 10, client(address), |punch, _| punch)
+            };
+            let (mut dialer, mut listener) = (peer(1, &at_one), peer(2, &at_two));
+            registered(&mut dialer).await;
+            registered(&mut listener).await;
+            let listener = run(listener);
+            let lookup = dialer.behaviour_mut().coordinator_lookup();
+            if in_file {
+                std::fs::write(&file, "# none yet").expect("the file can be written");
+                let source = CoordinatorFile::open(lookup, &file).await.expect("the file can be read");
+                std::fs::write(&file, format!("{at_three}\n{at_two}\n")).expect("the file can be written");
+                tokio::spawn(source.run());
+            } else {
+                let source = CoordinatorList::new(lookup, [at_three, at_two]);
+                tokio::spawn(source.expect("each names its peer").run());
+            }
+            connect(&mut dialer, listener, listener).await;
+        });
+    }
+    std::fs::remove_dir_all(folder).expect("the folder can be removed");
 }
 
 /// Waits until all coordinators that the swarm has have registered it.
