@@ -24,6 +24,8 @@
 //!
 //! `kad`, off by default: coordinators of peers are found through libp2p-kad, `kad::Behaviour`.
 //!
+//! `metrics`, off by default: metrics for Prometheus, `metrics::Metrics`.
+//!
 //! `qlog`, off by default: traces of connections in files,
 //! [`QuicConfig::qlog`](config::QuicConfig::qlog).
 
@@ -42,7 +44,8 @@ pub mod event {
 
     pub use libp2p_punch_proto::{
         candidate::{Candidate, CandidateKind},
-        event::{FailureReason, PathKind, Phase, RegistrationStatus, SessionRole},
+        event::{FailureReason, NatKinds, PathKind, Phase, PhaseTimes, RegistrationStatus, SessionRole},
+        nat::strategy::NatKind,
         wire::frame::RejectReason,
     };
 
@@ -54,6 +57,8 @@ pub mod gater;
 pub mod io;
 #[cfg(feature = "kad")]
 pub mod kad;
+#[cfg(feature = "metrics")]
+pub mod metrics;
 pub mod nat {
     //! Properties of the NAT in front of this peer, each finding with its confidence and evidence.
 

@@ -303,7 +303,8 @@ impl Endpoint {
 
     /// Returns the counts of past events.
     pub fn counters(&self) -> Counters {
-        self.env.out.counters
+        let registrations = self.server.coordinator.registrations() as u64;
+        Counters { registrations, ..self.env.out.counters }
     }
 
     /// Returns the peer of the session of a virtual connection, and the role of this peer in it;

@@ -7,7 +7,7 @@ use libp2p_identity::PeerId;
 use crate::{
     Path, SocketId,
     candidate::Candidate,
-    nat::{MappingBehaviour, Report},
+    nat::{MappingBehaviour, Report, strategy::NatKind},
     wire::frame::{CoordinatorAddress, RejectReason},
 };
 
@@ -45,6 +45,42 @@ impl fmt::Display for Phase {
     }
 }
 
+/// Times that the phases of a session took, over all of its attempts.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct PhaseTimes {
+    /// Time in [`Phase::Discovery`].
+    pub discovery: Duration,
+    /// Time in [`Phase::Coordination`], with the delays between attempts.
+    pub coordination: Duration,
+    /// Time in [`Phase::Synchronization`] and [`Phase::Punching`].
+    pub punching: Duration,
+    /// Time in [`Phase::Validation`]: the rest of the QUIC handshake.
+    pub validation: Duration,
+}
+
+impl PhaseTimes {
+    pub(crate) fn add(&mut self, phase: Phase, time: Duration) {
+        match phase {
+            Phase::Discovery => self.discovery += time,
+            Phase::Coordination => self.coordination += time,
+            Phase::Synchronization | Phase::Punching => self.punching += time,
+            Phase::Validation => self.validation += time,
+            Phase::Connected | Phase::Failed => {}
+        }
+    }
+}
+
+/// Kinds of the NATs of both peers of a session.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct NatKinds {
+    /// Kind of our NAT.
+    pub local: NatKind,
+    /// Kind of the peer's NAT, as the peer describes it.
+    pub remote: NatKind,
+}
+
 /// Our role in a session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum SessionRole {
@@ -75,16 +111,23 @@ pub enum PathKind {
     Searched,
 }
 
-impl fmt::Display for PathKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
+impl PathKind {
+    /// Returns the name, such as `server-reflexive`.
+    pub fn name(self) -> &'static str {
+        match self {
             PathKind::Host => "host",
             PathKind::PortMapped => "port-mapped",
             PathKind::ServerReflexive => "server-reflexive",
             PathKind::PeerReflexive => "peer-reflexive",
             PathKind::Predicted => "predicted",
             PathKind::Searched => "searched",
-        })
+        }
+    }
+}
+
+impl fmt::Display for PathKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -221,6 +264,10 @@ pub enum Event {
         kind: PathKind,
         /// Since the session began.
         elapsed: Duration,
+        /// Parts of that time.
+        times: PhaseTimes,
+        /// Kinds of the NATs of both.
+        nats: NatKinds,
     },
     /// A session ended without a connection.
     Failed {
@@ -233,6 +280,8 @@ pub enum Event {
         reason: FailureReason,
         /// Since the session began.
         elapsed: Duration,
+        /// Kinds of the NATs of both.
+        nats: NatKinds,
     },
     /// The connection of a session was denied after [`Connected`](Event::Connected): the swarm of
     /// either side did not take it. The cause is a limit, a block list or another behaviour, or

@@ -1,6 +1,6 @@
 //! The command line.
 
-use std::{path::PathBuf, time::Duration};
+use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
 use libp2p::{Multiaddr, PeerId};
@@ -160,6 +160,10 @@ pub(crate) struct Coordinator {
     /// each other test together how the NATs of their clients filter.
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = coordinator_address)]
     pub(crate) coordinator: Vec<Multiaddr>,
+    /// Serve /metrics for Prometheus, /healthz and /readyz over HTTP at this address, such as
+    /// 127.0.0.1:9400.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Limits of the coordinator.
     #[command(flatten)]
     pub(crate) limits: CoordinatorFlags,
@@ -249,6 +253,10 @@ pub(crate) struct Listen {
     /// Addresses to listen on; without it, all interfaces and a free port.
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = listen_address)]
     pub(crate) listen: Vec<Multiaddr>,
+    /// Serve /metrics for Prometheus, /healthz and /readyz over HTTP at this address, such as
+    /// 127.0.0.1:9400.
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub(crate) metrics: Option<SocketAddr>,
     /// Key and output.
     #[command(flatten)]
     pub(crate) common: Common,

@@ -16,6 +16,7 @@ mod demo;
 mod exit;
 mod key;
 mod lab;
+mod monitoring;
 mod network;
 mod node;
 mod output;

@@ -25,6 +25,7 @@ Every failure has a sentence, a code and a remedy.
 The sentence is the `Display` of the error, and `explain::Explain` gives the code and the remedy.
 `punch dial` prints all three, and its `--json` lines have them as `message`, `code` and `remedy`.
 Codes stay the same in later versions; sentences may change.
+The metrics name the reasons of failed sessions by the same codes.
 
 Values in the sentences below are examples.
 A test generates this document from the sources; `UPDATE_DOCS=1 cargo test -p punch troubleshooting` rewrites it.

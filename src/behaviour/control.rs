@@ -3,6 +3,10 @@
 use std::{
     io,
     pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     task::{Context, Poll, ready},
 };
 
@@ -38,13 +42,36 @@ pub(crate) struct Control {
     outgoing: BytesMut,
     /// Bytes written so far.
     written: u64,
+    traffic: ControlTraffic,
+}
+
+/// Bytes of all control streams of a node so far, in both directions.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct ControlTraffic(Arc<ControlBytes>);
+
+#[derive(Debug, Default)]
+struct ControlBytes {
+    sent: AtomicU64,
+    received: AtomicU64,
+}
+
+impl ControlTraffic {
+    /// Returns the bytes written to control streams.
+    pub(crate) fn sent(&self) -> u64 {
+        self.0.sent.load(Ordering::Relaxed)
+    }
+
+    /// Returns the bytes read from control streams.
+    pub(crate) fn received(&self) -> u64 {
+        self.0.received.load(Ordering::Relaxed)
+    }
 }
 
 impl Control {
     /// The stream alone does not keep a connection alive: a registration does, see the handler.
-    pub(crate) fn new(mut stream: Stream) -> Self {
+    pub(crate) fn new(mut stream: Stream, traffic: ControlTraffic) -> Self {
         stream.ignore_for_keep_alive();
-        Self { stream, incoming: BytesMut::new(), outgoing: BytesMut::new(), written: 0 }
+        Self { stream, incoming: BytesMut::new(), outgoing: BytesMut::new(), written: 0, traffic }
     }
 
     /// The next frame of the peer.
@@ -56,7 +83,10 @@ impl Control {
             let mut chunk = [0; READ_CHUNK];
             match ready!(Pin::new(&mut self.stream).poll_read(cx, &mut chunk))? {
                 0 => return Poll::Ready(Err(ControlError::Closed)),
-                read => self.incoming.extend_from_slice(&chunk[..read]),
+                read => {
+                    self.traffic.0.received.fetch_add(read as u64, Ordering::Relaxed);
+                    self.incoming.extend_from_slice(&chunk[..read]);
+                }
             }
         }
     }
@@ -85,6 +115,7 @@ impl Control {
             }
             self.outgoing.advance(written);
             self.written += written as u64;
+            self.traffic.0.sent.fetch_add(written as u64, Ordering::Relaxed);
         }
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         Poll::Ready(Ok(()))

@@ -6,7 +6,7 @@ use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
 use libp2p_punch_proto::{
     candidate::Candidate,
-    event::{FailureReason, PathKind, Phase, RegistrationStatus, SessionRole},
+    event::{FailureReason, NatKinds, PathKind, Phase, PhaseTimes, RegistrationStatus, SessionRole},
     nat::{MappingBehaviour, Report},
     wire::frame::RejectReason,
 };
@@ -119,6 +119,10 @@ pub enum SessionEvent {
         kind: PathKind,
         /// Time since the session began.
         elapsed: Duration,
+        /// Parts of that time.
+        times: PhaseTimes,
+        /// Kinds of the NATs of both peers.
+        nats: NatKinds,
     },
     /// The session ended without a connection.
     #[non_exhaustive]
@@ -132,6 +136,8 @@ pub enum SessionEvent {
         reason: FailureReason,
         /// Time since the session began.
         elapsed: Duration,
+        /// Kinds of the NATs of both peers.
+        nats: NatKinds,
     },
     /// The connection of the session was denied after [`Connected`](Self::Connected): the swarm of
     /// either side did not take it, because of a limit, a block list or another behaviour, or

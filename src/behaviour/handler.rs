@@ -24,7 +24,7 @@ use tokio_util::sync::PollSender;
 
 use super::{
     COORDINATOR_PROTOCOL_NAME, PROTOCOL_NAME,
-    control::Control,
+    control::{Control, ControlTraffic},
     frames::{FrameReceiver, QueuedBytes, frame_queue},
     keep_alive::KeepAlive,
     link::Input,
@@ -115,6 +115,7 @@ pub struct Handler {
     further: Option<libp2p_swarm::Stream>,
     frames: Option<FrameReceiver>,
     queued: QueuedBytes,
+    traffic: ControlTraffic,
     /// The bytes that the outgoing stream had taken when it took some last, and the time at which
     /// it is given up.
     stuck: Option<Stuck>,
@@ -142,6 +143,7 @@ pub(super) struct Shared {
     pub(super) driver: mpsc::Sender<Input>,
     pub(super) runtime: Arc<dyn quinn::Runtime>,
     pub(super) queued: QueuedBytes,
+    pub(super) traffic: ControlTraffic,
 }
 
 impl Handler {
@@ -152,7 +154,7 @@ impl Handler {
         is_coordinator: bool,
         shared: Shared,
     ) -> Self {
-        let Shared { driver, runtime, queued } = shared;
+        let Shared { driver, runtime, queued, traffic } = shared;
         Self {
             link,
             peer,
@@ -161,6 +163,7 @@ impl Handler {
             runtime,
             driver: PollSender::new(driver),
             queued,
+            traffic,
             further: None,
             stuck: None,
             opens,
@@ -203,7 +206,7 @@ impl Handler {
             let (link, peer) = (self.link, self.peer);
             self.pending.push_back(Input::Speaks { link, peer, connection, frames });
         }
-        self.streams[slot] = Some(Control::new(stream));
+        self.streams[slot] = Some(Control::new(stream, self.traffic.clone()));
     }
 
     fn drop_stream(&mut self, slot: usize, why: &dyn std::fmt::Display) {
@@ -478,7 +481,12 @@ mod tests {
 
     fn handler() -> Handler {
         let (driver, _) = mpsc::channel(1);
-        let shared = Shared { driver, runtime: Arc::new(TokioRuntime), queued: QueuedBytes::default() };
+        let shared = Shared {
+            driver,
+            runtime: Arc::new(TokioRuntime),
+            queued: QueuedBytes::default(),
+            traffic: ControlTraffic::default(),
+        };
         Handler::new(ControlStreamId(1), PeerId::random(), false, false, shared)
     }
 

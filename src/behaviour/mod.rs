@@ -8,6 +8,7 @@
 
 mod control;
 mod coordinators;
+pub(crate) mod counts;
 mod discovery;
 pub(crate) mod event;
 pub(crate) mod frames;
@@ -26,7 +27,7 @@ mod tests;
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex},
     task::{Context, Poll},
     time::{Duration, Instant},
 };
@@ -50,9 +51,9 @@ use self::handler::{FromBehaviour, Handler, ToBehaviour};
 pub use self::lookup::CoordinatorLookup;
 use self::{
     coordinators::{Coordinators, Due},
+    counts::Counts,
     discovery::{Change, Discovery},
     event::{Event, NatEvent, RegistrationEvent, SessionEvent},
-    frames::QueuedBytes,
     handler::Shared,
     link::{FromDriver, Input},
     lookup::{Found, Lookups},
@@ -165,8 +166,8 @@ pub struct Behaviour {
     /// External-address candidates already reported, by observer.
     reported: BTreeMap<PeerId, Multiaddr>,
     links: BTreeMap<ConnectionId, Link>,
-    /// Bytes that wait for the control streams of all handlers.
-    queued: QueuedBytes,
+    /// Sources of the counters.
+    counts: Counts,
     /// Dials that have an offer.
     dialing: BTreeMap<ConnectionId, PunchedDial>,
     /// Peers that are connected over a relay, and with which a session is under way.
@@ -183,6 +184,7 @@ impl Behaviour {
             .iter()
             .cloned()
             .map(|address| ToSwarm::ListenOn { opts: ListenOpts::new(address) });
+        let counts = Counts::new(ends.counters.clone());
         let mut behaviour = Self {
             local_peer,
             discovery: Discovery::new(
@@ -207,7 +209,7 @@ impl Behaviour {
             reachability: Reachability::new(local_peer),
             reported: BTreeMap::new(),
             links: BTreeMap::new(),
-            queued: QueuedBytes::default(),
+            counts,
             dialing: BTreeMap::new(),
             upgrading: BTreeSet::new(),
             next_link: 0,
@@ -456,10 +458,15 @@ impl Behaviour {
         }
     }
 
+    /// Returns the sources of the counters.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn counts(&self) -> &Counts {
+        &self.counts
+    }
+
     /// Returns the counters so far.
     pub fn counters(&self) -> Counters {
-        let counters = *self.ends.counters.lock().unwrap_or_else(PoisonError::into_inner);
-        Counters { frame_bytes_queued: self.queued.get() as u64, ..counters }
+        self.counts.get()
     }
 
     /// Returns the findings about our NAT from the last [`NatEvent::Report`]; the default before
@@ -487,7 +494,8 @@ impl Behaviour {
         let shared = Shared {
             driver: self.ends.driver.clone(),
             runtime: self.ends.runtime.clone(),
-            queued: self.queued.clone(),
+            queued: self.counts.queued.clone(),
+            traffic: self.counts.traffic.clone(),
         };
         let dial = self.dialing.get(&id).filter(|_| offers::is_offer(address));
         let offer = dial.map(|dial| dial.offer.clone());

@@ -362,6 +362,8 @@ impl Driver {
             events_dropped: self.outputs.news.dropped(),
             // Counted by the behaviour.
             frame_bytes_queued: 0,
+            control_bytes_sent: 0,
+            control_bytes_received: 0,
         };
         *self.counters.lock().unwrap_or_else(PoisonError::into_inner) = counters;
     }

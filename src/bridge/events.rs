@@ -26,10 +26,12 @@ pub(super) fn public(event: Event, local: impl Fn(SocketId) -> Option<SocketAddr
         }
         Event::PathSelected { peer, path: at } => SessionEvent::PathSelected { peer, path: path(at) },
         Event::Search { peer, sockets } => SessionEvent::Search { peer, sockets },
-        Event::Connected { peer, role, path: at, kind, elapsed } => {
-            SessionEvent::Connected { peer, role, path: path(at), kind, elapsed }
+        Event::Connected { peer, role, path: at, kind, elapsed, times, nats } => {
+            SessionEvent::Connected { peer, role, path: path(at), kind, elapsed, times, nats }
         }
-        Event::Failed { peer, role, reason, elapsed } => SessionEvent::Failed { peer, role, reason, elapsed },
+        Event::Failed { peer, role, reason, elapsed, nats } => {
+            SessionEvent::Failed { peer, role, reason, elapsed, nats }
+        }
         Event::Denied { peer, role } => SessionEvent::Denied { peer, role },
         Event::PathLost { peer, role } => SessionEvent::PathLost { peer, role },
         Event::Observed { observer, socket, address } => {

@@ -118,14 +118,20 @@ mod tests {
     use futures::task::noop_waker;
 
     use super::*;
-    use libp2p_punch_proto::event::{FailureReason, SessionRole};
+    use libp2p_punch_proto::event::{FailureReason, NatKinds, SessionRole};
 
     const REMOTE: SocketAddr =
         SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 1)), 9);
 
     fn failed(peer: PeerId) -> Event {
         let (role, reason) = (SessionRole::Initiator, FailureReason::NoCoordinator);
-        Event::Session(SessionEvent::Failed { peer, role, reason, elapsed: Duration::ZERO })
+        Event::Session(SessionEvent::Failed {
+            peer,
+            role,
+            reason,
+            elapsed: Duration::ZERO,
+            nats: NatKinds::default(),
+        })
     }
 
     fn search(peer: PeerId) -> Event {

@@ -16,6 +16,7 @@ mod hostile;
 mod kinds;
 mod lookups;
 mod matrix;
+mod metrics;
 mod moving;
 mod nats;
 mod network;

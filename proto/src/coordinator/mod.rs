@@ -161,6 +161,11 @@ impl Coordinator {
         }
     }
 
+    /// Returns the number of peers that are registered.
+    pub(crate) fn registrations(&self) -> usize {
+        self.registry.len()
+    }
+
     /// Returns the time at which the next registration expires.
     pub(crate) fn next_deadline(&self) -> Option<Instant> {
         self.registry.next_expiry()
@@ -207,9 +212,11 @@ impl Coordinator {
         match self.try_register(from, registration, now) {
             Ok((lifetime, evicted)) => {
                 let allowance = self.limits.request_rate;
+                out.counters.registrations_accepted += 1;
                 out.frame(from.id, Frame::Registered { generation, lifetime, allowance });
                 if let Some(evicted) = evicted {
                     out.cap_hit();
+                    out.counters.registrations_evicted += 1;
                     reject_registration(
                         evicted.stream,
                         evicted.registration.generation,
@@ -219,6 +226,7 @@ impl Coordinator {
                 }
             }
             Err(refusal) => {
+                out.counters.registrations_rejected.count(refusal.reason);
                 match refusal.reason {
                     RejectReason::Full | RejectReason::RateLimited => out.cap_hit(),
                     RejectReason::Malformed => out.refuse_frame(),
@@ -299,7 +307,7 @@ impl Coordinator {
                 (entry.stream, PunchAnswer { session, round, registration, candidates, observed })
             }
             Err(refusal) => {
-                out.counters.requests_rejected += 1;
+                out.counters.requests_rejected.count(refusal.reason);
                 match refusal.reason {
                     RejectReason::RateLimited => out.cap_hit(),
                     RejectReason::Malformed => out.refuse_frame(),
@@ -443,7 +451,7 @@ impl Coordinator {
             out.counters.requests_forwarded += 1;
             out.frame(receiver, Frame::PunchMoved(moved));
         } else {
-            out.counters.requests_rejected += 1;
+            out.counters.requests_rejected.count(RejectReason::NotConnected);
         }
     }
 

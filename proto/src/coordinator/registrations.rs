@@ -69,6 +69,10 @@ impl Registrations {
         }
     }
 
+    pub(crate) fn len(&self) -> usize {
+        self.by_peer.len()
+    }
+
     pub(crate) fn get(&self, peer: &PeerId) -> Option<&Registered> {
         self.by_peer.get(peer)
     }

@@ -1,6 +1,8 @@
 //! NAT profiles that two peers exchange, and the search that each pair of profiles needs
 //! (`docs/protocol.md` §7.5).
 
+use std::fmt;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::nat::MappingBehaviour;
@@ -115,6 +117,21 @@ impl NatProfile {
         matches!(self.kind(), Kind::Random)
     }
 
+    /// Returns the kind of the NAT.
+    pub fn nat_kind(&self) -> NatKind {
+        match self.kind() {
+            Kind::Easy if self.mapping.is_none() => match self.allocation {
+                Some(Allocation::Preserving) => NatKind::PortPreserving,
+                _ => NatKind::Unknown,
+            },
+            Kind::Easy => NatKind::EndpointIndependent,
+            Kind::Fragile => NatKind::NoFirewall,
+            Kind::Sequential { .. } => NatKind::Sequential,
+            Kind::Random => NatKind::Random,
+            Kind::Unmeasured => NatKind::EndpointDependent,
+        }
+    }
+
     /// Returns the row or column of the profile in the table of strategies.
     fn kind(&self) -> Kind {
         match (self.mapping, self.allocation) {
@@ -127,6 +144,49 @@ impl NatProfile {
             (Some(_), Some(Allocation::Preserving | Allocation::Random)) => Kind::Random,
             (Some(_), None) => Kind::Unmeasured,
         }
+    }
+}
+
+/// Kind of a NAT, as far as it decides on the way to get through.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[non_exhaustive]
+pub enum NatKind {
+    /// The NAT was not measured, or there is none.
+    #[default]
+    Unknown,
+    /// The NAT keeps the ports of sockets, and its mapping was not measured.
+    PortPreserving,
+    /// Endpoint-independent mapping (RFC 4787 §4.1). A peer without a NAT has it, too.
+    EndpointIndependent,
+    /// Endpoint-independent mapping, and early packets take the port of the flow: there is no
+    /// firewall.
+    NoFirewall,
+    /// Endpoint-dependent mapping with ports in sequence.
+    Sequential,
+    /// Endpoint-dependent mapping with random ports.
+    Random,
+    /// Endpoint-dependent mapping, and the allocation of ports was not measured.
+    EndpointDependent,
+}
+
+impl NatKind {
+    /// Returns the name, such as `endpoint-independent`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::PortPreserving => "port-preserving",
+            Self::EndpointIndependent => "endpoint-independent",
+            Self::NoFirewall => "no-firewall",
+            Self::Sequential => "sequential",
+            Self::Random => "random",
+            Self::EndpointDependent => "endpoint-dependent",
+        }
+    }
+}
+
+impl fmt::Display for NatKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
     }
 }
 
@@ -251,7 +311,7 @@ pub(crate) fn gcd(a: u16, b: u16) -> u16 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use MappingBehaviour::{AddressAndPortDependent, EndpointIndependent};
+    use MappingBehaviour::{AddressAndPortDependent, EndpointDependent, EndpointIndependent};
 
     fn traits(mapping: Option<MappingBehaviour>, allocation: Option<Allocation>) -> NatProfile {
         NatProfile { mapping, allocation, ..NatProfile::default() }
@@ -278,6 +338,23 @@ mod tests {
             }
         }
         assert!(NatProfile::default().encode().is_empty());
+    }
+
+    #[test]
+    fn a_profile_has_the_kind_that_decides_on_the_search() {
+        let sequential = traits(Some(AddressAndPortDependent), SEQUENTIAL);
+        let kinds = [
+            (NatProfile::default(), NatKind::Unknown),
+            (traits(None, Some(Allocation::Preserving)), NatKind::PortPreserving),
+            (traits(Some(EndpointIndependent), None), NatKind::EndpointIndependent),
+            (NatProfile { early_packets_harm: true, ..NatProfile::default() }, NatKind::NoFirewall),
+            (sequential, NatKind::Sequential),
+            (traits(Some(EndpointDependent), Some(Allocation::Random)), NatKind::Random),
+            (traits(Some(EndpointDependent), None), NatKind::EndpointDependent),
+        ];
+        for (profile, kind) in kinds {
+            assert_eq!(profile.nat_kind(), kind, "{profile:?}");
+        }
     }
 
     #[test]

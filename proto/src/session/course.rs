@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use libp2p_identity::PeerId;
 
 use crate::{
-    event::{Event, FailureReason, Phase, SessionRole},
+    event::{Event, FailureReason, NatKinds, Phase, PhaseTimes, SessionRole},
     nat::strategy::NatProfile,
     session::{Attempt, contact::Contact, context::Context},
 };
@@ -38,6 +38,10 @@ pub(crate) struct Earlier {
     /// The coordinator at which the first request of the attempt counts already, until the request
     /// is sent.
     pub(crate) turn: Option<PeerId>,
+    /// Times that the phases took.
+    pub(crate) times: PhaseTimes,
+    /// Kinds of the NATs of both, as the last attempt knew them.
+    pub(crate) nats: NatKinds,
 }
 
 /// An attempt whose outcome is not counted yet.
@@ -99,6 +103,11 @@ impl Course {
         matches!(self.phase, Phase::Synchronization | Phase::Punching)
     }
 
+    /// Returns the kinds of the NATs of both, as the last attempt knew them.
+    pub(crate) fn nats(&self) -> NatKinds {
+        self.earlier.as_ref().map(|earlier| earlier.nats).unwrap_or_default()
+    }
+
     /// Returns the findings of earlier attempts, to be added to.
     pub(crate) fn earlier_mut(&mut self) -> &mut Earlier {
         self.earlier.get_or_insert_with(Box::default)
@@ -137,6 +146,7 @@ impl Course {
         let from = self.phase;
         let after = cx.now.saturating_duration_since(self.phase_since);
         (self.phase, self.phase_since) = (to, cx.now);
+        self.earlier_mut().times.add(from, after);
         self.report_phase(cx, of, Some(from), after);
     }
 

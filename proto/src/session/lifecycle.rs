@@ -42,13 +42,14 @@ impl Session {
             }
         }
         self.course.lookup = None;
+        let (nats, times) = (self.course.nats(), self.course.earlier_mut().times);
         let is_search = |(ours, theirs)| strategy(&ours, &theirs, true).is_search();
         self.course.earlier.take_if(|earlier| !earlier.traits.is_some_and(is_search));
         self.paths.targets.shrink_to_fit();
         self.search.end(cx.shared);
         self.search.close_sockets(cx, self.flow, &self.paths);
         self.search.release_sockets(cx.shared);
-        cx.env.out.event(Event::Connected { peer, role, path, kind, elapsed });
+        cx.env.out.event(Event::Connected { peer, role, path, kind, elapsed, times, nats });
         self.settle(cx);
         Transition::Stay
     }

@@ -12,6 +12,7 @@ use crate::{
     ControlStreamId, SocketId, VirtualConnectionId,
     command::{Command, Pool},
     control_streams::ControlStream,
+    event::NatKinds,
     event::{Event, FailureReason, PathKind, Phase, SessionRole},
     local_addresses::Family,
     nat::{
@@ -146,6 +147,7 @@ impl Session {
         let PlannedFrom { stream, theirs, coordination } = from;
         let ours = cx.nat_profile();
         let ours = self.opening.as_ref().map_or(ours, |opening| opening.told);
+        self.course.earlier_mut().nats = NatKinds { local: ours.nat_kind(), remote: theirs.nat_kind() };
         // The profiles of the round before are compared once in a round.
         let before = self.course.earlier_mut().traits.replace((ours, theirs));
         let before = before.filter(|_| self.search.plan.is_none());

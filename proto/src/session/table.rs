@@ -105,8 +105,8 @@ impl Table {
         self.by_peer.remove(&(hash(&session.peer), key));
         if let Outcome::Failed(reason) = outcome {
             let elapsed = cx.now.saturating_duration_since(session.course.started);
-            let (peer, role) = (session.peer, session.role);
-            cx.env.out.event(Event::Failed { peer, role, reason, elapsed });
+            let (peer, role, nats) = (session.peer, session.role, session.course.nats());
+            cx.env.out.event(Event::Failed { peer, role, reason, elapsed, nats });
         }
     }
 

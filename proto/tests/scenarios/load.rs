@@ -89,7 +89,7 @@ impl Scene {
 
     fn refusals(&self) -> u64 {
         let counters = |node: &usize| self.world.nodes[*node].endpoint.counters();
-        self.coordinators.iter().map(|node| counters(node).requests_rejected).sum()
+        self.coordinators.iter().map(|node| counters(node).requests_rejected.total()).sum()
     }
 }
 

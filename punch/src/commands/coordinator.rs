@@ -20,7 +20,9 @@ pub(crate) async fn run(arguments: Coordinator) -> Result<Exit, Failure> {
     config.coordinators = coordinators;
     config.coordinator_limits = coordinator_limits;
     let printer = Printer::new(arguments.common.json);
-    let mut node = service::start_with_relay(&arguments.common, config, arguments.relay.into(), printer)?;
+    let mut node =
+        service::start_with_relay(&arguments.common, config, arguments.relay.into(), printer.clone())?;
+    service::serve_metrics(&node, arguments.metrics, &printer).await?;
     node.listen_on(&arguments.listen)?;
     service::serve(node, stop).await
 }

@@ -18,7 +18,9 @@ pub(crate) async fn run(arguments: Listen) -> Result<Exit, Failure> {
     let mut stop = Stop::new()?;
     let mut config = Config::default();
     config.coordinators = arguments.coordinator;
-    let mut node = service::start(&arguments.common, config, Printer::new(arguments.common.json))?;
+    let printer = Printer::new(arguments.common.json);
+    let mut node = service::start(&arguments.common, config, printer.clone())?;
+    service::serve_metrics(&node, arguments.metrics, &printer).await?;
     if arguments.listen.is_empty() {
         node.listen_anywhere()?;
     } else {

@@ -1,11 +1,14 @@
 //! Start of a node for a subcommand, and its service until a signal.
 
+use std::net::SocketAddr;
+
 use libp2p_punch::config::Config;
 
 use crate::{
     args::Common,
     exit::{Exit, Failure},
     key,
+    monitoring::MetricsServer,
     node::{Node, RelayLimits},
     output::Printer,
     signal::Stop,
@@ -25,6 +28,20 @@ pub(super) fn start_with_relay(
 ) -> Result<Node, Failure> {
     let key = key::load(common.key.as_deref())?;
     Ok(Node::new(key, config, relay_limits, Box::new(printer))?)
+}
+
+/// Serves the metrics of a node in the background, if there is an address for them.
+pub(super) async fn serve_metrics(
+    node: &Node,
+    address: Option<SocketAddr>,
+    printer: &Printer,
+) -> Result<(), Failure> {
+    let Some(address) = address else { return Ok(()) };
+    let failed = |error| Failure::error(format!("cannot serve metrics at {address}: {error}"));
+    let server = MetricsServer::bind(address, node.monitor()).await.map_err(failed)?;
+    printer.metrics_served(server.address().map_err(failed)?)?;
+    tokio::spawn(server.serve());
+    Ok(())
 }
 
 /// Serves peers until Ctrl-C or SIGTERM, and closes all connections.

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use crate::monitoring::{Monitor, NodeMetrics, Readiness};
 use futures::StreamExt;
 use libp2p::{
     Multiaddr, PeerId, Swarm,
@@ -61,6 +62,7 @@ pub(crate) struct Node {
     swarm: Swarm<Behaviour>,
     stats: Stats,
     observer: Box<dyn Observer>,
+    metrics: NodeMetrics,
     /// Events that the caller has not got yet. One event of the swarm makes two at most.
     events: VecDeque<NodeEvent>,
     /// Registration with each coordinator.
@@ -133,10 +135,13 @@ impl Node {
 
     fn with_swarm(built: BuiltSwarm, coordinators: &[Multiaddr], observer: Box<dyn Observer>) -> Self {
         let coordinators = coordinators.iter().filter_map(peer_of);
+        let behaviour = built.swarm.behaviour();
+        let metrics = NodeMetrics::new(&behaviour.punch, Readiness::new(!behaviour.relay.is_enabled()));
         Self {
             swarm: built.swarm,
             stats: built.stats,
             observer,
+            metrics,
             events: VecDeque::new(),
             registrations: coordinators.map(|peer| (peer, Registration::Pending)).collect(),
             selected_paths: HashMap::new(),
@@ -151,6 +156,11 @@ impl Node {
     /// Returns true if there is a connection to the peer, direct or relayed.
     pub(crate) fn is_connected(&self, peer: &PeerId) -> bool {
         self.swarm.is_connected(peer)
+    }
+
+    /// Returns the metrics of this node, and its readiness.
+    pub(crate) fn monitor(&self) -> Monitor {
+        self.metrics.monitor()
     }
 
     /// Begins to listen on all of `addresses`.
@@ -319,6 +329,7 @@ impl Node {
     }
 
     fn on_swarm_event(&mut self, event: SwarmEvent<BehaviourEvent>) {
+        self.metrics.record_swarm(&event);
         match event {
             // A relay listens on circuit addresses; the event `Reserved` reports those.
             SwarmEvent::NewListenAddr { address, .. } if !is_circuit(&address) => {
@@ -330,6 +341,7 @@ impl Node {
                     Some(Protocol::P2p(_)) => address,
                     _ => address.with(Protocol::P2p(*self.swarm.local_peer_id())),
                 };
+                self.metrics.readiness().set_listening();
                 self.emit(NodeEvent::Listening { address });
             }
             SwarmEvent::ListenerClosed { addresses, reason: Err(error), .. }
@@ -365,6 +377,7 @@ impl Node {
             }
             SwarmEvent::Behaviour(BehaviourEvent::Punch(event)) => self.on_library_event(event),
             SwarmEvent::Behaviour(BehaviourEvent::Echo(event)) => self.on_echo_event(event),
+            SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.metrics.record_relay(&event),
             _ => {}
         }
     }
@@ -421,8 +434,10 @@ impl Node {
     }
 
     fn on_library_event(&mut self, event: Event) {
+        self.metrics.record(&event);
         match event {
             Event::Registration(RegistrationEvent::Accepted { coordinator, .. }) => {
+                self.metrics.readiness().set_registered(true);
                 let before = self.registrations.insert(coordinator, Registration::Accepted);
                 if before != Some(Registration::Accepted) {
                     self.emit(NodeEvent::Registered { coordinator });
@@ -439,6 +454,7 @@ impl Node {
                 tracing::warn!(registered, configured, "only a minority of the coordinators knows us");
             }
             Event::Registration(RegistrationEvent::Status(RegistrationStatus::None { configured })) => {
+                self.metrics.readiness().set_registered(false);
                 tracing::error!(configured, "no coordinator knows us");
             }
             Event::Nat(NatEvent::Report(report)) => self.emit(NodeEvent::Nat(report)),

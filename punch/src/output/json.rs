@@ -1,5 +1,7 @@
 //! JSON lines of events.
 
+use std::net::SocketAddr;
+
 use libp2p::PeerId;
 use libp2p_punch::{
     event::{Event, Phase, SessionEvent},
@@ -54,6 +56,11 @@ fn phase(peer: PeerId, from: Option<Phase>, to: Phase) -> Value {
         "from": from.map_or_else(|| "idle".to_owned(), |phase| phase.to_string()),
         "to": to.to_string(),
     })
+}
+
+/// Line of the address at which metrics are served.
+pub(super) fn metrics(address: SocketAddr) -> Value {
+    json!({ "event": "metrics", "address": address.to_string() })
 }
 
 /// Line of a peer that cannot be connected.

@@ -1,6 +1,6 @@
 //! The printer of events on stdout.
 
-use std::io;
+use std::{io, net::SocketAddr};
 
 use libp2p::PeerId;
 use tokio::time::Instant;
@@ -35,6 +35,15 @@ impl Printer {
         } else {
             Format::Text { started: Instant::now(), log: TextLog::default() }
         })
+    }
+
+    /// Prints the address at which metrics are served.
+    pub(crate) fn metrics_served(&self, address: SocketAddr) -> Result<(), Failure> {
+        let written = match &self.0 {
+            Format::Json => write_line(&json::metrics(address).to_string()),
+            Format::Text { started, .. } => write_entry(*started, &text::metrics(address)),
+        };
+        written.map_err(|error| Failure::stdout(&error))
     }
 
     /// Prints the `failed` line of a dial, and the remedy.

@@ -1,5 +1,7 @@
 //! Lines of events for people.
 
+use std::net::SocketAddr;
+
 use libp2p::PeerId;
 use libp2p_punch::{
     event::{Candidate, CandidateKind},
@@ -74,6 +76,11 @@ fn connected(connection: &Connection) -> Entry {
     let origin = origin.map(|origin| format!(" ({origin})")).unwrap_or_default();
     let elapsed = milliseconds(*elapsed);
     Entry::new("connected", format!("{path}{origin}, {remote}, {elapsed} ms, with {peer}"))
+}
+
+/// Line of the address at which metrics are served.
+pub(super) fn metrics(address: SocketAddr) -> Entry {
+    Entry::new("metrics", format!("at http://{address}/metrics"))
 }
 
 /// Line of a peer that cannot be connected.

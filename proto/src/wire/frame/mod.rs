@@ -318,3 +318,17 @@ pub enum RejectReason {
     #[error("the other peer's own session goes on instead")]
     Superseded,
 }
+
+impl RejectReason {
+    /// Every reason, in the order of the variants.
+    pub const ALL: [Self; 8] = [
+        Self::NotConnected,
+        Self::RateLimited,
+        Self::NotWilling,
+        Self::Expired,
+        Self::Unsupported,
+        Self::Full,
+        Self::Malformed,
+        Self::Superseded,
+    ];
+}
