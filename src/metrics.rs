@@ -291,7 +291,7 @@ impl Metrics {
     fn record_registration(&self, event: &RegistrationEvent) {
         match event {
             RegistrationEvent::Accepted { rtt, .. } => self.registered("accepted", *rtt),
-            RegistrationEvent::Renewed { rtt, .. } => self.registered("renewed", *rtt),
+            RegistrationEvent::Renewed { rtt, .. } => self.registered("renewed", Some(*rtt)),
             RegistrationEvent::Rejected { reason, .. } => {
                 self.registrations.get_or_create(&ResultLabels { result: reason.code() }).inc();
             }

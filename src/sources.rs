@@ -20,7 +20,8 @@
 
 use std::{
     collections::BTreeMap,
-    io,
+    fs::File,
+    io::{self, Read},
     path::{Path, PathBuf},
 };
 
@@ -36,6 +37,9 @@ use crate::{
 
 /// Largest file of coordinators, in bytes: room for about 10,000 addresses.
 const MAX_FILE: u64 = 1 << 20;
+
+/// Coordinators that are named for one peer: the behaviour keeps no more of them for later.
+const MAX_NAMED: usize = 32;
 
 /// Reason for which a source cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -70,12 +74,10 @@ pub enum SourceError {
         cause: io::Error,
     },
     /// A file is larger than 1 MiB.
-    #[error("{} has {size} bytes, a file of coordinators has at most {MAX_FILE}", path.display())]
+    #[error("{} is too large: a file of coordinators has at most {MAX_FILE} bytes", path.display())]
     TooLarge {
         /// The file.
         path: PathBuf,
-        /// Its size in bytes.
-        size: u64,
     },
 }
 
@@ -150,7 +152,7 @@ impl CoordinatorFile {
 fn answer(lookup: &mut CoordinatorLookup, peer: PeerId, coordinators: &Coordinators) {
     let mut nearest: Vec<_> = coordinators.iter().collect();
     sort_by_distance(&peer, &mut nearest, |(coordinator, _)| **coordinator);
-    for (coordinator, addresses) in nearest {
+    for (coordinator, addresses) in nearest.into_iter().take(MAX_NAMED) {
         if !lookup.found(peer, *coordinator, addresses.clone()) {
             return;
         }
@@ -172,11 +174,15 @@ async fn read(path: PathBuf) -> Result<Coordinators, SourceError> {
     let reading = {
         let path = path.clone();
         move || {
-            let size = std::fs::metadata(&path).map_err(|cause| unreadable(path.clone(), cause))?.len();
-            if size > MAX_FILE {
-                return Err(SourceError::TooLarge { path, size });
+            let file = File::open(&path).map_err(|cause| unreadable(path.clone(), cause))?;
+            let mut text = String::new();
+            // Some files have no size before they are read.
+            let read = file.take(MAX_FILE + 1).read_to_string(&mut text);
+            match read {
+                Ok(read) if read as u64 > MAX_FILE => Err(SourceError::TooLarge { path }),
+                Ok(_) => Ok(text),
+                Err(cause) => Err(unreadable(path, cause)),
             }
-            std::fs::read_to_string(&path).map_err(|cause| unreadable(path, cause))
         }
     };
     match tokio::task::spawn_blocking(reading).await {

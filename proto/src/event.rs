@@ -334,8 +334,8 @@ pub enum Event {
     RegistrationRenewed {
         /// The coordinator.
         coordinator: PeerId,
-        /// Time that the coordinator took to answer; `None` if the answer is to an earlier request.
-        rtt: Option<Duration>,
+        /// Time that the coordinator took to answer.
+        rtt: Duration,
     },
     /// A coordinator turned our registration down.
     RegistrationRejected {

@@ -312,10 +312,12 @@ impl RegistrationClient {
         entry.failures = 0;
         entry.registered_until = Some(now + lifetime);
         entry.due_by(now + lifetime / 2);
-        out.event(match is_new {
-            true => Event::Registered { coordinator: *peer, rtt },
-            false => Event::RegistrationRenewed { coordinator: *peer, rtt },
-        });
+        if is_new {
+            out.event(Event::Registered { coordinator: *peer, rtt });
+        } else if let Some(rtt) = rtt {
+            // An answer that nobody waits for is no news: a coordinator could send many.
+            out.event(Event::RegistrationRenewed { coordinator: *peer, rtt });
+        }
         true
     }
 

@@ -190,7 +190,7 @@ fn sources(document: &mut Document) {
                 cause: multiaddr::Error::InvalidMultiaddr,
             },
             SourceError::Unreadable { path: "coordinators".into(), cause: io_error() },
-            SourceError::TooLarge { path: "coordinators".into(), size: 2_000_000 },
+            SourceError::TooLarge { path: "coordinators".into() },
         ],
     );
 }

@@ -163,6 +163,8 @@ impl Coordinators {
     ) -> bool {
         let is_new = !self.needs(&peer);
         let coordinator = self.need(peer, connections, now);
+        // A dial waits for it.
+        coordinator.expedite(now);
         coordinator.named_for.insert(target);
         for address in addresses {
             if coordinator.told.len() < MAX_TOLD {

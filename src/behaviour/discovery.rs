@@ -306,7 +306,7 @@ pub(super) fn nearest_to(target: &PeerId, peers: impl Iterator<Item = PeerId>) -
 /// Sorts by Kademlia's distance of a peer to `target`, the nearest first.
 pub(crate) fn sort_by_distance<T>(target: &PeerId, items: &mut [T], peer_of: impl Fn(&T) -> PeerId) {
     let key = key_of(target);
-    items.sort_by_key(|item| distance(&key, &key_of(&peer_of(item))));
+    items.sort_by_cached_key(|item| distance(&key, &key_of(&peer_of(item))));
 }
 
 /// Returns the key of a peer in Kademlia as libp2p has it.

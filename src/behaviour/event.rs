@@ -224,8 +224,8 @@ pub enum RegistrationEvent {
     Renewed {
         /// The coordinator.
         coordinator: PeerId,
-        /// Time that the coordinator took to answer; `None` if the answer is to an earlier request.
-        rtt: Option<Duration>,
+        /// Time that the coordinator took to answer.
+        rtt: Duration,
     },
     /// A coordinator rejected the registration of this peer.
     #[non_exhaustive]

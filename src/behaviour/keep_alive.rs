@@ -16,7 +16,7 @@ use quinn::{AsyncTimer, Runtime};
 /// Time after which the connection is polled once, whatever we know of it. The handler of a relay
 /// server (libp2p-relay 0.22) keeps each connection for ten seconds from its first poll, and does
 /// not wake the connection then.
-const RELAY_IDLE_TIME: Duration = Duration::from_millis(10_100);
+const RELAY_IDLE_TIME: Duration = Duration::from_secs(11);
 
 /// The reasons of one connection.
 pub(super) struct KeepAlive {
@@ -32,7 +32,8 @@ pub(super) struct KeepAlive {
     /// A peer that opened the control stream to a coordinator is about to ask, or waits for an
     /// answer, until then at most.
     asks_until: Option<Instant>,
-    /// The handlers of other behaviours may keep the connection until then.
+    /// The handlers of other behaviours may keep the connection until then; `None` before the first
+    /// poll.
     others_until: Option<Instant>,
     timer: Option<Pin<Box<dyn AsyncTimer>>>,
 }
@@ -40,7 +41,7 @@ pub(super) struct KeepAlive {
 impl KeepAlive {
     pub(super) fn new(runtime: Arc<dyn Runtime>, is_coordinator: bool) -> Self {
         Self {
-            others_until: runtime.now().checked_add(RELAY_IDLE_TIME),
+            others_until: None,
             runtime,
             is_coordinator,
             is_draining: false,
@@ -79,6 +80,9 @@ impl KeepAlive {
 
     /// Wakes the connection when one of the times has come.
     pub(super) fn poll(&mut self, cx: &mut Context<'_>) {
+        if self.others_until.is_none() {
+            self.others_until = self.runtime.now().checked_add(RELAY_IDLE_TIME);
+        }
         loop {
             let now = self.runtime.now();
             let times = self.own_times().into_iter().chain([self.others_until]).flatten();

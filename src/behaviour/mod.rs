@@ -339,7 +339,7 @@ impl Behaviour {
     /// A coordinator is no longer needed.
     fn release(&mut self, coordinator: &PeerId) {
         self.notify(*coordinator, false);
-        self.relaying.no_longer_connecting(coordinator, self.ends.runtime.now());
+        self.relaying.not_connecting(coordinator);
     }
 
     /// Replaces a coordinator that cannot help to reach `peer`, if another was found.
@@ -527,7 +527,6 @@ impl Behaviour {
         let is_refused = matches!(event.error, DialError::DialPeerConditionFalse(_));
         if is_ours && !is_refused && !self.coordinators.is_connected(&peer) {
             tracing::debug!(%peer, error = %event.error, "coordinator cannot be reached");
-            self.relaying.no_longer_connecting(&peer, now);
             if self.coordinators.contains(&peer) {
                 self.registrations.failed(peer);
             }
@@ -647,17 +646,22 @@ impl Behaviour {
         }
     }
 
+    /// A coordinator accepted the registration of this peer, or renewed it.
+    fn note_registration(&mut self, coordinator: PeerId, rtt: Option<Duration>, now: Instant) {
+        if self.coordinators.contains(&coordinator) && self.coordinators.is_connected(&coordinator) {
+            self.registrations.accepted(coordinator, rtt, now);
+        }
+        self.discovery.succeeded(&coordinator);
+    }
+
     /// Draws the consequences of an event that is about to be reported.
     fn note(&mut self, event: &Event, now: Instant) {
         match event {
-            Event::Registration(
-                RegistrationEvent::Accepted { coordinator, rtt }
-                | RegistrationEvent::Renewed { coordinator, rtt },
-            ) => {
-                if self.coordinators.contains(coordinator) && self.coordinators.is_connected(coordinator) {
-                    self.registrations.accepted(*coordinator, *rtt, now);
-                }
-                self.discovery.succeeded(coordinator);
+            Event::Registration(RegistrationEvent::Accepted { coordinator, rtt }) => {
+                self.note_registration(*coordinator, *rtt, now);
+            }
+            Event::Registration(RegistrationEvent::Renewed { coordinator, rtt }) => {
+                self.note_registration(*coordinator, Some(*rtt), now);
             }
             Event::Registration(RegistrationEvent::Rejected { coordinator, .. }) => {
                 if self.coordinators.contains(coordinator) {

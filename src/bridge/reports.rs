@@ -11,7 +11,7 @@ use tokio::sync::mpsc::{self, error::TrySendError};
 use tokio_util::sync::PollSender;
 
 use crate::behaviour::{
-    event::{Event, SessionEvent},
+    event::{Event, RegistrationEvent, SessionEvent},
     link::FromDriver,
 };
 
@@ -107,7 +107,7 @@ fn is_informational(event: &Event) -> bool {
                 | SessionEvent::PathValidated { .. }
                 | SessionEvent::PathSelected { .. }
                 | SessionEvent::Search { .. }
-        )
+        ) | Event::Registration(RegistrationEvent::Renewed { .. })
     )
 }
 

@@ -1,6 +1,6 @@
 //! Transfer of files over any pair of byte streams. `docs/file-transfer.md` has the wire format.
 //!
-//! The sender offers a list of [`Entry`]s. The receiver compares it with its folder, asks the
+//! The sender offers a list of entries. The receiver compares it with its folder, asks the
 //! sender which of its files are equal so far, and accepts the rest. Data come in blocks, each with
 //! the BLAKE3 hash of its file up to there. A block is written only after its hash was checked, so
 //! that each byte of a partial file is a verified one.

@@ -131,12 +131,23 @@ impl Fallback {
 
     /// Returns true if this relay may be asked for the peer: it has not been, and others may be.
     pub(super) fn may_ask(&self, peer: &PeerId, relay: &PeerId) -> bool {
-        let search = self.searches.get(peer);
-        search.is_none_or(|search| search.asked.len() < MAX_ASKED && !search.asked.contains(relay))
+        self.room(peer) > 0 && self.searches.get(peer).is_none_or(|search| !search.asked.contains(relay))
     }
 
-    /// None of the known relays has helped. Returns true if more are to be looked for. They have
-    /// been, if not.
+    /// Returns the number of relays that may still be asked for the peer.
+    pub(super) fn room(&self, peer: &PeerId) -> usize {
+        MAX_ASKED.saturating_sub(self.searches.get(peer).map_or(0, |search| search.asked.len()))
+    }
+
+    /// A relayed connection to the peer is open. The dial goes on, and may become direct.
+    pub(super) fn relayed(&mut self, peer: &PeerId) {
+        if let Some(search) = self.searches.get_mut(peer) {
+            search.until = None;
+        }
+    }
+
+    /// None of the known relays has helped. Returns true if more are to be looked for; false if
+    /// that has been done.
     pub(super) fn begin_search(&mut self, peer: PeerId, now: Instant) -> bool {
         let search = self.searches.entry(peer).or_default();
         let is_first = search.until.is_none();
@@ -166,7 +177,7 @@ impl Fallback {
         self.searches.contains_key(peer)
     }
 
-    /// Returns the peers for which relays have been asked, or would have been.
+    /// Returns the peers of dials that need a relay.
     pub(super) fn begun(&self) -> Vec<PeerId> {
         self.searches.keys().copied().collect()
     }

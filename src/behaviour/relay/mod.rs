@@ -1,7 +1,8 @@
 //! Relays as the last resort, through the libp2p relay client of the same swarm.
 //!
 //! - *Fallback*: once the first dial of a peer has waited for traversal for a second, or an attempt
-//!   has failed, the peer is dialed over a relay as well. If that succeeds, the first dial
+//!   has failed, the peer is dialed over a relay as well. If no known relay helps, the sources of
+//!   coordinators are asked for the peer. If that succeeds, the first dial
 //!   continues to wait, and ends with the direct connection, if there is one. If it fails, and
 //!   traversal has failed for good, the first dial fails.
 //! - *Reservations*: a peer that others cannot reach directly keeps up to three of them.
@@ -145,19 +146,19 @@ impl Relaying {
         now: Instant,
     ) {
         self.relays.set_coordinators_of(peer, coordinators);
-        if self.dials.has_begun(&peer) {
+        if !coordinators.is_empty() && self.dials.has_begun(&peer) {
             self.dial_over_relay(peer, now);
         }
     }
 
-    /// A connection to this coordinator is being opened: it may be asked as a relay afterwards.
+    /// A connection to this coordinator is being opened, and opened again after a failure: it may
+    /// be asked as a relay afterwards.
     pub(super) fn connecting(&mut self, coordinator: PeerId) {
         self.connecting.insert(coordinator);
     }
 
-    /// The connection to this coordinator is open, or will not be. Dials that wait for a relay ask
-    /// it now.
-    pub(super) fn no_longer_connecting(&mut self, coordinator: &PeerId, now: Instant) {
+    /// The connection to this coordinator is open: dials that wait for a relay ask it now.
+    fn connected(&mut self, coordinator: &PeerId, now: Instant) {
         if self.connecting.remove(coordinator) {
             for peer in self.dials.begun() {
                 self.dial_over_relay(peer, now);
@@ -165,10 +166,20 @@ impl Relaying {
         }
     }
 
-    /// No more relays of `peer` are found.
+    /// No connection to this coordinator is needed any longer.
+    pub(super) fn not_connecting(&mut self, coordinator: &PeerId) {
+        self.connecting.remove(coordinator);
+    }
+
+    /// No more relays of `peer` are found. If one is being asked, or connected to, the dial waits
+    /// for it.
     pub(super) fn cannot_look_up(&mut self, peer: PeerId, now: Instant) {
+        let is_next = |relay: &PeerId| self.connecting.contains(relay) && self.dials.may_ask(&peer, relay);
+        if !self.relays.circuits_to(peer, is_next).is_empty() {
+            return;
+        }
         self.dials.end_lookup(&peer, now);
-        if self.dials.is_last_resort(&peer) {
+        if self.dials.is_last_resort(&peer) && !self.dials.is_asking(&peer) {
             self.release(peer);
         }
     }
@@ -258,7 +269,8 @@ impl Relaying {
             return true;
         }
         let may_ask = |relay: &PeerId| !self.connecting.contains(relay) && self.dials.may_ask(&peer, relay);
-        let addresses = self.relays.circuits_to(peer, may_ask);
+        let mut addresses = self.relays.circuits_to(peer, may_ask);
+        addresses.truncate(self.dials.room(&peer));
         if addresses.is_empty() {
             return false;
         }
@@ -331,6 +343,7 @@ impl Relaying {
                 let connection = CloseConnection::One(id);
                 self.out.push_back(Output::Swarm(ToSwarm::CloseConnection { peer_id: peer, connection }));
             }
+            self.dials.relayed(&peer);
             let origin = match event.endpoint.is_dialer() {
                 true if self.dials.is_last_resort(&peer) => Origin::LastResort,
                 true => Origin::Dialed,
@@ -346,7 +359,7 @@ impl Relaying {
         if is_coordinator {
             self.coordinator_connected(peer, address, now);
         }
-        self.no_longer_connecting(&peer, now);
+        self.connected(&peer, now);
     }
 
     /// A direct connection to a coordinator of ours is open, or a connected peer has become one.
@@ -444,6 +457,7 @@ impl Relaying {
     /// Forgets a peer that is no coordinator of ours any longer, and so no relay.
     pub(super) fn forget(&mut self, relay: &PeerId) {
         self.relays.forget(relay);
+        self.connecting.remove(relay);
         self.observed.forget(relay);
         let released = self.reservations.forget(relay);
         self.end(released);
