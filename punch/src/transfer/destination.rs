@@ -2,6 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet, VecDeque},
+    fs::File,
     io::{self, Seek, SeekFrom, Write},
     path::Path,
 };
@@ -9,8 +10,9 @@ use std::{
 use blake3::Hasher;
 use cap_std::{
     ambient_authority,
-    fs::{Dir, File, OpenOptions},
+    fs::{Dir, OpenOptions},
 };
+use fs4::{FileExt, TryLockError};
 
 use super::{
     error::TransferError,
@@ -180,7 +182,15 @@ impl Destination {
                     let (from, hasher) =
                         hashed.map_or_else(|| (0, Hasher::new()), |hashed| (hashed.length, hashed.hasher));
                     kept += from;
-                    planned.push_back(Planned { entry, path: path.clone(), kind: *kind, from, hasher });
+                    let replaces = found.existing.contains(&entry);
+                    planned.push_back(Planned {
+                        entry,
+                        path: path.clone(),
+                        kind: *kind,
+                        from,
+                        hasher,
+                        replaces,
+                    });
                 }
             }
         }
@@ -252,6 +262,8 @@ struct Planned {
     kind: Kind,
     from: u64,
     hasher: Hasher,
+    /// The user wants the file that has its name replaced.
+    replaces: bool,
 }
 
 /// Files that are being received, each after the other.
@@ -382,32 +394,134 @@ fn unexpected(kind: FrameKind) -> TransferError {
     TransferError::Protocol(format!("{kind:?} came between the files"))
 }
 
-/// Opens the partial file of a file, with exactly the bytes that the sender has confirmed.
+/// Opens the partial file of a file, with exactly the bytes that the sender has confirmed. No other
+/// program that receives writes to it until it is closed.
 fn open_partial(folder: &Dir, planned: &Planned) -> io::Result<File> {
+    let path = partial_path(&planned.path).to_path_buf();
+    if folder.symlink_metadata(&path).is_ok_and(|found| !found.is_file()) {
+        return Err(io::Error::other(format!("{} is in the way, and no regular file", path.display())));
+    }
     let mut options = OpenOptions::new();
-    options.write(true).create(true).truncate(planned.from == 0);
-    let mut file = folder.open_with(partial_path(&planned.path).to_path_buf(), &options)?;
+    options.write(true).create(true);
+    let mut file = folder.open_with(&path, &options)?.into_std();
+    FileExt::try_lock(&file).map_err(|error| match error {
+        TryLockError::WouldBlock => io::Error::other("another program receives into the same file"),
+        TryLockError::Error(error) => error,
+    })?;
+    // Before the lock, another program may have written to the file, or given it its final name.
+    if file.metadata()?.len() < planned.from || !is_at(folder, &path, &file)? {
+        return Err(io::Error::other("another program has received into the same file"));
+    }
     file.set_len(planned.from)?;
     file.seek(SeekFrom::End(0))?;
     Ok(file)
 }
 
-/// Gives a complete file its name.
+/// Returns true if the path still leads to this file.
+#[cfg(unix)]
+fn is_at(folder: &Dir, path: &Path, file: &File) -> io::Result<bool> {
+    use cap_std::fs::MetadataExt as _;
+    use std::os::unix::fs::MetadataExt as _;
+
+    let (there, here) = (folder.symlink_metadata(path)?, file.metadata()?);
+    Ok((there.dev(), there.ino()) == (here.dev(), here.ino()))
+}
+
+/// Returns true: a file that is open keeps its name.
+#[cfg(not(unix))]
+fn is_at(_: &Dir, _: &Path, _: &File) -> io::Result<bool> {
+    Ok(true)
+}
+
+/// Gives a complete file its name. A file of that name is replaced only if the user was asked.
 fn finish(folder: &Dir, planned: &Planned, file: File) -> io::Result<()> {
     #[cfg(unix)]
     if let Kind::File { executable: true, .. } = planned.kind {
-        use cap_std::fs::PermissionsExt;
+        use std::os::unix::fs::PermissionsExt;
         let mut permissions = file.metadata()?.permissions();
         // Who may read it may run it.
         permissions.set_mode(permissions.mode() | (permissions.mode() & 0o444) >> 2);
         file.set_permissions(permissions)?;
     }
+    let path = planned.path.to_path_buf();
+    if !planned.replaces && folder.symlink_metadata(&path).is_ok() {
+        return Err(io::Error::other("a file of that name has appeared meanwhile, and is not replaced"));
+    }
+    folder.rename(partial_path(&planned.path).to_path_buf(), folder, path)?;
+    // The lock ends after the rename: nobody else writes to the complete file.
     drop(file);
-    folder.rename(partial_path(&planned.path).to_path_buf(), folder, planned.path.to_path_buf())
+    Ok(())
 }
 
 fn write_stdout(data: &[u8]) -> io::Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(data)?;
     stdout.flush()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A folder that is removed at the end.
+    struct Scratch(std::path::PathBuf);
+
+    impl Scratch {
+        fn new(name: &str) -> Self {
+            let path = std::env::temp_dir().join(format!("punch-destination-{name}-{}", std::process::id()));
+            std::fs::create_dir_all(&path).unwrap();
+            Self(path)
+        }
+
+        fn open(&self) -> Dir {
+            Dir::open_ambient_dir(&self.0, ambient_authority()).unwrap()
+        }
+    }
+
+    impl Drop for Scratch {
+        fn drop(&mut self) {
+            let _ = std::fs::remove_dir_all(&self.0);
+        }
+    }
+
+    fn planned(from: u64, replaces: bool) -> Planned {
+        let path = RelativePath::default().join("file".to_owned());
+        let kind = Kind::File { size: 5, executable: false };
+        Planned { entry: 0, path, kind, from, hasher: Hasher::new(), replaces }
+    }
+
+    #[test]
+    fn two_programs_do_not_receive_into_one_file() {
+        let scratch = Scratch::new("lock");
+        let folder = scratch.open();
+        let mut first = open_partial(&folder, &planned(0, false)).unwrap();
+        let second = open_partial(&folder, &planned(0, false)).unwrap_err();
+        assert_eq!(second.to_string(), "another program receives into the same file");
+        first.write_all(b"first").unwrap();
+        finish(&folder, &planned(0, false), first).unwrap();
+        // The second one had compared a beginning, which is gone.
+        let second = open_partial(&folder, &planned(3, true)).unwrap_err();
+        assert_eq!(second.to_string(), "another program has received into the same file");
+        assert_eq!(std::fs::read(scratch.0.join("file")).unwrap(), b"first");
+    }
+
+    #[test]
+    fn a_file_that_appears_meanwhile_is_not_replaced() {
+        let scratch = Scratch::new("appears");
+        let folder = scratch.open();
+        let file = open_partial(&folder, &planned(0, false)).unwrap();
+        std::fs::write(scratch.0.join("file"), "precious").unwrap();
+        assert!(finish(&folder, &planned(0, false), file).is_err());
+        assert_eq!(std::fs::read(scratch.0.join("file")).unwrap(), b"precious");
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_partial_file_that_is_a_link_is_refused() {
+        let scratch = Scratch::new("link");
+        std::fs::write(scratch.0.join("keep"), "keep").unwrap();
+        std::os::unix::fs::symlink("keep", scratch.0.join(format!("file{PARTIAL_SUFFIX}"))).unwrap();
+        assert!(open_partial(&scratch.open(), &planned(0, false)).is_err());
+        assert_eq!(std::fs::read(scratch.0.join("keep")).unwrap(), b"keep");
+    }
 }
