@@ -53,7 +53,7 @@ pub(super) async fn start(flags: &NodeFlags, settings: Settings) -> Result<Node,
 pub(super) async fn connect(node: &Node, target: &Target) -> Result<Connection, ConnectError> {
     let connection = node.connect(target.clone()).await?;
     if !connection.status().is_direct() {
-        // A relayed connection will do for now.
+        // Without a direct path in time, the relayed connection is used.
         let _ = timeout(DIRECT_TIMEOUT, connection.wait_direct()).await;
     }
     Ok(connection)

@@ -159,7 +159,18 @@ impl Receiving {
             Err(TransferError::Lost(loss)) => return Ok(Attempt::Lost { destination, loss }),
             receiver => receiver.map_err(Failure::error)?,
         };
-        let found = self.compare(&mut receiver, &destination).await;
+        let offer = receiver.offer().clone();
+        self.report.status("comparing with the files that are here");
+        let (destination, offer, found) = spawn_blocking(move || {
+            let found = destination.find(&offer);
+            (destination, offer, found)
+        })
+        .await
+        .map_err(Failure::error)?;
+        let found = match found {
+            Ok(found) => self.compare(&mut receiver, &destination, found).await,
+            Err(error) => Err(Ended::Refused(Failure::error(error))),
+        };
         let found = match found {
             Ok(found) => found,
             Err(Ended::Lost(loss)) => return Ok(Attempt::Lost { destination, loss }),
@@ -168,7 +179,6 @@ impl Receiving {
                 return Err(failure);
             }
         };
-        let offer = receiver.offer().clone();
         let incoming = destination.accept(&offer, found, &self.answers, self.progress.clone());
         let incoming = match incoming {
             Ok(incoming) => incoming,
@@ -180,11 +190,13 @@ impl Receiving {
         self.receive(connection, receiver, incoming, offer.size()).await
     }
 
-    /// Finds what is here already, and asks the user about files that would be replaced.
+    /// Has the sender compare what is here already, and asks the user about files that would be
+    /// replaced.
     async fn compare(
         &mut self,
         receiver: &mut Receiver<SendStream, RecvStream>,
         destination: &Destination,
+        mut found: Found,
     ) -> Result<Found, Ended> {
         let offer = receiver.offer();
         let files = offer.entries.iter().filter(|entry| entry.kind != Kind::Folder).count();
@@ -192,8 +204,6 @@ impl Receiving {
             let failure = Failure::usage("the offer is not a single file: give a FOLDER instead of -");
             return Err(Ended::Refused(failure));
         }
-        self.report.status("comparing with the files that are here");
-        let mut found = destination.find(offer).map_err(|error| Ended::Refused(Failure::error(error)))?;
         let checked = match receiver.compare(found.beginnings()).await {
             Err(TransferError::Lost(loss)) => return Err(Ended::Lost(loss)),
             checked => checked.map_err(|error| Ended::Refused(Failure::error(error)))?,
@@ -264,6 +274,7 @@ impl Receiving {
         connection: &Connection,
         receiver: Receiver<SendStream, RecvStream>,
         incoming: Incoming,
+        // `None` for a pipe.
         total: Option<u64>,
     ) -> Result<Attempt, Failure> {
         let equal = incoming.equal;
@@ -271,8 +282,9 @@ impl Receiving {
         let mut ticks = interval(STATUS_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let interrupt = async {
-            // A stream stays on its connection: a new one uses the direct path.
-            if is_relayed && connection.wait_direct().await {
+            // A stream stays on its connection: a new one uses the direct path. What a pipe has
+            // cannot be sent again.
+            if is_relayed && total.is_some() && connection.wait_direct().await {
                 "a direct path"
             } else {
                 std::future::pending().await
@@ -291,6 +303,9 @@ impl Receiving {
         self.failed.extend(received.take_failures());
         match std::mem::replace(&mut received.result, Ok(())) {
             Ok(()) => Ok(Attempt::Complete { equal }),
+            Err(TransferError::Lost(loss)) if total.is_none() => {
+                Err(Failure::error(format!("{loss}; {}", TransferError::Consumed)))
+            }
             Err(TransferError::Lost(loss)) => match received.into_destination() {
                 Some(destination) => Ok(Attempt::Lost { destination, loss }),
                 None => Err(Failure::error(loss)),

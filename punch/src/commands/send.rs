@@ -6,7 +6,8 @@ use libp2p_punch_node::{Connection, Node, PeerId, TicketUnavailable};
 use serde_json::json;
 use tokio::{
     sync::{Semaphore, mpsc},
-    time::{MissedTickBehavior, interval},
+    task::spawn_blocking,
+    time::{Instant, MissedTickBehavior, interval},
 };
 
 use super::peer::{self, Settings};
@@ -28,7 +29,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
 /// End of a session with a receiver, or its start.
 enum Event {
     Began { peer: PeerId, progress: Progress },
-    Ended { peer: PeerId, progress: Progress, result: Result<(), TransferError> },
+    Ended { peer: PeerId, progress: Progress, elapsed: Duration, result: Result<(), TransferError> },
 }
 
 /// State that all sessions share.
@@ -44,7 +45,12 @@ struct Sessions {
 pub(crate) async fn run(arguments: Send) -> Result<Exit, Failure> {
     let mut stop = Stop::new()?;
     let mut report = Report::new(arguments.node.common.json);
-    let Offered { source, skipped } = Source::find(&arguments.files).map_err(Failure::usage)?;
+    let files = arguments.files.clone();
+    let found = tokio::select! {
+        found = spawn_blocking(move || Source::find(&files)) => found.map_err(Failure::error)?,
+        () = stop.requested() => return Err(Failure::error("interrupted")),
+    };
+    let Offered { source, skipped } = found.map_err(Failure::usage)?;
     for skipped in skipped {
         let object = json!({ "event": "skipped", "message": skipped });
         report.note(&format!("not sent: {skipped}"), &object)?;
@@ -91,9 +97,8 @@ impl Sending {
                         peer::report_path(&mut self.report, peer, &self.node.connection_status(&peer))?;
                         shown = Some((peer, progress, Meter::new()));
                     }
-                    Event::Ended { peer, progress, result } => {
-                        let last = shown.take_if(|(shown, _, _)| *shown == peer);
-                        let elapsed = last.map(|(_, _, meter)| meter.elapsed()).unwrap_or_default();
+                    Event::Ended { peer, progress, elapsed, result } => {
+                        shown.take_if(|(shown, _, _)| *shown == peer);
                         if self.on_end(peer, &progress, result, elapsed)? {
                             return Ok(Exit::Success);
                         }
@@ -160,46 +165,63 @@ impl Sending {
     ) -> Result<bool, Failure> {
         let error = match result {
             Ok(()) => {
-                let (files, moved) = (progress.files(), progress.moved());
+                let (files, moved, failed) = (progress.files(), progress.moved(), progress.failed());
                 let seconds = elapsed.as_secs_f64();
                 let s = if files == 1 { "" } else { "s" };
-                let line = format!("sent {files} file{s}, {} in {seconds:.1} s", bytes(moved));
+                let mut line = format!("sent {files} file{s}, {} in {seconds:.1} s", bytes(moved));
+                if failed > 0 {
+                    line += &format!("; {failed} could not be sent");
+                }
                 self.report.note(
                     &line,
                     &json!({
                         "event": "sent",
                         "peer": peer.to_string(),
                         "files": files,
+                        "failed": failed,
                         "bytes": moved,
                         "seconds": (seconds * 1e3).round() / 1e3,
                     }),
                 )?;
-                return Ok(!self.keep);
+                return match failed {
+                    0 => Ok(!self.keep),
+                    _ if self.keep => Ok(false),
+                    _ => Err(Failure::error(format!("{failed} of the files could not be sent"))),
+                };
             }
             Err(error) => error,
         };
         let object = json!({ "event": "lost", "peer": peer.to_string(), "message": error.to_string() });
         self.report
             .note(&format!("with {}: {error}; waiting for it or another one", short(&peer)), &object)?;
-        let is_over = !self.source.is_repeatable() && !matches!(error, TransferError::NoTicket);
-        if is_over { Err(Failure::error(format!("stdin cannot be sent again: {error}"))) } else { Ok(false) }
+        if progress.reads_pipe() {
+            Err(Failure::error(format!("stdin cannot be sent again: {error}")))
+        } else {
+            Ok(false)
+        }
     }
 }
 
 /// Serves all streams of a receiver.
 async fn serve(connection: Connection, sessions: Sessions) {
     let peer = connection.peer();
-    while let Ok((send, recv)) = connection.accept_bi().await {
+    while let Ok((mut send, mut recv)) = connection.accept_bi().await {
         let Sessions { source, secret, events, places } = sessions.clone();
+        let connection = connection.clone();
+        // A peer without the ticket waits for itself only: its streams take turns.
+        if let Err(error) = transfer::authorize(&mut send, &mut recv, &secret).await {
+            tracing::debug!(%peer, %error, "a stream was refused");
+            continue;
+        }
         // Without a place, the stream is closed.
         let Ok(place) = places.try_acquire_owned() else { continue };
-        let connection = connection.clone();
         tokio::spawn(async move {
-            let progress = Progress::default();
+            let (progress, begun) = (Progress::default(), Instant::now());
             // An error means that the program ends.
             let _ = events.send(Event::Began { peer, progress: progress.clone() }).await;
-            let result = transfer::serve(send, recv, source, &secret, progress.clone()).await;
-            let _ = events.send(Event::Ended { peer, progress, result }).await;
+            let result = transfer::serve(send, recv, source, progress.clone()).await;
+            let elapsed = begun.elapsed();
+            let _ = events.send(Event::Ended { peer, progress, elapsed, result }).await;
             drop((connection, place));
         });
     }

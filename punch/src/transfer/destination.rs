@@ -110,7 +110,8 @@ impl Destination {
         let folder = match self {
             Self::Folder(folder) => folder,
             Self::Stdout { length, hasher } => {
-                if *length > 0 {
+                let is_file = |entry: &Entry| matches!(entry.kind, Kind::File { .. });
+                if *length > 0 && offer.entries.first().is_some_and(is_file) {
                     let hashed = Hashed { length: *length, hasher: Hasher::clone(hasher), is_partial: true };
                     found.hashed.insert(0, hashed);
                 }

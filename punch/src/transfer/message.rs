@@ -137,13 +137,20 @@ impl Offer {
                 return Err(PathError::Twice { path: path.to_string() }.into());
             }
         }
-        for path in all {
-            let mut folder = path.parent();
-            while !folder.is_root() {
-                if files.contains(&folder) {
-                    return Err(PathError::FileAndFolder { path: folder.to_string() }.into());
+        let files: HashSet<&[String]> = files.iter().map(RelativePath::names).collect();
+        let mut folders = HashSet::new();
+        for path in &all {
+            // The folders of a folder that was seen were seen, too.
+            let mut names = path.names();
+            while let Some((_, folder)) = names.split_last()
+                && !folder.is_empty()
+                && folders.insert(folder)
+            {
+                if files.contains(folder) {
+                    let path = RelativePath::new(folder.iter().cloned()).to_string();
+                    return Err(PathError::FileAndFolder { path }.into());
                 }
-                folder = folder.parent();
+                names = folder;
             }
         }
         Ok(())
@@ -175,7 +182,8 @@ impl Accept {
         for Wanted { entry, from } in &self.files {
             let kind = offer.entry(*entry)?.kind;
             let is_in_order = last.is_none_or(|last| last < *entry);
-            if !is_in_order || matches!(kind, Kind::Folder) || kind.size().is_some_and(|size| *from > size) {
+            // A pipe is sent from its beginning.
+            if !is_in_order || matches!(kind, Kind::Folder) || *from > kind.size().unwrap_or_default() {
                 return Err(TransferError::Protocol(format!(
                     "entry {entry} cannot be sent from byte {from}"
                 )));

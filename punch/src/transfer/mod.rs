@@ -30,7 +30,7 @@ pub(crate) use self::{
     message::Kind,
     path::RelativePath,
     progress::Progress,
-    session::{Receiver, serve},
+    session::{Receiver, authorize, serve},
     source::{Offered, Source},
     ticket::{FileTicket, Secret},
 };

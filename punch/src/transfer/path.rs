@@ -67,6 +67,11 @@ impl RelativePath {
         self.0.last().map(String::as_str).unwrap_or_default()
     }
 
+    /// Returns all names, the outermost folder first.
+    pub(crate) fn names(&self) -> &[String] {
+        &self.0
+    }
+
     /// Returns the path of the folder that holds this path.
     pub(crate) fn parent(&self) -> Self {
         Self(self.0.split_last().map(|(_, folder)| folder.to_vec()).unwrap_or_default())

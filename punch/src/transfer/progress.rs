@@ -2,7 +2,7 @@
 
 use std::sync::{
     Arc,
-    atomic::{AtomicU64, Ordering},
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 /// Counters of a transfer. Clones are the same.
@@ -14,6 +14,8 @@ struct Counters {
     kept: AtomicU64,
     moved: AtomicU64,
     files: AtomicU64,
+    failed: AtomicU64,
+    reads_pipe: AtomicBool,
 }
 
 impl Progress {
@@ -31,6 +33,26 @@ impl Progress {
     /// Counts a file that is complete.
     pub(crate) fn add_file(&self) {
         self.0.files.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts a file that could not be sent.
+    pub(crate) fn add_failed(&self) {
+        self.0.failed.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Notes that the transfer sends what a pipe has.
+    pub(crate) fn set_reads_pipe(&self) {
+        self.0.reads_pipe.store(true, Ordering::Relaxed);
+    }
+
+    /// Returns true if the transfer sends what a pipe has, which no other transfer can send again.
+    pub(crate) fn reads_pipe(&self) -> bool {
+        self.0.reads_pipe.load(Ordering::Relaxed)
+    }
+
+    /// Files that could not be sent.
+    pub(crate) fn failed(&self) -> u64 {
+        self.0.failed.load(Ordering::Relaxed)
     }
 
     /// Bytes that went over the network in this attempt.

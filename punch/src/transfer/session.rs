@@ -22,22 +22,41 @@ use super::{
 
 /// Blocks between the disk and the network, at each side.
 const BLOCKS_AHEAD: usize = 4;
+/// Time for a peer that opened a stream to show that it has the ticket.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 /// Time for the last frame to arrive.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Serves one receiver.
+/// Reads the request of a peer, and refuses a peer without the ticket.
+pub(crate) async fn authorize<W, R>(send: &mut W, recv: &mut R, secret: &Secret) -> Result<(), TransferError>
+where
+    W: AsyncWrite + Unpin,
+    R: AsyncRead + Unpin,
+{
+    let request = async {
+        let request: Request = read_frame(recv).await?.parse(FrameKind::Request)?;
+        if secret.is(&request.secret) { Ok(()) } else { Err(TransferError::NoTicket) }
+    };
+    let no_request = |_| TransferError::Lost(Loss("the peer sends no request".to_owned()));
+    let result = timeout(REQUEST_TIMEOUT, request).await.map_err(no_request).and_then(|result| result);
+    if let Err(error) = &result {
+        stop(send, error).await;
+    }
+    result
+}
+
+/// Serves one receiver, which has the ticket.
 pub(crate) async fn serve<W, R>(
     mut send: W,
     mut recv: R,
     source: Arc<Source>,
-    secret: &Secret,
     progress: Progress,
 ) -> Result<(), TransferError>
 where
     W: AsyncWrite + Unpin,
     R: AsyncRead + Unpin,
 {
-    let result = serve_files(&mut send, &mut recv, source, secret, progress).await;
+    let result = serve_files(&mut send, &mut recv, source, progress).await;
     match &result {
         Ok(()) => {}
         // The receiver has the last word.
@@ -53,17 +72,12 @@ async fn serve_files<W, R>(
     send: &mut W,
     recv: &mut R,
     source: Arc<Source>,
-    secret: &Secret,
     progress: Progress,
 ) -> Result<(), TransferError>
 where
     W: AsyncWrite + Unpin,
     R: AsyncRead + Unpin,
 {
-    let request: Request = read_frame(recv).await?.parse(FrameKind::Request)?;
-    if !secret.is(&request.secret) {
-        return Err(TransferError::NoTicket);
-    }
     write_frame(send, &Frame::message(FrameKind::Offer, source.offer())?).await?;
     let mut frame = read_frame(recv).await?;
     let mut hashers = Hashers::new();
@@ -78,10 +92,10 @@ where
     }
     let accept: Accept = parse(&frame, FrameKind::Accept)?;
     accept.check(source.offer())?;
-    if source.is_consumed(&accept) {
-        return Err(TransferError::Consumed);
+    if source.take_pipe(&accept)? {
+        progress.set_reads_pipe();
     }
-    let kept = accept.files.iter().map(|wanted| wanted.from).sum();
+    let kept = accept.files.iter().map(|wanted| wanted.from).fold(0, u64::saturating_add);
     progress.set_kept(kept);
     let (frames, mut blocks) = mpsc::channel(BLOCKS_AHEAD);
     let producer = spawn_blocking(move || source.produce(&accept, hashers, &frames, &progress));

@@ -6,6 +6,7 @@ use std::{
     io::{self, Read, Seek, SeekFrom},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
+    time::SystemTime,
 };
 
 use blake3::Hasher;
@@ -35,8 +36,45 @@ pub(crate) struct Source {
 
 #[derive(Debug)]
 enum Origin {
-    Disk(PathBuf),
+    Disk(PathBuf, Stamp),
     Stdin,
+}
+
+/// State of a file by which a change is noticed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    len: u64,
+    modified: Option<SystemTime>,
+    /// Device and inode, where there are any: another file may have taken the name.
+    identity: Option<(u64, u64)>,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        #[cfg(unix)]
+        let identity = {
+            use std::os::unix::fs::MetadataExt;
+            Some((metadata.dev(), metadata.ino()))
+        };
+        #[cfg(not(unix))]
+        let identity = None;
+        Self { len: metadata.len(), modified: metadata.modified().ok(), identity }
+    }
+
+    /// Opens the file at this path, which must be the one that was offered.
+    fn open(&self, path: &Path) -> io::Result<File> {
+        // To open a pipe would wait for its writer.
+        if !fs::metadata(path)?.is_file() {
+            return Err(io::Error::other("it is no longer a file"));
+        }
+        let file = File::open(path)?;
+        self.check(&file, "it has changed since it was offered")?;
+        Ok(file)
+    }
+
+    fn check(&self, file: &File, otherwise: &'static str) -> io::Result<()> {
+        if Self::of(&file.metadata()?) == *self { Ok(()) } else { Err(io::Error::other(otherwise)) }
+    }
 }
 
 /// Source, and what was left out of it.
@@ -74,7 +112,8 @@ impl Source {
                 source.add_folder(path, &root, &mut skipped)?;
             } else if metadata.is_file() {
                 File::open(path).map_err(|error| failed(&error))?;
-                source.add(Entry { path: root, kind: file_kind(&metadata) }, Origin::Disk(path.clone()))?;
+                let origin = Origin::Disk(path.clone(), Stamp::of(&metadata));
+                source.add(Entry { path: root, kind: file_kind(&metadata) }, origin)?;
             } else {
                 let path = path.display();
                 return Err(format!("{path} is neither a file nor a folder; - sends what a pipe has"));
@@ -84,6 +123,8 @@ impl Source {
             TransferError::Path(error) => format!("cannot send these together: {error}"),
             error => error.to_string(),
         })?;
+        Frame::message(FrameKind::Offer, &source.offer)
+            .map_err(|_| "the names of these files are too long to be offered at once".to_owned())?;
         Ok(Offered { source, skipped })
     }
 
@@ -110,7 +151,8 @@ impl Source {
                     continue;
                 }
             };
-            let shown = found.path().display();
+            // A name may have characters that would harm a terminal.
+            let shown = format!("{:?}", found.path());
             let below = found.path().strip_prefix(folder).unwrap_or(Path::new(""));
             let Some(path) = below_root(root, below) else {
                 skipped.push(format!("{shown}: its name is not UTF-8"));
@@ -120,23 +162,26 @@ impl Source {
                 skipped.push(format!("{shown}: {error}"));
                 continue;
             }
-            let kind = match found.metadata() {
-                Ok(metadata) if metadata.is_dir() || found.depth() == 0 => Kind::Folder,
-                Ok(metadata) if metadata.is_file() && is_partial(&path) => {
-                    skipped.push(format!("{shown}: it is a partial file"));
-                    continue;
-                }
-                Ok(metadata) if metadata.is_file() => file_kind(&metadata),
-                Ok(_) => {
-                    skipped.push(format!("{shown}: it is a link or a device"));
-                    continue;
-                }
+            let metadata = match found.metadata() {
+                Ok(metadata) => metadata,
                 Err(error) => {
                     skipped.push(error.to_string());
                     continue;
                 }
             };
-            self.add(Entry { path, kind }, Origin::Disk(found.path().to_owned()))?;
+            let kind = if metadata.is_dir() || found.depth() == 0 {
+                Kind::Folder
+            } else if metadata.is_file() && is_partial(&path) {
+                skipped.push(format!("{shown}: it is a partial file"));
+                continue;
+            } else if metadata.is_file() {
+                file_kind(&metadata)
+            } else {
+                skipped.push(format!("{shown}: it is a link or a device"));
+                continue;
+            };
+            let origin = Origin::Disk(found.path().to_owned(), Stamp::of(&metadata));
+            self.add(Entry { path, kind }, origin)?;
         }
         Ok(())
     }
@@ -155,19 +200,14 @@ impl Source {
         self.offer.size()
     }
 
-    /// Returns true if all of the files can be sent a second time.
-    pub(crate) fn is_repeatable(&self) -> bool {
-        !self.is_stdin_consumed.load(Ordering::Relaxed)
-    }
-
     /// Compares beginnings of files with those that a receiver has. A file that cannot be read is
     /// not equal.
     pub(super) fn compare(&self, check: &Check) -> (Checked, Hashers) {
         let mut hashers = HashMap::new();
         let mut same = Vec::new();
         for Beginning { entry, length, hash } in &check.files {
-            let Some(Origin::Disk(path)) = self.origins.get(*entry) else { continue };
-            let hasher = File::open(path).and_then(|mut file| hash_beginning(&mut file, *length));
+            let Some(Origin::Disk(path, stamp)) = self.origins.get(*entry) else { continue };
+            let hasher = stamp.open(path).and_then(|mut file| hash_beginning(&mut file, *length));
             let Ok(hasher) = hasher else { continue };
             if blake3::Hash::from_hex(hash).is_ok_and(|hash| hash == hasher.finalize()) {
                 same.push(*entry);
@@ -203,14 +243,15 @@ impl Source {
                             }
                             progress.add_moved(len);
                         }
-                        Ok(None) => break reading.end(),
+                        Ok(None) => break reading.end().or_else(|error| failed(&error))?,
                         Err(error) => break failed(&error)?,
                     }
                 },
                 Err(error) => failed(&error)?,
             };
-            if last.kind == FrameKind::End {
-                progress.add_file();
+            match last.kind {
+                FrameKind::End => progress.add_file(),
+                _ => progress.add_failed(),
             }
             if frames.blocking_send(last).is_err() {
                 return Ok(());
@@ -219,36 +260,58 @@ impl Source {
         Ok(())
     }
 
-    /// Returns true if the receiver wants bytes of stdin that were read before.
-    pub(super) fn is_consumed(&self, accept: &Accept) -> bool {
+    /// Returns true if the receiver wants what a pipe has. Only one receiver gets it.
+    pub(super) fn take_pipe(&self, accept: &Accept) -> Result<bool, TransferError> {
         let is_stdin = |wanted: &Wanted| matches!(self.origins.get(wanted.entry), Some(Origin::Stdin));
-        accept.files.iter().any(is_stdin) && self.is_stdin_consumed.swap(true, Ordering::Relaxed)
+        let wants_pipe = accept.files.iter().any(is_stdin);
+        if wants_pipe && self.is_stdin_consumed.swap(true, Ordering::Relaxed) {
+            return Err(TransferError::Consumed);
+        }
+        Ok(wants_pipe)
     }
 
     fn open(&self, wanted: Wanted, hasher: Option<(u64, Hasher)>) -> io::Result<Reading> {
         let Wanted { entry, from } = wanted;
         let size = self.offer.entries.get(entry).and_then(|entry| entry.kind.size());
         match (self.origins.get(entry), size) {
-            (Some(Origin::Disk(path)), Some(size)) => {
-                let mut file = File::open(path)?;
+            (Some(Origin::Disk(path, stamp)), Some(size)) => {
+                let mut file = stamp.open(path)?;
                 let hasher = match hasher {
                     Some((length, hasher)) if length == from => hasher,
                     _ => hash_beginning(&mut file, from)?,
                 };
                 file.seek(SeekFrom::Start(from))?;
-                Ok(Reading { input: Box::new(file), left: Some(size.saturating_sub(from)), hasher })
+                Ok(Reading {
+                    input: Input::File(file, *stamp),
+                    left: Some(size.saturating_sub(from)),
+                    hasher,
+                })
             }
-            _ => Ok(Reading { input: Box::new(io::stdin()), left: None, hasher: Hasher::new() }),
+            _ => Ok(Reading { input: Input::Pipe(io::stdin()), left: None, hasher: Hasher::new() }),
         }
     }
 }
 
 /// A file that is being sent.
 struct Reading {
-    input: Box<dyn Read>,
+    input: Input,
     /// Bytes that are left, if that is known.
     left: Option<u64>,
     hasher: Hasher,
+}
+
+enum Input {
+    File(File, Stamp),
+    Pipe(io::Stdin),
+}
+
+impl Read for Input {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self {
+            Self::File(file, _) => file.read(buffer),
+            Self::Pipe(pipe) => pipe.read(buffer),
+        }
+    }
 }
 
 impl Reading {
@@ -282,8 +345,12 @@ impl Reading {
         Ok(Some(Frame { kind: FrameKind::Data, body }))
     }
 
-    fn end(&self) -> Frame {
-        Frame { kind: FrameKind::End, body: self.hasher.finalize().as_bytes().to_vec() }
+    /// Returns the last frame of a file that is still as it was offered.
+    fn end(&self) -> io::Result<Frame> {
+        if let Input::File(file, stamp) = &self.input {
+            stamp.check(file, "it changed while it was sent")?;
+        }
+        Ok(Frame { kind: FrameKind::End, body: self.hasher.finalize().as_bytes().to_vec() })
     }
 }
 

@@ -106,6 +106,18 @@ impl<'a> Fetch<'a> {
     }
 }
 
+/// Serves one receiver, as a program does.
+async fn serve(
+    mut send: WriteHalf<DuplexStream>,
+    mut recv: ReadHalf<DuplexStream>,
+    source: Arc<Source>,
+    secret: &Secret,
+    progress: Progress,
+) -> Result<(), TransferError> {
+    authorize(&mut send, &mut recv, secret).await?;
+    super::serve(send, recv, source, progress).await
+}
+
 fn path(text: &str) -> RelativePath {
     RelativePath::new(text.split('/').map(str::to_owned))
 }
@@ -224,17 +236,69 @@ async fn a_file_that_vanishes_is_named_and_the_others_arrive() {
 }
 
 #[tokio::test]
-async fn a_file_that_is_cut_while_it_is_sent_is_named() {
-    let (scratch, source) = sender_of(&[("a", bytes(5_000, 5))]);
-    fs::write(scratch.path().join("sent/a"), b"short").unwrap();
-    let target = TempDir::new().unwrap();
-    let (sender, receiver) = pipe();
-    let secret = Secret::generate();
-    let serving = serve(sender.0, sender.1, source, &secret, Progress::default());
-    let (_, received) = tokio::join!(serving, Fetch::into(target.path()).run(receiver, &secret));
-    let failures = received.unwrap().0.take_failures();
-    assert!(failures[0].to_string().contains("cut by 4995 bytes"), "{failures:?}");
-    assert!(!target.path().join("sent/a").exists());
+async fn a_file_that_has_changed_since_it_was_offered_is_not_sent() {
+    for now in ["short", "longer than it was", "as long"] {
+        let (scratch, source) = sender_of(&[("a", b"as_long".to_vec())]);
+        let changed = scratch.path().join("sent/a");
+        // Another file of the same name is a change, even within one tick of the clock.
+        fs::write(changed.with_extension("new"), now).unwrap();
+        fs::rename(changed.with_extension("new"), changed).unwrap();
+        let target = TempDir::new().unwrap();
+        let (sender, receiver) = pipe();
+        let (secret, progress) = (Secret::generate(), Progress::default());
+        let serving = serve(sender.0, sender.1, source, &secret, progress.clone());
+        let (served, received) = tokio::join!(serving, Fetch::into(target.path()).run(receiver, &secret));
+        served.unwrap();
+        let failures = received.unwrap().0.take_failures();
+        assert!(failures[0].to_string().contains("changed since it was offered"), "{failures:?}");
+        assert!(!target.path().join("sent/a").exists());
+        assert_eq!((progress.files(), progress.failed()), (0, 1));
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_changes_while_it_is_sent_gets_no_name_at_the_receiver() {
+    let len = 8 * BLOCK_LEN;
+    for now in [bytes(len + 1, 6), bytes(BLOCK_LEN, 6)] {
+        let (scratch, source) = sender_of(&[("a", bytes(len, 5))]);
+        let target = TempDir::new().unwrap();
+        let (sender, receiver) = pipe();
+        let (secret, progress) = (Secret::generate(), Progress::default());
+        let change = async {
+            while progress.moved() == 0 {
+                tokio::task::yield_now().await;
+            }
+            // The sender is at most a few blocks ahead of what has moved.
+            fs::write(scratch.path().join("sent/a"), now).unwrap();
+        };
+        let serving = serve(sender.0, sender.1, source, &secret, progress.clone());
+        let fetching = Fetch::into(target.path()).run(receiver, &secret);
+        let (served, received, ()) = tokio::join!(serving, fetching, change);
+        served.unwrap();
+        let failures = received.unwrap().0.take_failures();
+        assert_eq!(failures.len(), 1, "{failures:?}");
+        assert_eq!((progress.files(), progress.failed()), (0, 1));
+        assert!(!target.path().join("sent/a").exists());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_sends_no_request_is_let_go() {
+    let ((mut send, mut recv), receiver) = pipe();
+    let authorized = authorize(&mut send, &mut recv, &Secret::generate()).await;
+    assert!(matches!(authorized, Err(TransferError::Lost(_))), "{authorized:?}");
+    drop(receiver);
+}
+
+#[test]
+fn a_pipe_goes_to_the_first_receiver_that_wants_it() {
+    let source = Source::find(&["-".into()]).unwrap().source;
+    let accept = |from| message::Accept { files: vec![Wanted { entry: 0, from }] };
+    assert!(accept(1).check(&Offer { entries: source.entries().to_vec() }).is_err(), "it has one beginning");
+    let nothing = message::Accept { files: Vec::new() };
+    assert!(!source.take_pipe(&nothing).unwrap());
+    assert!(source.take_pipe(&accept(0)).unwrap());
+    assert!(matches!(source.take_pipe(&accept(0)), Err(TransferError::Consumed)));
 }
 
 #[tokio::test]
