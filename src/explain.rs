@@ -32,8 +32,8 @@ pub fn of_dial(error: &DialError) -> Option<Explanation> {
     }
 }
 
-/// Returns an error and its causes, outermost first.
-fn causes<'a>(
+/// Returns an error and its causes, outermost first. An error within an [`io::Error`] is one, too.
+pub fn causes<'a>(
     error: &'a (dyn error::Error + 'static),
 ) -> impl Iterator<Item = &'a (dyn error::Error + 'static)> {
     iter::successors(Some(error), |error| match error.downcast_ref::<io::Error>() {

@@ -31,15 +31,12 @@ use libp2p_identity::PeerId;
 
 pub use crate::behaviour::CoordinatorLookup;
 use crate::{
-    behaviour::sort_by_distance,
+    behaviour::{MAX_SPARE, sort_by_distance},
     config::{ConfigError, peer_of},
 };
 
 /// Largest file of coordinators, in bytes: room for about 10,000 addresses.
 const MAX_FILE: u64 = 1 << 20;
-
-/// Coordinators that are named for one peer: the behaviour keeps no more of them for later.
-const MAX_NAMED: usize = 32;
 
 /// Reason for which a source cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +149,7 @@ impl CoordinatorFile {
 fn answer(lookup: &mut CoordinatorLookup, peer: PeerId, coordinators: &Coordinators) {
     let mut nearest: Vec<_> = coordinators.iter().collect();
     sort_by_distance(&peer, &mut nearest, |(coordinator, _)| **coordinator);
-    for (coordinator, addresses) in nearest.into_iter().take(MAX_NAMED) {
+    for (coordinator, addresses) in nearest.into_iter().take(MAX_SPARE) {
         if !lookup.found(peer, *coordinator, addresses.clone()) {
             return;
         }

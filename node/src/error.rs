@@ -4,7 +4,10 @@ use std::{error::Error, io, time::Duration};
 
 use libp2p_core::{Multiaddr, multiaddr};
 use libp2p_identity::PeerId;
-use libp2p_punch::event::{FailureReason, Phase};
+use libp2p_punch::{
+    event::{FailureReason, Phase},
+    explain::causes,
+};
 use libp2p_swarm::DialError;
 
 use crate::{key_file::KeyFileError, status::CloseReason, target::TargetError, ticket::TicketError};
@@ -222,21 +225,6 @@ pub struct ShutDown;
 /// Returns the reason of a traversal that failed, if that is the cause of the error.
 fn traversal_failure(error: &(dyn Error + 'static)) -> Option<FailureReason> {
     causes(error).find_map(|cause| cause.downcast_ref().copied())
-}
-
-/// The error and its causes, outermost first.
-pub(crate) fn causes<'a>(
-    error: &'a (dyn Error + 'static),
-) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
-    let cause = |error: &&'a (dyn Error + 'static)| -> Option<&'a (dyn Error + 'static)> {
-        let error: &'a (dyn Error + 'static) = *error;
-        match error.downcast_ref::<io::Error>() {
-            // The source of an `io::Error` leaves out the error that it wraps.
-            Some(io) => io.get_ref().map(|inner| inner as &(dyn Error + 'static)),
-            None => error.source(),
-        }
-    };
-    std::iter::successors(Some(error), cause)
 }
 
 /// Message of the innermost cause, which names the fault itself.

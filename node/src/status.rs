@@ -9,11 +9,11 @@ use std::{
 
 use libp2p_core::Multiaddr;
 use libp2p_identity::PeerId;
-use libp2p_punch::event::Phase;
+use libp2p_punch::{event::Phase, explain::causes};
 use libp2p_swarm::ConnectionError;
 use tokio::{sync::watch, time::Instant};
 
-use crate::error::{ConnectError, causes, innermost};
+use crate::error::{ConnectError, innermost};
 
 /// Closed connections of which the status is kept. The oldest give way.
 pub(crate) const MAX_CLOSED: usize = 1_024;

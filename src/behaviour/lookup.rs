@@ -1,7 +1,7 @@
 //! Sources of coordinators that may know a peer: a DHT, a directory, a file.
 //!
-//! A dial of a peer that no coordinator of ours knows asks each source. The driver gets the found
-//! coordinators while the search for that peer lasts.
+//! Each source is asked for a dialed peer that no coordinator of ours knows, or that no known relay
+//! reaches. The driver gets the found coordinators while the search for that peer lasts.
 
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
@@ -23,7 +23,7 @@ const MAX_REQUESTS: usize = 16;
 /// Coordinators found that wait for the behaviour.
 const MAX_ANSWERS: usize = 256;
 /// Coordinators that were found for one peer and not asked yet.
-const MAX_SPARE: usize = 32;
+pub(crate) const MAX_SPARE: usize = 32;
 /// Coordinators of one peer that are remembered because they were asked.
 const MAX_TRIED: usize = 256;
 /// Time after which a coordinator makes room for another, if the peer is not connected by then.

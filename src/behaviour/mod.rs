@@ -49,6 +49,7 @@ pub(crate) use self::discovery::sort_by_distance;
 pub(crate) use self::handler::STUCK_TIMEOUT;
 use self::handler::{FromBehaviour, Handler, ToBehaviour};
 pub use self::lookup::CoordinatorLookup;
+pub(crate) use self::lookup::MAX_SPARE;
 use self::{
     coordinators::{Coordinators, Due},
     counts::Counts,
@@ -418,7 +419,8 @@ impl Behaviour {
     }
 
     /// Adds a source of coordinators. The source is asked for coordinators of each dialed peer that
-    /// none of our coordinators knows. `kad::Behaviour`, with the feature `kad`, is one.
+    /// none of our coordinators knows, or that no known relay reaches. `kad::Behaviour`, with the
+    /// feature `kad`, is one.
     pub fn coordinator_lookup(&mut self) -> CoordinatorLookup {
         self.lookups.add()
     }
@@ -663,9 +665,9 @@ impl Behaviour {
             Event::Registration(RegistrationEvent::Renewed { coordinator, rtt }) => {
                 self.note_registration(*coordinator, Some(*rtt), now);
             }
-            Event::Registration(RegistrationEvent::Rejected { coordinator, .. }) => {
+            Event::Registration(RegistrationEvent::Rejected { coordinator, reason }) => {
                 if self.coordinators.contains(coordinator) {
-                    self.registrations.failed(*coordinator);
+                    self.registrations.rejected(*coordinator, *reason);
                 }
                 self.discovery.failed(coordinator, now);
             }

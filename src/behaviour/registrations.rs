@@ -6,6 +6,7 @@ use std::{
 };
 
 use libp2p_identity::PeerId;
+use libp2p_punch_proto::wire::frame::RejectReason;
 
 /// The record of one coordinator.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,7 +43,15 @@ impl Registrations {
         registration.accepted += 1;
     }
 
-    /// A coordinator rejected a registration, or could not be dialed.
+    /// A coordinator rejected a registration. If that only came too soon, the one before stays in
+    /// force.
+    pub(super) fn rejected(&mut self, coordinator: PeerId, reason: RejectReason) {
+        let since = self.of(&coordinator).since.filter(|_| reason == RejectReason::RateLimited);
+        self.failed(coordinator);
+        self.0.entry(coordinator).or_default().since = since;
+    }
+
+    /// A coordinator could not be dialed.
     pub(super) fn failed(&mut self, coordinator: PeerId) {
         let registration = self.0.entry(coordinator).or_default();
         registration.since = None;
@@ -74,9 +83,14 @@ mod tests {
         registrations.accepted(peer, None, now + Duration::from_secs(150));
         let expected = Registration { since: Some(now), rtt, accepted: 2, failed: 0 };
         assert_eq!((registrations.of(&peer), registrations.is_empty()), (expected, false));
+        registrations.rejected(peer, RejectReason::RateLimited);
+        assert_eq!(registrations.of(&peer), Registration { failed: 1, ..expected });
+        registrations.rejected(peer, RejectReason::Full);
+        assert!(registrations.is_empty());
+        registrations.accepted(peer, None, now);
         registrations.disconnected(&peer);
         registrations.failed(peer);
-        let expected = Registration { since: None, failed: 1, ..expected };
+        let expected = Registration { since: None, accepted: 3, failed: 3, ..expected };
         assert_eq!((registrations.of(&peer), registrations.is_empty()), (expected, true));
         registrations.remove(&peer);
         assert_eq!(registrations.of(&peer), Registration::default());

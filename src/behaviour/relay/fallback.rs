@@ -101,14 +101,13 @@ impl Fallback {
         }
     }
 
-    /// Removes a dial that is over. Returns its peer if no other dial of that peer waits.
-    pub(super) fn no_longer_waiting(&mut self, id: ConnectionId) -> Option<PeerId> {
-        let peer = self.waiting.remove(&id)?.peer;
-        if self.is_awaited(&peer) {
-            return None;
+    /// Removes a dial that is over. Without another dial of its peer, nothing is sought for it.
+    pub(super) fn no_longer_waiting(&mut self, id: ConnectionId) {
+        if let Some(Waiting { peer, .. }) = self.waiting.remove(&id)
+            && !self.is_awaited(&peer)
+        {
+            self.searches.remove(&peer);
         }
-        self.searches.remove(&peer);
-        Some(peer)
     }
 
     /// The session with the peer has failed for good.
@@ -291,8 +290,10 @@ mod tests {
         assert_eq!((fallback.next_time(), fallback.due(now)), (Some(now + HEAD_START), None));
         assert_eq!(fallback.due(now + HEAD_START), Some(peer));
         assert_eq!((fallback.next_time(), fallback.due(now + HEAD_START)), (None, None));
-        assert_eq!(fallback.no_longer_waiting(id(1)), None);
-        assert_eq!(fallback.no_longer_waiting(id(2)), Some(peer));
+        fallback.no_longer_waiting(id(1));
+        assert!(fallback.is_awaited(&peer));
+        fallback.no_longer_waiting(id(2));
+        assert!(!fallback.is_awaited(&peer));
     }
 
     #[test]
@@ -339,5 +340,52 @@ mod tests {
         fallback.asked(id(2), peer, addresses(), later);
         fallback.relay_arrived(&PeerId::random(), later);
         assert_eq!(fallback.next_time(), Some(later + RELAY_TIMEOUT), "they are being asked");
+    }
+
+    #[test]
+    fn more_relays_are_looked_for_once_and_for_a_limited_time() {
+        let (mut fallback, peer, now) = (Fallback::default(), PeerId::random(), Instant::now());
+        fallback.dialing(peer, id(1), now);
+        fallback.end_head_start(&peer);
+        fallback.session_failed(peer);
+        assert!(fallback.is_last_resort(&peer) && fallback.begin_search(peer, now));
+        assert!(!fallback.begin_search(peer, now + HEAD_START), "they are being looked for");
+        let over = now + SEARCH_TIMEOUT;
+        assert!(fallback.is_searching(&peer, over - HEAD_START) && !fallback.is_searching(&peer, over));
+        assert_eq!((fallback.next_time(), fallback.fruitless(over)), (Some(over), vec![peer]));
+        // A relay that was found has its time.
+        fallback.asked(id(2), peer, addresses(), now);
+        assert_eq!(fallback.fruitless(over), []);
+        fallback.settled(id(2));
+        assert_eq!(fallback.fruitless(over), [peer]);
+        fallback.no_longer_waiting(id(1));
+        assert!(fallback.fruitless(over).is_empty() && !fallback.is_last_resort(&peer));
+    }
+
+    #[test]
+    fn a_dial_that_a_relay_has_reached_does_not_end_with_the_search() {
+        let (mut fallback, peer, now) = (Fallback::default(), PeerId::random(), Instant::now());
+        fallback.dialing(peer, id(1), now);
+        fallback.end_head_start(&peer);
+        fallback.session_failed(peer);
+        fallback.begin_search(peer, now);
+        fallback.relayed(&peer);
+        assert_eq!((fallback.fruitless(now + SEARCH_TIMEOUT), fallback.next_time()), (vec![], None));
+        assert!(fallback.is_last_resort(&peer), "the dial ends with the relayed connection");
+    }
+
+    #[test]
+    fn a_relay_is_asked_once_for_a_peer_and_not_too_many_are() {
+        let (mut fallback, peer, now) = (Fallback::default(), PeerId::random(), Instant::now());
+        fallback.dialing(peer, id(1), now);
+        let relays: Vec<_> = (0..MAX_ASKED).map(|_| PeerId::random()).collect();
+        let circuit = |relay: &PeerId| format!("/memory/1/p2p/{relay}/p2p-circuit").parse().unwrap();
+        fallback.asked(id(2), peer, relays[1..].iter().map(circuit).collect(), now);
+        assert_eq!(fallback.room(&peer), 1);
+        assert!(fallback.may_ask(&peer, &relays[0]) && !fallback.may_ask(&peer, &relays[1]));
+        fallback.asked(id(3), peer, vec![circuit(&relays[0])], now);
+        assert!(!fallback.may_ask(&peer, &PeerId::random()) && fallback.has_asked(&peer));
+        fallback.relay_arrived(&relays[1], now);
+        assert!(fallback.may_ask(&peer, &relays[1]), "it may know the peer now");
     }
 }
