@@ -11,7 +11,7 @@ use crate::{
     exit::Failure,
     lab, network,
     node::RelayLimits,
-    values::{bootstrap_address, coordinator_address, listen_address, per_second, seconds},
+    values::{bootstrap_address, bytes, coordinator_address, listen_address, per_second, seconds},
 };
 
 /// Direct connections between two peers behind NATs, through a coordinator.
@@ -30,6 +30,9 @@ pub(crate) enum Command {
     Demo(demo::Arguments),
     /// Introduce peers to each other; needs a public address.
     Coordinator(Coordinator),
+    /// List or check the settings of a coordinator.
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Register with a coordinator and wait for peers.
     Listen(Listen),
     /// Connect to a peer, send it something, and leave. Exit code: 0 direct, 10 relayed, 11 failed,
@@ -53,6 +56,25 @@ pub(crate) enum Command {
     /// Try every pair of NAT kinds, on real NATs or simulated ones. Exit code: 11 if any dial
     /// failed.
     Lab(lab::Arguments),
+}
+
+/// The subcommands of `punch config`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print a file with each setting, its documentation and its default.
+    Default,
+    /// Print the values in force, each with its source: the file, a variable or the default.
+    Show(ConfigFile),
+    /// Check the file and the variables of the environment.
+    Check(ConfigFile),
+}
+
+/// File of `punch config`.
+#[derive(Debug, Args)]
+pub(crate) struct ConfigFile {
+    /// TOML file, as for 'punch coordinator --config'.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
 }
 
 /// Arguments of all peers over real UDP.
@@ -153,13 +175,22 @@ pub(crate) struct Ping {
 /// Arguments of `punch coordinator`.
 #[derive(Debug, Args)]
 pub(crate) struct Coordinator {
+    /// TOML file with the other arguments; 'punch config default' prints one. Arguments and
+    /// variables such as PUNCH_MAX_REGISTRATIONS take precedence. SIGHUP reads it again, for the
+    /// coordinators and the log.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Addresses to listen on, such as /ip4/0.0.0.0/udp/4001/quic-v1.
-    #[arg(long, value_name = "MULTIADDR", required = true, num_args = 1.., value_parser = listen_address)]
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_delimiter = ',', value_parser = listen_address)]
     pub(crate) listen: Vec<Multiaddr>,
     /// Other coordinators, as /ip4/ADDRESS/udp/PORT/quic-v1/p2p/PEER_ID. Two coordinators that name
     /// each other test together how the NATs of their clients filter.
-    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = coordinator_address)]
+    #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_delimiter = ',', value_parser = coordinator_address)]
     pub(crate) coordinator: Vec<Multiaddr>,
+    /// Parts of the program that log, and their levels, such as warn,libp2p_punch=debug. Without
+    /// it, RUST_LOG has them. Without both, the coordinator logs errors and what a reload changes.
+    #[arg(long, value_name = "FILTER")]
+    pub(crate) log: Option<String>,
     /// Serve /metrics for Prometheus, /healthz and /readyz over HTTP at this address, such as
     /// 127.0.0.1:9400.
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -176,7 +207,7 @@ pub(crate) struct Coordinator {
 }
 
 /// Limits of a coordinator.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 pub(crate) struct CoordinatorFlags {
     /// Peers that are registered at once.
     #[arg(long, value_name = "N", default_value_t = CoordinatorLimits::default().max_registrations)]
@@ -213,7 +244,7 @@ impl From<CoordinatorFlags> for CoordinatorLimits {
 }
 
 /// Limits of a relay.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 pub(crate) struct RelayFlags {
     /// Reservations at once.
     #[arg(long, value_name = "N", default_value_t = RelayLimits::default().max_reservations)]
@@ -224,11 +255,11 @@ pub(crate) struct RelayFlags {
     /// Relayed connections of one peer at once.
     #[arg(long, value_name = "N", default_value_t = RelayLimits::default().max_circuits_per_peer)]
     pub(crate) relay_circuits_per_peer: usize,
-    /// Longest time of a relayed connection.
+    /// Longest time of a relayed connection, such as 30m; without a unit, in seconds.
     #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
     pub(crate) relay_circuit_duration: Duration,
-    /// Most bytes of a relayed connection, in each direction.
-    #[arg(long, value_name = "BYTES", default_value_t = RelayLimits::default().max_circuit_bytes)]
+    /// Most bytes of a relayed connection, in each direction, such as 32MiB.
+    #[arg(long, value_name = "BYTES", default_value = "33554432", value_parser = bytes)]
     pub(crate) relay_circuit_bytes: u64,
 }
 

@@ -12,10 +12,12 @@
 mod args;
 mod canvas;
 mod commands;
+mod configuration;
 mod demo;
 mod exit;
 mod key;
 mod lab;
+mod log;
 mod monitoring;
 mod network;
 mod node;
@@ -32,36 +34,38 @@ use std::{
     process::ExitCode,
 };
 
-use args::{Arguments, Command};
-use clap::Parser;
-use commands::{chat, coordinator, dial, listen, ping, receive, send};
+use args::Command;
+use commands::{chat, config, coordinator, dial, listen, ping, receive, send};
+use configuration::ParseError;
 use exit::{Exit, Failure};
+use log::LogFilter;
 use tokio::runtime;
-use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
-        Ok(arguments) => arguments,
-        Err(error) if error.use_stderr() && error.kind() != NO_SUBCOMMAND => {
+    let arguments = match configuration::parse(std::env::args_os()) {
+        Ok(parsed) => parsed.arguments,
+        Err(ParseError::File(failure)) => return end(Err(failure)),
+        Err(ParseError::CommandLine(error)) if error.use_stderr() && error.kind() != NO_SUBCOMMAND => {
             return end(Err(Failure::usage(format!("{}; see 'punch --help'", args::sentence(&error)))));
         }
-        Err(help) => {
+        Err(ParseError::CommandLine(help)) => {
             // A failure to print help does not change the exit code.
             let _ = help.print();
             return if help.use_stderr() { Exit::Usage.into() } else { Exit::Success.into() };
         }
     };
-    tracing_subscriber::fmt().with_env_filter(EnvFilter::from_default_env()).with_writer(io::stderr).init();
-    end(run(arguments.command))
+    let log = LogFilter::start();
+    end(run(arguments.command, &log))
 }
 
 const NO_SUBCOMMAND: clap::error::ErrorKind =
     clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 
-fn run(command: Command) -> Result<Exit, Failure> {
+fn run(command: Command, log: &LogFilter) -> Result<Exit, Failure> {
     match command {
         Command::Demo(arguments) => demo::run(&arguments),
-        Command::Coordinator(arguments) => in_real_time(coordinator::run(arguments)),
+        Command::Coordinator(arguments) => in_real_time(coordinator::run(arguments, log)),
+        Command::Config(command) => config::run(&command),
         Command::Listen(arguments) => in_real_time(listen::run(arguments)),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Network(arguments) => network::run(&arguments),

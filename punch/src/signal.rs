@@ -50,3 +50,40 @@ impl Stop {
         self.ctrl_c.recv().await;
     }
 }
+
+/// Listens for SIGHUP, where there is one, from the moment it is made.
+pub(crate) struct Hangup {
+    /// `None` if SIGHUP keeps its usual effect, which is to end the program.
+    #[cfg(unix)]
+    signal: Option<Signal>,
+}
+
+impl Hangup {
+    /// Begins to listen if the signal `is_wanted`. The caller must be within a tokio runtime.
+    pub(crate) fn new(is_wanted: bool) -> Result<Self, Failure> {
+        #[cfg(unix)]
+        {
+            let signal = is_wanted
+                .then(|| signal(SignalKind::hangup()))
+                .transpose()
+                .map_err(|error| Failure::error(format!("cannot listen for signals: {error}")))?;
+            Ok(Self { signal })
+        }
+        #[cfg(windows)]
+        {
+            let _ = is_wanted;
+            Ok(Self {})
+        }
+    }
+
+    /// Waits for the signal.
+    pub(crate) async fn requested(&mut self) {
+        #[cfg(unix)]
+        if let Some(signal) = &mut self.signal
+            && signal.recv().await.is_some()
+        {
+            return;
+        }
+        std::future::pending().await
+    }
+}

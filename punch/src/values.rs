@@ -49,15 +49,21 @@ fn parts(address: &Multiaddr) -> Option<(u16, Option<PeerId>)> {
     }
 }
 
-/// Reads a time in seconds, of at most a day.
+/// Reads a time of at most a day: a number of seconds, or a time with a unit.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
-    let refused = "it must be a number of seconds above 0 and at most 86400";
-    let seconds: f64 = text.parse().map_err(|_| refused)?;
-    if seconds > 0.0 && seconds <= 86_400.0 {
-        Ok(Duration::from_secs_f64(seconds))
-    } else {
-        Err(refused.into())
-    }
+    let refused = "it must be a number of seconds, or a time such as 90s or 5m, above 0 and at most a day";
+    let time = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|_| refused)?,
+        Err(_) => humantime::parse_duration(text).map_err(|_| refused)?,
+    };
+    if time > Duration::ZERO && time <= Duration::from_secs(86_400) { Ok(time) } else { Err(refused.into()) }
+}
+
+/// Reads a number of bytes, or a size with a unit.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let size: bytesize::ByteSize =
+        text.parse().map_err(|_| "it must be a number of bytes, or a size such as 32MiB or 1GB")?;
+    Ok(size.as_u64())
 }
 
 /// Reads a number of events a second, and returns the time from one to the next.
@@ -110,9 +116,21 @@ mod tests {
     }
 
     #[test]
+    fn a_size_is_a_number_of_bytes_or_has_a_unit() {
+        assert_eq!(bytes("4096"), Ok(4096));
+        assert_eq!(bytes("32MiB"), Ok(32 << 20));
+        assert_eq!(bytes("1 kB"), Ok(1000));
+        for wrong in ["", "-1", "much", "1 parsec"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_timeout_is_a_positive_number_of_seconds() {
         assert_eq!(seconds("2.5"), Ok(Duration::from_millis(2_500)));
-        for wrong in ["0", "-1", "NaN", "inf", "1e9", "soon"] {
+        assert_eq!(seconds("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(seconds("1h 30m"), Ok(Duration::from_secs(5_400)));
+        for wrong in ["0", "-1", "NaN", "inf", "1e9", "soon", "0s", "25h"] {
             assert!(seconds(wrong).is_err(), "{wrong}");
         }
     }

@@ -1,6 +1,7 @@
 //! The subcommands for peers over real UDP, one file each.
 
 pub(crate) mod chat;
+pub(crate) mod config;
 pub(crate) mod coordinator;
 pub(crate) mod dial;
 pub(crate) mod listen;

@@ -11,7 +11,7 @@ mod limits;
 mod swarm;
 
 use std::{
-    collections::{BTreeMap, HashMap, VecDeque},
+    collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
     future::pending,
     net::SocketAddr,
     sync::Arc,
@@ -181,6 +181,33 @@ impl Node {
             [Err(error), Err(_)] => Err(error),
             _ => Ok(()),
         }
+    }
+
+    /// Uses the coordinators of `after` instead of those of `before`. The registrations with those
+    /// that are in both stay, unless one has lost an address.
+    pub(crate) fn change_coordinators(
+        &mut self,
+        before: &[Multiaddr],
+        after: &[Multiaddr],
+    ) -> Result<(), NodeError> {
+        let (mut before, after) = (by_peer(before), by_peer(after));
+        before.retain(|peer, addresses| {
+            let stays = after.get(peer).is_some_and(|wanted| addresses.is_subset(wanted));
+            if !stays {
+                self.swarm.behaviour_mut().punch.remove_coordinator(peer);
+                self.registrations.remove(peer);
+            }
+            stays
+        });
+        for (peer, addresses) in after {
+            let known = before.get(&peer);
+            for address in addresses.into_iter().filter(|it| known.is_none_or(|known| !known.contains(it))) {
+                let error = |error| NodeError::Library(libp2p_punch::Error::Config(error));
+                self.swarm.behaviour_mut().punch.add_coordinator(address.clone()).map_err(error)?;
+            }
+            self.registrations.entry(peer).or_insert(Registration::Pending);
+        }
+        Ok(())
     }
 
     /// Waits until every coordinator has answered; fails if none has accepted the registration.
@@ -494,6 +521,17 @@ impl Node {
             EchoEvent::InboundFailure { .. } | EchoEvent::ResponseSent { .. } => {}
         }
     }
+}
+
+/// Returns the addresses of each coordinator.
+fn by_peer(coordinators: &[Multiaddr]) -> BTreeMap<PeerId, BTreeSet<&Multiaddr>> {
+    let mut addresses = BTreeMap::<_, BTreeSet<_>>::new();
+    for address in coordinators {
+        if let Some(peer) = peer_of(address) {
+            addresses.entry(peer).or_default().insert(address);
+        }
+    }
+    addresses
 }
 
 /// Waits for the deadline of a provisional result; never returns without one.
