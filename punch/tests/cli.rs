@@ -427,6 +427,46 @@ mod running {
     }
 
     #[test]
+    fn a_third_peer_of_a_chat_is_turned_away_by_name() {
+        let mut waiting = Running::with_stdin(&["chat", "--listen", ADDRESS, "--json"], Stdio::piped());
+        let ticket = waiting.wait_for("ticket");
+        let ticket = ticket["ticket"].as_str().expect("a text");
+        let arguments = ["chat", ticket, "--listen", ADDRESS, "--json"];
+        let mut second = Running::with_stdin(&arguments, Stdio::piped());
+        waiting.wait_for("connected");
+        let mut third = Running::with_stdin(&arguments, Stdio::piped());
+        let refused = waiting.wait_for("refused");
+        let second_peer = second.wait_for("connected")["peer"].clone();
+        assert!(refused["peer"].is_string() && refused["peer"] != second_peer, "{refused}");
+        third.wait_for("left");
+        assert_eq!(third.child.wait().expect("it is our child").code(), Some(0));
+        let mut stdin = second.child.stdin.take().expect("stdin is piped");
+        std::io::Write::write_all(&mut stdin, b"still here\n").expect("it is read");
+        assert_eq!(waiting.wait_for("message")["text"], "still here");
+    }
+
+    #[test]
+    fn a_receiver_with_the_ticket_of_an_earlier_start_says_so() {
+        let key = Scratch::new("restarted");
+        // The port is free again for the second sender.
+        let port = UdpSocket::bind(("127.0.0.1", 0)).expect("there is a free port").local_addr();
+        let listen = format!("/ip4/127.0.0.1/udp/{}/quic-v1", port.expect("it is bound").port());
+        let arguments = ["send", "Cargo.toml", "--listen", &listen, "--key", key.path(), "--json"];
+        let mut first = Running::new(&arguments);
+        let ticket = first.wait_for("ticket");
+        let ticket = ticket["ticket"].as_str().expect("a text");
+        first.end(Signal::SIGTERM);
+        let mut second = Running::new(&arguments);
+        second.wait_for("ticket");
+        let folder = tempfile::TempDir::new().expect("the temporary directory can be written to");
+        let folder = folder.path().to_str().expect("a name in UTF-8");
+        let output = punch(&["receive", ticket, folder, "--listen", ADDRESS]);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.contains("started again") && !stderr.contains("mistyped"), "{stderr}");
+    }
+
+    #[test]
     fn a_sender_that_is_interrupted_says_so() {
         let (mut sender, _) = send(&["Cargo.toml"]);
         assert_eq!(sender.end(Signal::SIGINT), Some(1));

@@ -1,6 +1,6 @@
 //! `punch chat`: lines of text between two peers.
 
-use libp2p_punch_node::{ConnectionStatus, MAX_MESSAGE_LEN, Node, PeerId};
+use libp2p_punch_node::{Connection, ConnectionStatus, MAX_MESSAGE_LEN, Node, PeerId};
 use serde_json::json;
 use tokio::{
     io::{AsyncBufReadExt, BufReader, Lines, Stdin},
@@ -43,10 +43,7 @@ pub(crate) async fn run(arguments: Chat) -> Result<Exit, Failure> {
             }
         };
         let peer = connection.peer();
-        // The connection is held until the end of the chat.
-        let result = Talk { node: &node, peer, report: &mut report }.run().await;
-        drop(connection);
-        result
+        Talk { node: &node, peer, connection, report: &mut report }.run().await
     };
     let result = tokio::select! {
         result = talk => result,
@@ -59,6 +56,8 @@ pub(crate) async fn run(arguments: Chat) -> Result<Exit, Failure> {
 struct Talk<'a> {
     node: &'a Node,
     peer: PeerId,
+    /// Latest connection to the peer, which is held until the end of the chat.
+    connection: Connection,
     report: &'a mut Report,
 }
 
@@ -92,6 +91,15 @@ impl Talk<'_> {
                     let message = message.map_err(Failure::error)?;
                     self.show(message.peer, &message.bytes)?;
                 }
+                connection = self.node.accept() => {
+                    let connection = connection.map_err(Failure::error)?;
+                    if connection.peer() == self.peer {
+                        self.connection = connection;
+                    } else {
+                        self.turn_away(connection.peer())?;
+                        tokio::spawn(async move { connection.close().await });
+                    }
+                }
                 Some(status) = watch.changed() => match &status {
                     ConnectionStatus::Closed { .. } => {
                         self.report.note(
@@ -111,10 +119,17 @@ impl Talk<'_> {
         }
     }
 
-    /// Prints a line of the peer. Nobody else takes part.
+    /// Prints that another peer cannot take part.
+    fn turn_away(&mut self, other: PeerId) -> Result<(), Failure> {
+        let line = format!("{} was turned away: a chat is for two", short(&other));
+        self.report.note(&line, &json!({ "event": "refused", "peer": other.to_string() }))
+    }
+
+    /// Prints a line of the peer. A line of another one that came before its connection was closed
+    /// is mentioned only.
     fn show(&mut self, sender: PeerId, bytes: &[u8]) -> Result<(), Failure> {
         if sender != self.peer {
-            return Ok(());
+            return self.turn_away(sender);
         }
         let text: String = String::from_utf8_lossy(bytes).chars().filter(|char| !char.is_control()).collect();
         let object = json!({ "event": "message", "peer": sender.to_string(), "text": text });

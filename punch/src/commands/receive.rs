@@ -84,7 +84,7 @@ struct Receiving {
     answers: HashMap<RelativePath, Answer>,
     progress: Progress,
     meter: Meter,
-    /// Files that the sender could not send.
+    /// Files and folders that are missing, each with its cause.
     failed: Vec<TransferError>,
 }
 
@@ -300,7 +300,8 @@ impl Receiving {
                 })?,
             }
         };
-        self.failed.extend(received.take_failures());
+        // Another attempt asks for all that is missing.
+        self.failed = received.take_failures();
         match std::mem::replace(&mut received.result, Ok(())) {
             Ok(()) => Ok(Attempt::Complete { equal }),
             Err(TransferError::Lost(loss)) if total.is_none() => {
@@ -341,7 +342,10 @@ impl Receiving {
         match self.failed.as_slice() {
             [] => Ok(Exit::Success),
             [one] => Err(Failure::error(one)),
-            [first, ..] => Err(Failure::error(format!("{} files are missing; {first}", self.failed.len()))),
+            [first, ..] => {
+                let count = self.failed.len();
+                Err(Failure::error(format!("{count} files or folders are missing; the first: {first}")))
+            }
         }
     }
 }

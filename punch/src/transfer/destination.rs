@@ -1,7 +1,7 @@
 //! The folder, or the pipe, into which the receiver writes.
 
 use std::{
-    collections::{HashMap, HashSet, VecDeque},
+    collections::{BTreeMap, HashMap, HashSet, VecDeque},
     fs::File,
     io::{self, Seek, SeekFrom, Write},
     path::Path,
@@ -10,7 +10,7 @@ use std::{
 use blake3::Hasher;
 use cap_std::{
     ambient_authority,
-    fs::{Dir, OpenOptions},
+    fs::{Dir, Metadata, OpenOptions},
 };
 use fs4::{FileExt, TryLockError};
 
@@ -55,41 +55,124 @@ pub(crate) enum Answer {
 pub(crate) struct Found {
     /// Files that are in the way unless they are equal.
     existing: HashSet<usize>,
-    /// Beginnings that were hashed.
-    hashed: HashMap<usize, Hashed>,
+    /// Entries that have a partial file.
+    begun: HashSet<usize>,
+    /// Files and beginnings that were hashed, by their entry and their length. An entry may have
+    /// one of each.
+    hashed: BTreeMap<(usize, u64), Hashed>,
+    /// Entries whose name is that of another kind of thing here.
+    clashes: BTreeMap<usize, io::Error>,
 }
 
 #[derive(Debug)]
 struct Hashed {
-    length: u64,
     hasher: Hasher,
     /// The bytes are those of a partial file, and not those of a complete one.
     is_partial: bool,
 }
 
+/// Bytes of an entry that need not be sent.
+enum Kept {
+    /// The whole file is here.
+    Whole(u64),
+    /// The partial file has its beginning.
+    Beginning(u64, Box<Hasher>),
+}
+
 impl Found {
     /// Beginnings that the sender should compare, in the order of the offer.
     pub(crate) fn beginnings(&self) -> Vec<Beginning> {
-        let beginning = |(entry, hashed): (&usize, &Hashed)| Beginning {
-            entry: *entry,
-            length: hashed.length,
+        let beginning = |(&(entry, length), hashed): (&(usize, u64), &Hashed)| Beginning {
+            entry,
+            length,
             hash: hashed.hasher.finalize().to_hex().to_string(),
         };
-        let mut beginnings: Vec<_> = self.hashed.iter().map(beginning).collect();
-        beginnings.sort_unstable_by_key(|beginning| beginning.entry);
-        beginnings
+        self.hashed.iter().map(beginning).collect()
     }
 
     /// Notes which beginnings are equal at the sender, and returns the files that a transfer would
     /// replace.
     pub(crate) fn conflicts(&mut self, offer: &Offer, checked: &Checked) -> Vec<Conflict> {
         let same: HashSet<usize> = checked.same.iter().copied().collect();
-        self.hashed.retain(|entry, _| same.contains(entry));
-        self.existing.retain(|entry| self.hashed.get(entry).is_none_or(|hashed| hashed.is_partial));
+        let mut number = 0..;
+        self.hashed.retain(|_, _| number.next().is_some_and(|number| same.contains(&number)));
+        let equal = self.hashed.iter().filter(|(_, hashed)| !hashed.is_partial);
+        for ((entry, _), _) in equal {
+            self.existing.remove(entry);
+        }
         let mut existing: Vec<_> = self.existing.iter().copied().collect();
         existing.sort_unstable();
         let paths = existing.into_iter().filter_map(|entry| offer.entries.get(entry));
         paths.map(|entry| Conflict { path: entry.path.clone() }).collect()
+    }
+
+    /// Looks for an entry of the offer, whole or in part.
+    fn find(&mut self, folder: &Dir, index: usize, entry: &Entry) -> Result<(), TransferError> {
+        let Entry { path, kind } = entry;
+        let existing = match folder.symlink_metadata(path.to_path_buf()) {
+            Ok(metadata) => Some(metadata),
+            Err(error) if is_absent(&error) => None,
+            Err(error) if error.kind() == io::ErrorKind::NotADirectory => {
+                self.clashes.insert(index, io::Error::other("a file is here instead of its folder"));
+                return Ok(());
+            }
+            Err(cause) => return Err(TransferError::Write { path: path.clone(), cause }),
+        };
+        let is_folder = *kind == Kind::Folder;
+        let clash = match &existing {
+            Some(existing) if is_folder && existing.is_file() => {
+                "it is a file here, and a folder at the sender"
+            }
+            Some(existing) if !is_folder && existing.is_dir() => "it is a folder here",
+            _ if is_folder => return Ok(()),
+            _ => {
+                self.find_file(folder, index, entry, existing.as_ref());
+                return Ok(());
+            }
+        };
+        self.clashes.insert(index, io::Error::other(clash));
+        Ok(())
+    }
+
+    /// Hashes what is here of a file.
+    fn find_file(&mut self, folder: &Dir, index: usize, entry: &Entry, existing: Option<&Metadata>) {
+        let Entry { path, kind } = entry;
+        if existing.is_some() {
+            self.existing.insert(index);
+        }
+        let Kind::File { size, .. } = *kind else { return };
+        let is_whole = existing.is_some_and(|existing| existing.is_file() && existing.len() == size);
+        if is_whole {
+            self.hash(folder, (index, size), path, false);
+        }
+        let begun = folder.metadata(partial_path(path).to_path_buf()).ok();
+        let Some(begun) = begun.filter(Metadata::is_file).map(|begun| begun.len()) else { return };
+        self.begun.insert(index);
+        // A partial file that lacks nothing but its name gives way to a file that may be equal.
+        let is_useful = (1..=size).contains(&begun) && !(is_whole && begun == size);
+        if is_useful && self.hashed.values().filter(|hashed| hashed.is_partial).count() < MAX_PARTIAL {
+            self.hash(folder, (index, begun), &partial_path(path), true);
+        }
+    }
+
+    fn hash(&mut self, folder: &Dir, place: (usize, u64), path: &RelativePath, is_partial: bool) {
+        let (_, length) = place;
+        let hasher = folder.open(path.to_path_buf()).and_then(|mut file| hash_beginning(&mut file, length));
+        // A file that cannot be read is received again.
+        if let Ok(hasher) = hasher {
+            self.hashed.insert(place, Hashed { hasher, is_partial });
+        }
+    }
+
+    /// Returns what is equal at the sender, once the sender has compared.
+    fn kept(&self, entry: usize) -> Option<Kept> {
+        let all = self.hashed.range((entry, 0)..=(entry, u64::MAX));
+        let (&(_, length), hashed) = all.min_by_key(|(_, hashed)| hashed.is_partial)?;
+        Some(if hashed.is_partial {
+            Kept::Beginning(length, Box::new(hashed.hasher.clone()))
+        } else {
+            Kept::Whole(length)
+        })
     }
 }
 
@@ -112,44 +195,14 @@ impl Destination {
             Self::Stdout { length, hasher } => {
                 let is_file = |entry: &Entry| matches!(entry.kind, Kind::File { .. });
                 if *length > 0 && offer.entries.first().is_some_and(is_file) {
-                    let hashed = Hashed { length: *length, hasher: Hasher::clone(hasher), is_partial: true };
-                    found.hashed.insert(0, hashed);
+                    let hashed = Hashed { hasher: Hasher::clone(hasher), is_partial: true };
+                    found.hashed.insert((0, *length), hashed);
                 }
                 return Ok(found);
             }
         };
-        let mut partial = 0;
-        for (index, Entry { path, kind }) in offer.entries.iter().enumerate() {
-            let failed = |cause| TransferError::Write { path: path.clone(), cause };
-            let existing = match folder.symlink_metadata(path.to_path_buf()) {
-                Ok(metadata) => Some(metadata),
-                Err(error) if is_absent(&error) => None,
-                Err(error) => return Err(failed(error)),
-            };
-            let Kind::File { size, .. } = *kind else {
-                let is_file = *kind == Kind::Stream;
-                match existing {
-                    Some(existing) if is_file && existing.is_dir() => return Err(failed(is_a_folder())),
-                    Some(_) if is_file => drop(found.existing.insert(index)),
-                    Some(existing) if existing.is_file() => return Err(failed(is_a_file())),
-                    _ => {}
-                }
-                continue;
-            };
-            if existing.as_ref().is_some_and(cap_std::fs::Metadata::is_dir) {
-                return Err(failed(is_a_folder()));
-            }
-            if existing.is_some() {
-                found.existing.insert(index);
-            }
-            let begun = folder.metadata(partial_path(path).to_path_buf()).ok();
-            let begun = begun.filter(|begun| begun.is_file() && (1..=size).contains(&begun.len()));
-            if let Some(begun) = begun.filter(|_| partial < MAX_PARTIAL) {
-                partial += 1;
-                found.hash(folder, index, &partial_path(path), begun.len(), true);
-            } else if existing.is_some_and(|existing| existing.is_file() && existing.len() == size) {
-                found.hash(folder, index, path, size, false);
-            }
+        for (index, entry) in offer.entries.iter().enumerate() {
+            found.find(folder, index, entry)?;
         }
         Ok(found)
     }
@@ -164,36 +217,34 @@ impl Destination {
         progress: Progress,
     ) -> Result<Incoming, TransferError> {
         let mut planned = VecDeque::new();
+        let mut failed = Vec::new();
         let mut kept = 0;
         let mut equal = 0;
         for (entry, Entry { path, kind }) in offer.entries.iter().enumerate() {
+            if let Some(cause) = found.clashes.remove(&entry) {
+                failed.push(TransferError::Write { path: path.clone(), cause });
+                continue;
+            }
             if *kind == Kind::Folder {
                 self.create_folder(path)?;
                 continue;
             }
-            let hashed = found.hashed.remove(&entry);
-            let answer = answers.get(path);
-            match hashed {
-                Some(hashed) if !hashed.is_partial => {
-                    kept += hashed.length;
+            let replaces = found.existing.contains(&entry);
+            let (from, hasher) = match found.kept(entry) {
+                Some(Kept::Whole(length)) => {
+                    kept += length;
                     equal += 1;
+                    if found.begun.contains(&entry) {
+                        self.remove_partial(path);
+                    }
+                    continue;
                 }
-                _ if found.existing.contains(&entry) && answer != Some(&Answer::Overwrite) => {}
-                hashed => {
-                    let (from, hasher) =
-                        hashed.map_or_else(|| (0, Hasher::new()), |hashed| (hashed.length, hashed.hasher));
-                    kept += from;
-                    let replaces = found.existing.contains(&entry);
-                    planned.push_back(Planned {
-                        entry,
-                        path: path.clone(),
-                        kind: *kind,
-                        from,
-                        hasher,
-                        replaces,
-                    });
-                }
-            }
+                _ if replaces && answers.get(path) != Some(&Answer::Overwrite) => continue,
+                Some(Kept::Beginning(length, hasher)) => (length, *hasher),
+                None => (0, Hasher::new()),
+            };
+            kept += from;
+            planned.push_back(Planned { entry, path: path.clone(), kind: *kind, from, hasher, replaces });
         }
         if let Self::Stdout { length: 1.., .. } = self
             && planned.front().is_none_or(|planned| planned.from == 0)
@@ -202,15 +253,20 @@ impl Destination {
         }
         progress.set_kept(kept);
         let to_receive = planned.len();
-        Ok(Incoming {
-            destination: self,
-            planned,
-            current: None,
-            failed: Vec::new(),
-            equal,
-            to_receive,
-            progress,
-        })
+        Ok(Incoming { destination: self, planned, current: None, failed, equal, to_receive, progress })
+    }
+
+    /// Removes the partial file of a file that is complete, unless another program writes to it.
+    fn remove_partial(&self, path: &RelativePath) {
+        let Self::Folder(folder) = self else { return };
+        let path = partial_path(path).to_path_buf();
+        let remove = || {
+            let file = folder.open_with(&path, OpenOptions::new().write(true))?.into_std();
+            FileExt::try_lock(&file)?;
+            if is_at(folder, &path, &file)? { folder.remove_file(&path) } else { Ok(()) }
+        };
+        // A file that stays harms nothing.
+        let _: io::Result<()> = remove();
     }
 
     fn create_folder(&self, path: &RelativePath) -> Result<(), TransferError> {
@@ -219,16 +275,6 @@ impl Destination {
                 .create_dir_all(path.to_path_buf())
                 .map_err(|cause| TransferError::Write { path: path.clone(), cause }),
             _ => Ok(()),
-        }
-    }
-}
-
-impl Found {
-    fn hash(&mut self, folder: &Dir, entry: usize, path: &RelativePath, length: u64, is_partial: bool) {
-        let hasher = folder.open(path.to_path_buf()).and_then(|mut file| hash_beginning(&mut file, length));
-        // A file that cannot be read is received again.
-        if let Ok(hasher) = hasher {
-            self.hashed.insert(entry, Hashed { length, hasher, is_partial });
         }
     }
 }
@@ -245,14 +291,6 @@ fn partial_path(path: &RelativePath) -> RelativePath {
 
 fn is_absent(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound)
-}
-
-fn is_a_folder() -> io::Error {
-    io::Error::other("it is a folder here")
-}
-
-fn is_a_file() -> io::Error {
-    io::Error::other("it is a file here, and a folder at the sender")
 }
 
 /// A file that the sender will send.
@@ -273,7 +311,7 @@ pub(crate) struct Incoming {
     destination: Destination,
     planned: VecDeque<Planned>,
     current: Option<Current>,
-    /// Files that the sender could not send.
+    /// Files and folders that are missing, each with its cause.
     pub(crate) failed: Vec<TransferError>,
     /// Number of files that need not be sent.
     pub(crate) equal: usize,
@@ -413,6 +451,7 @@ fn open_partial(folder: &Dir, planned: &Planned) -> io::Result<File> {
     if file.metadata()?.len() < planned.from || !is_at(folder, &path, &file)? {
         return Err(io::Error::other("another program has received into the same file"));
     }
+    set_permissions(folder, planned, &file, 0o600)?;
     file.set_len(planned.from)?;
     file.seek(SeekFrom::End(0))?;
     Ok(file)
@@ -434,16 +473,37 @@ fn is_at(_: &Dir, _: &Path, _: &File) -> io::Result<bool> {
     Ok(true)
 }
 
+/// Gives a file the permissions of the one that it replaces, and also `more`. The sender may add
+/// that to run it.
+#[cfg(unix)]
+fn set_permissions(folder: &Dir, planned: &Planned, file: &File, more: u32) -> io::Result<()> {
+    use cap_std::fs::PermissionsExt as _;
+    use std::os::unix::fs::PermissionsExt as _;
+
+    let replaced = folder.symlink_metadata(planned.path.to_path_buf()).ok();
+    let replaced = replaced.filter(|replaced| planned.replaces && replaced.is_file());
+    let mut permissions = file.metadata()?.permissions();
+    // The contents are those of a peer, so that they get no privileges of another user.
+    let mut mode = replaced.map_or(permissions.mode(), |replaced| replaced.permissions().mode()) & 0o777;
+    if let Kind::File { executable: true, .. } = planned.kind {
+        // Those who may read it may run it.
+        mode |= (mode & 0o444) >> 2;
+    }
+    permissions.set_mode(mode | more);
+    file.set_permissions(permissions)
+}
+
+/// Does nothing: there are no such permissions.
+#[cfg(not(unix))]
+fn set_permissions(_: &Dir, _: &Planned, _: &File, _: u32) -> io::Result<()> {
+    Ok(())
+}
+
 /// Gives a complete file its name. A file of that name is replaced only if the user was asked.
 fn finish(folder: &Dir, planned: &Planned, file: File) -> io::Result<()> {
-    #[cfg(unix)]
-    if let Kind::File { executable: true, .. } = planned.kind {
-        use std::os::unix::fs::PermissionsExt;
-        let mut permissions = file.metadata()?.permissions();
-        // Who may read it may run it.
-        permissions.set_mode(permissions.mode() | (permissions.mode() & 0o444) >> 2);
-        file.set_permissions(permissions)?;
-    }
+    set_permissions(folder, planned, &file, 0)?;
+    // After a failure of power, a name would otherwise lead to a file that is not all there.
+    file.sync_all()?;
     let path = planned.path.to_path_buf();
     if !planned.replaces && folder.symlink_metadata(&path).is_ok() {
         return Err(io::Error::other("a file of that name has appeared meanwhile, and is not replaced"));

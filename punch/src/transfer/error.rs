@@ -14,7 +14,7 @@ pub(crate) enum TransferError {
     #[error(transparent)]
     Lost(#[from] Loss),
     /// The ticket is not one of the sender.
-    #[error("the sender does not know this ticket: it offers something else, or the ticket is mistyped")]
+    #[error("the sender has another ticket now: it was started again, or offers something else")]
     WrongTicket,
     /// A peer showed the wrong secret.
     #[error("a peer without the ticket asked for the files")]
@@ -60,6 +60,7 @@ impl From<io::Error> for Loss {
     fn from(error: io::Error) -> Self {
         Self(match error.kind() {
             io::ErrorKind::UnexpectedEof => "the peer ended the stream".to_owned(),
+            io::ErrorKind::TimedOut => "the program of the peer says nothing any more".to_owned(),
             _ => error.to_string(),
         })
     }

@@ -31,6 +31,8 @@ pub(crate) enum FrameKind {
     Stopped = 9,
     /// The receiver has all files.
     Done = 10,
+    /// The sender is at work, and has nothing to send yet.
+    Alive = 11,
 }
 
 impl FrameKind {
@@ -46,6 +48,7 @@ impl FrameKind {
             8 => Self::Failed,
             9 => Self::Stopped,
             10 => Self::Done,
+            11 => Self::Alive,
             _ => return None,
         })
     }
@@ -59,7 +62,7 @@ impl FrameKind {
             Self::Checked | Self::Accept => 4 << 20,
             Self::Data => HASH_LEN + BLOCK_LEN,
             Self::End => HASH_LEN,
-            Self::Done => 0,
+            Self::Done | Self::Alive => 0,
         }
     }
 }
@@ -153,7 +156,7 @@ mod tests {
         assert!(error(&[2, 0xff, 0xff, 0xff, 0xff]).contains("at most 33554432"));
         assert!(error(&[6, 0, 0x10, 0, 0x21]).contains("at most 1048608"));
         assert!(error(&[0, 0, 0, 0, 0]).contains("kind 0"));
-        assert!(error(&[11, 0, 0, 0, 0]).contains("kind 11"));
+        assert!(error(&[12, 0, 0, 0, 0]).contains("kind 12"));
         assert!(error(&[7, 0, 0, 0, 32, 1]).contains("ended the stream"));
     }
 }

@@ -79,7 +79,7 @@ pub(crate) struct Check {
 /// Answer of the sender.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Checked {
-    /// Indices of the entries that are equal.
+    /// Indices of the files of the question that are equal.
     pub(crate) same: Vec<usize>,
 }
 
@@ -196,18 +196,20 @@ impl Accept {
 
 impl Check {
     /// Checks the question of a receiver against the offer: it costs the sender reads of its disk.
+    /// A file may come as a beginning and as a whole.
     pub(crate) fn check(&self, offer: &Offer) -> Result<(), TransferError> {
         let mut last = None;
         let mut partial = 0;
         for Beginning { entry, length, .. } in &self.files {
+            let place = Some((entry, length));
             let Kind::File { size, .. } = offer.entry(*entry)?.kind else {
                 return Err(TransferError::Protocol(format!("entry {entry} is not a file")));
             };
             partial += usize::from(*length < size);
-            if last.is_some_and(|last| last >= *entry) || *length > size || partial > MAX_PARTIAL {
+            if last >= place || *length > size || partial > MAX_PARTIAL {
                 return Err(TransferError::Protocol(format!("entry {entry} cannot be compared")));
             }
-            last = Some(*entry);
+            last = place;
         }
         Ok(())
     }
@@ -258,10 +260,18 @@ mod tests {
         for refused in [&[(2, 0), (0, 0)][..], &[(0, 0), (0, 0)], &[(0, 8)], &[(1, 0)], &[(3, 0)]] {
             assert!(!accept(refused), "{refused:?}");
         }
-        let check = |entry, length| {
-            Check { files: vec![Beginning { entry, length, hash: String::new() }] }.check(&offer).is_ok()
+        let check = |files: &[(usize, u64)]| {
+            let beginning = |(entry, length): &(usize, u64)| Beginning {
+                entry: *entry,
+                length: *length,
+                hash: String::new(),
+            };
+            Check { files: files.iter().map(beginning).collect() }.check(&offer).is_ok()
         };
-        assert!(check(0, 7) && !check(0, 8) && !check(1, 0) && !check(9, 0));
+        assert!(check(&[(0, 7)]) && check(&[(0, 3), (0, 7), (2, 1)]));
+        for refused in [&[(0, 8)][..], &[(1, 0)], &[(9, 0)], &[(0, 7), (0, 7)], &[(2, 1), (0, 7)]] {
+            assert!(!check(refused), "{refused:?}");
+        }
     }
 
     #[test]

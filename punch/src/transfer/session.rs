@@ -1,6 +1,6 @@
 //! The course of a transfer over a stream, at both sides.
 
-use std::{sync::Arc, time::Duration};
+use std::{pin::Pin, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt},
@@ -8,6 +8,7 @@ use tokio::{
     task::{JoinError, spawn_blocking},
     time::timeout,
 };
+use tokio_io_timeout::TimeoutReader;
 
 use super::{
     destination::{Destination, Incoming},
@@ -24,6 +25,11 @@ use super::{
 const BLOCKS_AHEAD: usize = 4;
 /// Time for a peer that opened a stream to show that it has the ticket.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval at which a sender that has nothing to send yet says that it is at work.
+const ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// Time without a byte of the sender, after which its program is taken for dead. QUIC notices that
+/// a machine has gone, and not that a program hangs.
+const SILENCE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Time for the last frame to arrive.
 const END_TIMEOUT: Duration = Duration::from_secs(3);
 
@@ -85,7 +91,8 @@ where
         let check: Check = frame.parse(FrameKind::Check)?;
         check.check(source.offer())?;
         let of_files = source.clone();
-        let (checked, compared) = spawn_blocking(move || of_files.compare(&check)).await.map_err(failed)?;
+        let compare = spawn_blocking(move || of_files.compare(&check));
+        let (checked, compared) = while_alive(send, compare).await?.map_err(failed)?;
         hashers = compared;
         write_frame(send, &Frame::message(FrameKind::Checked, &checked)?).await?;
         frame = read_frame(recv).await?;
@@ -100,7 +107,7 @@ where
     let (frames, mut blocks) = mpsc::channel(BLOCKS_AHEAD);
     let producer = spawn_blocking(move || source.produce(&accept, hashers, &frames, &progress));
     let write = async {
-        while let Some(frame) = blocks.recv().await {
+        while let Some(frame) = while_alive(send, blocks.recv()).await? {
             write_frame(send, &frame).await?;
         }
         send.flush().await?;
@@ -124,17 +131,34 @@ where
     answer.await
 }
 
+/// Tells the receiver again and again that the sender is at work, until that work is done.
+async fn while_alive<W, T>(send: &mut W, work: impl Future<Output = T>) -> Result<T, TransferError>
+where
+    W: AsyncWrite + Unpin,
+{
+    tokio::pin!(work);
+    loop {
+        match timeout(ALIVE_INTERVAL, &mut work).await {
+            Ok(done) => return Ok(done),
+            Err(_) => write_frame(send, &Frame { kind: FrameKind::Alive, body: Vec::new() }).await?,
+        }
+    }
+}
+
 /// Side of the receiver, up to the order that begins the transfer.
 #[derive(Debug)]
 pub(crate) struct Receiver<W, R> {
     send: W,
-    recv: R,
+    recv: Pin<Box<TimeoutReader<R>>>,
     offer: Offer,
 }
 
 impl<W: AsyncWrite + Unpin, R: AsyncRead + Unpin> Receiver<W, R> {
     /// Asks for the offer of the sender, and checks it.
-    pub(crate) async fn request(mut send: W, mut recv: R, secret: &Secret) -> Result<Self, TransferError> {
+    pub(crate) async fn request(mut send: W, recv: R, secret: &Secret) -> Result<Self, TransferError> {
+        let mut recv = TimeoutReader::new(recv);
+        recv.set_timeout(Some(SILENCE_TIMEOUT));
+        let mut recv = Box::pin(recv);
         let request = Request { secret: secret.text().to_owned() };
         write_frame(&mut send, &Frame::message(FrameKind::Request, &request)?).await?;
         let answer = read_frame(&mut recv).await?;
@@ -162,7 +186,13 @@ impl<W: AsyncWrite + Unpin, R: AsyncRead + Unpin> Receiver<W, R> {
             return Ok(Checked { same: Vec::new() });
         }
         write_frame(&mut self.send, &Frame::message(FrameKind::Check, &Check { files })?).await?;
-        parse(&read_frame(&mut self.recv).await?, FrameKind::Checked)
+        let answer = loop {
+            let frame = read_frame(&mut self.recv).await?;
+            if frame.kind != FrameKind::Alive {
+                break frame;
+            }
+        };
+        parse(&answer, FrameKind::Checked)
     }
 
     /// Tells the sender that the user wants nothing of it.
@@ -201,6 +231,7 @@ impl<W: AsyncWrite + Unpin, R: AsyncRead + Unpin> Receiver<W, R> {
                 reason = &mut interrupt => Err(TransferError::Lost(Loss(reason.to_owned()))),
             };
             match frame {
+                Ok(frame) if frame.kind == FrameKind::Alive => continue,
                 Ok(frame) if frame.kind == FrameKind::Stopped => lost = Some(stopped(&frame)),
                 Ok(frame) => {
                     left -= usize::from(matches!(frame.kind, FrameKind::End | FrameKind::Failed));
@@ -254,7 +285,7 @@ impl Received {
         Self { incoming, result: Err(error) }
     }
 
-    /// Files that the sender could not send.
+    /// Takes the files and folders that are missing, each with its cause.
     pub(crate) fn take_failures(&mut self) -> Vec<TransferError> {
         self.incoming.as_mut().map(|incoming| std::mem::take(&mut incoming.failed)).unwrap_or_default()
     }
@@ -292,4 +323,23 @@ async fn stop<W: AsyncWrite + Unpin>(send: &mut W, error: &TransferError) {
 
 fn failed(error: JoinError) -> TransferError {
     TransferError::Protocol(format!("a task of this program failed: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_sender_that_waits_for_its_disk_or_a_pipe_says_that_it_is_alive() {
+        let (mut send, mut recv) = tokio::io::duplex(1 << 10);
+        let stalled = tokio::time::sleep(Duration::from_secs(61));
+        while_alive(&mut send, stalled).await.unwrap();
+        drop(send);
+        let mut frames = 0;
+        while let Ok(frame) = read_frame(&mut recv).await {
+            assert_eq!(frame.kind, FrameKind::Alive);
+            frames += 1;
+        }
+        assert_eq!(frames, 12, "one each 5 s");
+    }
 }

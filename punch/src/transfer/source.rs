@@ -205,12 +205,12 @@ impl Source {
     pub(super) fn compare(&self, check: &Check) -> (Checked, Hashers) {
         let mut hashers = HashMap::new();
         let mut same = Vec::new();
-        for Beginning { entry, length, hash } in &check.files {
+        for (number, Beginning { entry, length, hash }) in check.files.iter().enumerate() {
             let Some(Origin::Disk(path, stamp)) = self.origins.get(*entry) else { continue };
             let hasher = stamp.open(path).and_then(|mut file| hash_beginning(&mut file, *length));
             let Ok(hasher) = hasher else { continue };
             if blake3::Hash::from_hex(hash).is_ok_and(|hash| hash == hasher.finalize()) {
-                same.push(*entry);
+                same.push(number);
                 if self.offer.entry(*entry).is_ok_and(|entry| entry.kind.size() != Some(*length)) {
                     hashers.insert(*entry, (*length, hasher));
                 }

@@ -1,6 +1,6 @@
 //! Transfers between two folders over a pipe in memory.
 
-use std::{collections::HashMap, fs, future::pending, path::Path, sync::Arc};
+use std::{collections::HashMap, fs, future::pending, path::Path, sync::Arc, time::Duration};
 
 use proptest::prelude::*;
 use tempfile::TempDir;
@@ -209,6 +209,142 @@ async fn files_that_are_equal_do_not_move_and_others_need_a_permission() {
 }
 
 #[tokio::test]
+async fn an_equal_file_with_a_stale_partial_file_is_no_conflict() {
+    let contents = bytes(BLOCK_LEN, 7);
+    let (_scratch, source) = sender_of(&[("a", contents.clone()), ("b", contents.clone())]);
+    let target = TempDir::new().unwrap();
+    let folder = target.path().join("sent");
+    fs::create_dir(&folder).unwrap();
+    for (name, partial) in [("a", &contents[..9]), ("b", &contents)] {
+        fs::write(folder.join(name), &contents).unwrap();
+        fs::write(folder.join(format!("{name}{PARTIAL_SUFFIX}")), partial).unwrap();
+    }
+    assert_eq!(Fetch::into(target.path()).all_of(&source).await, 0);
+    let names = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    assert_eq!(names, ["a", "b"], "partial files of complete files are of no use");
+}
+
+#[tokio::test]
+async fn a_file_that_differs_is_replaced_by_the_rest_of_its_partial_file() {
+    let contents = bytes(BLOCK_LEN, 8);
+    let (_scratch, source) = sender_of(&[("a", contents.clone())]);
+    let target = TempDir::new().unwrap();
+    let folder = target.path().join("sent");
+    fs::create_dir(&folder).unwrap();
+    fs::write(folder.join("a"), bytes(BLOCK_LEN, 9)).unwrap();
+    fs::write(folder.join(format!("a{PARTIAL_SUFFIX}")), &contents[..1_000]).unwrap();
+    let fetch = Fetch { answer: Some(Answer::Overwrite), ..Fetch::into(target.path()) };
+    assert_eq!(fetch.all_of(&source).await, (BLOCK_LEN - 1_000) as u64);
+    assert_eq!(fs::read(folder.join("a")).unwrap(), contents);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn a_file_that_is_replaced_keeps_its_permissions() {
+    use std::os::unix::fs::PermissionsExt;
+    let (_scratch, source) = sender_of(&[("a", b"new".to_vec())]);
+    let target = TempDir::new().unwrap();
+    let file = target.path().join("sent/a");
+    fs::create_dir(file.parent().unwrap()).unwrap();
+    for mode in [0o600, 0o755, 0o440] {
+        let _ = fs::remove_file(&file);
+        fs::write(&file, b"old").unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(mode | 0o4000)).unwrap();
+        let fetch = Fetch { answer: Some(Answer::Overwrite), ..Fetch::into(target.path()) };
+        assert_eq!(fetch.all_of(&source).await, 3);
+        let now = fs::metadata(&file).unwrap().permissions().mode() & 0o7777;
+        assert_eq!(now, mode, "{now:o}: those of the old file, without its privileges");
+    }
+}
+
+#[tokio::test]
+async fn a_name_that_is_of_another_kind_here_is_reported_and_the_others_arrive() {
+    let files = [("a", "1"), ("b/c", "2"), ("b/d/e", "3"), ("f", "4")];
+    let (_scratch, source) = sender_of(&files.map(|(name, contents)| (name, contents.into())));
+    let target = TempDir::new().unwrap();
+    let folder = target.path().join("sent");
+    fs::create_dir_all(folder.join("a")).unwrap();
+    fs::write(folder.join("b"), b"mine").unwrap();
+    let (sender, receiver) = pipe();
+    let secret = Secret::generate();
+    let serving = serve(sender.0, sender.1, source, &secret, Progress::default());
+    let (served, received) = tokio::join!(serving, Fetch::into(target.path()).run(receiver, &secret));
+    served.unwrap();
+    let (mut received, _) = received.unwrap();
+    let failures: Vec<_> = received.take_failures().iter().map(ToString::to_string).collect();
+    assert_eq!(
+        failures,
+        [
+            "cannot write sent/a: it is a folder here",
+            "cannot write sent/b: it is a file here, and a folder at the sender",
+            "cannot write sent/b/c: a file is here instead of its folder",
+            "cannot write sent/b/d: a file is here instead of its folder",
+            "cannot write sent/b/d/e: a file is here instead of its folder",
+        ]
+    );
+    received.result.unwrap();
+    assert_eq!(fs::read(folder.join("f")).unwrap(), b"4");
+    assert_eq!(fs::read(folder.join("b")).unwrap(), b"mine");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_says_nothing_any_more_is_given_up() {
+    let target = TempDir::new().unwrap();
+    fs::write(target.path().join("b"), b"here").unwrap();
+    let offer = |name| Frame::message(FrameKind::Offer, &Offer { entries: vec![file(name, 4)] }).unwrap();
+    // It is silent instead of its offer, of its comparison, and of its data.
+    for frames in [vec![], vec![offer("b")], vec![offer("a"), data(b"dat", b"")]] {
+        let ((mut send, recv), receiver) = pipe();
+        let sender = async {
+            for frame in &frames {
+                write_frame(&mut send, frame).await.unwrap();
+            }
+            // Threads of the disk hold a paused clock up.
+            loop {
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+        };
+        let secret = Secret::generate();
+        let fetch =
+            async { Fetch::into(target.path()).run(receiver, &secret).await.and_then(|(got, _)| got.result) };
+        let result = tokio::select! {
+            result = fetch => result,
+            never = sender => never,
+        };
+        let error = result.unwrap_err().to_string();
+        assert!(error.contains("says nothing any more"), "{frames:?}: {error}");
+        drop(recv);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_sender_that_is_at_work_for_an_hour_is_waited_for() {
+    let target = TempDir::new().unwrap();
+    let (alive, an_hour) = (Frame { kind: FrameKind::Alive, body: Vec::new() }, Duration::from_secs(3_600));
+    let ((mut send, mut recv), receiver) = pipe();
+    let sender = async {
+        let _: Request = read_frame(&mut recv).await.unwrap().parse(FrameKind::Request).unwrap();
+        let offer = Offer { entries: vec![file("a", 4)] };
+        write_frame(&mut send, &Frame::message(FrameKind::Offer, &offer).unwrap()).await.unwrap();
+        let begun = tokio::time::Instant::now();
+        while begun.elapsed() < an_hour {
+            tokio::time::advance(Duration::from_secs(5)).await;
+            write_frame(&mut send, &alive).await.unwrap();
+        }
+        for frame in [data(b"late", b""), end(b"late")] {
+            write_frame(&mut send, &frame).await.unwrap();
+        }
+        let _ = recv.read_to_end(&mut Vec::new()).await;
+    };
+    let secret = Secret::generate();
+    let (received, ()) = tokio::join!(Fetch::into(target.path()).run(receiver, &secret), sender);
+    received.unwrap().0.result.unwrap();
+    assert_eq!(fs::read(target.path().join("a")).unwrap(), b"late");
+}
+
+#[tokio::test]
 async fn a_receiver_without_the_secret_learns_nothing() {
     let (_scratch, source) = sender_of(&[("a", b"x".to_vec())]);
     let target = TempDir::new().unwrap();
@@ -367,6 +503,7 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         FrameKind::Done,
         FrameKind::Offer,
         FrameKind::Accept,
+        FrameKind::Alive,
     ];
     let known = prop_oneof![
         Just(data(b"abc", b"")),
@@ -378,8 +515,9 @@ fn any_frame() -> impl Strategy<Value = Frame> {
     ];
     let wild = (prop::sample::select(kinds.to_vec()), prop::collection::vec(any::<u8>(), 0..HASH_LEN));
     prop_oneof![4 => known, 1 => wild.prop_map(|(kind, body)| {
-        // `Done` has no body on the wire.
-        let body = if kind == FrameKind::Done { Vec::new() } else { body };
+        // These have no body on the wire.
+        let is_empty = matches!(kind, FrameKind::Done | FrameKind::Alive);
+        let body = if is_empty { Vec::new() } else { body };
         Frame { kind, body }
     })]
 }

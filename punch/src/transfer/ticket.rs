@@ -7,6 +7,8 @@ use libp2p_punch_node::{Ticket, TicketError};
 use rand::Rng;
 
 const SECRET_LEN: usize = 16;
+/// Bytes after the secret, by which a ticket that was mistyped is noticed.
+const CHECKSUM_LEN: usize = 4;
 /// Character between the ticket of the node and the secret.
 const SEPARATOR: char = '-';
 
@@ -23,8 +25,11 @@ pub(crate) struct Secret(String);
 
 impl Secret {
     pub(crate) fn generate() -> Self {
-        let secret: [u8; SECRET_LEN] = rand::rng().random();
-        Self(BASE32_NOPAD_NOCASE.encode(&secret).to_ascii_lowercase())
+        Self::of(&rand::rng().random())
+    }
+
+    fn of(secret: &[u8; SECRET_LEN]) -> Self {
+        Self(BASE32_NOPAD_NOCASE.encode(secret).to_ascii_lowercase())
     }
 
     pub(crate) fn text(&self) -> &str {
@@ -55,9 +60,21 @@ pub(crate) enum FileTicketError {
     Secret,
 }
 
+impl FileTicket {
+    /// Returns the checksum of the ticket of the node and the secret.
+    fn checksum(&self) -> [u8; CHECKSUM_LEN] {
+        let text = format!("{}{SEPARATOR}{}", self.node, self.secret.0);
+        let [a, b, c, d, ..] = *blake3::hash(text.as_bytes()).as_bytes();
+        [a, b, c, d]
+    }
+}
+
 impl fmt::Display for FileTicket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}{SEPARATOR}{}", self.node, self.secret.0)
+        let mut secret = BASE32_NOPAD_NOCASE.decode(self.secret.0.as_bytes()).unwrap_or_default();
+        secret.extend(self.checksum());
+        let secret = BASE32_NOPAD_NOCASE.encode(&secret).to_ascii_lowercase();
+        write!(f, "{}{SEPARATOR}{secret}", self.node)
     }
 }
 
@@ -75,10 +92,9 @@ impl FromStr for FileTicket {
         };
         let node = node.parse()?;
         let bytes = BASE32_NOPAD_NOCASE.decode(secret.as_bytes()).map_err(|_| FileTicketError::Secret)?;
-        if bytes.len() != SECRET_LEN {
-            return Err(FileTicketError::Secret);
-        }
-        Ok(Self { node, secret: Secret(secret.to_ascii_lowercase()) })
+        let (secret, checksum) = bytes.split_first_chunk().ok_or(FileTicketError::Secret)?;
+        let ticket = Self { node, secret: Secret::of(secret) };
+        if ticket.checksum() == checksum { Ok(ticket) } else { Err(FileTicketError::Secret) }
     }
 }
 
@@ -87,7 +103,11 @@ mod tests {
     use super::*;
 
     fn ticket() -> FileTicket {
-        let peer = "12D3KooWGC6bJ9Ex8uHSrKDhwHSVRBLm8nGwGBXAaGLQvFP6aVgy".parse().unwrap();
+        ticket_of("12D3KooWGC6bJ9Ex8uHSrKDhwHSVRBLm8nGwGBXAaGLQvFP6aVgy")
+    }
+
+    fn ticket_of(peer: &str) -> FileTicket {
+        let peer = peer.parse().unwrap();
         let address = "/ip4/192.0.2.1/udp/4001/quic-v1".parse().unwrap();
         FileTicket { node: Ticket::new(peer, [address], []).unwrap(), secret: Secret::generate() }
     }
@@ -110,6 +130,21 @@ mod tests {
         let text = ticket.to_string();
         assert_eq!(error(text[..text.len() - 1].into()), FileTicketError::Secret);
         assert_eq!(error(format!("{text}!")), FileTicketError::Secret);
+    }
+
+    #[test]
+    fn a_ticket_with_one_wrong_character_is_mistyped() {
+        let text = ticket().to_string();
+        let secret = text.len() - 32;
+        for at in secret..text.len() {
+            let other = if &text[at..=at] == "a" { "b" } else { "a" };
+            let mistyped = format!("{}{other}{}", &text[..at], &text[at + 1..]);
+            assert_eq!(mistyped.parse::<FileTicket>(), Err(FileTicketError::Secret), "{mistyped}");
+        }
+        // The secret of another sender.
+        let (_, others) = text.split_at(secret);
+        let node = ticket_of("12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN").node;
+        assert_eq!(format!("{node}-{others}").parse::<FileTicket>(), Err(FileTicketError::Secret));
     }
 
     #[test]
