@@ -17,7 +17,8 @@ pub enum CandidateKind {
     PeerReflexive,
     /// Port that a sequential NAT is expected to give to the next mapping.
     Predicted,
-    /// A mapping that a gateway granted (NAT-PMP, PCP, UPnP).
+    /// A confirmed external address: a mapping that a gateway granted (NAT-PMP, PCP, UPnP), or a
+    /// port that was forwarded by hand.
     PortMapped,
     /// An address on a relay.
     Relayed,
@@ -67,11 +68,20 @@ pub(crate) fn pair_priority(initiator: u32, responder: u32) -> u64 {
     (u64::from(low) << 32) + 2 * u64::from(high) + u64::from(initiator > responder)
 }
 
+/// The priority of a mapped port where probes are ordered: before all others. Any peer reaches it
+/// through any NAT, and most interface addresses mean nothing outside of their network.
+pub(crate) const MAPPED_PORT_PRIORITY: u32 = (1 << 31) - 1;
+
+/// The order of use: mapped ports first, then by priority.
+fn by_use(kind: CandidateKind, priority: u32) -> Reverse<u32> {
+    Reverse(if kind == CandidateKind::PortMapped { MAPPED_PORT_PRIORITY } else { priority })
+}
+
 /// Keeps the `cap` best of a remote's candidates; returns how many were dropped.
 pub(crate) fn keep_best(candidates: &mut Vec<Candidate>, cap: usize) -> usize {
     let dropped = candidates.len().saturating_sub(cap);
     if dropped > 0 {
-        candidates.sort_by_key(|c| (Reverse(c.priority), c.sequence));
+        candidates.sort_by_key(|c| (by_use(c.kind, c.priority), c.sequence));
         candidates.truncate(cap);
     }
     dropped
@@ -89,9 +99,10 @@ impl LocalCandidates {
     /// Replaces the candidates by the best `cap` of `wanted`, best first among equals; returns true
     /// if any changed.
     ///
-    /// The first reflexive candidate is always kept: for most peers no other candidate works.
+    /// Mapped ports come first. The first reflexive candidate is always kept: for most peers no
+    /// other candidate works.
     pub(crate) fn update(&mut self, mut wanted: Vec<(CandidateKind, SocketAddr)>, cap: usize) -> bool {
-        wanted.sort_by_key(|(kind, address)| Reverse(priority(*kind, address.ip())));
+        wanted.sort_by_key(|(kind, address)| by_use(*kind, priority(*kind, address.ip())));
         let mut chosen: Vec<(CandidateKind, SocketAddr)> = Vec::new();
         for (kind, address) in wanted {
             if chosen.iter().all(|(_, known)| *known != address) {
@@ -117,6 +128,10 @@ impl LocalCandidates {
             changed = true;
         }
         changed
+    }
+
+    pub(crate) fn contains(&self, kind: CandidateKind) -> bool {
+        self.list.iter().any(|candidate| candidate.kind == kind)
     }
 
     /// Returns the candidates for a peer that we reach over loopback, or not over loopback.
@@ -169,6 +184,21 @@ mod tests {
         assert_eq!(kept, [at("[2001:db8::1]:1"), at("192.168.0.1:1"), at("203.0.113.1:9")]);
         local.update(wanted, 1);
         assert_eq!(local.of(false)[0].address, at("203.0.113.1:9"));
+    }
+
+    #[test]
+    fn interface_addresses_push_out_no_mapped_port_on_either_side() {
+        let mut local = LocalCandidates::default();
+        let mut wanted: Vec<_> = (1..=9).map(|i| (Host, at(&format!("[2001:db8::{i}]:1")))).collect();
+        wanted.push((ServerReflexive, at("203.0.113.1:9")));
+        wanted.push((PortMapped, at("203.0.113.1:4001")));
+        local.update(wanted.clone(), 4);
+        let kinds: Vec<_> = local.of(false).into_iter().map(|c| c.kind).collect();
+        assert_eq!(kinds, [PortMapped, Host, Host, ServerReflexive]);
+        local.update(wanted, 16);
+        let mut remote = local.of(false);
+        assert_eq!(keep_best(&mut remote, 3), 8);
+        assert_eq!(remote.iter().map(|c| c.kind).collect::<Vec<_>>(), [PortMapped, Host, Host]);
     }
 
     #[test]

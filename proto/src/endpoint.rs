@@ -189,6 +189,13 @@ impl Endpoint {
         }
     }
 
+    /// Replaces the external addresses of this peer that are confirmed. Those that are global, and
+    /// that no socket is known by, are candidates of the kind `PortMapped`.
+    pub fn set_external_addresses(&mut self, addresses: Vec<SocketAddr>, now: Instant) {
+        self.env.local.set_external(addresses);
+        self.env.at(now).refresh_candidates();
+    }
+
     /// Sets if one more connection that a peer asks for is within the limits of the application. If
     /// it is not, sessions that peers ask for are refused. Before the first call there is room.
     pub fn handle_room(&mut self, has_room: bool, _now: Instant) {

@@ -18,6 +18,8 @@ use crate::{
 /// Reflexive addresses announced of each socket. A NAT whose mapping depends on the endpoint shows
 /// another one to every observer, and few of them are of use to anybody else.
 const MAX_REFLEXIVE: usize = 3;
+/// Confirmed external addresses announced of each address family.
+const MAX_EXTERNAL: usize = 2;
 
 /// An address family.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -58,6 +60,8 @@ pub(crate) struct Socket {
 pub(crate) struct LocalAddresses {
     sockets: BTreeMap<SocketId, Socket>,
     interfaces: BTreeSet<Prefix>,
+    /// Confirmed external addresses, best first.
+    external: Vec<SocketAddr>,
     pub(crate) observations: Observations,
     pub(crate) candidates: LocalCandidates,
     max_candidates: usize,
@@ -70,6 +74,7 @@ impl LocalAddresses {
         Self {
             sockets: BTreeMap::new(),
             interfaces: BTreeSet::new(),
+            external: Vec::new(),
             observations: Observations::default(),
             candidates: LocalCandidates::default(),
             max_candidates,
@@ -106,6 +111,17 @@ impl LocalAddresses {
         let before = self.interfaces.len();
         self.interfaces.retain(|prefix| prefix.address != address);
         self.interfaces.len() != before
+    }
+
+    /// Replaces the external addresses that are confirmed.
+    pub(crate) fn set_external(&mut self, mut addresses: Vec<SocketAddr>) {
+        addresses.retain(|address| address.port() != 0 && scope(address.ip()) == Scope::Global);
+        self.external = addresses;
+    }
+
+    /// Returns true if this peer announces a mapped port.
+    pub(crate) fn has_mapped_port(&self) -> bool {
+        self.candidates.contains(CandidateKind::PortMapped)
     }
 
     pub(crate) fn socket(&self, id: SocketId) -> Option<&Socket> {
@@ -209,7 +225,28 @@ impl LocalAddresses {
                 wanted.push((CandidateKind::ServerReflexive, address));
             }
         }
+        let mapped = self.mapped_ports(&wanted);
+        wanted.extend(mapped.into_iter().map(|address| (CandidateKind::PortMapped, address)));
         self.candidates.update(wanted, self.max_candidates)
+    }
+
+    /// Returns the confirmed external addresses that are none of the other candidates: those of
+    /// ports that lead to a socket of ours by other means than its own traffic.
+    fn mapped_ports(&self, others: &[(CandidateKind, SocketAddr)]) -> Vec<SocketAddr> {
+        let mut mapped = Vec::new();
+        for family in [Family::V4, Family::V6] {
+            let accepts = |socket: &Socket| socket.accepts && Family::of(socket.local.ip()) == family;
+            if !self.sockets.values().any(accepts) {
+                continue;
+            }
+            let is_new = |address: &&SocketAddr| {
+                Family::of(address.ip()) == family
+                    && self.may_announce(address)
+                    && others.iter().all(|(_, known)| known != *address)
+            };
+            mapped.extend(self.external.iter().filter(is_new).take(MAX_EXTERNAL));
+        }
+        mapped
     }
 
     /// The sockets of which something else is known than before, with what is known.
@@ -305,6 +342,29 @@ mod tests {
         network.socket_up(SocketId(1), at("192.168.1.2:4001"), true);
         network.interface_up("10.0.0.2".parse().unwrap(), 8);
         assert_eq!(hosts(&mut network), ["192.168.1.2:4001"]);
+    }
+
+    #[test]
+    fn a_confirmed_address_is_a_mapped_port_unless_it_is_known_by_other_means() {
+        let mut network = LocalAddresses::new(8);
+        network.interface_up("198.51.100.7".parse().unwrap(), 24);
+        let [own, mapped] = [at("198.51.100.7:4001"), at("203.0.113.1:40001")];
+        network.set_external(vec![
+            own,
+            mapped,
+            at("[2001:db8::1]:4001"),
+            at("192.168.1.2:4001"),
+            at("203.0.113.1:0"),
+        ]);
+        assert!(hosts(&mut network).is_empty() && !network.has_mapped_port(), "nothing accepts");
+        network.socket_up(SocketId(1), at("0.0.0.0:4001"), true);
+        network.refresh();
+        let mut all: Vec<_> = network.candidates_for(true).iter().map(|c| (c.kind, c.address)).collect();
+        all.sort();
+        assert_eq!(all, [(CandidateKind::Host, own), (CandidateKind::PortMapped, mapped)]);
+        assert!(network.has_mapped_port());
+        network.set_external(Vec::new());
+        assert!(network.refresh() && !network.has_mapped_port());
     }
 
     #[test]

@@ -37,6 +37,8 @@ pub(crate) enum Input {
     CoordinatorsOf { peer: PeerId, coordinators: BTreeSet<PeerId> },
     /// An external address of ours is confirmed, or none is any longer.
     Reachable(bool),
+    /// The confirmed external addresses are these.
+    ExternalAddresses(Vec<SocketAddr>),
     /// Look for a direct path to this peer, which is connected over a relay.
     Upgrade(PeerId),
     /// The swarm dials a peer, and polls the offered address unless another address leads to a

@@ -559,14 +559,21 @@ impl Behaviour {
         }
     }
 
-    /// Takes news about the addresses of this peer, and tells all parts if it became reachable, or
-    /// no longer is.
+    /// Takes news about the addresses of this peer, and tells all parts what has changed.
     fn update_reachability(&mut self, update: impl FnOnce(&mut Reachability)) {
-        let was_reachable = self.reachability.is_reachable();
+        let state = |of: &Reachability| (of.external_addresses(), of.is_reachable(), of.needs_no_help());
+        let (had_addresses, was_reachable, needed_no_help) = state(&self.reachability);
         update(&mut self.reachability);
-        let is_reachable = self.reachability.is_reachable();
+        let (addresses, is_reachable, needs_no_help) = state(&self.reachability);
+        if addresses != had_addresses {
+            self.inputs.push_back(Input::ExternalAddresses(addresses));
+        }
         if is_reachable != was_reachable {
             self.set_reachable(is_reachable);
+        }
+        if needs_no_help != needed_no_help {
+            self.relaying.set_reachable(needs_no_help);
+            self.discovery.set_reachable(needs_no_help);
         }
     }
 
@@ -608,8 +615,6 @@ impl Behaviour {
 
     fn set_reachable(&mut self, reachable: bool) {
         self.inputs.push_back(Input::Reachable(reachable));
-        self.relaying.set_reachable(reachable);
-        self.discovery.set_reachable(reachable);
         if self.role == Role::Auto {
             self.actions.extend(self.links.iter().map(|(connection, link)| ToSwarm::NotifyHandler {
                 peer_id: link.peer,

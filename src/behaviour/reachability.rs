@@ -10,10 +10,14 @@
 //! connection from an address to which this host has never sent, or a filtering test. An address
 //! that was confirmed without having been observed is the word of the application or of a port
 //! mapping, and counts.
+//!
+//! A mapping in a gateway may end unnoticed, and the peer would then depend on its coordinators and
+//! relays again. It keeps both until the address is proved: it is an address of this host, or
+//! somebody new has reached this peer.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use libp2p_core::{Multiaddr, multiaddr::Protocol};
@@ -66,12 +70,24 @@ impl Reachability {
         }
     }
 
+    /// Returns true if peers on the Internet reach this one, as far as is known.
     pub(super) fn is_reachable(&self) -> bool {
-        let is_proved = |(address, was_observed): (&Multiaddr, &bool)| {
-            let is_open = |ip: &IpAddr| self.local.contains(ip) || self.open.contains(&Family::of(*ip));
-            !was_observed || ip_of(address).as_ref().is_some_and(is_open)
-        };
-        self.confirmed.iter().any(is_proved)
+        self.confirmed.iter().any(|(address, was_observed)| !was_observed || self.is_proved(address))
+    }
+
+    /// Returns true if peers on the Internet reach this one without coordinators and relays.
+    pub(super) fn needs_no_help(&self) -> bool {
+        self.confirmed.keys().any(|address| self.is_proved(address))
+    }
+
+    fn is_proved(&self, address: &Multiaddr) -> bool {
+        let is_open = |ip: IpAddr| self.local.contains(&ip) || self.open.contains(&Family::of(ip));
+        ip_of(address).is_some_and(is_open)
+    }
+
+    /// Returns the confirmed addresses that have an IP address.
+    pub(super) fn external_addresses(&self) -> Vec<SocketAddr> {
+        self.confirmed.keys().filter_map(socket_of).collect()
     }
 
     /// Records an address at which somebody claims to see us.
@@ -130,6 +146,13 @@ fn ip_of(address: &Multiaddr) -> Option<IpAddr> {
     match address.iter().next()? {
         Protocol::Ip4(ip) => Some(ip.into()),
         Protocol::Ip6(ip) => Some(ip.into()),
+        _ => None,
+    }
+}
+
+fn socket_of(address: &Multiaddr) -> Option<SocketAddr> {
+    match address.iter().nth(1)? {
+        Protocol::Udp(port) => Some(SocketAddr::new(ip_of(address)?, port)),
         _ => None,
     }
 }
@@ -223,6 +246,23 @@ mod tests {
         assert!(reachability.is_reachable());
         reachability.expired(&two);
         assert!(!reachability.is_reachable());
+    }
+
+    #[test]
+    fn a_mapped_port_is_proved_by_somebody_new_and_an_address_of_this_host_at_once() {
+        let mut reachability = reachability();
+        reachability.listening(&parse("/ip4/10.0.0.7/udp/4001/quic-v1"));
+        reachability.confirmed(&parse(GLOBAL));
+        reachability.confirmed(&parse("/dns4/peer.example/udp/4001/quic-v1"));
+        assert!(reachability.is_reachable() && !reachability.needs_no_help());
+        assert_eq!(reachability.external_addresses(), ["198.51.100.1:4001".parse().unwrap()]);
+        reachability.reached_from("192.0.2.1".parse().unwrap());
+        assert!(reachability.needs_no_help());
+        reachability.expired(&parse(GLOBAL));
+        assert!(reachability.is_reachable() && !reachability.needs_no_help());
+        reachability.listening(&parse("/ip4/198.51.100.2/udp/4001/quic-v1"));
+        reachability.confirmed(&parse("/ip4/198.51.100.2/udp/4001/quic-v1"));
+        assert!(reachability.needs_no_help());
     }
 
     #[test]

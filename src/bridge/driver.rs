@@ -258,6 +258,7 @@ impl Driver {
                 self.endpoint.set_coordinators_of(peer, coordinators, now)
             }
             Input::Reachable(reachable) => self.endpoint.set_publicly_reachable(reachable, now),
+            Input::ExternalAddresses(addresses) => self.endpoint.set_external_addresses(addresses, now),
             Input::Upgrade(peer) => match self.endpoint.upgrade(peer, now) {
                 Ok(()) => self.dials.upgrade(peer),
                 Err(reason) => tracing::debug!(%peer, %reason, "no attempt to upgrade"),

@@ -15,6 +15,7 @@ mod hard;
 mod hostile;
 mod kinds;
 mod lookups;
+mod mapped_ports;
 mod matrix;
 mod metrics;
 mod moving;

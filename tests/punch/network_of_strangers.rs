@@ -382,7 +382,7 @@ fn a_coordinator_that_the_application_names_stays_when_it_is_no_longer_chosen() 
         let world = World::new(1);
         let (server, address) = public_node(&world, 1, server());
         let coordinator = run(server);
-        let mut peer = node(&Site::EIM_APDF.host(&world, 1, 0.0), 11, Config::default());
+        let mut peer = node(&Site::Public.host(&world, 77, 0.0), 11, Config::default());
         peer.dial(address.clone()).expect("it is an address");
         finds(&mut peer, 1).await;
         peer.behaviour_mut().punch.add_coordinator(address.clone()).expect("it names its peer");

@@ -167,11 +167,10 @@ fn reservations_are_given_up_as_soon_as_the_peer_is_reachable() {
     on_paused_time(async {
         let world = World::new(1);
         let (_, address, _) = relay(&world, 254);
-        let mut swarm = peer(&world, Site::EIM_EIF, 1, client(&address));
+        let mut swarm = peer(&world, Site::Public, 1, client(&address));
         let relay = reserved(&mut swarm).await;
         assert!(swarm.listeners().any(|address| address.iter().any(|part| part == Protocol::P2pCircuit)));
-        // A port that the NAT forwards.
-        swarm.add_external_address("/ip4/198.51.100.1/udp/4002/quic-v1".parse().expect("valid"));
+        swarm.add_external_address("/ip4/203.0.113.1/udp/4001/quic-v1".parse().expect("valid"));
         let own = *swarm.local_peer_id();
         let seen = watch(&mut swarm, own, MINUTE).await;
         let is_end = |event: &Event| matches!(event, Event::Relay(RelayEvent::Unreserved { relay: ended, .. }) if *ended == relay);

@@ -52,7 +52,7 @@ use libp2p_identity::PeerId;
 
 use crate::{
     Path, SessionId, VirtualConnectionId,
-    candidate::{Candidate, CandidateKind},
+    candidate::{Candidate, CandidateKind, MAPPED_PORT_PRIORITY},
     event::{FailureReason, PathKind, Phase, SessionRole},
     network_prefix::NetworkPrefix,
     session::pair::Origin,
@@ -104,7 +104,10 @@ impl RemoteCandidate {
             CandidateKind::Predicted => PathKind::Predicted,
             CandidateKind::ServerReflexive | CandidateKind::Relayed => PathKind::ServerReflexive,
         };
-        let Candidate { address: remote, priority, .. } = *candidate;
+        let Candidate { address: remote, mut priority, .. } = *candidate;
+        if kind == PathKind::PortMapped {
+            priority = MAPPED_PORT_PRIORITY;
+        }
         Self { remote, priority, origin: Origin::Announced, kind }
     }
 }

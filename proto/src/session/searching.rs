@@ -159,14 +159,19 @@ impl Session {
         let known =
             observed().find(|pair| Some(pair.path.socket) == stream.socket).or_else(|| observed().next());
         let Some(path) = known.map(|pair| pair.path) else { return };
+        let strategy = strategy(&ours, &theirs, first);
+        let has_mapped_port = cx.env.local.has_mapped_port()
+            || self.paths.targets.iter().any(|target| target.kind == PathKind::PortMapped);
         let silence = match news {
+            // The probes to a mapped port are all that this attempt has.
+            _ if strategy == Strategy::Impossible && has_mapped_port => MAX_SILENCE,
             // The round before ended because plain probes had met silence and a NAT had been
             // measured meanwhile.
             true => Duration::ZERO,
             false => SILENCE_TIMEOUT.max(2 * coordination.unwrap_or_default()).min(MAX_SILENCE),
         };
         let plan = SearchPlan {
-            strategy: strategy(&ours, &theirs, first),
+            strategy,
             theirs,
             stream: stream.id,
             from: path.socket,

@@ -158,9 +158,10 @@ impl Table {
         now: Instant,
         rng: &mut StdRng,
     ) -> Result<SocketAddr, Verdict> {
-        let external = match outer {
-            Some(outer) if self.is_bare() => self.bare_outbound(internal, remote, outer, now, rng)?,
-            _ => {
+        let external = match (self.forwarded(internal, remote, now), outer) {
+            (Some(external), _) => external,
+            (None, Some(outer)) if self.is_bare() => self.bare_outbound(internal, remote, outer, now, rng)?,
+            (None, _) => {
                 let scope = outer.map_or(Scope::Everywhere, |_| self.nat.mapping.scope(remote));
                 match self.mapped(internal, scope, now) {
                     Some(external) => external,
@@ -174,6 +175,19 @@ impl Table {
             entry.contacts.note(remote, now, lifetime);
         }
         Ok(external)
+    }
+
+    /// The forwarded endpoint through which `remote` reached `internal`. As connection tracking
+    /// does, replies leave from where the other side sent to; what `internal` sends to others has a
+    /// mapping of its own.
+    fn forwarded(&self, internal: SocketAddr, remote: SocketAddr, now: Instant) -> Option<SocketAddr> {
+        let is_reply = |entry: &Entry| {
+            let filtering = Filtering::AddressAndPortDependent;
+            entry.forwarded
+                && entry.internal == internal
+                && entry.contacts.admits(filtering, remote, now, self.nat.lifetime)
+        };
+        self.entries.iter().find(|(_, entry)| is_reply(entry)).map(|(external, _)| *external)
     }
 
     /// The live mapping of an internal endpoint.
@@ -253,6 +267,9 @@ impl Table {
         let entry = self.entries.get_mut(&external).ok_or(Verdict::NoMapping)?;
         if !entry.forwarded && !entry.contacts.admits(filtering, remote, now, lifetime) {
             return Err(Verdict::Filtered);
+        }
+        if entry.forwarded {
+            entry.contacts.note(remote, now, lifetime);
         }
         if refresh_inbound {
             entry.refreshed = now;

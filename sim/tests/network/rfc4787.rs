@@ -262,6 +262,28 @@ async fn a_reboot_forgets_mappings_but_not_forwarded_ports() {
     assert_eq!(observers.sees(&server, 1, 0).await, (OUTER, 8080).into());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_reply_leaves_from_the_forwarded_port_and_every_other_flow_from_a_port_of_its_own() {
+    let world = World::new(1);
+    let observers = Observers::new(&world);
+    let gateway = world.nat(Nat::random(), OUTER);
+    let server = socket(&gateway.host([192, 168, 1, 2]), 80);
+    let forwarded = (OUTER, 8080).into();
+    gateway.forward(8080, ([192, 168, 1, 2], 80).into());
+    let before = observers.sees(&server, 0, 0).await;
+    assert_ne!(before, forwarded, "a flow from inside");
+    assert!(reaches(&observers, forwarded, &server).await);
+    let asker = observers.0.iter().flatten().filter(|(at, _)| *at != observers.0[0][0].0);
+    let mut replies = Vec::new();
+    for (at, observer) in asker {
+        observer.send_to(forwarded, b"hello");
+        server.receive().await;
+        server.send_to(*at, b"hello to you");
+        replies.push(observer.receive().await.from);
+    }
+    assert_eq!(replies, [forwarded; 3]);
+}
+
 /// The source that a host sees when its neighbour sends to its external endpoint.
 async fn hairpinned(hairpin: Hairpin) -> Option<SocketAddr> {
     let world = World::new(1);

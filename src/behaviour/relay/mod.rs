@@ -438,7 +438,7 @@ impl Relaying {
         }
     }
 
-    /// Sets the reachability of this peer without a relay.
+    /// Sets if peers reach this one without a relay.
     pub(super) fn set_reachable(&mut self, reachable: bool) {
         self.is_reachable = reachable;
         if reachable {
