@@ -9,6 +9,7 @@ use libp2p_punch::config::{CoordinatorLimits, Rate};
 use crate::{
     demo,
     exit::Failure,
+    forward::{Endpoint, Tunnel},
     lab, network,
     node::RelayLimits,
     values::{bootstrap_address, bytes, coordinator_address, listen_address, per_second, seconds},
@@ -47,9 +48,15 @@ pub(crate) enum Command {
     /// Exchange lines of text with a peer; without a PEER, prints a ticket and waits for one. Ends
     /// with stdin.
     Chat(Chat),
+    /// Make TCP ports at a peer local ones, as ssh -L does; with --allow, prints a ticket and serves
+    /// these ports. Exit code: 0 ended by a signal, 1 failed, 11 not connected, 2 usage.
+    Forward(Forward),
     /// Measure the round-trip time to a peer, and show how it is connected. Exit code: 0 answered,
     /// 1 not answered, 11 not connected, 2 usage.
     Ping(Ping),
+    /// Measure the rate of a stream to a peer; without a PEER, prints a ticket and serves
+    /// measurements. Exit code: 0 measured, 1 failed, 11 not connected, 2 usage.
+    Perf(Perf),
     /// Simulate a network of nodes without configured coordinators. Exit code: 11 if any dial
     /// failed.
     Network(network::Arguments),
@@ -144,6 +151,49 @@ pub(crate) struct Chat {
     /// The peer: a ticket, a PeerId, or an address that ends with /p2p/PEER_ID.
     #[arg(value_name = "PEER")]
     pub(crate) peer: Option<String>,
+    /// Give an attempt to connect up after this number of seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// Network, key and output.
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+}
+
+/// Arguments of `punch forward`.
+#[derive(Debug, Args)]
+pub(crate) struct Forward {
+    /// The ticket that `punch forward --allow` printed at the peer.
+    #[arg(value_name = "TICKET", required_unless_present = "allow", conflicts_with = "allow")]
+    pub(crate) ticket: Option<String>,
+    /// A local port, and the TCP port at the peer to which it leads. BIND is an address of this
+    /// machine, and 127.0.0.1 if it is left out; the peer looks HOST up.
+    #[arg(value_name = "[BIND:]PORT:HOST:PORT", required_unless_present = "allow")]
+    pub(crate) tunnels: Vec<Tunnel>,
+    /// Serve: let a peer that has the ticket connect to this TCP port, as HOST:PORT; may be
+    /// repeated. With --key, the ticket is good for all later starts.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub(crate) allow: Vec<Endpoint>,
+    /// Give an attempt to connect up after this number of seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// Network, key and output.
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+}
+
+/// Arguments of `punch perf`.
+#[derive(Debug, Args)]
+pub(crate) struct Perf {
+    /// The peer: a ticket, a PeerId, or an address that ends with /p2p/PEER_ID. Any libp2p program
+    /// with /perf/1.0.0 will do.
+    #[arg(value_name = "PEER")]
+    pub(crate) peer: Option<String>,
+    /// Bytes to send, also with a unit, such as 1GiB.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
+    pub(crate) upload: u64,
+    /// Bytes to receive.
+    #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = bytes)]
+    pub(crate) download: u64,
     /// Give an attempt to connect up after this number of seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) timeout: Duration,

@@ -15,6 +15,7 @@ mod commands;
 mod configuration;
 mod demo;
 mod exit;
+mod forward;
 mod key;
 mod lab;
 mod log;
@@ -24,6 +25,7 @@ mod node;
 mod output;
 mod signal;
 mod simulation;
+mod ticket;
 mod transfer;
 #[cfg(test)]
 mod troubleshooting;
@@ -72,6 +74,8 @@ fn run(command: Command, log: &LogFilter) -> Result<Exit, Failure> {
         Command::Dial(arguments) => in_real_time(dial::run(arguments)),
         Command::Send(arguments) => in_real_time(send::run(arguments)),
         Command::Chat(arguments) => in_real_time(chat::run(arguments)),
+        Command::Forward(arguments) => in_real_time(commands::forward::run(arguments)),
+        Command::Perf(arguments) => in_real_time(commands::perf::run(arguments)),
         Command::Ping(arguments) => in_real_time(ping::run(arguments)),
         Command::Receive(arguments) => in_real_time(receive::run(arguments)),
     }

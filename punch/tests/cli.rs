@@ -118,6 +118,14 @@ fn tickets_and_files_that_cannot_be_used_are_refused() {
     refuses(&["ping", "nobody"], 2, &["PEER", "nobody"]);
     refuses(&["ping", PEER, "--count", "0"], 2, &["--count", "0"]);
     refuses(&["ping", PEER], 11, &[PEER, "no address"]);
+    refuses(&["perf", "nobody"], 2, &["PEER", "nobody"]);
+    refuses(&["perf", PEER, "--upload", "much"], 2, &["--upload", "much"]);
+    refuses(&["forward"], 2, &["TICKET", "PORT"]);
+    refuses(&["forward", "nonsense", "80:localhost:80"], 2, &["TICKET", "not a ticket"]);
+    refuses(&["forward", "nonsense", "80:localhost"], 2, &["80:localhost", "[BIND:]PORT:HOST:PORT"]);
+    refuses(&["forward", "--allow", "localhost"], 2, &["--allow", "HOST:PORT"]);
+    refuses(&["forward", "--allow", "localhost:http"], 2, &["--allow", "http", "1 to 65535"]);
+    refuses(&["forward", "--allow", "localhost:1", "nonsense", "80:a:80"], 2, &["--allow"]);
 }
 
 #[test]
@@ -407,6 +415,21 @@ mod running {
     }
 
     #[test]
+    fn a_measurement_moves_what_it_was_asked_to() {
+        let mut serving = Running::new(&["perf", "--listen", ADDRESS, "--json"]);
+        let ticket = serving.wait_for("ticket");
+        let ticket = ticket["ticket"].as_str().expect("a text");
+        let amounts = ["--upload", "3000001", "--download", "1MiB"];
+        let output = punch(&[&["perf", ticket, "--listen", ADDRESS, "--json"], &amounts[..]].concat());
+        assert_eq!(output.status.code(), Some(0), "{output:?}");
+        let lines = lines(&output);
+        let perf = lines.last().expect("there are lines");
+        assert_eq!(perf["upload"]["bytes"], 3_000_001, "{output:?}");
+        assert_eq!(perf["download"]["bytes"], 1 << 20, "{output:?}");
+        assert_eq!(serving.end(Signal::SIGINT), Some(0));
+    }
+
+    #[test]
     fn lines_of_a_chat_arrive_in_order_before_it_ends() {
         // The end of its stdin would end the chat.
         let mut waiting = Running::with_stdin(&["chat", "--listen", ADDRESS, "--json"], Stdio::piped());
@@ -464,6 +487,47 @@ mod running {
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(stderr.contains("started again") && !stderr.contains("mistyped"), "{stderr}");
+    }
+
+    #[test]
+    fn a_forwarded_port_leads_to_the_service_of_the_peer_and_to_no_other() {
+        let service = std::net::TcpListener::bind(("127.0.0.1", 0)).expect("there is a free port");
+        let target = service.local_addr().expect("it is bound").to_string();
+        let mut serving = Running::new(&["forward", "--allow", &target, "--listen", ADDRESS, "--json"]);
+        let ticket = serving.wait_for("ticket");
+        let ticket = ticket["ticket"].as_str().expect("a text");
+        let mut forwarding =
+            Running::new(&["forward", ticket, &format!("0:{target}"), "--listen", ADDRESS, "--json"]);
+        let listening = forwarding.wait_for("listening");
+        let local = listening["address"].as_str().expect("a text");
+        let mut program = std::net::TcpStream::connect(local).expect("the port is open");
+        std::io::Write::write_all(&mut program, b"hello").expect("it is taken");
+        program.shutdown(std::net::Shutdown::Write).expect("the direction ends");
+        let (mut connection, _) = service.accept().expect("a connection");
+        assert_eq!(std::io::read_to_string(&mut connection).expect("it ends"), "hello");
+        std::io::Write::write_all(&mut connection, b"world").expect("the way back is open");
+        drop(connection);
+        assert_eq!(std::io::read_to_string(&mut program).expect("it ends"), "world");
+        let closed = forwarding.wait_for("closed");
+        assert_eq!((&closed["sent"], &closed["received"]), (&5.into(), &5.into()), "{closed}");
+
+        // The service ends, another port is not allowed, and the local port is taken.
+        drop(service);
+        let mut program = std::net::TcpStream::connect(local).expect("the port is open");
+        assert!(std::io::Read::read(&mut program, &mut [0]).is_err(), "it looks like an end");
+        let failed = forwarding.wait_for("failed");
+        assert!(
+            failed["message"].as_str().is_some_and(|words| words.contains("nothing listens")),
+            "{failed}"
+        );
+        let arguments = ["forward", ticket, "0:localhost:1", "--listen", ADDRESS];
+        let output = punch(&arguments);
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        assert!(String::from_utf8_lossy(&output.stderr).contains("localhost:1 is not allowed"), "{output:?}");
+        let taken = format!("{}:localhost:1", local.rsplit(':').next().expect("a port"));
+        refuses(&["forward", ticket, &taken, "--listen", ADDRESS], 1, &["127.0.0.1", "the port is in use"]);
+        assert_eq!(forwarding.end(Signal::SIGTERM), Some(0));
+        assert_eq!(serving.end(Signal::SIGINT), Some(0));
     }
 
     #[test]

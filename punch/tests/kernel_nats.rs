@@ -11,6 +11,7 @@ mod kernel_nats {
     mod dht;
     mod early_packets;
     mod files;
+    mod forward;
     mod moving;
     mod pairs;
 

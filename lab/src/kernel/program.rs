@@ -82,6 +82,11 @@ impl Program {
         Ok(Self { child, lines, stderr, deadline: Instant::now() + patience })
     }
 
+    /// Returns the process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
     /// Returns the next line on stdout. Ends early if `stop` is set.
     pub(super) fn next(&mut self, stop: &AtomicBool) -> Result<Next> {
         loop {

@@ -11,7 +11,7 @@ use crate::{
     exit::{Exit, Failure},
     key,
     output::{Report, milliseconds, short},
-    transfer::FileTicket,
+    ticket::SecretTicket,
 };
 
 /// Time for a direct path, before a relayed connection is used.
@@ -25,7 +25,7 @@ pub(super) struct Settings {
 
 /// Reads the name of a peer: a ticket, also one of `punch send`, a PeerId or an address.
 pub(super) fn target(text: &str) -> Result<Target, Failure> {
-    if let Ok(ticket) = text.parse::<FileTicket>() {
+    if let Ok(ticket) = text.parse::<SecretTicket>() {
         return Ok(ticket.node.into());
     }
     text.parse().map_err(|error| Failure::usage(format!("PEER: {error}")))

@@ -20,9 +20,10 @@ use crate::{
     exit::{Exit, Failure},
     output::{Meter, Report, bytes, seconds_left, transferred},
     signal::Stop,
+    ticket::SecretTicket,
     transfer::{
-        self, Answer, Conflict, Destination, FileTicket, Found, Incoming, Kind, Loss, Progress, Receiver,
-        RelativePath, TransferError,
+        self, Answer, Conflict, Destination, Found, Incoming, Kind, Loss, Progress, Receiver, RelativePath,
+        TransferError,
     },
 };
 
@@ -38,7 +39,7 @@ const HINT: &str = "the same command goes on from here";
 /// Runs until all files are here, a failure, Ctrl-C or SIGTERM.
 pub(crate) async fn run(arguments: Receive) -> Result<Exit, Failure> {
     let mut stop = Stop::new()?;
-    let ticket: FileTicket =
+    let ticket: SecretTicket =
         arguments.ticket.parse().map_err(|error| Failure::usage(format!("TICKET: {error}")))?;
     let is_stdout = arguments.folder == Path::new("-");
     if is_stdout && arguments.node.common.json {
@@ -78,7 +79,7 @@ struct Receiving {
     node: Node,
     report: Report,
     target: Target,
-    ticket: FileTicket,
+    ticket: SecretTicket,
     may_overwrite: bool,
     /// Answers of the user, for all attempts.
     answers: HashMap<RelativePath, Answer>,

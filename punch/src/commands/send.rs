@@ -16,7 +16,8 @@ use crate::{
     exit::{Exit, Failure},
     output::{Meter, Report, bytes, seconds_left, short, transferred},
     signal::Stop,
-    transfer::{self, FileTicket, Kind, Offered, Progress, Secret, Source, TransferError},
+    ticket::{Secret, SecretTicket},
+    transfer::{self, Kind, Offered, Progress, Source, TransferError},
 };
 
 /// Streams of receivers at once. Further ones are closed.
@@ -128,7 +129,7 @@ impl Sending {
             }
             error => Failure::error(error),
         })?;
-        let ticket = FileTicket { node, secret: secret.clone() }.to_string();
+        let ticket = SecretTicket { node, secret: secret.clone() }.to_string();
         self.report.result(&ticket, &json!({ "event": "ticket", "ticket": ticket }))?;
         let hint = "on the other machine: punch receive TICKET; this one waits until then";
         self.report.note(hint, &json!({ "event": "waiting" }))

@@ -19,7 +19,6 @@ mod session;
 mod source;
 #[cfg(test)]
 mod tests;
-mod ticket;
 
 /// Name of the protocol.
 pub(crate) const PROTOCOL: &str = "/libp2p-punch/file/1.0.0";
@@ -32,5 +31,4 @@ pub(crate) use self::{
     progress::Progress,
     session::{Receiver, authorize, serve},
     source::{Offered, Source},
-    ticket::{FileTicket, Secret},
 };

@@ -18,8 +18,8 @@ use super::{
     path::NameRules,
     progress::Progress,
     source::{Hashers, Source},
-    ticket::Secret,
 };
+use crate::ticket::Secret;
 
 /// Blocks between the disk and the network, at each side.
 const BLOCKS_AHEAD: usize = 4;

@@ -12,6 +12,7 @@ use super::{
     session::Received,
     *,
 };
+use crate::ticket::Secret;
 
 /// Bytes that are under way at once.
 const PIPE_LEN: usize = 64 << 10;

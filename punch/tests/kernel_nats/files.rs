@@ -30,7 +30,7 @@ fn start(lab: &Lab, at: Option<usize>, arguments: &[&str]) -> Program {
 }
 
 /// Waits for a line that `choose` wants something of.
-fn wait_for<T>(program: &mut Program, choose: impl Fn(&Value) -> Option<T>) -> T {
+fn wait_for<T>(program: &mut Program, mut choose: impl FnMut(&Value) -> Option<T>) -> T {
     let chosen = program.wait_for(&AtomicBool::new(false), |line| choose(line));
     chosen.expect("lines of JSON").expect("the line comes before the end of the program")
 }
@@ -44,8 +44,8 @@ fn text(value: Value) -> String {
 }
 
 /// Bytes that cannot be compressed, and that differ from block to block.
-fn write_random(path: &Path) {
-    let mut random = File::open("/dev/urandom").expect("a source of bytes").take(LEN);
+fn write_random(path: &Path, len: u64) {
+    let mut random = File::open("/dev/urandom").expect("a source of bytes").take(len);
     io::copy(&mut random, &mut File::create(path).expect("a new file")).expect("the disk has room");
 }
 
@@ -62,7 +62,7 @@ fn a_file_goes_from_nat_to_nat_with_one_ticket_although_the_receiver_is_killed_h
     }
     let scratch = TempDir::new().expect("the temporary directory can be written to");
     let [file, folder] = ["file", "folder"].map(|name| scratch.path().join(name));
-    write_random(&file);
+    write_random(&file, LEN);
     let [file_text, folder_text] = [&file, &folder].map(|path| path.to_str().expect("a name in UTF-8"));
 
     let lab = Lab::new([Kind::EimApdf, Kind::EimApdf]).expect("a lab");
@@ -93,4 +93,78 @@ fn a_file_goes_from_nat_to_nat_with_one_ticket_although_the_receiver_is_killed_h
     assert_eq!(moved, LEN - partial, "only the rest is sent");
     assert_eq!(hash(&folder.join("file")), hash(&file));
     assert!(!folder.join("file.punch-part").exists());
+}
+
+/// Largest memory that a process has had, in MiB.
+fn peak_memory(process: u32) -> f64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("a line of the kernel");
+    let kib: f64 = line.trim().trim_end_matches(" kB").trim().parse().expect("a number");
+    kib / 1024.0
+}
+
+fn seconds(value: &Value) -> f64 {
+    value.as_f64().expect("a number")
+}
+
+fn median(mut figures: Vec<f64>) -> f64 {
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// Figures of `docs/performance.md`.
+#[test]
+#[ignore = "a measurement of minutes, for a release build"]
+fn a_gigabyte_in_a_file_takes_as_long_as_over_a_bare_stream() {
+    const GIGABYTE: u64 = 1 << 30;
+    const ROUNDS: usize = 5;
+    if !lab_is_possible() {
+        return;
+    }
+    let scratch = TempDir::new().expect("the temporary directory can be written to");
+    let file = scratch.path().join("file");
+    write_random(&file, GIGABYTE);
+    let file_text = file.to_str().expect("a name in UTF-8");
+    let lab = Lab::new([Kind::EimApdf, Kind::EimApdf]).expect("a lab");
+    let listen = format!("/ip4/{}/udp/4001/quic-v1", COORDINATOR[0]);
+    let mut coordinator = start(&lab, None, &["coordinator", "--listen", &listen]);
+    let coordinator = text(wait_for(&mut coordinator, event("listening", "address")));
+    let (mut bare, mut files) = (Vec::new(), Vec::new());
+    let [mut serving_memory, mut sending_memory, mut receiving_memory] = [0.0_f64; 3];
+    for round in 0..ROUNDS {
+        let mut serving = start(&lab, Some(0), &["perf", "--bootstrap", &coordinator]);
+        let ticket = text(wait_for(&mut serving, event("ticket", "ticket")));
+        let arguments = ["perf", &ticket, "--upload", "0", "--download", "1GiB"];
+        let mut perf = start(&lab, Some(1), &arguments);
+        let download = wait_for(&mut perf, event("perf", "download"));
+        bare.push(GIGABYTE as f64 / seconds(&download["seconds"]) / f64::from(1 << 20));
+        serving_memory = serving_memory.max(peak_memory(serving.id()));
+        drop((serving, perf));
+
+        let folder = scratch.path().join(format!("folder{round}"));
+        let folder_text = folder.to_str().expect("a name in UTF-8");
+        // With `--keep` the sender lives on, and its memory can be read.
+        let mut sender = start(&lab, Some(0), &["send", file_text, "--keep", "--bootstrap", &coordinator]);
+        let ticket = text(wait_for(&mut sender, event("ticket", "ticket")));
+        let mut receiver = start(&lab, Some(1), &["receive", &ticket, folder_text]);
+        assert_eq!(wait_for(&mut receiver, event("connected", "path")), "direct");
+        let (id, mut receiving) = (receiver.id(), 0.0_f64);
+        let time = wait_for(&mut receiver, |line| {
+            if line["event"] == "progress" {
+                receiving = peak_memory(id).max(receiving);
+            }
+            event("received", "seconds")(line)
+        });
+        files.push(GIGABYTE as f64 / seconds(&time) / f64::from(1 << 20));
+        sending_memory = sending_memory.max(peak_memory(sender.id()));
+        receiving_memory = receiving_memory.max(receiving);
+        drop((sender, receiver));
+        fs::remove_dir_all(&folder).expect("it is ours");
+    }
+    let (bare, files) = (median(bare), median(files));
+    say(&format!(
+        "bare stream {bare:.0} MiB/s, file {files:.0} MiB/s, ratio {:.3}; peak memory in MiB: \
+         sender {sending_memory:.0}, receiver {receiving_memory:.0}, bare {serving_memory:.0}",
+        files / bare
+    ));
 }

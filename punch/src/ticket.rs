@@ -1,31 +1,43 @@
-//! Tickets of an offer: the ticket of a node, and the secret that permits to fetch its files.
+//! Tickets of `punch send` and `punch forward`: the ticket of a node, and a secret that permits what
+//! the node offers.
 
 use std::{fmt, str::FromStr};
 
 use data_encoding::BASE32_NOPAD_NOCASE;
+use libp2p::identity::{DecodingError, Keypair};
 use libp2p_punch_node::{Ticket, TicketError};
 use rand::Rng;
 
 const SECRET_LEN: usize = 16;
 /// Bytes after the secret, by which a ticket that was mistyped is noticed.
 const CHECKSUM_LEN: usize = 4;
+/// Purpose of a secret that is derived from a key.
+const SECRET_CONTEXT: &str = "libp2p-punch 2026-11-28 secret of a ticket of punch forward";
 /// Character between the ticket of the node and the secret.
 const SEPARATOR: char = '-';
 
-/// Sender of files, and the permission to fetch them.
+/// Node, and the permission to use what it offers.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct FileTicket {
+pub(crate) struct SecretTicket {
     pub(crate) node: Ticket,
     pub(crate) secret: Secret,
 }
 
-/// Permission to fetch the files of one sender. A PeerId is no secret, so that it permits nothing.
+/// Permission to use what one node offers. A PeerId is no secret, so that it permits nothing.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Secret(String);
 
 impl Secret {
     pub(crate) fn generate() -> Self {
         Self::of(&rand::rng().random())
+    }
+
+    /// Derives the secret that belongs to a key, for a ticket that outlives the program.
+    pub(crate) fn of_key(key: &Keypair) -> Result<Self, DecodingError> {
+        let mut secret = [0; SECRET_LEN];
+        let mut hasher = blake3::Hasher::new_derive_key(SECRET_CONTEXT);
+        hasher.update(&key.to_protobuf_encoding()?).finalize_xof().fill(&mut secret);
+        Ok(Self::of(&secret))
     }
 
     fn of(secret: &[u8; SECRET_LEN]) -> Self {
@@ -49,18 +61,18 @@ impl fmt::Debug for Secret {
     }
 }
 
-/// Reason for which a text is not the ticket of an offer.
+/// Reason for which a text is not a ticket with a secret.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(crate) enum FileTicketError {
+pub(crate) enum SecretTicketError {
     #[error(transparent)]
     Node(#[from] TicketError),
-    #[error("the ticket has no secret after a hyphen: it is not one of punch send, or it is cut off")]
+    #[error("the ticket has no secret after a hyphen: it is one of punch chat, or it is cut off")]
     NoSecret,
     #[error("the secret of the ticket, after its hyphen, is mistyped or cut off")]
     Secret,
 }
 
-impl FileTicket {
+impl SecretTicket {
     /// Returns the checksum of the ticket of the node and the secret.
     fn checksum(&self) -> [u8; CHECKSUM_LEN] {
         let text = format!("{}{SEPARATOR}{}", self.node, self.secret.0);
@@ -69,7 +81,7 @@ impl FileTicket {
     }
 }
 
-impl fmt::Display for FileTicket {
+impl fmt::Display for SecretTicket {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut secret = BASE32_NOPAD_NOCASE.decode(self.secret.0.as_bytes()).unwrap_or_default();
         secret.extend(self.checksum());
@@ -78,23 +90,23 @@ impl fmt::Display for FileTicket {
     }
 }
 
-impl FromStr for FileTicket {
-    type Err = FileTicketError;
+impl FromStr for SecretTicket {
+    type Err = SecretTicketError;
 
-    fn from_str(text: &str) -> Result<Self, FileTicketError> {
+    fn from_str(text: &str) -> Result<Self, SecretTicketError> {
         let text: String = text.chars().filter(|char| !char.is_whitespace()).collect();
         let (node, secret) = match text.split_once(SEPARATOR) {
             Some(parts) => parts,
             None => {
                 text.parse::<Ticket>()?;
-                return Err(FileTicketError::NoSecret);
+                return Err(SecretTicketError::NoSecret);
             }
         };
         let node = node.parse()?;
-        let bytes = BASE32_NOPAD_NOCASE.decode(secret.as_bytes()).map_err(|_| FileTicketError::Secret)?;
-        let (secret, checksum) = bytes.split_first_chunk().ok_or(FileTicketError::Secret)?;
+        let bytes = BASE32_NOPAD_NOCASE.decode(secret.as_bytes()).map_err(|_| SecretTicketError::Secret)?;
+        let (secret, checksum) = bytes.split_first_chunk().ok_or(SecretTicketError::Secret)?;
         let ticket = Self { node, secret: Secret::of(secret) };
-        if ticket.checksum() == checksum { Ok(ticket) } else { Err(FileTicketError::Secret) }
+        if ticket.checksum() == checksum { Ok(ticket) } else { Err(SecretTicketError::Secret) }
     }
 }
 
@@ -102,14 +114,14 @@ impl FromStr for FileTicket {
 mod tests {
     use super::*;
 
-    fn ticket() -> FileTicket {
+    fn ticket() -> SecretTicket {
         ticket_of("12D3KooWGC6bJ9Ex8uHSrKDhwHSVRBLm8nGwGBXAaGLQvFP6aVgy")
     }
 
-    fn ticket_of(peer: &str) -> FileTicket {
+    fn ticket_of(peer: &str) -> SecretTicket {
         let peer = peer.parse().unwrap();
         let address = "/ip4/192.0.2.1/udp/4001/quic-v1".parse().unwrap();
-        FileTicket { node: Ticket::new(peer, [address], []).unwrap(), secret: Secret::generate() }
+        SecretTicket { node: Ticket::new(peer, [address], []).unwrap(), secret: Secret::generate() }
     }
 
     #[test]
@@ -124,12 +136,12 @@ mod tests {
     #[test]
     fn a_ticket_that_lacks_something_is_refused_with_the_cause() {
         let ticket = ticket();
-        let error = |text: String| text.parse::<FileTicket>().unwrap_err();
-        assert_eq!(error(ticket.node.to_string()), FileTicketError::NoSecret);
-        assert_eq!(error("nonsense".into()), FileTicketError::Node(TicketError::Prefix));
+        let error = |text: String| text.parse::<SecretTicket>().unwrap_err();
+        assert_eq!(error(ticket.node.to_string()), SecretTicketError::NoSecret);
+        assert_eq!(error("nonsense".into()), SecretTicketError::Node(TicketError::Prefix));
         let text = ticket.to_string();
-        assert_eq!(error(text[..text.len() - 1].into()), FileTicketError::Secret);
-        assert_eq!(error(format!("{text}!")), FileTicketError::Secret);
+        assert_eq!(error(text[..text.len() - 1].into()), SecretTicketError::Secret);
+        assert_eq!(error(format!("{text}!")), SecretTicketError::Secret);
     }
 
     #[test]
@@ -139,12 +151,19 @@ mod tests {
         for at in secret..text.len() {
             let other = if &text[at..=at] == "a" { "b" } else { "a" };
             let mistyped = format!("{}{other}{}", &text[..at], &text[at + 1..]);
-            assert_eq!(mistyped.parse::<FileTicket>(), Err(FileTicketError::Secret), "{mistyped}");
+            assert_eq!(mistyped.parse::<SecretTicket>(), Err(SecretTicketError::Secret), "{mistyped}");
         }
         // The secret of another sender.
         let (_, others) = text.split_at(secret);
         let node = ticket_of("12D3KooWDpJ7As7BWAwRMfu1VU2WCqNjvq387JEYKDBj4kx6nXTN").node;
-        assert_eq!(format!("{node}-{others}").parse::<FileTicket>(), Err(FileTicketError::Secret));
+        assert_eq!(format!("{node}-{others}").parse::<SecretTicket>(), Err(SecretTicketError::Secret));
+    }
+
+    #[test]
+    fn a_secret_of_a_key_stays_with_the_key() {
+        let [one, other] = [Keypair::generate_ed25519(), Keypair::generate_ed25519()];
+        assert_eq!(Secret::of_key(&one).unwrap(), Secret::of_key(&one).unwrap());
+        assert_ne!(Secret::of_key(&one).unwrap(), Secret::of_key(&other).unwrap());
     }
 
     #[test]
