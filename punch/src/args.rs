@@ -3,6 +3,7 @@
 use std::{net::SocketAddr, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand};
+use clap_complete::Shell;
 use libp2p::{Multiaddr, PeerId};
 use libp2p_punch::config::{CoordinatorLimits, Rate};
 
@@ -15,9 +16,13 @@ use crate::{
     values::{bootstrap_address, bytes, coordinator_address, listen_address, per_second, seconds},
 };
 
+/// Exit codes, for the end of the help.
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 something failed, 2 the arguments or a file that they name cannot be \
+    used, 10 connected through a relay (dial, demo), 11 not connected.";
+
 /// Direct connections between two peers behind NATs, through a coordinator.
 #[derive(Debug, Parser)]
-#[command(name = "punch", version, arg_required_else_help = true)]
+#[command(name = "punch", version, arg_required_else_help = true, after_help = EXIT_CODES)]
 pub(crate) struct Arguments {
     /// The subcommand.
     #[command(subcommand)]
@@ -36,30 +41,40 @@ pub(crate) enum Command {
     Config(ConfigCommand),
     /// Register with a coordinator and wait for peers.
     Listen(Listen),
-    /// Connect to a peer, send it something, and leave. Exit code: 0 direct, 10 relayed, 11 failed,
-    /// 2 usage.
+    /// Connect to a peer, send it something, and leave. Exit codes: 10 relayed, 11 not connected.
     Dial(Dial),
-    /// Send files and folders; prints a ticket for the receiver. Exit code: 0 sent, 1 failed,
-    /// 2 usage.
+    /// Send files and folders; prints a ticket for the receiver.
     Send(Send),
-    /// Receive what a ticket offers, into a folder or to stdout. Exit code: 0 received, 1 failed,
-    /// 11 not connected, 2 usage.
+    /// Receive what a ticket offers, into a folder or to stdout.
     Receive(Receive),
     /// Exchange lines of text with a peer; without a PEER, prints a ticket and waits for one. Ends
     /// with stdin.
     Chat(Chat),
     /// Make TCP ports at a peer local ones, as ssh -L does; with --allow, prints a ticket and serves
-    /// these ports. Exit code: 0 ended by a signal, 1 failed, 11 not connected, 2 usage.
+    /// these ports.
     Forward(Forward),
-    /// Measure the round-trip time to a peer, and show how it is connected. Exit code: 0 answered,
-    /// 1 not answered, 11 not connected, 2 usage.
+    /// Measure the round-trip time to a peer, and show how it is connected.
     Ping(Ping),
     /// Measure the rate of a stream to a peer; without a PEER, prints a ticket and serves
-    /// measurements. Exit code: 0 measured, 1 failed, 11 not connected, 2 usage.
+    /// measurements.
     Perf(Perf),
     /// Simulate a network of nodes without configured coordinators. Exit code: 11 if any dial
     /// failed.
     Network(network::Arguments),
+    /// Print the PeerId of a key file.
+    Id(KeyFile),
+    /// Create a key file, and print its PeerId.
+    Keys(KeyFile),
+    /// Print the completions of the command line for a shell.
+    Completions {
+        /// The shell.
+        shell: Shell,
+    },
+    /// Write the manual pages into a folder.
+    Man {
+        /// The folder, created if it does not exist.
+        folder: PathBuf,
+    },
     /// Try every pair of NAT kinds, on real NATs or simulated ones. Exit code: 11 if any dial
     /// failed.
     Lab(lab::Arguments),
@@ -82,6 +97,17 @@ pub(crate) struct ConfigFile {
     /// TOML file, as for 'punch coordinator --config'.
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
+}
+
+/// Arguments of `punch id` and `punch keys`.
+#[derive(Debug, Args)]
+pub(crate) struct KeyFile {
+    /// File with a peer's Ed25519 key, as --key takes it.
+    #[arg(value_name = "FILE")]
+    pub(crate) file: PathBuf,
+    /// Print one JSON object.
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 /// Arguments of all peers over real UDP.

@@ -19,11 +19,29 @@ const MAX_LENGTH: u64 = 16 * 1024;
 /// Returns the key in `path`, which is created if it does not exist; without a path a new key.
 pub(crate) fn load(path: Option<&Path>) -> Result<Keypair, Failure> {
     let Some(path) = path else { return Ok(Keypair::generate_ed25519()) };
+    find(path)?.map_or_else(|| create(path), Ok)
+}
+
+/// Returns the key in `path`, which must exist.
+pub(crate) fn show(path: &Path) -> Result<Keypair, Failure> {
+    find(path)?.ok_or_else(|| unusable(path, "does not exist"))
+}
+
+/// Creates a key in `path`, which must not exist.
+pub(crate) fn make(path: &Path) -> Result<Keypair, Failure> {
+    match fs::symlink_metadata(path) {
+        Ok(_) => Err(unusable(path, "exists already, and is not replaced")),
+        Err(_) => create(path),
+    }
+}
+
+/// Returns the key in `path`, if there is something.
+fn find(path: &Path) -> Result<Option<Keypair>, Failure> {
     match fs::metadata(path) {
         Ok(metadata) if !metadata.is_file() => Err(unusable(path, "is not a file")),
         Ok(metadata) if metadata.len() > MAX_LENGTH => Err(unusable(path, "is too long for a key")),
-        Ok(_) => read(path),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => create(path),
+        Ok(_) => read(path).map(Some),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(unusable(path, &format!("cannot be read: {error}"))),
     }
 }

@@ -1,6 +1,9 @@
 //! `punch dial`: connects to a peer, exchanges an echo, and leaves.
 
-use std::time::Duration;
+use std::{
+    io::{self, Write},
+    time::Duration,
+};
 
 use libp2p::PeerId;
 use libp2p_punch::config::{Config, Role};
@@ -32,7 +35,7 @@ pub(crate) async fn run(arguments: Dial) -> Result<Exit, Failure> {
     node.listen_anywhere()?;
     let mut result = tokio::select! {
         result = timeout(arguments.timeout, attempt(&mut node, peer)) => {
-            result.unwrap_or(Err(DialFailure::Timeout(arguments.timeout)))
+            result.unwrap_or_else(|_| Err(timed_out(&node, arguments.timeout)))
         }
         () = stop.requested() => Err(DialFailure::Interrupted),
     };
@@ -57,12 +60,21 @@ pub(crate) async fn run(arguments: Dial) -> Result<Exit, Failure> {
     result
 }
 
+/// Explains the end of the time: without a registration, that is the cause.
+fn timed_out(node: &Node, after: Duration) -> DialFailure {
+    node.registration_failure(after).map_or(DialFailure::Timeout(after), DialFailure::NoCoordinator)
+}
+
 /// Registers, connects and exchanges an echo.
 async fn attempt(node: &mut Node, peer: PeerId) -> Result<Exit, DialFailure> {
-    node.register().await.map_err(|error| match error {
-        NodeError::Registration(_) => DialFailure::NoCoordinator(error),
-        error => DialFailure::Node(error),
-    })?;
+    if let Err(error) = node.register().await {
+        if !matches!(error, NodeError::Registration(_)) {
+            return Err(error.into());
+        }
+        // Without a stderr, nobody waits for the word.
+        let _ = writeln!(io::stderr(), "punch: {error}; trying again until the time-out");
+        node.registered().await?;
+    }
     let connection = node.connect(peer).await?;
     node.echo(peer, ECHO_LENGTH).await?;
     Ok(if connection.is_relayed { Exit::Relayed } else { Exit::Success })

@@ -226,14 +226,34 @@ impl Node {
                 Err(_) => break,
             }
         }
-        if self.registrations.values().any(|state| *state == Registration::Accepted) {
-            return Ok(());
+        self.registration_failure(REGISTRATION_TIMEOUT).map_or(Ok(()), Err)
+    }
+
+    /// Waits until a coordinator has accepted the registration. The library asks them again and
+    /// again.
+    pub(crate) async fn registered(&mut self) -> Result<(), NodeError> {
+        while !self.is_registered() {
+            if let NodeEvent::ListenFailed { addresses, cause } = self.next().await? {
+                return Err(NodeError::Listen { addresses, cause });
+            }
+        }
+        Ok(())
+    }
+
+    fn is_registered(&self) -> bool {
+        self.registrations.values().any(|state| *state == Registration::Accepted)
+    }
+
+    /// Returns why no coordinator has accepted the registration after this time, unless one has.
+    pub(crate) fn registration_failure(&self, waited: Duration) -> Option<NodeError> {
+        if self.is_registered() {
+            return None;
         }
         let answers = self.registrations.iter().map(|(peer, state)| match state {
             Registration::Failed(message) => (*peer, message.clone()),
-            _ => (*peer, format!("it did not answer within {} s", REGISTRATION_TIMEOUT.as_secs())),
+            _ => (*peer, format!("it did not answer within {} s", waited.as_secs_f64())),
         });
-        Err(NodeError::Registration(answers.collect()))
+        Some(NodeError::Registration(answers.collect()))
     }
 
     /// Connects to a peer. The result is a relayed connection if traversal has failed or takes its
