@@ -50,7 +50,7 @@ pub(crate) enum Command {
     /// Exchange lines of text with a peer; without a PEER, prints a ticket and waits for one. Ends
     /// with stdin.
     Chat(Chat),
-    /// Make TCP ports at a peer local ones, as ssh -L does; with --allow, prints a ticket and serves
+    /// Make TCP ports at a peer local ones, as ssh -L does. With --allow, print a ticket and serve
     /// these ports.
     Forward(Forward),
     /// Measure the round-trip time to a peer, and show how it is connected.
@@ -97,6 +97,21 @@ pub(crate) struct ConfigFile {
     /// TOML file, as for 'punch coordinator --config'.
     #[arg(value_name = "FILE")]
     pub(crate) file: Option<PathBuf>,
+}
+
+impl Command {
+    /// Returns true if a failure that explains itself is an object on stdout, too.
+    pub(crate) fn explains_in_json(&self) -> bool {
+        match self {
+            Self::Send(Send { node, .. })
+            | Self::Receive(Receive { node, .. })
+            | Self::Chat(Chat { node, .. })
+            | Self::Ping(Ping { node, .. })
+            | Self::Forward(Forward { node, .. })
+            | Self::Perf(Perf { node, .. }) => node.common.json,
+            _ => false,
+        }
+    }
 }
 
 /// Arguments of `punch id` and `punch keys`.

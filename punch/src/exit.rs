@@ -2,6 +2,8 @@
 
 use std::{fmt, io, process::ExitCode};
 
+use libp2p_punch::explain::{Explain, Explanation};
+
 use crate::node::NodeError;
 
 /// Exit code of the program.
@@ -38,17 +40,29 @@ pub(crate) struct Failure {
     pub(crate) exit: Exit,
     /// One sentence for stderr.
     pub(crate) message: String,
+    /// Code and remedy, if the cause has them.
+    pub(crate) explanation: Option<Explanation>,
 }
 
 impl Failure {
     /// Something outside of the program failed.
     pub(crate) fn error(message: impl fmt::Display) -> Self {
-        Self { exit: Exit::Error, message: message.to_string() }
+        Self { exit: Exit::Error, message: message.to_string(), explanation: None }
+    }
+
+    /// Something failed that explains itself.
+    pub(crate) fn explained(error: &impl Explain) -> Self {
+        Self { explanation: Some(error.explanation()), ..Self::error(error) }
+    }
+
+    /// Says it in other words.
+    pub(crate) fn in_words(self, message: impl fmt::Display) -> Self {
+        Self { message: message.to_string(), ..self }
     }
 
     /// The request of the user cannot be carried out.
     pub(crate) fn usage(message: impl fmt::Display) -> Self {
-        Self { exit: Exit::Usage, message: message.to_string() }
+        Self { exit: Exit::Usage, message: message.to_string(), explanation: None }
     }
 
     /// stdout cannot be written to.

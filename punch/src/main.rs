@@ -64,6 +64,15 @@ const NO_SUBCOMMAND: clap::error::ErrorKind =
     clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand;
 
 fn run(command: Command, log: &LogFilter) -> Result<Exit, Failure> {
+    let is_json = command.explains_in_json();
+    let result = run_command(command, log);
+    if is_json && let Err(failure) = &result {
+        output::print_failure(failure)?;
+    }
+    result
+}
+
+fn run_command(command: Command, log: &LogFilter) -> Result<Exit, Failure> {
     match command {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Coordinator(arguments) => in_real_time(coordinator::run(arguments, log)),
@@ -101,7 +110,8 @@ fn end(result: Result<Exit, Failure>) -> ExitCode {
         Ok(exit) => exit.into(),
         Err(failure) => {
             // Without a stderr, the exit code alone reports the failure.
-            let _ = writeln!(io::stderr(), "punch: {}", failure.message);
+            let remedy = failure.explanation.map(|it| format!(". {}", it.remedy)).unwrap_or_default();
+            let _ = writeln!(io::stderr(), "punch: {}{remedy}", failure.message);
             failure.exit.into()
         }
     }

@@ -1,5 +1,5 @@
-//! Tickets of `punch send` and `punch forward`: the ticket of a node, and a secret that permits what
-//! the node offers.
+//! Tickets of `punch send` and `punch forward`: the ticket of a node, and a secret that permits
+//! what the node offers.
 
 use std::{fmt, str::FromStr};
 

@@ -14,7 +14,11 @@ use libp2p_punch_node::{
     TicketError, TicketField, TicketUnavailable,
 };
 
-use crate::node::{DialFailure, NodeError};
+use crate::{
+    forward::{EndpointError, ForwardError},
+    node::{DialFailure, NodeError},
+    transfer::{Loss, PathError, RelativePath, TransferError},
+};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -23,7 +27,7 @@ const PREFACE: &str = "\
 
 Every failure has a sentence, a code and a remedy.
 The sentence is the `Display` of the error, and `explain::Explain` gives the code and the remedy.
-`punch dial` prints all three, and its `--json` lines have them as `message`, `code` and `remedy`.
+`punch` prints the sentence and the remedy, and its `--json` lines have all three as `message`, `code` and `remedy`.
 Codes stay the same in later versions; sentences may change.
 The metrics name the reasons of failed sessions by the same codes.
 
@@ -82,6 +86,7 @@ fn document() -> String {
     node(&mut document);
     tickets(&mut document);
     program(&mut document);
+    transfers(&mut document);
     document.text
 }
 
@@ -283,6 +288,47 @@ fn tickets(document: &mut Document) {
     document.section(
         "Nodes without a ticket: `libp2p_punch_node::TicketUnavailable`",
         &[TicketUnavailable::NoAddresses],
+    );
+}
+
+fn transfers(document: &mut Document) {
+    let path = || RelativePath::new(["folder".to_owned(), "name".to_owned()]);
+    document.section(
+        "`punch send` and `punch receive`",
+        &[
+            TransferError::Lost(Loss(cause())),
+            TransferError::WrongTicket,
+            TransferError::NoTicket,
+            TransferError::Protocol(cause()),
+            TransferError::Path(PathError::Empty),
+            TransferError::TooManyEntries { count: 100_001 },
+            TransferError::Corrupt { path: path() },
+            TransferError::SourceFailed { path: path(), cause: cause() },
+            TransferError::Write { path: path(), cause: io_error() },
+            TransferError::Stdout(io_error()),
+            TransferError::Stopped(cause()),
+            TransferError::Declined,
+            TransferError::Consumed,
+        ],
+    );
+    let target = || "localhost:8080".parse().expect("it is a port");
+    document.section(
+        "`punch forward`",
+        &[
+            ForwardError::NotConnected(cause()),
+            ForwardError::Lost(io_error()),
+            ForwardError::Aborted,
+            ForwardError::Local(io_error()),
+            ForwardError::Protocol(cause()),
+            ForwardError::Endpoint(EndpointError::Endpoint),
+            ForwardError::NoRequest,
+            ForwardError::NoAnswer,
+            ForwardError::NoTicket { target: target() },
+            ForwardError::NotAllowed { target: target() },
+            ForwardError::Busy,
+            ForwardError::Unreachable { target: target(), cause: cause() },
+            ForwardError::Refused { detail: cause() },
+        ],
     );
 }
 

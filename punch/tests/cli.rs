@@ -534,10 +534,14 @@ mod running {
         second.wait_for("ticket");
         let folder = tempfile::TempDir::new().expect("the temporary directory can be written to");
         let folder = folder.path().to_str().expect("a name in UTF-8");
-        let output = punch(&["receive", ticket, folder, "--listen", ADDRESS]);
+        let output = punch(&["receive", ticket, folder, "--listen", ADDRESS, "--json"]);
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert!(stderr.contains("started again") && !stderr.contains("mistyped"), "{stderr}");
+        assert!(stderr.contains("Get the present ticket"), "{stderr}");
+        let failed = lines(&output).pop().expect("there are lines");
+        assert_eq!((&failed["event"], &failed["code"]), (&"failed".into(), &"other-ticket".into()));
+        assert!(failed["remedy"].is_string(), "{failed}");
     }
 
     #[test]

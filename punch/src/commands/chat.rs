@@ -35,7 +35,7 @@ pub(crate) async fn run(arguments: Chat) -> Result<Exit, Failure> {
                 connected.map_err(|error| peer::not_connected(target.peer(), &error))?
             }
             None => {
-                let ticket = node.ticket().await.map_err(Failure::error)?.to_string();
+                let ticket = node.ticket().await.map_err(|error| Failure::explained(&error))?.to_string();
                 report.result(&ticket, &json!({ "event": "ticket", "ticket": ticket }))?;
                 let hint = "on the other machine: punch chat TICKET; this one waits until then";
                 report.note(hint, &json!({ "event": "waiting" }))?;
@@ -72,7 +72,8 @@ impl Talk<'_> {
         let deliver = async move {
             while let Some(line) = waiting.recv().await {
                 if let Err(error) = node.send_to_peer(peer, line).await {
-                    return Err(Failure::error(format!("a line did not arrive: {error}")));
+                    let words = format!("a line did not arrive: {error}");
+                    return Err(Failure::explained(&error).in_words(words));
                 }
             }
             Ok(Exit::Success)

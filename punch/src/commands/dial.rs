@@ -53,7 +53,11 @@ pub(crate) async fn run(arguments: Dial) -> Result<Exit, Failure> {
         Err(DialFailure::Node(error)) => Err(error.into()),
         Err(failure) => {
             let message = format!("cannot connect to {peer}: {failure}");
-            printer.dial_failed(peer, &failure).and(Err(Failure { exit: Exit::Failed, message }))
+            printer.dial_failed(peer, &failure).and(Err(Failure {
+                exit: Exit::Failed,
+                message,
+                explanation: None,
+            }))
         }
     };
     node.close().await;

@@ -97,7 +97,7 @@ struct Serving {
 impl Serving {
     async fn run(mut self, gate: Gate) -> Endless {
         self.report.status("waiting until other networks can reach this machine");
-        let node = self.node.ticket().await.map_err(Failure::error)?;
+        let node = self.node.ticket().await.map_err(|error| Failure::explained(&error))?;
         let ticket = SecretTicket { node, secret: gate.secret.clone() }.to_string();
         self.report.result(&ticket, &json!({ "event": "ticket", "ticket": ticket }))?;
         let first = sorted(&gate.allowed).into_iter().next().unwrap_or_default();
@@ -225,7 +225,8 @@ impl Forwarding {
         let failed =
             |cause: &dyn std::fmt::Display| Failure::error(format!("cannot forward {target}: {cause}"));
         let (send, recv) = connection.open_bi().await.map_err(|error| failed(&error))?;
-        forward::check(send, recv, &self.secret, target).await.map_err(|error| failed(&error))
+        let checked = forward::check(send, recv, &self.secret, target).await;
+        checked.map_err(|error| Failure::explained(&error).in_words(failed(&error).message))
     }
 
     fn on_status(&mut self, peer: PeerId, status: &ConnectionStatus) -> Result<(), Failure> {

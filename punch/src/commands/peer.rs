@@ -45,7 +45,7 @@ pub(super) async fn start(flags: &NodeFlags, settings: Settings) -> Result<Node,
         .build();
     node.await.map_err(|error| match error {
         BuildError::ConnectTimeout { .. } => Failure::usage(format!("--timeout: {error}")),
-        error => Failure::error(error),
+        error => Failure::explained(&error),
     })
 }
 
@@ -61,7 +61,8 @@ pub(super) async fn connect(node: &Node, target: &Target) -> Result<Connection, 
 
 /// Failure to connect.
 pub(super) fn not_connected(peer: PeerId, error: &ConnectError) -> Failure {
-    Failure { exit: Exit::Failed, message: format!("cannot connect to {peer}: {error}") }
+    let failure = Failure { exit: Exit::Failed, ..Failure::explained(error) };
+    failure.in_words(format!("cannot connect to {peer}: {error}"))
 }
 
 /// Prints how a peer is connected.

@@ -67,7 +67,7 @@ struct Amounts {
 }
 
 async fn serve(node: &Node, report: &mut Report) -> Result<Exit, Failure> {
-    let ticket = node.ticket().await.map_err(Failure::error)?.to_string();
+    let ticket = node.ticket().await.map_err(|error| Failure::explained(&error))?.to_string();
     report.result(&ticket, &json!({ "event": "ticket", "ticket": ticket }))?;
     let hint = "on the other machine: punch perf TICKET; this one serves until Ctrl-C";
     report.note(hint, &json!({ "event": "waiting" }))?;

@@ -119,10 +119,10 @@ impl Receiving {
                 }
             }
             self.report.status("connecting again");
-            connection = self
-                .connect()
-                .await
-                .map_err(|error| Failure::error(format!("the sender does not come back: {error}; {HINT}")))?;
+            connection = self.connect().await.map_err(|error| {
+                let words = format!("the sender does not come back: {error}; {HINT}");
+                Failure::explained(&error).in_words(words)
+            })?;
         }
     }
 
@@ -135,12 +135,12 @@ impl Receiving {
         // A lost stream may be heard of before its connection.
         let _ = timeout(REASON_TIMEOUT, connection.closed()).await;
         if let ConnectionStatus::Closed { reason: CloseReason::Peer, .. } = connection.status() {
-            return Err(Failure::error(
-                "the sender has ended; with its next ticket, another run goes on from here",
-            ));
+            return Err(Failure::explained(&CloseReason::Peer)
+                .in_words("the sender has ended; with its next ticket, another run goes on from here"));
         }
         if idle >= MAX_IDLE_ATTEMPTS {
-            return Err(Failure::error(format!("{loss}; {HINT}")));
+            let failure = Failure::explained(&TransferError::Lost(loss.clone()));
+            return Err(failure.in_words(format!("{loss}; {HINT}")));
         }
         let object = json!({ "event": "lost", "message": loss.to_string() });
         self.report.note(&format!("{loss}; connecting again"), &object)
@@ -158,7 +158,7 @@ impl Receiving {
         };
         let mut receiver = match Receiver::request(send, recv, &self.ticket.secret).await {
             Err(TransferError::Lost(loss)) => return Ok(Attempt::Lost { destination, loss }),
-            receiver => receiver.map_err(Failure::error)?,
+            receiver => receiver.map_err(|error| Failure::explained(&error))?,
         };
         let offer = receiver.offer().clone();
         self.report.status("comparing with the files that are here");
@@ -170,7 +170,7 @@ impl Receiving {
         .map_err(Failure::error)?;
         let found = match found {
             Ok(found) => self.compare(&mut receiver, &destination, found).await,
-            Err(error) => Err(Ended::Refused(Failure::error(error))),
+            Err(error) => Err(Ended::Refused(Failure::explained(&error))),
         };
         let found = match found {
             Ok(found) => found,
@@ -185,7 +185,7 @@ impl Receiving {
             Ok(incoming) => incoming,
             Err(error) => {
                 receiver.refuse(&TransferError::Declined).await;
-                return Err(Failure::error(error));
+                return Err(Failure::explained(&error));
             }
         };
         self.receive(connection, receiver, incoming, offer.size()).await
@@ -207,7 +207,7 @@ impl Receiving {
         }
         let checked = match receiver.compare(found.beginnings()).await {
             Err(TransferError::Lost(loss)) => return Err(Ended::Lost(loss)),
-            checked => checked.map_err(|error| Ended::Refused(Failure::error(error)))?,
+            checked => checked.map_err(|error| Ended::Refused(Failure::explained(&error)))?,
         };
         let conflicts = found.conflicts(receiver.offer(), &checked);
         self.ask(conflicts).await.map_err(Ended::Refused)?;
@@ -306,13 +306,14 @@ impl Receiving {
         match std::mem::replace(&mut received.result, Ok(())) {
             Ok(()) => Ok(Attempt::Complete { equal }),
             Err(TransferError::Lost(loss)) if total.is_none() => {
-                Err(Failure::error(format!("{loss}; {}", TransferError::Consumed)))
+                Err(Failure::explained(&TransferError::Consumed)
+                    .in_words(format!("{loss}; {}", TransferError::Consumed)))
             }
             Err(TransferError::Lost(loss)) => match received.into_destination() {
                 Some(destination) => Ok(Attempt::Lost { destination, loss }),
-                None => Err(Failure::error(loss)),
+                None => Err(Failure::explained(&TransferError::Lost(loss))),
             },
-            Err(error) => Err(Failure::error(error)),
+            Err(error) => Err(Failure::explained(&error)),
         }
     }
 
@@ -342,10 +343,11 @@ impl Receiving {
         )?;
         match self.failed.as_slice() {
             [] => Ok(Exit::Success),
-            [one] => Err(Failure::error(one)),
+            [one] => Err(Failure::explained(one)),
             [first, ..] => {
                 let count = self.failed.len();
-                Err(Failure::error(format!("{count} files or folders are missing; the first: {first}")))
+                let words = format!("{count} files or folders are missing; the first: {first}");
+                Err(Failure::explained(first).in_words(words))
             }
         }
     }

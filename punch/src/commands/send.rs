@@ -127,7 +127,7 @@ impl Sending {
             TicketUnavailable::NoAddresses => {
                 Failure::error("this machine has no network address, and no --bootstrap answers")
             }
-            error => Failure::error(error),
+            error => Failure::explained(&error),
         })?;
         let ticket = SecretTicket { node, secret: secret.clone() }.to_string();
         self.report.result(&ticket, &json!({ "event": "ticket", "ticket": ticket }))?;
@@ -196,7 +196,8 @@ impl Sending {
         self.report
             .note(&format!("with {}: {error}; waiting for it or another one", short(&peer)), &object)?;
         if progress.reads_pipe() {
-            Err(Failure::error(format!("stdin cannot be sent again: {error}")))
+            Err(Failure::explained(&TransferError::Consumed)
+                .in_words(format!("stdin cannot be sent again: {error}")))
         } else {
             Ok(false)
         }

@@ -59,7 +59,7 @@ async fn play(arguments: &Arguments) -> Result<Exit, Failure> {
         Err(DialFailure::Node(error)) => Err(error.into()),
         Err(failure) => {
             let message = format!("the peers did not connect: {failure}");
-            Err(Failure { exit: Exit::Failed, message })
+            Err(Failure { exit: Exit::Failed, message, explanation: None })
         }
     }
 }

@@ -2,6 +2,8 @@
 
 use std::io;
 
+use libp2p_punch::explain::explanations;
+
 use super::endpoint::{Endpoint, EndpointError};
 
 /// Reason for which a connection is not forwarded, or ends early.
@@ -46,4 +48,35 @@ pub(crate) enum ForwardError {
     /// The peer refused, for a reason that it states.
     #[error("the peer refused: {detail}")]
     Refused { detail: String },
+}
+
+explanations! {
+    ForwardError {
+        Self::NotConnected(_) => "forward-not-connected",
+            "Check that the peer runs, and that both machines have a network.";
+        Self::Lost(_) => "forward-lost",
+            "Connect again: the next local connection makes the one to the peer again.";
+        Self::Aborted => "forward-aborted",
+            "Look at the service, or the program, at the other end: it broke the connection off.";
+        Self::Local(_) => "forward-local",
+            "Look at the program at this end: it broke the connection off.";
+        Self::Protocol(_) => "forward-protocol",
+            "Use the same version of the program at both sides. If it is the same, report it as a bug.";
+        Self::Endpoint(_) => "not-a-port",
+            "Have the peer ask for HOST:PORT.";
+        Self::NoRequest => "no-request",
+            "Nothing is wrong here: the peer opened a stream and sent nothing.";
+        Self::NoAnswer => "no-answer",
+            "Check that the peer runs `punch forward --allow`.";
+        Self::NoTicket { .. } => "forward-no-ticket",
+            "Give the peer the present ticket if it may connect.";
+        Self::NotAllowed { .. } => "port-not-allowed",
+            "Name the port with `--allow` if peers may reach it.";
+        Self::Busy => "forward-busy",
+            "Close connections that are no longer used.";
+        Self::Unreachable { .. } => "port-unreachable",
+            "Start the service, or correct its name and port.";
+        Self::Refused { .. } => "forward-refused",
+            "Read the reason, which the peer has stated. Its ticket and its list may have changed.";
+    }
 }

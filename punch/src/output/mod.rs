@@ -13,7 +13,7 @@ pub(crate) use self::{
     printer::Printer,
     progress::Progress,
     report::{Meter, Report, seconds_left, transferred},
-    stdout::print,
+    stdout::{print, print_failure},
     text::TextLog,
     units::{bytes, milliseconds, short},
 };

@@ -5,6 +5,7 @@ use std::{
     fs::File,
     io::{self, Seek, SeekFrom, Write},
     path::Path,
+    thread::{self, JoinHandle},
 };
 
 use blake3::Hasher;
@@ -25,6 +26,9 @@ use super::{
 
 /// End of the name of a file that is not complete.
 pub(crate) const PARTIAL_SUFFIX: &str = ".punch-part";
+
+/// Bytes that are written before the disk is asked to take them.
+const WRITE_BACK_LEN: u64 = 32 << 20;
 
 /// Place of the files. All access to the disk is relative to its folder, and no link leads out.
 #[derive(Debug)]
@@ -325,7 +329,46 @@ struct Current {
     planned: Planned,
     /// The partial file. `None` for stdout.
     file: Option<File>,
+    write_back: WriteBack,
     length: u64,
+}
+
+/// Writes a file through to the disk while more of it comes, so that little is left to do at its
+/// end.
+#[derive(Debug, Default)]
+struct WriteBack {
+    /// Bytes since the last start.
+    written: u64,
+    running: Option<JoinHandle<io::Result<()>>>,
+}
+
+impl WriteBack {
+    /// Takes note of bytes that were written to the file.
+    fn on_written(&mut self, file: &File, len: usize) -> io::Result<()> {
+        self.written += len as u64;
+        let is_busy = self.running.as_ref().is_some_and(|running| !running.is_finished());
+        if self.written < WRITE_BACK_LEN || is_busy {
+            return Ok(());
+        }
+        self.finish()?;
+        self.written = 0;
+        let file = file.try_clone()?;
+        self.running = Some(thread::Builder::new().spawn(move || file.sync_data())?);
+        Ok(())
+    }
+
+    /// Waits for the disk. An error of it is reported once only, here or at a later call.
+    fn finish(&mut self) -> io::Result<()> {
+        let Some(running) = self.running.take() else { return Ok(()) };
+        running.join().unwrap_or_else(|_| Err(io::Error::other("the disk could not be waited for")))
+    }
+}
+
+impl Drop for WriteBack {
+    fn drop(&mut self) {
+        // The second handle holds the lock of the file, too, and the file is given up here.
+        let _ = self.finish();
+    }
 }
 
 impl Incoming {
@@ -377,7 +420,9 @@ impl Incoming {
         }
         match &mut current.file {
             Some(file) => {
-                file.write_all(data).map_err(|cause| TransferError::Write { path: path(), cause })?;
+                let written =
+                    file.write_all(data).and_then(|()| current.write_back.on_written(file, data.len()));
+                written.map_err(|cause| TransferError::Write { path: path(), cause })?;
             }
             None => write_stdout(data).map_err(TransferError::Stdout)?,
         }
@@ -392,7 +437,7 @@ impl Incoming {
     }
 
     fn on_end(&mut self, hash: &[u8]) -> Result<(), TransferError> {
-        let Current { planned, file, length } = self.current()?;
+        let Current { planned, file, mut write_back, length } = self.current()?;
         if planned.kind.size().is_some_and(|size| length != size) {
             return Err(TransferError::Protocol(format!("{} ends after {length} bytes", planned.path)));
         }
@@ -401,7 +446,7 @@ impl Incoming {
             return Err(TransferError::Corrupt { path: planned.path });
         }
         if let (Some(file), Destination::Folder(folder)) = (file, &self.destination) {
-            let complete = finish(folder, &planned, file);
+            let complete = write_back.finish().and_then(|()| finish(folder, &planned, file));
             complete.map_err(|cause| TransferError::Write { path: planned.path, cause })?;
         }
         self.progress.add_file();
@@ -425,7 +470,7 @@ impl Incoming {
             }
             Destination::Stdout { .. } => None,
         };
-        Ok(Current { length: planned.from, planned, file })
+        Ok(Current { length: planned.from, planned, file, write_back: WriteBack::default() })
     }
 }
 
@@ -564,6 +609,19 @@ mod tests {
         let second = open_partial(&folder, &planned(3, true)).unwrap_err();
         assert_eq!(second.to_string(), "another program has received into the same file");
         assert_eq!(std::fs::read(scratch.0.join("file")).unwrap(), b"first");
+    }
+
+    #[test]
+    fn a_file_that_is_given_up_can_be_received_again_at_once() {
+        let scratch = Scratch::new("again");
+        let folder = scratch.open();
+        for _ in 0..20 {
+            let file = open_partial(&folder, &planned(0, false)).unwrap();
+            let mut write_back = WriteBack::default();
+            write_back.on_written(&file, WRITE_BACK_LEN as usize).unwrap();
+            assert!(write_back.running.is_some());
+            drop((file, write_back));
+        }
     }
 
     #[test]

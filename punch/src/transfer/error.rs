@@ -2,6 +2,8 @@
 
 use std::io;
 
+use libp2p_punch::explain::explanations;
+
 use super::{
     message::MAX_ENTRIES,
     path::{PathError, RelativePath},
@@ -52,9 +54,40 @@ pub(crate) enum TransferError {
 }
 
 /// Loss of the stream to the peer.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 #[error("the connection was lost: {0}")]
 pub(crate) struct Loss(pub(crate) String);
+
+explanations! {
+    TransferError {
+        Self::Lost(_) => "transfer-lost",
+            "Run the same command again: it goes on where it ended.";
+        Self::WrongTicket => "other-ticket",
+            "Get the present ticket from the sender.";
+        Self::NoTicket => "no-ticket",
+            "Nothing is wrong here: a peer without the ticket was refused.";
+        Self::Protocol(_) => "transfer-protocol",
+            "Use the same version of the program at both sides. If it is the same, report it as a bug.";
+        Self::Path(_) => "path-refused",
+            "Have the sender rename the file or the folder.";
+        Self::TooManyEntries { .. } => "too-many-files",
+            "Have the sender offer fewer files at once, or an archive of them.";
+        Self::Corrupt { .. } => "corrupt-data",
+            "Receive again. If it stays so, check the memory and the disk of the sender.";
+        Self::SourceFailed { .. } => "file-not-sent",
+            "Read the cause, and have the sender send the file again.";
+        Self::Write { .. } => "file-not-written",
+            "Read the cause. Check the permissions of the folder and the room on its disk, or name another folder.";
+        Self::Stdout(_) => "stdout-failed",
+            "Check the program that reads the output.";
+        Self::Stopped(_) => "stopped-by-peer",
+            "Read the reason, which the peer has stated.";
+        Self::Declined => "declined",
+            "Nothing is wrong: the receiver did not want the files.";
+        Self::Consumed => "pipe-consumed",
+            "Start the sender again with the whole input.";
+    }
+}
 
 impl From<io::Error> for Loss {
     fn from(error: io::Error) -> Self {

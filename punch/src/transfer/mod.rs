@@ -23,6 +23,8 @@ mod tests;
 /// Name of the protocol.
 pub(crate) const PROTOCOL: &str = "/libp2p-punch/file/1.0.0";
 
+#[cfg(test)]
+pub(crate) use self::path::PathError;
 pub(crate) use self::{
     destination::{Answer, Conflict, Destination, Found, Incoming, PARTIAL_SUFFIX},
     error::{Loss, TransferError, describe},
