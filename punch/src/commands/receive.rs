@@ -106,6 +106,7 @@ impl Receiving {
         let peer = self.ticket.node.peer();
         self.report.status("connecting");
         let mut connection = self.connect().await.map_err(|error| peer::not_connected(peer, &error))?;
+        self.meter = Meter::new();
         let mut idle_attempts = 0;
         loop {
             peer::report_path(&mut self.report, peer, &connection.status())?;
