@@ -119,26 +119,24 @@ where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
 {
+    let mut buffer = vec![0; CHUNK_LEN];
     let mut received = 0;
     loop {
-        let len = u64::from(stream.read_u16().await.map_err(lost)?);
-        if len == 0 {
+        let mut left = usize::from(stream.read_u16().await.map_err(lost)?);
+        if left == 0 {
             to.shutdown().await.map_err(ForwardError::Local)?;
             return Ok(received);
         }
-        let mut left = stream.take(len);
-        let mut buffer = vec![0; usize::try_from(len).unwrap_or(CHUNK_LEN)];
-        loop {
-            let part = left.read(&mut buffer).await.map_err(lost)?;
-            if part == 0 {
-                break;
+        while left > 0 {
+            let part = buffer.get_mut(..left.min(CHUNK_LEN)).unwrap_or_default();
+            let len = stream.read(part).await.map_err(lost)?;
+            if len == 0 {
+                return Err(ForwardError::Aborted);
             }
-            to.write_all(buffer.get(..part).unwrap_or_default()).await.map_err(ForwardError::Local)?;
+            to.write_all(part.get(..len).unwrap_or_default()).await.map_err(ForwardError::Local)?;
+            left -= len;
+            received += len as u64;
         }
-        if left.limit() > 0 {
-            return Err(ForwardError::Aborted);
-        }
-        received += len;
     }
 }
 

@@ -121,10 +121,13 @@ pub(crate) async fn read_frame<R: AsyncRead + Unpin>(stream: &mut R) -> Result<F
             "{kind:?} of {len} bytes, and at most {max} are allowed"
         )));
     }
-    // Grows with what arrives, and not with what is announced.
-    let mut body = Vec::with_capacity(len.min(HASH_LEN + BLOCK_LEN));
-    if stream.take(len as u64).read_to_end(&mut body).await? < len {
-        return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+    // Grows with what arrives, and not with what is announced. The buffer is initialized once:
+    // `Take` would have the stream do that again with each read.
+    let mut body = Vec::new();
+    while body.len() < len {
+        let begun = body.len();
+        body.resize(len.min(begun + HASH_LEN + BLOCK_LEN), 0);
+        stream.read_exact(body.get_mut(begun..).unwrap_or_default()).await?;
     }
     Ok(Frame { kind, body })
 }
