@@ -60,6 +60,8 @@ pub(crate) enum FromDriver {
     /// A connection to this peer exists without a dial that waits for it: the next dial of its real
     /// address gets it.
     Collect { peer: PeerId, remote: SocketAddr },
+    /// No attempt was made to find a direct path to this peer.
+    NotUpgrading(PeerId),
     /// An interface of ours has an address that it did not have.
     InterfaceUp,
     /// A connection with this peer was closed here, because it could not move with our address.

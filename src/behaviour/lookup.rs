@@ -200,6 +200,14 @@ impl Lookups {
         Some(lookup.spare.swap_remove(place))
     }
 
+    /// `coordinator` may still help to reach `peer`, and gets its time again.
+    pub(super) fn renew(&mut self, peer: &PeerId, coordinator: &PeerId, now: Instant) {
+        let lookup = self.lookups.get_mut(peer);
+        if let Some(since) = lookup.and_then(|lookup| lookup.asked.get_mut(coordinator)) {
+            *since = now;
+        }
+    }
+
     /// `coordinator` is no longer asked for `peer`.
     pub(super) fn give_up(&mut self, peer: &PeerId, coordinator: &PeerId) {
         if let Some(lookup) = self.lookups.get_mut(peer) {

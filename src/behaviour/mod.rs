@@ -398,6 +398,13 @@ impl Behaviour {
         self.inputs.push_back(Input::CoordinatorsOf { peer: target, coordinators: BTreeSet::new() });
     }
 
+    /// The attempt to reach a relayed peer directly is over.
+    fn upgrade_ended(&mut self, peer: PeerId) {
+        if self.upgrading.remove(&peer) {
+            self.release_named(peer);
+        }
+    }
+
     /// Returns the coordinators that this peer stays registered with, in the order of their
     /// PeerIds.
     pub fn coordinators(&self) -> Vec<CoordinatorInfo> {
@@ -718,7 +725,10 @@ impl Behaviour {
     fn poll_deadlines(&mut self, cx: &mut Context<'_>) -> Option<ToSwarm<Event, FromBehaviour>> {
         let now = self.ends.runtime.now();
         for (coordinator, target) in self.lookups.overdue(now) {
-            self.replace_named(&coordinator, target);
+            match self.relaying.may_still_relay(&coordinator, &target) {
+                true => self.lookups.renew(&target, &coordinator, now),
+                false => self.replace_named(&coordinator, target),
+            }
         }
         self.choose_coordinators(now);
         if let Some(action) = self.actions.pop_front() {
@@ -893,6 +903,9 @@ impl NetworkBehaviour for Behaviour {
                 self.relaying.closed(&event, now);
                 self.forget_link(event.connection_id);
                 self.coordinators.disconnected(&event.peer_id, event.connection_id, now);
+                if !self.relaying.is_relayed(&event.peer_id) {
+                    self.upgrade_ended(event.peer_id);
+                }
                 if event.remaining_established == 0 {
                     self.reported.remove(&event.peer_id);
                     self.registrations.disconnected(&event.peer_id);
@@ -981,9 +994,8 @@ impl NetworkBehaviour for Behaviour {
                     if let Event::Session(
                         SessionEvent::Failed { peer, .. } | SessionEvent::Connected { peer, .. },
                     ) = &event
-                        && self.upgrading.remove(peer)
                     {
-                        self.release_named(*peer);
+                        self.upgrade_ended(*peer);
                     }
                     if let Event::Nat(NatEvent::Report(report)) = &event {
                         self.nat = (**report).clone();
@@ -1000,6 +1012,7 @@ impl NetworkBehaviour for Behaviour {
                     return Poll::Ready(ToSwarm::GenerateEvent(event));
                 }
                 FromDriver::Collect { peer, remote } => self.relaying.collect(peer, remote),
+                FromDriver::NotUpgrading(peer) => self.upgrade_ended(peer),
                 FromDriver::InterfaceUp => self.network_changed(),
                 FromDriver::Lost { peer, dialed } => self.lost(Lost { peer, dialed }),
             }

@@ -3,7 +3,7 @@
 use std::task::Waker;
 
 use libp2p_core::ConnectedPoint;
-use libp2p_swarm::behaviour::ConnectionEstablished;
+use libp2p_swarm::behaviour::{ConnectionClosed, ConnectionEstablished};
 use quinn::TokioRuntime;
 
 use super::{
@@ -12,8 +12,13 @@ use super::{
 };
 
 fn behaviour() -> Behaviour {
+    driven_behaviour().0
+}
+
+/// Returns a behaviour, and the sender of its driver.
+fn driven_behaviour() -> (Behaviour, mpsc::Sender<FromDriver>) {
     let (driver, _) = mpsc::channel(16);
-    let (_, events) = mpsc::channel(16);
+    let (news, events) = mpsc::channel(16);
     let (counters, runtime) = (Arc::default(), Arc::new(TokioRuntime));
     let ends = Ends {
         driver,
@@ -24,7 +29,7 @@ fn behaviour() -> Behaviour {
         runtime,
         secret: [0; 32],
     };
-    Behaviour::new(PeerId::random(), &Config::default(), ends).unwrap()
+    (Behaviour::new(PeerId::random(), &Config::default(), ends).unwrap(), news)
 }
 
 fn connect(behaviour: &mut Behaviour, peer: PeerId, n: usize) -> ConnectionId {
@@ -42,6 +47,63 @@ fn connect(behaviour: &mut Behaviour, peer: PeerId, n: usize) -> ConnectionId {
     connection
 }
 
+/// Connects over a relay to a peer that has named a coordinator, and waits for the attempt to reach
+/// it directly. Returns the peer and the coordinator.
+async fn begin_upgrade(behaviour: &mut Behaviour) -> (PeerId, PeerId) {
+    let (peer, coordinator) = (PeerId::random(), PeerId::random());
+    let address = format!("/ip4/192.0.2.1/udp/1/quic-v1/p2p/{coordinator}").parse().unwrap();
+    behaviour.add_peer_coordinators(peer, vec![address]).unwrap();
+    let endpoint = relayed();
+    let ConnectedPoint::Dialer { address, .. } = &endpoint else { panic!() };
+    let connection_id = ConnectionId::new_unchecked(1);
+    let (role, port_use) = (Endpoint::Dialer, PortUse::Reuse);
+    behaviour.handle_established_outbound_connection(connection_id, peer, address, role, port_use).unwrap();
+    behaviour.on_swarm_event(FromSwarm::ConnectionEstablished(ConnectionEstablished {
+        peer_id: peer,
+        connection_id,
+        endpoint: &endpoint,
+        failed_addresses: &[],
+        other_established: 0,
+    }));
+    while !poll(behaviour).1 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(behaviour.coordinators.needs(&coordinator));
+    (peer, coordinator)
+}
+
+fn relayed() -> ConnectedPoint {
+    let relay = PeerId::from_bytes(&[0, 1, 7]).unwrap();
+    ConnectedPoint::Dialer {
+        address: format!("/ip4/192.0.2.2/udp/1/quic-v1/p2p/{relay}/p2p-circuit").parse().unwrap(),
+        role_override: Endpoint::Dialer,
+        port_use: PortUse::Reuse,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_attempt_to_upgrade_that_is_not_made_keeps_no_coordinator() {
+    let (mut behaviour, news) = driven_behaviour();
+    let (peer, coordinator) = begin_upgrade(&mut behaviour).await;
+    news.try_send(FromDriver::NotUpgrading(peer)).unwrap();
+    poll(&mut behaviour);
+    assert!(!behaviour.coordinators.needs(&coordinator));
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_end_of_a_relayed_connection_ends_the_attempt_to_upgrade_it() {
+    let (mut behaviour, _news) = driven_behaviour();
+    let (peer_id, coordinator) = begin_upgrade(&mut behaviour).await;
+    behaviour.on_swarm_event(FromSwarm::ConnectionClosed(ConnectionClosed {
+        peer_id,
+        connection_id: ConnectionId::new_unchecked(1),
+        endpoint: &relayed(),
+        cause: None,
+        remaining_established: 0,
+    }));
+    assert!(!behaviour.coordinators.needs(&coordinator));
+}
+
 /// Returns the handlers that get a message, the messages, and true if there is a dial.
 fn poll(behaviour: &mut Behaviour) -> (Vec<(ConnectionId, FromBehaviour)>, bool) {
     let (mut told, mut dials) = (Vec::new(), false);
@@ -52,6 +114,7 @@ fn poll(behaviour: &mut Behaviour) -> (Vec<(ConnectionId, FromBehaviour)>, bool)
             ToSwarm::Dial { .. } => dials = true,
             // Whether there is a relay client.
             ToSwarm::ListenOn { .. } | ToSwarm::RemoveListener { .. } => {}
+            ToSwarm::GenerateEvent(Event::Relay(_)) => {}
             other => panic!("{other:?}"),
         }
     }

@@ -261,7 +261,10 @@ impl Driver {
             Input::ExternalAddresses(addresses) => self.endpoint.set_external_addresses(addresses, now),
             Input::Upgrade(peer) => match self.endpoint.upgrade(peer, now) {
                 Ok(()) => self.dials.upgrade(peer),
-                Err(reason) => tracing::debug!(%peer, %reason, "no attempt to upgrade"),
+                Err(reason) => {
+                    tracing::debug!(%peer, %reason, "no attempt to upgrade");
+                    self.outputs.news.not_upgrading(peer);
+                }
             },
             Input::Release(peer) => self.dials.release(&peer),
             Input::Dialing(offer) => self.begin(&offer, now),

@@ -51,6 +51,11 @@ impl Reports {
         self.tell(FromDriver::Lost { peer, dialed }, false);
     }
 
+    /// No attempt was made to find a direct path to `peer`.
+    pub(super) fn not_upgrading(&mut self, peer: PeerId) {
+        self.tell(FromDriver::NotUpgrading(peer), false);
+    }
+
     /// An interface came up.
     pub(super) fn interface_up(&mut self) {
         self.tell(FromDriver::InterfaceUp, false);
@@ -165,7 +170,10 @@ mod tests {
             .filter_map(|news| match news {
                 FromDriver::Event(Event::Session(SessionEvent::Failed { peer, .. })) => Some((false, *peer)),
                 FromDriver::Collect { peer, .. } => Some((true, *peer)),
-                FromDriver::Event(_) | FromDriver::InterfaceUp | FromDriver::Lost { .. } => None,
+                FromDriver::Event(_)
+                | FromDriver::InterfaceUp
+                | FromDriver::NotUpgrading(_)
+                | FromDriver::Lost { .. } => None,
             })
             .collect();
         let expected: Vec<_> = peers.iter().flat_map(|peer| [(false, *peer), (true, *peer)]).collect();

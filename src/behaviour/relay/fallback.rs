@@ -133,6 +133,12 @@ impl Fallback {
         self.room(peer) > 0 && self.searches.get(peer).is_none_or(|search| !search.asked.contains(relay))
     }
 
+    /// Returns true if this relay is being asked for the peer, and has its time.
+    pub(super) fn is_asking_over(&self, peer: &PeerId, relay: &PeerId) -> bool {
+        let names_relay = |circuit: &Circuit| circuit.addresses.iter().any(|to| relay_of(to) == Some(*relay));
+        self.circuits.values().any(|circuit| circuit.is_asking(peer) && names_relay(circuit))
+    }
+
     /// Returns the number of relays that may still be asked for the peer.
     pub(super) fn room(&self, peer: &PeerId) -> usize {
         MAX_ASKED.saturating_sub(self.searches.get(peer).map_or(0, |search| search.asked.len()))
@@ -385,6 +391,10 @@ mod tests {
         assert!(fallback.may_ask(&peer, &relays[0]) && !fallback.may_ask(&peer, &relays[1]));
         fallback.asked(id(3), peer, vec![circuit(&relays[0])], now);
         assert!(!fallback.may_ask(&peer, &PeerId::random()) && fallback.has_asked(&peer));
+        assert!(fallback.is_asking_over(&peer, &relays[0]) && fallback.is_asking_over(&peer, &relays[1]));
+        fallback.timed_out(now + RELAY_TIMEOUT);
+        assert!(!fallback.is_asking_over(&peer, &relays[1]), "its time is over");
+        assert!(fallback.is_asking_over(&peer, &relays[0]), "another dial asks this one");
         fallback.relay_arrived(&relays[1], now);
         assert!(fallback.may_ask(&peer, &relays[1]), "it may know the peer now");
     }

@@ -184,6 +184,14 @@ impl Relaying {
         }
     }
 
+    /// Returns true if this coordinator is being asked as a relay for `peer`, or has yet to be.
+    pub(super) fn may_still_relay(&self, coordinator: &PeerId, peer: &PeerId) -> bool {
+        let waits = || self.dials.has_begun(peer) && self.dials.may_ask(peer, coordinator);
+        !self.connecting.contains(coordinator)
+            && !self.has_no_client
+            && (self.dials.is_asking_over(peer, coordinator) || waits())
+    }
+
     /// Records a dial that may wait for a session. The swarm reports its end.
     pub(super) fn dialing(&mut self, peer: PeerId, id: ConnectionId, now: Instant) {
         if self.falls_back {
