@@ -8,7 +8,7 @@ use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::PeerId;
 use libp2p_punch_proto::pacing::{MAX_ALLOWANCE, MIN_ALLOWANCE};
 pub use libp2p_punch_proto::{
-    config::{CoordinatorLimits, HostCandidates, PhaseTimeouts, Role},
+    config::{CoordinatorLimits, Disclosure, HostCandidates, PhaseTimeouts, Role},
     gater::SharedGater,
     rate_limit::Rate,
 };
@@ -59,6 +59,10 @@ pub struct Config {
     /// containers. Any peer that knows a PeerId learns that peer's candidates from its
     /// coordinators. Default [`HostCandidates::Announced`].
     pub host_candidates: HostCandidates,
+    /// Peers that learn the candidates and the NAT report of this one from its coordinators.
+    /// Default [`Disclosure::ToAll`]. With [`Disclosure::ToAccepted`], these are the peers that the
+    /// [`gater`](Self::gater) of this peer allows to connect.
+    pub disclosure: Disclosure,
     /// Limits on the service of this peer for others, while it coordinates.
     pub coordinator_limits: CoordinatorLimits,
     /// Decides who is served, and which addresses are announced, before anything is answered or
@@ -109,6 +113,7 @@ impl Default for Config {
             bind_addresses: Vec::new(),
             max_candidates: 8,
             host_candidates: HostCandidates::Announced,
+            disclosure: Disclosure::ToAll,
             coordinator_limits: CoordinatorLimits::default(),
             gater: SharedGater::default(),
             max_concurrent_attempts: 3,
@@ -275,6 +280,7 @@ impl Config {
             prediction: self.prediction,
             birthday_search: self.birthday_search,
             host_candidates: self.host_candidates,
+            disclosure: self.disclosure,
             coordinator_limits: self.coordinator_limits,
             gater: self.gater.clone(),
         }

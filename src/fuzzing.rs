@@ -29,7 +29,7 @@ pub fn frames(bytes: &[u8]) {
             // The result of the verification does not matter here, but the verification must not
             // panic.
             Frame::PunchMeNow(punch) => drop(punch.verify()),
-            Frame::Register(registration) => drop(registration.verify(&PeerId::random(), &[])),
+            Frame::Register { registration, .. } => drop(registration.verify(&PeerId::random(), &[])),
             _ => {}
         }
         let mut written = BytesMut::new();

@@ -17,7 +17,7 @@ use libp2p_punch_proto::{
     ControlStreamId, SessionId, SocketId,
     candidate::{Candidate, CandidateKind},
     command::Command,
-    config::{Config, Role},
+    config::{Config, Disclosure, Role},
     endpoint::Endpoint,
     wire::{
         frame::{Frame, PunchAnswer, PunchMeNow, PunchRequest, Registration},
@@ -72,7 +72,7 @@ fn coordinator(initiators: usize, now: Instant) -> (Endpoint, Vec<(ControlStream
     endpoint.handle_link_up(LINK, responder, remote(1), Some(SocketId(0)), now);
     let (registration, registered) = registration(1);
     endpoint.handle_frame(LINK, Frame::AddAddress(registered), now);
-    endpoint.handle_frame(LINK, Frame::Register(registration), now);
+    endpoint.handle_frame(LINK, Frame::Register { registration, disclosure: Disclosure::ToAll }, now);
     let requests = (2..initiators + 2).map(|n| {
         let (keypair, link) = (keypair(n), ControlStreamId(n as u64));
         endpoint.handle_link_up(link, keypair.public().to_peer_id(), remote(n), Some(SocketId(0)), now);

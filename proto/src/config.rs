@@ -66,6 +66,20 @@ pub enum HostCandidates {
     Hidden,
 }
 
+/// The peers to which coordinators disclose the candidates and the NAT report of this peer.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Disclosure {
+    /// Every peer that asks for a connection, at once.
+    #[default]
+    ToAll,
+    /// A peer whose request this peer has accepted: [`Gater::allow_connection`] and the limits on
+    /// sessions decide. The coordinator answers then. A peer behind a NAT gets its connection later
+    /// because of that, by the round trip from the coordinator to this peer at most.
+    ///
+    /// [`Gater::allow_connection`]: crate::gater::Gater::allow_connection
+    ToAccepted,
+}
+
 /// Limits on the service of this peer for others as a coordinator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct CoordinatorLimits {
@@ -130,6 +144,9 @@ pub struct Config {
     /// containers. Any peer that knows a PeerId learns that peer's candidates from its
     /// coordinators. Default [`HostCandidates::Announced`].
     pub host_candidates: HostCandidates,
+    /// Peers that learn the candidates of this one from its coordinators. Default
+    /// [`Disclosure::ToAll`].
+    pub disclosure: Disclosure,
     /// Limits of this peer as a coordinator.
     pub coordinator_limits: CoordinatorLimits,
     /// Decides who is served, and which addresses are announced. By default everybody is, and all
@@ -150,6 +167,7 @@ impl Default for Config {
             prediction: true,
             birthday_search: true,
             host_candidates: HostCandidates::Announced,
+            disclosure: Disclosure::ToAll,
             coordinator_limits: CoordinatorLimits::default(),
             gater: SharedGater::default(),
         }

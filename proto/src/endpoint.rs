@@ -474,7 +474,9 @@ impl Endpoint {
                 self.server.coordinator.add_address(id, candidate, &mut self.env.out)
             }
             Frame::RemoveAddress { sequence } => self.server.coordinator.remove_address(id, sequence),
-            Frame::Register(registration) => self.server.handle_register(&mut cx, &from, registration),
+            Frame::Register { registration, disclosure } => {
+                self.server.handle_register(&mut cx, &from, registration, disclosure);
+            }
             Frame::Registered { generation, lifetime, allowance } => {
                 self.registered(&from, Grant { generation, lifetime }, allowance, now)
             }
@@ -485,6 +487,11 @@ impl Endpoint {
             Frame::PunchAnswer(answer) => {
                 let (sessions, mut cx) = self.sessions_at(now);
                 sessions.handle_answer(&mut cx, &from, *answer);
+            }
+            Frame::PunchAccepted { session, round } => {
+                let attempt = AttemptId { session, round };
+                let Environment { streams, out, .. } = &mut self.env;
+                self.server.coordinator.accepted(&from.peer, attempt, streams, now, out);
             }
             Frame::PunchRejected { session, round, reason, retry_after } => {
                 let attempt = AttemptId { session, round };

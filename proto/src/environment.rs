@@ -116,11 +116,12 @@ impl Context<'_> {
 
     /// Sends the registrations that are due, with this NAT report.
     pub(crate) fn register(&mut self, nat: bytes::Bytes) {
-        let Environment { identity, rng, streams, local, registrations, out, .. } = &mut *self.env;
+        let Environment { config, identity, rng, streams, local, registrations, out, .. } = &mut *self.env;
         let announcement = Announcement {
             keypair: &identity.keypair,
             probe_key: identity.probe_secret.public(),
             nat,
+            disclosure: config.disclosure,
             local,
             streams,
         };

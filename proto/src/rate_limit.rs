@@ -259,6 +259,11 @@ impl<K: Ord + Clone, V> Recent<K, V> {
         self.entries.get(key).filter(|(until, _)| *until > now).map(|(_, value)| value)
     }
 
+    /// Returns the value of `key`, to be changed.
+    pub fn get_mut(&mut self, key: &K, now: Instant) -> Option<&mut V> {
+        self.entries.get_mut(key).filter(|(until, _)| *until > now).map(|(_, value)| value)
+    }
+
     /// Remembers `value`; `true` if an entry that had not expired made room for it.
     pub fn insert(&mut self, key: K, value: V, now: Instant) -> bool {
         self.expire(now);

@@ -12,6 +12,7 @@ use rand::rngs::StdRng;
 use crate::{
     ControlStreamId, backoff,
     candidate::Candidate,
+    config::Disclosure,
     control_streams::{ControlStream, ControlStreams},
     event::{Event, RegistrationStatus},
     local_addresses::LocalAddresses,
@@ -97,6 +98,7 @@ pub(crate) struct Announcement<'a> {
     pub(crate) probe_key: [u8; 32],
     /// The NAT report.
     pub(crate) nat: Bytes,
+    pub(crate) disclosure: Disclosure,
     pub(crate) local: &'a LocalAddresses,
     pub(crate) streams: &'a ControlStreams,
 }
@@ -168,7 +170,7 @@ impl RegistrationClient {
         if let Ok(withdrawal) =
             Registration::sign(keypair, self.generation, Duration::ZERO, probe_key, candidates, Bytes::new())
         {
-            out.frame(stream, Frame::Register(withdrawal));
+            out.frame(stream, Frame::Register { registration: withdrawal, disclosure: Disclosure::ToAll });
         }
     }
 
@@ -397,7 +399,8 @@ impl RegistrationClient {
             entry.announced = candidates;
             entry.generation = Some(self.generation);
             entry.sent = Some((self.generation, now + self.patience));
-            out.frame(stream, Frame::Register(registration));
+            let disclosure = announcement.disclosure;
+            out.frame(stream, Frame::Register { registration, disclosure });
         }
         self.report(now, out);
     }

@@ -12,6 +12,7 @@ use libp2p_identity::{Keypair, PeerId};
 use libp2p_punch_proto::{
     SessionId,
     candidate::{Candidate, CandidateKind},
+    config::Disclosure,
     event::SessionRole,
     rate_limit::Rate,
     wire::{
@@ -191,9 +192,15 @@ fn frame() -> impl Strategy<Value = Frame> {
         (varint(), address()).prop_map(|(sequence, address)| Frame::ObservedAddress { sequence, address }),
         candidate().prop_map(Frame::AddAddress),
         varint().prop_map(|sequence| Frame::RemoveAddress { sequence }),
-        (registration(), byte_string(80)).prop_map(|(registration, public_signature)| {
-            Frame::Register(Registration { public_signature, ..registration })
-        }),
+        (registration(), byte_string(80), any::<bool>()).prop_map(
+            |(registration, public_signature, to_all)| {
+                let disclosure = if to_all { Disclosure::ToAll } else { Disclosure::ToAccepted };
+                Frame::Register {
+                    registration: Registration { public_signature, ..registration },
+                    disclosure,
+                }
+            }
+        ),
         (varint(), registration_lifetime(), allowance()).prop_map(|(generation, lifetime, allowance)| {
             Frame::Registered { generation, lifetime, allowance }
         }),
@@ -202,6 +209,7 @@ fn frame() -> impl Strategy<Value = Frame> {
         }),
         punch_me_now(),
         punch_answer(),
+        (session(), any::<u32>()).prop_map(|(session, round)| Frame::PunchAccepted { session, round }),
         (session(), any::<u32>(), reason(), retry_after()).prop_map(
             |(session, round, reason, retry_after)| Frame::PunchRejected {
                 session,

@@ -10,6 +10,7 @@ use libp2p_identity::{Keypair, PeerId};
 use libp2p_punch_proto::{
     SessionId,
     candidate::{Candidate, CandidateKind},
+    config::Disclosure,
     event::SessionRole,
     nat::{binding_lifetime, filtering::datagram, observer},
     rate_limit::Rate,
@@ -145,7 +146,7 @@ impl Vector {
         coordinators.collect()
     }
 
-    /// The frame by which a coordinator answers.
+    /// The frame by which a coordinator or a responder answers.
     fn answer(&self) -> Frame {
         let generation = || self.parsed("generation");
         let reason = || reason(self.text("reason"));
@@ -170,6 +171,7 @@ impl Vector {
                 candidates: self.candidates(),
                 observed: self.observed(),
             })),
+            "PUNCH_ACCEPTED" => Frame::PunchAccepted { session: self.session(), round: self.parsed("round") },
             "PUNCH_REJECTED" => Frame::PunchRejected {
                 session: self.session(),
                 round: self.parsed("round"),
@@ -187,8 +189,16 @@ impl Vector {
             }
             "ADD_ADDRESS" => Frame::AddAddress(candidate(self.text("candidate"))),
             "REMOVE_ADDRESS" => Frame::RemoveAddress { sequence: self.parsed("sequence") },
-            "REGISTER" => Frame::Register(self.registration()),
-            "REGISTERED" | "REGISTER_REJECTED" | "PUNCH_ANSWER" | "PUNCH_REJECTED" => self.answer(),
+            "REGISTER" => Frame::Register {
+                registration: self.registration(),
+                disclosure: match self.text("disclosure") {
+                    "all" => Disclosure::ToAll,
+                    _ => Disclosure::ToAccepted,
+                },
+            },
+            "REGISTERED" | "REGISTER_REJECTED" | "PUNCH_ANSWER" | "PUNCH_ACCEPTED" | "PUNCH_REJECTED" => {
+                self.answer()
+            }
             "PUNCH_ME_NOW" => {
                 let request = self.request();
                 let signature = request.sign(&self.keypair()).expect("a well-formed vector");
@@ -323,12 +333,13 @@ fn every_frame_encodes_to_and_decodes_from_the_bytes_of_the_document() {
         ("OBSERVER", 1),
         ("OBSERVER_AT", 2),
         ("PROBE_OBSERVED", 2),
+        ("PUNCH_ACCEPTED", 1),
         ("PUNCH_ANSWER", 3),
         ("PUNCH_ME_NOW", 3),
         ("PUNCH_MOVED", 1),
         ("PUNCH_REJECTED", 3),
         ("PORT_PREDICTION", 2),
-        ("REGISTER", 1),
+        ("REGISTER", 2),
         ("REGISTERED", 1),
         ("REGISTER_REJECTED", 1),
         ("REMOVE_ADDRESS", 1),

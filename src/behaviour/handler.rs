@@ -236,11 +236,11 @@ impl Handler {
     /// until we end it.
     fn sent(&mut self, frame: &Frame) {
         match frame {
-            Frame::Register(Registration { lifetime, .. }) if lifetime.is_zero() => {
+            Frame::Register { registration, .. } if registration.lifetime.is_zero() => {
                 self.asked = None;
                 self.keep_alive.set_own_registration(Duration::ZERO);
             }
-            Frame::Register(Registration { generation, lifetime, .. }) => {
+            Frame::Register { registration: Registration { generation, lifetime, .. }, .. } => {
                 self.asked = Some((*generation, *lifetime));
             }
             Frame::Registered { lifetime, .. } => self.keep_alive.set_peers_registration(*lifetime),
@@ -269,7 +269,7 @@ impl Handler {
         }
         // The driver checks who signed it. The connection may close a little early because of one
         // that is wrong, as it may whenever its peer closes it.
-        if let Frame::Register(Registration { lifetime, .. }) = frame
+        if let Frame::Register { registration: Registration { lifetime, .. }, .. } = frame
             && lifetime.is_zero()
         {
             self.keep_alive.set_peers_registration(Duration::ZERO);
@@ -476,6 +476,7 @@ mod tests {
     use quinn::TokioRuntime;
 
     use super::*;
+    use crate::config::Disclosure;
 
     const LIFETIME: Duration = Duration::from_secs(300);
 
@@ -497,7 +498,7 @@ mod tests {
     fn register_for(generation: u64, lifetime: Duration) -> Frame {
         let keypair = Keypair::generate_ed25519();
         let signed = Registration::sign(&keypair, generation, lifetime, [7; 32], &[], Bytes::new());
-        Frame::Register(signed.unwrap())
+        Frame::Register { registration: signed.unwrap(), disclosure: Disclosure::ToAll }
     }
 
     fn registered(generation: u64, lifetime: Duration) -> Frame {

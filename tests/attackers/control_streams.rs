@@ -10,6 +10,7 @@ use libp2p_punch::{
 use libp2p_punch_proto::{
     SessionId,
     candidate::{Candidate, CandidateKind, priority},
+    config::Disclosure,
     wire::frame::{
         Frame, MAX_FRAME_CANDIDATES, PunchMeNow, PunchRequest, Registration, RejectReason, decode, encode,
     },
@@ -91,7 +92,7 @@ impl Client {
         let signed =
             Registration::sign(&self.keypair, generation, LIFETIME, [7; 32], candidates, Bytes::new())
                 .unwrap();
-        all.chain([Frame::Register(signed)]).collect()
+        all.chain([Frame::Register { registration: signed, disclosure: Disclosure::ToAll }]).collect()
     }
 
     fn request(&self, to: &Client, number: u32) -> Frame {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use libp2p_identity::Keypair;
 use libp2p_punch_proto::{
     ControlStreamId, SocketId,
+    config::Disclosure,
     endpoint::Endpoint,
     wire::frame::{Frame, Registration, RejectReason},
 };
@@ -56,7 +57,11 @@ impl Coordinator {
             signature: Bytes::from_static(&[1; 64]),
             public_signature: Bytes::from_static(&[1; 64]),
         };
-        self.endpoint.handle_frame(link, Frame::Register(registration), self.now);
+        self.endpoint.handle_frame(
+            link,
+            Frame::Register { registration, disclosure: Disclosure::ToAll },
+            self.now,
+        );
         let mut answers = self.frames().into_iter().filter(|(to, _)| *to == link);
         (link, answers.next().expect("an answer").1)
     }

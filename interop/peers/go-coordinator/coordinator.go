@@ -77,6 +77,8 @@ type session struct {
 	initiator *client
 	round     uint64
 	until     time.Time
+	// The initiator gets its answer once the responder has accepted the request.
+	owesAnswer bool
 }
 
 type registered struct {
@@ -307,6 +309,16 @@ func (c *Coordinator) take(me *client, frame any, now time.Time) {
 		if s, known := c.sessions[key]; known && s.round == f.Round && now.Before(s.until) {
 			s.initiator.send(f)
 		}
+	case Accepted:
+		key := sessionKey{f.Session, me.peer}
+		s, known := c.sessions[key]
+		if known && s.owesAnswer && s.round == f.Round && now.Before(s.until) {
+			s.owesAnswer = false
+			c.sessions[key] = s
+			if target := c.registrations[me.peer]; target != nil {
+				answer(s.initiator, target, f.Session, f.Round)
+			}
+		}
 	case Prediction:
 		c.forward(me, f.Peer, f.Session, now, func() any { f.Peer = []byte(me.peer); return f })
 	case Moved:
@@ -411,13 +423,20 @@ func (c *Coordinator) request(me *client, f MeNow, now time.Time) {
 		reject(RateLimited, 0)
 		return
 	}
-	c.remember(key, session{me, f.Round, now.Add(rememberSession)}, now)
+	c.remember(key, session{me, f.Round, now.Add(rememberSession), target.frame.ToAccepted}, now)
+	if !target.frame.ToAccepted {
+		answer(me, target, f.Session, f.Round)
+	}
+}
+
+// answer answers the request of an initiator with the registration of the responder.
+func answer(initiator *client, target *registered, session [16]byte, round uint64) {
 	answer := Answer{
-		Observed: target.client.observed, Session: f.Session, Round: f.Round,
+		Observed: target.client.observed, Session: session, Round: round,
 		Registration: target.frame.Registration, Signature: target.frame.Signature,
 		Candidates: target.candidates, Report: target.frame.Report,
 	}
-	if !maySeeAll(me.observed, target.client.observed) {
+	if !maySeeAll(initiator.observed, target.client.observed) {
 		answer.Signature, answer.Candidates = target.frame.PublicSignature, nil
 		for _, candidate := range target.candidates {
 			if isGlobal(candidate.Address.Addr()) {
@@ -425,7 +444,7 @@ func (c *Coordinator) request(me *client, f MeNow, now time.Time) {
 			}
 		}
 	}
-	me.send(answer)
+	initiator.send(answer)
 }
 
 // remember keeps where the frames of a session go.

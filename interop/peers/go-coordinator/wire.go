@@ -27,6 +27,8 @@ const (
 	typeRegister         = 0x3d7e9a
 	typeRegistered       = 0x3d7e9b
 	typeRegisterRejected = 0x3d7e9c
+	typeRegisterAccepted = 0x3d7eaa
+	typeAccepted         = 0x3d7eab
 	typePrediction       = 0x3d7ea0
 	typeMoved            = 0x3d7ea8
 )
@@ -75,7 +77,9 @@ type (
 		Registration    Registration
 		Signature       []byte
 		PublicSignature []byte
-		Report          []byte
+		// The registration is disclosed only to peers whose request the registered peer accepted.
+		ToAccepted bool
+		Report     []byte
 	}
 	Registered struct {
 		Generation, Lifetime, Requests, Interval uint64
@@ -112,6 +116,10 @@ type (
 		Round      uint64
 		Reason     Reason
 		RetryAfter uint64
+	}
+	Accepted struct {
+		Session [16]byte
+		Round   uint64
 	}
 	Prediction struct {
 		Peer          []byte
@@ -246,9 +254,9 @@ func decode(frame []byte) (any, error) {
 		decoded = Add{f.candidate(kind == typeAdd+1)}
 	case typeRemove:
 		decoded = Remove{f.number(anyNumber)}
-	case typeRegister:
+	case typeRegister, typeRegisterAccepted:
 		r, signature := f.registration()
-		decoded = Register{r, signature, f.bytes(1024), f.report()}
+		decoded = Register{r, signature, f.bytes(1024), kind == typeRegisterAccepted, f.report()}
 	case typeRegistered:
 		decoded = Registered{f.number(anyNumber), f.number(86_400), f.number(below32), f.number(1_000_000)}
 	case typeRegisterRejected:
@@ -266,6 +274,8 @@ func decode(frame []byte) (any, error) {
 		decoded = a
 	case typeRejected:
 		decoded = Rejected{f.id(), f.number(below32), f.reason(), f.number(300_000)}
+	case typeAccepted:
+		decoded = Accepted{f.id(), f.number(below32)}
 	case typePrediction:
 		decoded = Prediction{f.bytes(64), f.id(), f.number(below32), f.word(), f.word(), f.id()}
 	case typeMoved:
@@ -390,7 +400,11 @@ func encode(frame any) []byte {
 		e.number(typeRemove)
 		e.number(f.Sequence)
 	case Register:
-		e.number(typeRegister)
+		if f.ToAccepted {
+			e.number(typeRegisterAccepted)
+		} else {
+			e.number(typeRegister)
+		}
 		e.registration(f.Registration)
 		e.bytes(f.Signature)
 		e.bytes(f.PublicSignature)
@@ -423,6 +437,10 @@ func encode(frame any) []byte {
 		for _, n := range []uint64{f.Round, uint64(f.Reason), f.RetryAfter} {
 			e.number(n)
 		}
+	case Accepted:
+		e.number(typeAccepted)
+		e.raw(f.Session[:])
+		e.number(f.Round)
 	case Prediction:
 		e.number(typePrediction)
 		e.bytes(f.Peer)

@@ -180,7 +180,7 @@ func (b builder) frame() any {
 		return Remove{b.number("sequence")}
 	case "REGISTER":
 		secret, _ := b.key()
-		r := Register{Registration: b.registration()}
+		r := Register{Registration: b.registration(), ToAccepted: b.text("disclosure") == "accepted"}
 		r.Signature = ed25519.Sign(secret, signedRegistration(r.Registration, b.candidates(), nil))
 		var global []Candidate
 		for _, candidate := range b.candidates() {
@@ -208,6 +208,8 @@ func (b builder) frame() any {
 			Signature:  ed25519.Sign(secret, signedRegistration(r, b.candidates(), nil)),
 			Candidates: b.candidates(),
 		}
+	case "PUNCH_ACCEPTED":
+		return Accepted{b.session(), b.number("round")}
 	case "PUNCH_REJECTED":
 		return Rejected{b.session(), b.number("round"), b.reason(), b.number("retry-after-ms")}
 	case "PORT_PREDICTION":
@@ -271,8 +273,8 @@ func TestEveryFrameOfACoordinatorIsEncodedAsInTheDocument(t *testing.T) {
 			t.Errorf("%s with one more byte is accepted", name)
 		}
 	}
-	if len(encoded) != 11 {
-		t.Errorf("vectors of %d frames, not of 11: %v", len(encoded), encoded)
+	if len(encoded) != 12 {
+		t.Errorf("vectors of %d frames, not of 12: %v", len(encoded), encoded)
 	}
 }
 

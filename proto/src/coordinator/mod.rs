@@ -20,7 +20,7 @@ use crate::{
     AttemptId, ControlStreamId, NetworkPrefix, SessionId,
     address_policy::{Scope, scope},
     candidate::Candidate,
-    config::CoordinatorLimits,
+    config::{CoordinatorLimits, Disclosure},
     control_streams::{ControlStream, ControlStreams},
     coordinator::registrations::{Full, MAX_ANNOUNCED, NewRegistration, Registered, Registrations},
     gater::{Remote, SharedGater},
@@ -37,13 +37,13 @@ pub(crate) const MAX_LIFETIME: Duration = Duration::from_secs(3600);
 pub(crate) const OBSERVED_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 5 };
 /// COORDINATORS of one peer: its coordinators.
 pub(crate) const COORDINATORS_RATE: Rate = Rate { interval: Duration::from_secs(1), burst: 5 };
-/// Requests whose `PUNCH_REJECTED` can still be brought back to the initiator.
+/// Requests whose `PUNCH_ACCEPTED` or `PUNCH_REJECTED` can still be brought back to the initiator.
 const MAX_FORWARDS: usize = 65_536;
 /// Pairs of an initiator and a responder whose rate is remembered.
 const MAX_PAIRS: usize = 65_536;
 /// Peers that left and whose limits are remembered.
 const MAX_DEPARTED: usize = 16_384;
-/// Time in which a responder may send its `PUNCH_REJECTED`.
+/// Time in which a responder may send its `PUNCH_ACCEPTED` or `PUNCH_REJECTED`.
 const FORWARD_LIFETIME: Duration = Duration::from_secs(10);
 
 /// Remaining allowance of a peer.
@@ -76,6 +76,8 @@ struct Forward {
     initiator: PeerId,
     stream: ControlStreamId,
     round: u32,
+    /// The initiator gets its answer once the responder has accepted the request.
+    owes_answer: bool,
 }
 
 #[derive(Debug)]
@@ -202,6 +204,7 @@ impl Coordinator {
         &mut self,
         from: &ControlStream,
         registration: Registration,
+        disclosure: Disclosure,
         now: Instant,
         out: &mut Outbox,
     ) {
@@ -209,7 +212,7 @@ impl Coordinator {
         if registration.lifetime.is_zero() {
             return self.withdraw(from, &registration, out);
         }
-        match self.try_register(from, registration, now) {
+        match self.try_register(from, registration, disclosure, now) {
             Ok((lifetime, evicted)) => {
                 let allowance = self.limits.request_rate;
                 out.counters.registrations_accepted += 1;
@@ -254,6 +257,7 @@ impl Coordinator {
         &mut self,
         from: &ControlStream,
         registration: Registration,
+        disclosure: Disclosure,
         now: Instant,
     ) -> Result<(Duration, Option<Registered>), Refusal> {
         if !self.active {
@@ -279,6 +283,7 @@ impl Coordinator {
             stream: from.id,
             network: from.remote.and_then(|remote| NetworkPrefix::of(remote.ip())),
             registration,
+            disclosure,
             candidates: self.announced.get(&from.id).cloned().unwrap_or_default(),
             lifetime,
         };
@@ -286,7 +291,8 @@ impl Coordinator {
         Ok((lifetime, evicted))
     }
 
-    /// Forwards a request, and answers it at once with the responder's registration.
+    /// Forwards a request. Answers it with the responder's registration: at once, or when the
+    /// responder has accepted it.
     pub(crate) fn punch_me_now(
         &mut self,
         from: &ControlStream,
@@ -296,16 +302,9 @@ impl Coordinator {
         out: &mut Outbox,
     ) {
         let attempt = punch.request.attempt();
-        let AttemptId { session, round } = attempt;
-        let (responder_stream, answer) = match self.try_forward(from, &punch, now) {
-            Ok(entry) => {
-                let observed = streams.get(entry.stream).and_then(|stream| stream.remote);
-                let (registration, candidates) = match share_network(from.remote, observed) {
-                    true => (entry.registration.without_public_signature(), entry.candidates.to_vec()),
-                    false => entry.registration.public_part(&entry.candidates),
-                };
-                (entry.stream, PunchAnswer { session, round, registration, candidates, observed })
-            }
+        let (responder, session) = (punch.request.responder, attempt.session);
+        let (responder_stream, disclosure) = match self.try_forward(from, &punch, now) {
+            Ok(entry) => (entry.stream, entry.disclosure),
             Err(refusal) => {
                 out.counters.requests_rejected.count(refusal.reason);
                 match refusal.reason {
@@ -317,13 +316,57 @@ impl Coordinator {
             }
         };
         out.counters.requests_forwarded += 1;
-        let forward = Forward { initiator: from.peer, stream: from.id, round };
-        if self.forwards.insert((punch.request.responder, session), forward, now) {
+        let owes_answer = disclosure == Disclosure::ToAccepted;
+        let forward = Forward { initiator: from.peer, stream: from.id, round: attempt.round, owes_answer };
+        if self.forwards.insert((responder, session), forward, now) {
             out.cap_hit();
         }
+        if !owes_answer {
+            self.answer(&responder, from, attempt, streams, out);
+        }
         punch.observed = from.remote;
-        out.frame(from.id, Frame::PunchAnswer(Box::new(answer)));
         out.frame(responder_stream, Frame::PunchMeNow(punch));
+    }
+
+    /// Answers the request of an initiator with the registration of the responder.
+    fn answer(
+        &self,
+        responder: &PeerId,
+        initiator: &ControlStream,
+        attempt: AttemptId,
+        streams: &ControlStreams,
+        out: &mut Outbox,
+    ) {
+        let Some(entry) = self.registry.get(responder) else { return };
+        let AttemptId { session, round } = attempt;
+        let observed = streams.get(entry.stream).and_then(|stream| stream.remote);
+        let (registration, candidates) = match share_network(initiator.remote, observed) {
+            true => (entry.registration.without_public_signature(), entry.candidates.to_vec()),
+            false => entry.registration.public_part(&entry.candidates),
+        };
+        let answer = PunchAnswer { session, round, registration, candidates, observed };
+        out.frame(initiator.id, Frame::PunchAnswer(Box::new(answer)));
+    }
+
+    /// A responder has accepted a request that we passed on. Answers the initiator, once.
+    pub(crate) fn accepted(
+        &mut self,
+        responder: &PeerId,
+        attempt: AttemptId,
+        streams: &ControlStreams,
+        now: Instant,
+        out: &mut Outbox,
+    ) {
+        let forward = self.forwards.get_mut(&(*responder, attempt.session), now);
+        let Some(forward) = forward.filter(|forward| forward.owes_answer && forward.round == attempt.round)
+        else {
+            return out.refuse_frame();
+        };
+        forward.owes_answer = false;
+        // The initiator may have gone meanwhile.
+        if let Some(initiator) = streams.get(forward.stream) {
+            self.answer(responder, initiator, attempt, streams, out);
+        }
     }
 
     fn try_forward(

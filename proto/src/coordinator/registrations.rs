@@ -12,7 +12,9 @@ use std::{
 
 use libp2p_identity::PeerId;
 
-use crate::{ControlStreamId, NetworkPrefix, candidate::Candidate, wire::frame::Registration};
+use crate::{
+    ControlStreamId, NetworkPrefix, candidate::Candidate, config::Disclosure, wire::frame::Registration,
+};
 
 /// Candidates of a registration: twice as many as a peer announces by default.
 pub(crate) const MAX_ANNOUNCED: usize = 16;
@@ -22,6 +24,7 @@ pub(crate) const MAX_ANNOUNCED: usize = 16;
 pub(crate) struct Registered {
     pub(crate) stream: ControlStreamId,
     pub(crate) registration: Registration,
+    pub(crate) disclosure: Disclosure,
     /// Shared with the announcements of the control stream, until these change.
     pub(crate) candidates: Arc<Vec<Candidate>>,
     pub(crate) expires: Instant,
@@ -38,6 +41,7 @@ pub(crate) struct NewRegistration {
     pub(crate) stream: ControlStreamId,
     pub(crate) network: Option<NetworkPrefix>,
     pub(crate) registration: Registration,
+    pub(crate) disclosure: Disclosure,
     pub(crate) candidates: Arc<Vec<Candidate>>,
     pub(crate) lifetime: Duration,
 }
@@ -80,7 +84,7 @@ impl Registrations {
     /// Enters a registration, in place of an earlier one of the peer. Returns the registration that
     /// had to make room.
     pub(crate) fn insert(&mut self, new: NewRegistration, now: Instant) -> Result<Option<Registered>, Full> {
-        let NewRegistration { peer, stream, network, registration, candidates, lifetime } = new;
+        let NewRegistration { peer, stream, network, registration, disclosure, candidates, lifetime } = new;
         let known = self.remove(&peer);
         let evicted = match known {
             None if self.by_peer.len() >= self.max => Some(self.evict_for(network).ok_or(Full)?),
@@ -91,7 +95,7 @@ impl Registrations {
         self.resize(network, |peers| {
             peers.insert((used, peer));
         });
-        let entry = Registered { stream, registration, candidates, expires, network, used };
+        let entry = Registered { stream, registration, disclosure, candidates, expires, network, used };
         self.by_peer.insert(peer, entry);
         Ok(evicted)
     }
@@ -197,6 +201,7 @@ mod tests {
             stream: ControlStreamId(1),
             network,
             registration,
+            disclosure: Disclosure::ToAll,
             candidates: candidates(),
             lifetime,
         }

@@ -16,7 +16,7 @@ use crate::{
     ControlStreamId, Path, SocketId,
     address_policy::{Scope, scope},
     command::{Command, Pool},
-    config::{Config, Role},
+    config::{Config, Disclosure, Role},
     control_streams::ControlStream,
     coordinator::Coordinator,
     environment::{Context, Environment},
@@ -130,8 +130,9 @@ impl CoordinatorServer {
         cx: &mut Context<'_>,
         from: &ControlStream,
         registration: Registration,
+        disclosure: Disclosure,
     ) {
-        self.coordinator.register(from, registration, cx.now, &mut cx.env.out);
+        self.coordinator.register(from, registration, disclosure, cx.now, &mut cx.env.out);
         self.offer_observers(cx, from);
     }
 

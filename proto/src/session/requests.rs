@@ -5,6 +5,8 @@ use std::time::Instant;
 use libp2p_identity::PeerId;
 
 use crate::{
+    AttemptId,
+    config::Disclosure,
     control_streams::ControlStream,
     event::{FailureReason, Phase, SessionRole},
     gater::Remote,
@@ -18,7 +20,7 @@ use crate::{
         sessions::{MAX_SESSIONS, Sessions},
     },
     wire::{
-        frame::{MAX_FIRST_FLIGHT_DATAGRAMS, PunchMeNow, PunchRequest, RejectReason},
+        frame::{Frame, MAX_FIRST_FLIGHT_DATAGRAMS, PunchMeNow, PunchRequest, RejectReason},
         keys::ProbeKeys,
     },
 };
@@ -29,7 +31,9 @@ enum Verdict {
     /// The request is that of a session under way, in which nothing was heard of the initiator for
     /// a while.
     Repeat(Key),
-    /// The request came before, likely through another coordinator.
+    /// The request came before, likely through another coordinator, and its session is under way.
+    UnderWay,
+    /// The request came before, and has no session.
     Ignore,
     Reject(Refusal),
 }
@@ -40,17 +44,28 @@ impl From<RejectReason> for Verdict {
     }
 }
 
+/// The coordinator may disclose our candidates to the initiator, if it waits for that.
+fn admit(cx: &mut Context<'_>, coordinator: &ControlStream, attempt: AttemptId) {
+    if cx.env.config.disclosure == Disclosure::ToAccepted {
+        let AttemptId { session, round } = attempt;
+        cx.env.out.frame(coordinator.id, Frame::PunchAccepted { session, round });
+    }
+}
+
 impl Sessions {
     /// `PUNCH_ME_NOW` for this peer.
     pub(crate) fn handle_request(&mut self, cx: &mut Context<'_>, from: &ControlStream, punch: PunchMeNow) {
         let attempt = punch.request.attempt();
         match self.judge(cx, &from.peer, &punch) {
             Verdict::Accept(keys, initiator) => {
+                admit(cx, from, attempt);
                 self.accept(cx, initiator, AcceptedRequest { from, punch, keys: *keys });
             }
             Verdict::Repeat(key) => {
+                admit(cx, from, attempt);
                 self.table.update(cx, key, |session, cx| session.handle_repeated_request(cx, from, punch));
             }
+            Verdict::UnderWay => admit(cx, from, attempt),
             Verdict::Ignore => {}
             Verdict::Reject(refusal) => {
                 match refusal.reason {
@@ -100,7 +115,10 @@ impl Sessions {
         let repeated = self.table.pending_with(&initiator);
         let repeated = repeated.filter(|session| session.is_repeated_by(cx, request));
         if is_seen && repeated.is_none() {
-            return Verdict::Ignore;
+            return match self.table.pending_with(&initiator).is_some_and(|session| session.answers(request)) {
+                true => Verdict::UnderWay,
+                false => Verdict::Ignore,
+            };
         }
         if !self.requests.initiators.take(&initiator, now) {
             let until = self.requests.initiators.next(&initiator, now);

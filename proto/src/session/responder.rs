@@ -105,14 +105,17 @@ impl Session {
         self.conclude(cx, progress)
     }
 
+    /// Returns true if this is the request that the present attempt answers.
+    pub(super) fn answers(&self, request: &PunchRequest) -> bool {
+        self.role == SessionRole::Responder && (self.id, self.attempt) == (request.session, request.round)
+    }
+
     /// Returns true if a request repeats that of this session, and nothing was heard of the
     /// initiator meanwhile. A request that comes through another coordinator at about the same time
     /// repeats nothing.
     pub(super) fn is_repeated_by(&self, cx: &Context<'_>, request: &PunchRequest) -> bool {
-        let is_meant = self.role == SessionRole::Responder
-            && (self.id, self.attempt) == (request.session, request.round);
         let since = cx.now.saturating_duration_since(self.course.phase_since);
-        self.course.is_silent() && is_meant && since >= REPETITION_TIMEOUT
+        self.course.is_silent() && self.answers(request) && since >= REPETITION_TIMEOUT
     }
 
     /// The initiator repeats its request, as it does not hear this peer. It may have moved, as its

@@ -7,7 +7,7 @@ use libp2p_identity::PeerId;
 use libp2p_punch_proto::{
     ControlStreamId, SessionId,
     candidate::{Candidate, CandidateKind, priority},
-    config::Config,
+    config::{Config, Disclosure},
     event::{Event, FailureReason, RegistrationStatus},
     nat::MappingBehaviour,
     wire::frame::{Frame, PunchMeNow, PunchRequest, Registration, RejectReason},
@@ -17,6 +17,11 @@ use crate::{
     harness::{SOCKET, World, at, client, keypair, ms, server},
     sessions::triangle,
 };
+
+/// A registration that is disclosed to every peer.
+fn to_all(registration: Registration) -> Frame {
+    Frame::Register { registration, disclosure: Disclosure::ToAll }
+}
 
 fn statuses(world: &World, node: usize) -> Vec<(Duration, RegistrationStatus)> {
     let events = world.nodes[node].events.iter();
@@ -75,7 +80,7 @@ fn a_link_on_which_the_coordinator_sees_our_address_is_preferred_for_the_registr
         let endpoint = &mut world.nodes[a].endpoint;
         endpoint.handle_link_up(ControlStreamId(link), peer, remote.map(at), Some(SOCKET), world.now);
         let frames: Vec<_> = std::iter::from_fn(|| endpoint.poll_frame()).collect();
-        let registers = frames.iter().filter(|(_, frame)| matches!(frame, Frame::Register(_)));
+        let registers = frames.iter().filter(|(_, frame)| matches!(frame, Frame::Register { .. }));
         registers.map(|(link, _)| link.0).collect::<Vec<_>>()
     };
     assert_eq!(registered_on(10, None), [10]);
@@ -165,7 +170,7 @@ fn changes_of_candidates_are_announced_together_after_ten_milliseconds() {
         .map(|frame| match frame {
             Frame::AddAddress(candidate) => candidate.address.to_string(),
             Frame::RemoveAddress { .. } => "remove".to_owned(),
-            Frame::Register(_) => "register".to_owned(),
+            Frame::Register { .. } => "register".to_owned(),
             other => panic!("{other:?}"),
         })
         .collect();
@@ -237,7 +242,7 @@ impl Alone {
         let lifetime = Duration::from_secs(100);
         let registration =
             Registration::sign(&keypair(seed), generation, lifetime, [7; 32], &[], Bytes::new()).unwrap();
-        self.say(link, Frame::Register(registration)).remove(0).1
+        self.say(link, to_all(registration)).remove(0).1
     }
 }
 
@@ -279,6 +284,35 @@ fn a_coordinator_answers_and_forwards_in_one_step_and_vouches_only_for_what_it_s
     assert_eq!(alone.say(1, no.clone()), [], "only the responder may say so");
     alone.world.now += ms(10_000);
     assert_eq!(alone.say(2, no), [], "too late");
+}
+
+#[test]
+fn a_coordinator_that_must_ask_first_answers_once_and_for_the_responder_alone() {
+    let mut alone = Alone::new();
+    alone.up(1, peer(101));
+    alone.up(2, peer(102));
+    alone.up(3, peer(103));
+    let lifetime = Duration::from_secs(60);
+    let registration = Registration::sign(&keypair(102), 1, lifetime, [7; 32], &[], Bytes::new()).unwrap();
+    alone.say(2, Frame::Register { registration, disclosure: Disclosure::ToAccepted });
+    let is_request = |frames: Vec<(ControlStreamId, Frame)>| {
+        matches!(frames.as_slice(), [(ControlStreamId(2), Frame::PunchMeNow(_))])
+    };
+    assert!(is_request(alone.say(1, punch(101, 102, 1))));
+    let accepted = |round| Frame::PunchAccepted { session: SessionId([1; 16]), round };
+    assert_eq!(alone.say(3, accepted(0)), [], "another peer may not say so");
+    assert_eq!(alone.say(2, accepted(1)), [], "nobody asked in this round");
+    let answer = alone.say(2, accepted(0));
+    let is_answer = |frames: &[(ControlStreamId, Frame)]| match frames {
+        [(ControlStreamId(1), Frame::PunchAnswer(answer))] => answer.verify(peer(102)).is_ok(),
+        _ => false,
+    };
+    assert!(is_answer(&answer), "{answer:?}");
+    assert_eq!(alone.say(2, accepted(0)), [], "once");
+    assert!(is_request(alone.say(1, punch(101, 102, 2))));
+    alone.world.now += ms(10_000);
+    let late = Frame::PunchAccepted { session: SessionId([2; 16]), round: 0 };
+    assert_eq!(alone.say(2, late), [], "too late");
 }
 
 #[test]
@@ -393,7 +427,7 @@ fn ten_thousand_registrations_are_held_and_the_next_is_turned_down_until_one_exp
     for i in 0..=10_000 {
         let (peer, registration) = registration(i);
         alone.up(i, peer);
-        let answer = alone.say(i, Frame::Register(registration)).remove(0).1;
+        let answer = alone.say(i, to_all(registration)).remove(0).1;
         match answer {
             Frame::Registered { .. } => assert!(i < 10_000),
             Frame::RegisterRejected { reason, .. } => assert_eq!((i, reason), (10_000, RejectReason::Full)),
@@ -405,7 +439,7 @@ fn ten_thousand_registrations_are_held_and_the_next_is_turned_down_until_one_exp
     alone.world.now = deadline;
     alone.world.nodes[0].endpoint.handle_timeout(deadline);
     let (_, registration) = registration(10_000);
-    assert!(matches!(alone.say(10_000, Frame::Register(registration)).remove(0).1, Frame::Registered { .. }));
+    assert!(matches!(alone.say(10_000, to_all(registration)).remove(0).1, Frame::Registered { .. }));
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::{
 
 use libp2p_identity::PeerId;
 use libp2p_punch_proto::{
-    config::Config,
+    config::{Config, Disclosure},
     event::{Event, FailureReason, RegistrationStatus},
     gater::{Gater, Remote, SharedGater},
     wire::frame::{Frame, RejectReason},
@@ -151,4 +151,87 @@ fn addresses_that_the_application_hides_are_in_no_frame() {
         assert_eq!(world.connected(b).len(), 1);
         assert_eq!(*seen.lock().unwrap(), expected);
     }
+}
+
+/// A and B as [`gated`], and B discloses its candidates to peers that it accepts.
+fn discreet(of_b: &Arc<Lists>) -> (World, usize, usize, usize) {
+    disclosing(Disclosure::ToAccepted, of_b)
+}
+
+fn disclosing(disclosure: Disclosure, of_b: &Arc<Lists>) -> (World, usize, usize, usize) {
+    let mut world = World::new();
+    let config = Config { gater: SharedGater::new(of_b.clone()), disclosure, ..client() };
+    let a = world.add(&client(), "192.168.1.2", Some("203.0.113.1"));
+    let b = world.add(&config, "192.168.2.2", Some("203.0.113.2"));
+    let c = world.add(&server(), "198.51.100.1", None);
+    world.coordinate(a, c);
+    world.coordinate(b, c);
+    world.run_for(ms(1_000));
+    (world, a, b, c)
+}
+
+/// Counts the answers of coordinators.
+fn count_answers(world: &mut World) -> Arc<Mutex<usize>> {
+    let answers = Arc::new(Mutex::new(0));
+    let count = answers.clone();
+    world.tamper = Some(Box::new(move |_, _, frame| {
+        *count.lock().unwrap() += usize::from(matches!(frame, Frame::PunchAnswer(_)));
+        vec![(ms(0), frame)]
+    }));
+    answers
+}
+
+#[test]
+fn a_peer_that_the_gater_refuses_learns_no_candidate() {
+    let of_b = Arc::new(Lists::default());
+    let (mut world, a, b, _) = discreet(&of_b);
+    let answers = count_answers(&mut world);
+    of_b.connections.lock().unwrap().push(world.nodes[a].peer);
+    world.connect(a, b).unwrap();
+    world.run_for(ms(10_000));
+    assert_eq!(world.failed(a).iter().map(|failed| failed.1).collect::<Vec<_>>(), [NOT_WILLING]);
+    assert_eq!(*answers.lock().unwrap(), 0);
+}
+
+#[test]
+fn a_peer_that_is_accepted_learns_the_candidates_and_is_connected() {
+    let (mut world, a, b, _) = discreet(&Arc::default());
+    let answers = count_answers(&mut world);
+    world.connect(a, b).unwrap();
+    world.run_for(ms(1_000));
+    assert_eq!((world.connected(a).len(), *answers.lock().unwrap()), (1, 1));
+}
+
+#[test]
+fn a_dial_between_nats_waits_for_the_word_of_the_responder_for_a_round_trip_at_most() {
+    let [to_all, to_accepted] = [Disclosure::ToAll, Disclosure::ToAccepted].map(|disclosure| {
+        let (mut world, a, b, c) = disclosing(disclosure, &Arc::default());
+        world.set_latency(b, c, ms(30));
+        world.connect(a, b).unwrap();
+        world.run_for(ms(1_000));
+        world.connected(a)[0].0
+    });
+    let later = to_accepted - to_all;
+    println!("{later:?} later");
+    assert!(later > ms(30) && later <= ms(60), "{later:?}");
+}
+
+#[test]
+fn every_coordinator_that_passes_a_request_on_gets_the_word_of_the_responder() {
+    let (mut world, a, b, first) = discreet(&Arc::default());
+    let second = world.add(&server(), "198.51.100.2", None);
+    world.coordinate(a, second);
+    world.coordinate(b, second);
+    world.run_for(ms(1_000));
+    // Whichever is asked first: its answers are lost, and the other one is asked later.
+    let lost = Arc::new(Mutex::new(None));
+    let copy = lost.clone();
+    world.tamper = Some(Box::new(move |from, _, frame| match frame {
+        Frame::PunchAnswer(_) if *copy.lock().unwrap().get_or_insert(from) == from => vec![],
+        frame => vec![(ms(0), frame)],
+    }));
+    world.connect(a, b).unwrap();
+    world.run_for(ms(2_000));
+    assert!([Some(first), Some(second)].contains(&lost.lock().unwrap()));
+    assert_eq!(world.connected(a).len(), 1);
 }

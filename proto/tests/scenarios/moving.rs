@@ -149,7 +149,7 @@ fn a_session_that_hears_nothing_probes_its_path_and_shows_its_coordinator_where_
     let moved = told.clone();
     world.tamper = Some(Box::new(move |from, to, frame| {
         match &frame {
-            Frame::Register(_) if (from, to) == (a, c) => seen.set(seen.get() + 1),
+            Frame::Register { .. } if (from, to) == (a, c) => seen.set(seen.get() + 1),
             Frame::PunchMoved(_) if (from, to) == (a, c) => moved.set(moved.get() + 1),
             _ => {}
         }

@@ -12,7 +12,7 @@ use libp2p_punch_proto::{
     ControlStreamId, Path, SessionId, SocketId, VirtualConnectionId,
     candidate::{Candidate, CandidateKind},
     command::{Command, Pool},
-    config::{Config, Role},
+    config::{Config, Disclosure, Role},
     endpoint::Endpoint,
     event::{Event, SessionRole},
     rate_limit::Rate,
@@ -244,7 +244,7 @@ impl Rig {
                 let signed =
                     Registration::sign(&signer, self.generation, lifetime, [7; 32], &[], Bytes::new())
                         .unwrap();
-                (l, Frame::Register(signed))
+                (l, Frame::Register { registration: signed, disclosure: Disclosure::ToAll })
             }
             Input::Registered(l, g) => {
                 let allowance = Rate { burst: u32::from(g), interval: ms(g.into()) };
@@ -369,7 +369,7 @@ impl Rig {
         while let Some((_, frame)) = self.endpoint.poll_frame() {
             match frame {
                 Frame::PunchMeNow(punch) => self.request = Some(punch.request),
-                Frame::Register(registration) => self.probe_key = registration.probe_key,
+                Frame::Register { registration, .. } => self.probe_key = registration.probe_key,
                 _ => {}
             }
         }

@@ -13,7 +13,9 @@ use super::{
     wire::{is_v6, put_address, put_bytes, put_ip, put_varint},
 };
 use crate::{
+    SessionId,
     candidate::{Candidate, CandidateKind},
+    config::Disclosure,
     rate_limit::Rate,
 };
 
@@ -62,6 +64,8 @@ pub(super) const PUNCH_ANSWER_V6: u64 = 0x3d7e97;
 pub(super) const PUNCH_ANSWER: u64 = 0x3d7e98;
 pub(super) const PUNCH_REJECTED: u64 = 0x3d7e99;
 pub(super) const REGISTER: u64 = 0x3d7e9a;
+pub(super) const REGISTER_TO_ACCEPTED: u64 = 0x3d7eaa;
+pub(super) const PUNCH_ACCEPTED: u64 = 0x3d7eab;
 pub(super) const REGISTERED: u64 = 0x3d7e9b;
 pub(super) const REGISTER_REJECTED: u64 = 0x3d7e9c;
 pub(super) const OBSERVER: u64 = 0x3d7e9d;
@@ -111,11 +115,7 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_varint(out, REMOVE_ADDRESS);
             put_varint(out, *sequence);
         }
-        Frame::Register(registration) => {
-            put_varint(out, REGISTER);
-            put_registration(out, registration);
-            put_public_signature(out, registration);
-        }
+        Frame::Register { registration, disclosure } => put_register(out, registration, *disclosure),
         Frame::Registered { generation, lifetime, allowance } => {
             put_registered(out, *generation, *lifetime, *allowance);
         }
@@ -140,6 +140,7 @@ fn encode_body(frame: &Frame, out: &mut BytesMut) {
             put_candidates(out, answer.candidates.iter());
             put_nat(out, &answer.registration.nat);
         }
+        Frame::PunchAccepted { session, round } => put_accepted(out, session, *round),
         Frame::PunchRejected { session, round, reason, retry_after } => {
             put_varint(out, PUNCH_REJECTED);
             out.put_slice(&session.0);
@@ -334,8 +335,19 @@ fn put_registration(out: &mut BytesMut, registration: &Registration) {
     put_bytes(out, &registration.signature, MAX_SIGNATURE_LEN);
 }
 
-/// Writes what `REGISTER` has after the registration.
-fn put_public_signature(out: &mut BytesMut, registration: &Registration) {
+fn put_accepted(out: &mut BytesMut, session: &SessionId, round: u32) {
+    put_varint(out, PUNCH_ACCEPTED);
+    out.put_slice(&session.0);
+    put_varint(out, round.into());
+}
+
+fn put_register(out: &mut BytesMut, registration: &Registration, disclosure: Disclosure) {
+    let frame_type = match disclosure {
+        Disclosure::ToAll => REGISTER,
+        Disclosure::ToAccepted => REGISTER_TO_ACCEPTED,
+    };
+    put_varint(out, frame_type);
+    put_registration(out, registration);
     put_bytes(out, &registration.public_signature, MAX_SIGNATURE_LEN);
     put_nat(out, &registration.nat);
 }

@@ -14,6 +14,7 @@ use super::{
 use crate::{
     SessionId,
     candidate::{Candidate, CandidateKind},
+    config::Disclosure,
     rate_limit::Rate,
 };
 
@@ -54,7 +55,8 @@ fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
         },
         ADD_ADDRESS_V4 | ADD_ADDRESS_V6 => Frame::AddAddress(candidate(r, frame_type == ADD_ADDRESS_V6)?),
         REMOVE_ADDRESS => Frame::RemoveAddress { sequence: r.varint("sequence number")? },
-        REGISTER => Frame::Register(register(r)?),
+        REGISTER => register(r, Disclosure::ToAll)?,
+        REGISTER_TO_ACCEPTED => register(r, Disclosure::ToAccepted)?,
         REGISTERED => {
             let (generation, lifetime) = (r.varint("generation")?, registration_lifetime(r)?);
             Frame::Registered { generation, lifetime, allowance: allowance(r)? }
@@ -82,6 +84,9 @@ fn decode_body(body: &[u8]) -> Result<Option<Frame>, DecodeError> {
             };
             answer.registration.nat = nat(r)?;
             Frame::PunchAnswer(Box::new(answer))
+        }
+        PUNCH_ACCEPTED => {
+            Frame::PunchAccepted { session: SessionId(r.array("session")?), round: r.u32("round")? }
         }
         PUNCH_REJECTED => Frame::PunchRejected {
             session: SessionId(r.array("session")?),
@@ -263,10 +268,11 @@ fn registration(r: &mut Reader<'_>) -> Result<Registration, DecodeError> {
     })
 }
 
-fn register(r: &mut Reader<'_>) -> Result<Registration, DecodeError> {
-    let registration = registration(r)?;
-    let public_signature = r.bytes("public signature", MAX_SIGNATURE_LEN)?;
-    Ok(Registration { public_signature, nat: nat(r)?, ..registration })
+fn register(r: &mut Reader<'_>, disclosure: Disclosure) -> Result<Frame, DecodeError> {
+    let mut registration = registration(r)?;
+    registration.public_signature = r.bytes("public signature", MAX_SIGNATURE_LEN)?;
+    registration.nat = nat(r)?;
+    Ok(Frame::Register { registration, disclosure })
 }
 
 fn kind(r: &mut Reader<'_>) -> Result<CandidateKind, DecodeError> {

@@ -29,7 +29,7 @@ use std::{
 use bytes::Bytes;
 use libp2p_identity::PeerId;
 
-use crate::{AttemptId, SessionId, candidate::Candidate, rate_limit::Rate};
+use crate::{AttemptId, SessionId, candidate::Candidate, config::Disclosure, rate_limit::Rate};
 
 /// Frame of the control stream.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -49,7 +49,12 @@ pub enum Frame {
         sequence: u64,
     },
     /// Asks the receiver to coordinate: commits the candidates announced so far on this stream.
-    Register(Registration),
+    Register {
+        /// The signed part.
+        registration: Registration,
+        /// Peers to which the receiver discloses it.
+        disclosure: Disclosure,
+    },
     /// The receiver of [`Frame::Register`] coordinates for its sender.
     Registered {
         /// [`Registration::generation`] of the request.
@@ -85,6 +90,14 @@ pub enum Frame {
         /// Time after which to ask again; zero if the sender does not say. In whole milliseconds on
         /// the wire.
         retry_after: Duration,
+    },
+    /// Responder to coordinator: the initiator may learn our candidates, see
+    /// [`Disclosure::ToAccepted`].
+    PunchAccepted {
+        /// The session.
+        session: SessionId,
+        /// [`PunchRequest::round`] of the request.
+        round: u32,
     },
     /// Coordinator to client: ask these ports where you come from.
     Observer(ObserverOffer),
