@@ -26,6 +26,8 @@
 //!
 //! `metrics`, off by default: metrics for Prometheus, `metrics::Metrics`.
 //!
+//! `port-mapping`, off by default: the gateway forwards a port, `port_mapping::Behaviour`.
+//!
 //! `qlog`, off by default: traces of connections in files,
 //! [`QuicConfig::qlog`](config::QuicConfig::qlog).
 
@@ -69,6 +71,8 @@ pub mod nat {
 }
 mod contacts;
 mod offers;
+#[cfg(feature = "port-mapping")]
+pub mod port_mapping;
 pub mod sources;
 pub mod transport;
 

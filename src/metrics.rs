@@ -68,6 +68,8 @@ pub struct Metrics {
     upgrades: Counter,
     reservations: Gauge,
     nat: Family<NatLabels, Gauge>,
+    #[cfg(feature = "port-mapping")]
+    port_mappings: Family<ProtocolLabels, Gauge>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -115,6 +117,12 @@ struct NatLabels {
     filtering: &'static str,
 }
 
+#[cfg(feature = "port-mapping")]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ProtocolLabels {
+    protocol: &'static str,
+}
+
 fn times() -> Histogram {
     Histogram::new(TIME_BUCKETS)
 }
@@ -138,6 +146,8 @@ impl Metrics {
             upgrades: Counter::default(),
             reservations: Gauge::default(),
             nat: Family::default(),
+            #[cfg(feature = "port-mapping")]
+            port_mappings: Family::default(),
         };
         let registry = registry.sub_registry_with_prefix("libp2p_punch");
         let build = Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]);
@@ -220,6 +230,12 @@ impl Metrics {
             "relay_reservations",
             "Reservations of this peer at relays",
             self.reservations.clone(),
+        );
+        #[cfg(feature = "port-mapping")]
+        registry.register(
+            "port_mappings",
+            "Ports that the gateway of the network forwards to this peer",
+            self.port_mappings.clone(),
         );
         registry.register("nat", "Behaviour of the NAT in front of this peer; always 1", self.nat.clone());
     }
@@ -350,6 +366,27 @@ impl Recorder<Event> for Metrics {
             Event::Relay(event) => self.record_relay(event),
             Event::Nat(NatEvent::Report(report)) => self.record_nat(report),
             Event::Nat(_) => {}
+        }
+    }
+}
+
+#[cfg(feature = "port-mapping")]
+impl Recorder<crate::port_mapping::Event> for Metrics {
+    fn record(&self, event: &crate::port_mapping::Event) {
+        use crate::port_mapping::{Event, Mapping};
+
+        let gauge = |mapping: &Mapping| {
+            let labels = ProtocolLabels { protocol: mapping.protocol.as_str() };
+            self.port_mappings.get_or_create_owned(&labels)
+        };
+        match event {
+            Event::Mapped(mapping) => {
+                gauge(mapping).inc();
+            }
+            Event::Unmapped(mapping) => {
+                gauge(mapping).dec();
+            }
+            Event::Changed(_) | Event::Refused { .. } => {}
         }
     }
 }

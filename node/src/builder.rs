@@ -46,6 +46,7 @@ pub struct NodeBuilder {
     idle_timeout: Duration,
     connect_timeout: Duration,
     max_connections: u32,
+    port_mapping: bool,
     network: Option<Arc<dyn Network>>,
 }
 
@@ -82,6 +83,7 @@ impl NodeBuilder {
             idle_timeout: DEFAULT_IDLE_TIMEOUT,
             connect_timeout: DEFAULT_CONNECT_TIMEOUT,
             max_connections: DEFAULT_MAX_CONNECTIONS,
+            port_mapping: true,
             network: None,
         }
     }
@@ -157,6 +159,14 @@ impl NodeBuilder {
         self
     }
 
+    /// Sets if the node asks the gateway of its network to forward its ports, by UPnP, NAT-PMP and
+    /// PCP. Default on. A node that listens on loopback or global addresses only asks nobody, and
+    /// neither does one on another network than that of the operating system.
+    pub fn port_mapping(mut self, is_on: bool) -> Self {
+        self.port_mapping = is_on;
+        self
+    }
+
     /// Replaces the network of the operating system, for example by a simulated one. Names in
     /// addresses are not resolved there.
     pub fn network(mut self, network: Arc<dyn Network>) -> Self {
@@ -198,6 +208,7 @@ impl NodeBuilder {
             keypair,
             config,
             network: self.network,
+            port_mapping: self.port_mapping,
             tasks: tasks.clone(),
             protocols: vec![protocol.clone(), message::PROTOCOL],
             max_connections: self.max_connections,

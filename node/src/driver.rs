@@ -668,6 +668,9 @@ impl Driver {
         };
         // The connections that are left end with the swarm.
         let _ = timeout(CLOSE_TIMEOUT, closed).await;
+        if let Some(mappings) = self.swarm.behaviour_mut().port_mapping.as_mut() {
+            mappings.close().await;
+        }
         for peer in std::mem::take(&mut self.peers).into_keys() {
             let reason = CloseReason::Local;
             self.set_status(peer, ConnectionStatus::Closed { since: Instant::now(), reason });

@@ -11,6 +11,7 @@ use libp2p_kad::{Mode, store::MemoryStore};
 use libp2p_punch::{
     Config, Role,
     io::{Network, OsNetwork, Runtime},
+    port_mapping,
     transport::Stats,
 };
 use libp2p_swarm::{NetworkBehaviour, StreamProtocol, Swarm, behaviour::toggle::Toggle};
@@ -29,6 +30,7 @@ pub(crate) struct Behaviour {
     limits: libp2p_connection_limits::Behaviour,
     pub(crate) kad: libp2p_punch::kad::Behaviour<MemoryStore>,
     pub(crate) punch: libp2p_punch::Behaviour,
+    pub(crate) port_mapping: Toggle<port_mapping::Behaviour>,
     relay_client: libp2p_relay::client::Behaviour,
     relay: Toggle<libp2p_relay::Behaviour>,
     autonat_client: libp2p_autonat::v2::client::Behaviour,
@@ -44,6 +46,8 @@ pub(crate) struct Parameters {
     pub(crate) config: Config,
     /// Network instead of the one of the operating system.
     pub(crate) network: Option<Arc<dyn Network>>,
+    /// The gateway of the operating system's network is asked to forward ports.
+    pub(crate) port_mapping: bool,
     pub(crate) tasks: Tasks,
     /// Protocols of streams.
     pub(crate) protocols: Vec<StreamProtocol>,
@@ -63,6 +67,7 @@ pub(crate) fn build(parameters: Parameters) -> Result<Built, BuildError> {
     let peer = keypair.public().to_peer_id();
     let role = config.role;
     let resolves_names = network.is_none();
+    let port_mapping = (parameters.port_mapping && network.is_none()).then(port_mapping::Behaviour::new);
     let network = network.unwrap_or_else(|| {
         let mut network = OsNetwork::default();
         network.socket_buffer = config.quic.socket_buffer;
@@ -99,6 +104,7 @@ pub(crate) fn build(parameters: Parameters) -> Result<Built, BuildError> {
         limits: libp2p_connection_limits::Behaviour::new(limits(parameters.max_connections)),
         kad,
         punch,
+        port_mapping: port_mapping.into(),
         relay_client,
         // It serves while the node has an external address.
         relay: serves.then(|| libp2p_relay::Behaviour::new(peer, relay_limits())).into(),

@@ -147,6 +147,9 @@ pub(crate) struct NodeFlags {
     /// Address to listen on; may be repeated. Without it, all interfaces and a free port.
     #[arg(long, value_name = "MULTIADDR", value_parser = listen_address)]
     pub(crate) listen: Vec<Multiaddr>,
+    /// Do not ask the gateway of the network to forward a port (UPnP, NAT-PMP, PCP).
+    #[arg(long)]
+    pub(crate) no_port_mapping: bool,
     /// Key and output.
     #[command(flatten)]
     pub(crate) common: Common,
@@ -375,6 +378,9 @@ pub(crate) struct Listen {
     /// Addresses to listen on; without it, all interfaces and a free port.
     #[arg(long, value_name = "MULTIADDR", num_args = 1.., value_parser = listen_address)]
     pub(crate) listen: Vec<Multiaddr>,
+    /// Do not ask the gateway of the network to forward a port (UPnP, NAT-PMP, PCP).
+    #[arg(long)]
+    pub(crate) no_port_mapping: bool,
     /// Serve /metrics for Prometheus, /healthz and /readyz over HTTP at this address, such as
     /// 127.0.0.1:9400.
     #[arg(long, value_name = "ADDRESS:PORT")]
@@ -400,6 +406,9 @@ pub(crate) struct Dial {
     /// a change of networks does.
     #[arg(long, value_name = "SECONDS", value_parser = seconds)]
     pub(crate) watch: Option<Duration>,
+    /// Do not ask the gateway of the network to forward a port (UPnP, NAT-PMP, PCP).
+    #[arg(long)]
+    pub(crate) no_port_mapping: bool,
     /// Key and output.
     #[command(flatten)]
     pub(crate) common: Common,

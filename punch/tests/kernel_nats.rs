@@ -3,7 +3,8 @@
 //! Needs Linux, root and the programs `ip` and `nft`; elsewhere one line on stderr says that the
 //! tests are skipped. With `PUNCH_REQUIRE_LAB` in the environment they fail instead of being
 //! skipped, for a CI where the lab must run. `dht` runs nine processes of `examples/dht_node.rs`,
-//! which `cargo test` of the whole workspace builds.
+//! which `cargo test` of the whole workspace builds. `port_mapping` needs `miniupnpd`; with
+//! `PUNCH_REQUIRE_MINIUPNPD` it fails without.
 
 #[cfg(target_os = "linux")]
 mod kernel_nats {
@@ -14,6 +15,7 @@ mod kernel_nats {
     mod forward;
     mod moving;
     mod pairs;
+    mod port_mapping;
 
     use std::{
         io::{self, Write},

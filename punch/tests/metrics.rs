@@ -90,7 +90,7 @@ fn a_coordinator_tells_the_registrations_and_requests_that_it_served() {
     assert_eq!(get(&server, "/healthz").status, "200");
     assert_eq!(get(&server, "/readyz").status, "200");
 
-    let mut listener = Running::new(&["listen", "--coordinator", &address]);
+    let mut listener = Running::new(&["listen", "--coordinator", &address, "--no-port-mapping"]);
     let own_server = listener.wait_for("metrics", "address");
     listener.wait_for("registered", "coordinator");
     assert_eq!(get(&own_server, "/readyz").body, "ready\n");
@@ -109,7 +109,7 @@ fn a_client_without_a_coordinator_is_healthy_and_not_ready() {
     let peer = "12D3KooWPjceQrSwdWXPyLLeABRXmuqt69Rg3sBYbU1Nft9HyQ6X";
     // Nothing listens at the discard port.
     let coordinator = format!("/ip4/127.0.0.1/udp/9/quic-v1/p2p/{peer}");
-    let mut listener = Running::new(&["listen", "--coordinator", &coordinator]);
+    let mut listener = Running::new(&["listen", "--coordinator", &coordinator, "--no-port-mapping"]);
     let server = listener.wait_for("metrics", "address");
     listener.wait_for("listening", "address");
     assert_eq!(get(&server, "/healthz").status, "200");

@@ -36,6 +36,14 @@ async fn scrape() -> String {
     for event in events(keypair.public().to_peer_id()) {
         metrics.record(&event);
     }
+    #[cfg(feature = "port-mapping")]
+    {
+        use crate::port_mapping::{Announcement, Event, Mapping, Protocol};
+
+        let external = "192.0.2.7:4001".parse().expect("an address");
+        let (protocol, announcement) = (Protocol::Pcp, Announcement::Confirmed);
+        metrics.record(&Event::Mapped(Mapping { protocol, port: 4001, external, announcement }));
+    }
     let mut text = String::new();
     prometheus_client::encoding::text::encode(&mut text, &registry).expect("a String takes all");
     text

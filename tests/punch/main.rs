@@ -24,6 +24,7 @@ mod network;
 mod network_of_strangers;
 mod offline;
 mod others;
+mod port_mapping;
 mod reachable;
 mod recovery;
 mod redials;

@@ -1,4 +1,4 @@
-//! One dial from the first site to the second, through a coordinator on the WAN: three processes.
+//! One dial from a site to the next one, through a coordinator on the WAN: three processes.
 
 use std::{path::PathBuf, sync::atomic::AtomicBool, time::Duration};
 
@@ -30,11 +30,18 @@ pub struct Exchange {
     pub arguments: [Vec<String>; 2],
 }
 
-/// Starts coordinator and listener, dials once, and ends all three. Ends early if `stop` is set.
+/// Starts coordinator and listener, dials once, and ends all three. The listener is at the last
+/// site, and the dialer at the one before. Ends early if `stop` is set.
 ///
 /// A coordinator that does not start is an error; every other failure is an outcome.
-pub fn exchange(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<Outcome> {
-    let [dialer, listener] = &lab.sites;
+pub fn exchange<const SITES: usize>(
+    lab: &Lab<SITES>,
+    exchange: &Exchange,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    let [.., dialer, listener] = &lab.sites[..] else {
+        return Err(Error::new("no dial is possible", "the lab has less than two sites"));
+    };
     let (_coordinator, coordinator) = coordinator(lab, exchange, stop)?;
 
     let [dialing, listening] = &exchange.arguments;
@@ -64,7 +71,11 @@ pub fn exchange(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<Out
 }
 
 /// Starts a coordinator at all its addresses and ports; returns it and the first address.
-fn coordinator(lab: &Lab, exchange: &Exchange, stop: &AtomicBool) -> Result<(Program, String)> {
+fn coordinator<const SITES: usize>(
+    lab: &Lab<SITES>,
+    exchange: &Exchange,
+    stop: &AtomicBool,
+) -> Result<(Program, String)> {
     let address = |ip, port| format!("/ip4/{ip}/udp/{port}/quic-v1");
     let [first, second] = COORDINATOR;
     let addresses = [first, second].into_iter().flat_map(|ip| PORTS.map(|port| address(ip, port)));

@@ -18,6 +18,7 @@ mod exchange;
 pub mod measure;
 mod namespace;
 mod owner;
+mod port_mapping;
 mod program;
 mod rules;
 
@@ -27,6 +28,7 @@ pub use self::{
     error::{Error, Result},
     exchange::{Exchange, exchange},
     namespace::{Namespace, obstacle, remove_stale},
+    port_mapping::{PortMappingDaemon, port_mapping_obstacle},
     program::Program,
 };
 use crate::Kind;
@@ -51,8 +53,10 @@ pub struct Site {
     pub host: Namespace,
     /// The address that the WAN routes to.
     pub public: Ipv4Addr,
-    // Their drop removes them.
-    _boxes: Vec<Namespace>,
+    /// The default gateway of the host.
+    pub gateway: Ipv4Addr,
+    /// The NATs, the outer one first.
+    pub boxes: Vec<Namespace>,
 }
 
 impl<const SITES: usize> Lab<SITES> {
@@ -119,7 +123,8 @@ fn site(lab: &str, wan: &Namespace, number: u8, kind: Kind) -> Result<Site> {
             vec![only]
         }
     };
-    Ok(Site { host, public, _boxes: boxes })
+    let gateway = if boxes.is_empty() { outside[0] } else { lan[0] };
+    Ok(Site { host, public, gateway, boxes })
 }
 
 /// End of a cable: a new interface of a namespace.

@@ -8,7 +8,7 @@ use crate::{
     configuration,
     exit::{Exit, Failure},
     log::{self, LogFilter},
-    node::Node,
+    node::{Node, Setup},
     output::Printer,
     signal::{Hangup, Stop},
 };
@@ -19,8 +19,10 @@ pub(crate) async fn run(mut arguments: Coordinator, log: &LogFilter) -> Result<E
     check(&arguments)?;
     log.set(log::filter(arguments.log.as_deref())?)?;
     let printer = Printer::new(arguments.common.json);
-    let (config, relay_limits) = (library_config(&arguments), arguments.relay.into());
-    let mut node = service::start_with_relay(&arguments.common, config, relay_limits, printer.clone())?;
+    let config = library_config(&arguments);
+    // A coordinator is at addresses that everybody reaches.
+    let setup = Setup { config, relay_limits: arguments.relay.into(), port_mapping: false };
+    let mut node = service::start(&arguments.common, setup, printer.clone())?;
     service::serve_metrics(&node, arguments.metrics, &printer).await?;
     node.listen_on(&arguments.listen)?;
     let end = loop {

@@ -13,7 +13,7 @@ use super::service;
 use crate::{
     args::Dial,
     exit::{Exit, Failure},
-    node::{DialFailure, Node, NodeError},
+    node::{DialFailure, Node, NodeError, RelayLimits, Setup},
     output::Printer,
     signal::Stop,
 };
@@ -31,7 +31,9 @@ pub(crate) async fn run(arguments: Dial) -> Result<Exit, Failure> {
     config.role = Role::Client;
     config.coordinators = coordinators;
     let printer = Printer::new(arguments.common.json);
-    let mut node = service::start(&arguments.common, config, printer.clone())?;
+    let setup =
+        Setup { config, relay_limits: RelayLimits::default(), port_mapping: !arguments.no_port_mapping };
+    let mut node = service::start(&arguments.common, setup, printer.clone())?;
     node.listen_anywhere()?;
     let mut result = tokio::select! {
         result = timeout(arguments.timeout, attempt(&mut node, peer)) => {

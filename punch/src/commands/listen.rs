@@ -8,7 +8,7 @@ use super::service;
 use crate::{
     args::Listen,
     exit::{Exit, Failure},
-    node::NodeError,
+    node::{NodeError, RelayLimits, Setup},
     output::Printer,
     signal::Stop,
 };
@@ -19,7 +19,9 @@ pub(crate) async fn run(arguments: Listen) -> Result<Exit, Failure> {
     let mut config = Config::default();
     config.coordinators = arguments.coordinator;
     let printer = Printer::new(arguments.common.json);
-    let mut node = service::start(&arguments.common, config, printer.clone())?;
+    let setup =
+        Setup { config, relay_limits: RelayLimits::default(), port_mapping: !arguments.no_port_mapping };
+    let mut node = service::start(&arguments.common, setup, printer.clone())?;
     service::serve_metrics(&node, arguments.metrics, &printer).await?;
     if arguments.listen.is_empty() {
         node.listen_anywhere()?;

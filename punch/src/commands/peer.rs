@@ -40,6 +40,7 @@ pub(super) async fn start(flags: &NodeFlags, settings: Settings) -> Result<Node,
         .role(Role::Client)
         .bootstrap(&flags.bootstrap)
         .listen(&flags.listen)
+        .port_mapping(!flags.no_port_mapping)
         .protocol(settings.protocol)
         .connect_timeout(settings.connect_timeout)
         .build();

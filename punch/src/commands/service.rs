@@ -2,32 +2,20 @@
 
 use std::net::SocketAddr;
 
-use libp2p_punch::config::Config;
-
 use crate::{
     args::Common,
     exit::{Exit, Failure},
     key,
     monitoring::MetricsServer,
-    node::{Node, RelayLimits},
+    node::{Node, Setup},
     output::Printer,
     signal::Stop,
 };
 
 /// Starts a node whose events `printer` prints.
-pub(super) fn start(common: &Common, config: Config, printer: Printer) -> Result<Node, Failure> {
-    start_with_relay(common, config, RelayLimits::default(), printer)
-}
-
-/// Does the same with other limits of the relay.
-pub(super) fn start_with_relay(
-    common: &Common,
-    config: Config,
-    relay_limits: RelayLimits,
-    printer: Printer,
-) -> Result<Node, Failure> {
+pub(super) fn start(common: &Common, setup: Setup, printer: Printer) -> Result<Node, Failure> {
     let key = key::load(common.key.as_deref())?;
-    Ok(Node::new(key, config, relay_limits, Box::new(printer))?)
+    Ok(Node::new(key, setup, Box::new(printer))?)
 }
 
 /// Serves the metrics of a node in the background, if there is an address for them.

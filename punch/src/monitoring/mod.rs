@@ -52,6 +52,11 @@ impl NodeMetrics {
         self.punch.record(event);
     }
 
+    /// Records a port mapping.
+    pub(crate) fn record_port_mapping(&self, event: &libp2p_punch::port_mapping::Event) {
+        metrics::Recorder::record(&self.punch, event);
+    }
+
     /// Records an event of the swarm.
     pub(crate) fn record_swarm<E>(&self, event: &SwarmEvent<E>) {
         metrics::Recorder::record(&self.swarm, event);

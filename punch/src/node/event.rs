@@ -8,6 +8,7 @@ use libp2p_punch::{
     event::RejectReason,
     event::{Event, FailureReason},
     nat::Report,
+    port_mapping,
 };
 
 /// Event of a node.
@@ -21,6 +22,8 @@ pub(crate) enum NodeEvent {
     Registered { coordinator: PeerId },
     /// A coordinator rejected the registration, or, without a reason, cannot be reached.
     RegistrationFailed { coordinator: PeerId, reason: Option<RejectReason> },
+    /// The gateway granted a mapping of a port, or refused, or a mapping has ended.
+    PortMapping(port_mapping::Event),
     /// New evidence about the NAT.
     Nat(Box<Report>),
     /// Connection to a peer that is not a coordinator.

@@ -81,6 +81,15 @@ pub(crate) struct Node {
     dial: Option<RequestedDial>,
 }
 
+/// Settings of a node over real UDP.
+pub(crate) struct Setup {
+    pub(crate) config: Config,
+    /// Limits of the relay, if the node has one.
+    pub(crate) relay_limits: RelayLimits,
+    /// The node asks the gateway of the network to forward its ports.
+    pub(crate) port_mapping: bool,
+}
+
 /// State of the registration with one coordinator.
 #[derive(Debug, PartialEq, Eq)]
 enum Registration {
@@ -110,15 +119,10 @@ impl<T> Provisional<T> {
 }
 
 impl Node {
-    /// Creates a node over real UDP. `relay_limits` are those of its relay, if it has one.
-    pub(crate) fn new(
-        key: Keypair,
-        config: Config,
-        relay_limits: RelayLimits,
-        observer: Box<dyn Observer>,
-    ) -> Result<Self, NodeError> {
-        let coordinators = config.coordinators.clone();
-        Ok(Self::with_swarm(swarm::new(key, config, relay_limits)?, &coordinators, observer))
+    /// Creates a node over real UDP.
+    pub(crate) fn new(key: Keypair, setup: Setup, observer: Box<dyn Observer>) -> Result<Self, NodeError> {
+        let coordinators = setup.config.coordinators.clone();
+        Ok(Self::with_swarm(swarm::new(key, setup)?, &coordinators, observer))
     }
 
     /// Creates a node over another network, which tokio's clock drives.
@@ -357,6 +361,9 @@ impl Node {
         };
         // A peer that does not hear the end times out.
         let _ = timeout(CLOSE_TIMEOUT, closed).await;
+        if let Some(mappings) = self.swarm.behaviour_mut().port_mapping.as_mut() {
+            mappings.close().await;
+        }
     }
 
     /// Drives the swarm to the next event, and shows the event to the observer.
@@ -423,6 +430,10 @@ impl Node {
                 self.on_dial_error(peer, connection_id, error);
             }
             SwarmEvent::Behaviour(BehaviourEvent::Punch(event)) => self.on_library_event(event),
+            SwarmEvent::Behaviour(BehaviourEvent::PortMapping(event)) => {
+                self.metrics.record_port_mapping(&event);
+                self.emit(NodeEvent::PortMapping(event));
+            }
             SwarmEvent::Behaviour(BehaviourEvent::Echo(event)) => self.on_echo_event(event),
             SwarmEvent::Behaviour(BehaviourEvent::Relay(event)) => self.metrics.record_relay(&event),
             _ => {}

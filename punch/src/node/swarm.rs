@@ -12,9 +12,9 @@ use libp2p::{
     swarm::{NetworkBehaviour, behaviour::toggle::Toggle},
     yamux,
 };
-use libp2p_punch::{Config, Role, io::Network, transport::Stats};
+use libp2p_punch::{Config, Role, io::Network, port_mapping, transport::Stats};
 
-use super::{echo, error::NodeError, limits::RelayLimits};
+use super::{Setup, echo, error::NodeError, limits::RelayLimits};
 
 /// Time after which an unused connection closes.
 const IDLE_CONNECTION_TIMEOUT: Duration = Duration::from_secs(60);
@@ -27,6 +27,7 @@ const DIAL_TIMEOUT: Duration = Duration::from_secs(24 * 60 * 60);
 #[derive(NetworkBehaviour)]
 pub(super) struct Behaviour {
     pub(super) punch: libp2p_punch::Behaviour,
+    pub(super) port_mapping: Toggle<port_mapping::Behaviour>,
     relay_client: relay::client::Behaviour,
     pub(super) relay: Toggle<relay::Behaviour>,
     identify: identify::Behaviour,
@@ -41,10 +42,12 @@ pub(super) struct BuiltSwarm {
 }
 
 /// Builds a swarm over real UDP.
-pub(super) fn new(key: Keypair, config: Config, relay_limits: RelayLimits) -> Result<BuiltSwarm, NodeError> {
+pub(super) fn new(key: Keypair, setup: Setup) -> Result<BuiltSwarm, NodeError> {
+    let Setup { config, relay_limits, port_mapping } = setup;
     let relay = relay_of(&key, &config, relay_limits);
+    let port_mapping = port_mapping.then(port_mapping::Behaviour::new);
     let (transport, punch) = libp2p_punch::new(&key, config).map_err(NodeError::Library)?;
-    assemble(key, transport, punch, relay)
+    assemble(key, transport, Added { punch, port_mapping, relay })
 }
 
 /// Builds a swarm over another network and another clock.
@@ -57,19 +60,23 @@ pub(super) fn with_io(
     let relay = relay_of(&key, &config, RelayLimits::default());
     let (transport, punch) =
         libp2p_punch::with_io(&key, config, network, runtime).map_err(NodeError::Library)?;
-    assemble(key, transport, punch, relay)
+    assemble(key, transport, Added { punch, port_mapping: None, relay })
 }
 
-fn assemble(
-    key: Keypair,
-    transport: libp2p_punch::Transport,
+/// Behaviours that depend on the settings.
+struct Added {
     punch: libp2p_punch::Behaviour,
+    port_mapping: Option<port_mapping::Behaviour>,
     relay: Option<relay::Behaviour>,
-) -> Result<BuiltSwarm, NodeError> {
+}
+
+fn assemble(key: Keypair, transport: libp2p_punch::Transport, added: Added) -> Result<BuiltSwarm, NodeError> {
+    let Added { punch, port_mapping, relay } = added;
     let stats = transport.stats();
     let identify = identify::Config::new("/punch/1.0.0".to_owned(), key.public());
     let behaviour = |relay_client| Behaviour {
         punch,
+        port_mapping: port_mapping.into(),
         relay_client,
         relay: relay.into(),
         identify: identify::Behaviour::new(identify),

@@ -6,6 +6,7 @@ use libp2p::PeerId;
 use libp2p_punch::{
     event::{Event, Phase, SessionEvent},
     explain::Explain,
+    port_mapping::{self, Announcement},
 };
 use serde_json::{Value, json};
 use tokio::time::Instant;
@@ -23,6 +24,7 @@ pub(super) fn event(event: &NodeEvent) -> Option<Value> {
         NodeEvent::Traversal(Event::Session(SessionEvent::Phase { peer, from, to, .. })) => {
             phase(*peer, *from, *to)
         }
+        NodeEvent::PortMapping(event) => port_mapping(event)?,
         NodeEvent::Connected(connection) => connected(connection),
         NodeEvent::Nat(report) if nat::is_known(report) => nat::json(report, Instant::now().into_std()),
         NodeEvent::Echoed { bytes, rtt, .. } => {
@@ -33,6 +35,27 @@ pub(super) fn event(event: &NodeEvent) -> Option<Value> {
         }
         _ => return None,
     })
+}
+
+fn port_mapping(event: &port_mapping::Event) -> Option<Value> {
+    let (state, mapping) = match event {
+        port_mapping::Event::Mapped(mapping) | port_mapping::Event::Changed(mapping) => {
+            match mapping.announcement {
+                Announcement::Confirmed => ("confirmed", mapping),
+                Announcement::NotGlobal => ("not-global", mapping),
+                _ => ("not-observed", mapping),
+            }
+        }
+        port_mapping::Event::Unmapped(mapping) => ("ended", mapping),
+        _ => return None,
+    };
+    Some(json!({
+        "event": "port-mapping",
+        "state": state,
+        "protocol": mapping.protocol.as_str(),
+        "port": mapping.port,
+        "external": mapping.external,
+    }))
 }
 
 fn connected(connection: &Connection) -> Value {
@@ -98,6 +121,30 @@ mod tests {
         assert_eq!(line(&NodeEvent::Listening { address }), expected);
         let expected = format!(r#"{{"event":"registered","coordinator":"{peer}"}}"#);
         assert_eq!(line(&NodeEvent::Registered { coordinator: peer }), expected);
+    }
+
+    #[test]
+    fn a_port_mapping_says_what_its_address_is_worth() {
+        let external = "192.0.2.7:50000".parse().unwrap();
+        let states = [
+            (Announcement::Confirmed, "confirmed"),
+            (Announcement::NotGlobal, "not-global"),
+            (Announcement::NotObserved, "not-observed"),
+        ];
+        for (announcement, state) in states {
+            let protocol = port_mapping::Protocol::NatPmp;
+            let mapping = port_mapping::Mapping { protocol, port: 4001, external, announcement };
+            let expected = |state| {
+                format!(
+                    r#"{{"event":"port-mapping","state":"{state}","protocol":"nat-pmp","port":4001,"external":"192.0.2.7:50000"}}"#
+                )
+            };
+            let mapped = NodeEvent::PortMapping(port_mapping::Event::Mapped(mapping));
+            assert_eq!(line(&mapped), expected(state));
+            let unmapped = NodeEvent::PortMapping(port_mapping::Event::Unmapped(mapping));
+            assert_eq!(line(&unmapped), expected("ended"));
+        }
+        assert_eq!(line(&NodeEvent::PortMapping(port_mapping::Event::Refused { port: 4001 })), "");
     }
 
     #[test]

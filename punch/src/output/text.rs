@@ -7,6 +7,7 @@ use libp2p_punch::{
     event::{Candidate, CandidateKind},
     event::{Event, NatEvent, RelayEvent, SessionEvent},
     explain::Explain,
+    port_mapping::{self, Announcement},
 };
 
 use super::{
@@ -50,6 +51,7 @@ impl TextLog {
                 self.nat = words;
                 return is_news.then(|| Entry::new("nat", self.nat.clone()));
             }
+            NodeEvent::PortMapping(event) => port_mapping(event)?,
             NodeEvent::Connected(connection) => connected(connection),
             NodeEvent::Disconnected { peer } => {
                 Entry::new("closed", format!("the connection to {}", short(peer)))
@@ -68,6 +70,22 @@ impl TextLog {
             | NodeEvent::EchoFailed { .. } => return None,
         })
     }
+}
+
+fn port_mapping(event: &port_mapping::Event) -> Option<Entry> {
+    let (words, mapping) = match event {
+        port_mapping::Event::Mapped(mapping) | port_mapping::Event::Changed(mapping) => {
+            match mapping.announcement {
+                Announcement::Confirmed => ("leads here", mapping),
+                Announcement::NotGlobal => ("leads here, behind another NAT", mapping),
+                _ => ("leads here, as the gateway says; no peer has seen that address", mapping),
+            }
+        }
+        port_mapping::Event::Unmapped(mapping) => ("leads here no longer", mapping),
+        _ => return None,
+    };
+    let port_mapping::Mapping { external, port, protocol, .. } = mapping;
+    Some(Entry::new("mapping", format!("{external} {words}, to port {port} ({protocol})")))
 }
 
 fn connected(connection: &Connection) -> Entry {
