@@ -14,9 +14,10 @@ use libp2p_core::{Multiaddr, multiaddr::Protocol};
 use libp2p_identity::Keypair;
 use libp2p_punch::{Config, Role, config::TIMEOUT, io::Network};
 use libp2p_swarm::StreamProtocol;
-use tokio::time::timeout;
+use tokio::{sync::broadcast, time::timeout};
 
 use crate::{
+    diagnostics::{self, Diagnostic, Diagnostics},
     driver::{self, Driver},
     error::BuildError,
     key_file,
@@ -48,6 +49,7 @@ pub struct NodeBuilder {
     max_connections: u32,
     port_mapping: bool,
     network: Option<Arc<dyn Network>>,
+    diagnostics: Option<broadcast::Sender<Diagnostic>>,
 }
 
 /// Text of an address.
@@ -85,6 +87,7 @@ impl NodeBuilder {
             max_connections: DEFAULT_MAX_CONNECTIONS,
             port_mapping: true,
             network: None,
+            diagnostics: None,
         }
     }
 
@@ -174,6 +177,28 @@ impl NodeBuilder {
         self
     }
 
+    /// Returns the facts about all attempts of the node to connect, from its start on. They tell
+    /// why there is no connection to a peer, as `punch doctor` does.
+    ///
+    /// ```no_run
+    /// # async fn diagnose() -> Result<(), Box<dyn std::error::Error>> {
+    /// use libp2p_punch_node::Node;
+    ///
+    /// let builder = Node::builder().bootstrap(["/dnsaddr/boot.example.org"]);
+    /// let (builder, mut diagnostics) = builder.diagnostics();
+    /// let node = builder.build().await?;
+    /// while let Some(fact) = diagnostics.next().await {
+    ///     println!("{fact:?}");
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    pub fn diagnostics(mut self) -> (Self, Diagnostics) {
+        let (sender, receiver) = broadcast::channel(diagnostics::BACKLOG);
+        self.diagnostics = Some(sender);
+        (self, Diagnostics::new(receiver))
+    }
+
     /// Starts the node, in the tokio runtime of the caller.
     ///
     /// The node listens when this returns. It enters its network meanwhile:
@@ -226,6 +251,7 @@ impl NodeBuilder {
             connect_timeout: self.connect_timeout,
             mailbox,
             tasks: tasks.clone(),
+            diagnostics: self.diagnostics,
         });
         // Tasks of the transport run already: they end with the node.
         let node = Node::start(handles, inbox, tasks, |stop| driver.run(stop));

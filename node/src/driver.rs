@@ -33,6 +33,7 @@ use self::{
 };
 use crate::{
     connection::{Connection, Ends},
+    diagnostics::{self, Diagnostic},
     error::{ConnectError, innermost},
     event::{BACKLOG, Event, Present},
     local::{Local, is_circuit, with_peer},
@@ -89,6 +90,8 @@ pub(crate) struct Parameters {
     pub(crate) connect_timeout: Duration,
     pub(crate) mailbox: Mailbox,
     pub(crate) tasks: Tasks,
+    /// For facts, if anybody asks for them.
+    pub(crate) diagnostics: Option<broadcast::Sender<Diagnostic>>,
 }
 
 /// The ends of the task's channels that the handles hold.
@@ -116,6 +119,7 @@ pub(crate) struct Driver {
     commands: mpsc::WeakSender<Command>,
     accepted: mpsc::Sender<Connection>,
     events: broadcast::Sender<Event>,
+    diagnostics: Option<broadcast::Sender<Diagnostic>>,
     local: watch::Sender<Local>,
     nat: watch::Sender<Option<Box<Report>>>,
     table: Arc<StatusTable>,
@@ -157,8 +161,8 @@ struct Link {
 
 impl Driver {
     pub(crate) fn new(parameters: Parameters) -> (Self, Handles) {
-        let Parameters { swarm, stats, protocol, role, bootstrap, connect_timeout, mailbox, tasks } =
-            parameters;
+        let Parameters { swarm, stats, protocol, role, bootstrap, .. } = parameters;
+        let Parameters { connect_timeout, mailbox, tasks, diagnostics, .. } = parameters;
         let (commands, incoming) = mpsc::channel(MAX_COMMANDS);
         let (accepted, waiting) = mpsc::channel(MAX_WAITING_CONNECTIONS);
         let (local, known) = watch::channel(Local::default());
@@ -187,6 +191,7 @@ impl Driver {
             commands: commands.downgrade(),
             accepted,
             events,
+            diagnostics,
             local,
             nat,
             table,
@@ -391,8 +396,11 @@ impl Driver {
             SwarmEvent::ConnectionClosed { peer_id, connection_id, cause, num_established, .. } => {
                 self.on_closed(peer_id, connection_id, cause.as_ref(), num_established);
             }
-            SwarmEvent::OutgoingConnectionError { peer_id: Some(peer), connection_id, error } => {
-                self.on_dial_error(peer, connection_id, &error);
+            SwarmEvent::OutgoingConnectionError { peer_id, connection_id, error } => {
+                self.diagnose(|| diagnostics::of_dial_error(peer_id, &error));
+                if let Some(peer) = peer_id {
+                    self.on_dial_error(peer, connection_id, &error);
+                }
             }
             SwarmEvent::NewListenAddr { listener_id, address } => {
                 if matches!(self.role, Role::Server | Role::Bootstrap) && !is_circuit(&address) {
@@ -450,8 +458,15 @@ impl Driver {
             BehaviourEvent::Identify(libp2p_identify::Event::Received { peer_id, info, .. }) => {
                 self.on_identified(peer_id, info);
             }
-            BehaviourEvent::Punch(PunchEvent::Session(event)) => self.on_session(&event),
-            BehaviourEvent::Punch(PunchEvent::Registration(_)) => self.publish(),
+            BehaviourEvent::Punch(PunchEvent::Session(event)) => {
+                self.on_session(&event);
+                self.diagnose(|| Diagnostic::Session(event));
+            }
+            BehaviourEvent::Punch(PunchEvent::Registration(event)) => {
+                self.publish();
+                self.diagnose(|| Diagnostic::Registration(event));
+            }
+            BehaviourEvent::Punch(PunchEvent::Relay(event)) => self.diagnose(|| Diagnostic::Relay(event)),
             BehaviourEvent::Punch(PunchEvent::Nat(NatEvent::Report(report))) => {
                 self.nat.send_replace(Some(report.clone()));
                 self.emit(Event::Nat(report));
@@ -463,6 +478,7 @@ impl Driver {
     fn on_identified(&mut self, peer: PeerId, info: libp2p_identify::Info) {
         let serves_dht = info.protocols.contains(&libp2p_kad::PROTOCOL_NAME);
         let coordinates = info.protocols.contains(&COORDINATOR_PROTOCOL_NAME);
+        self.diagnose(|| Diagnostic::Identified { peer, coordinates });
         if let Some(state) = self.peers.get_mut(&peer) {
             state.is_server = serves_dht || coordinates;
         }
@@ -539,6 +555,7 @@ impl Driver {
             ConnectedPoint::Listener { local_addr, .. } if endpoint.is_relayed() => local_addr,
             ConnectedPoint::Listener { send_back_addr, .. } => send_back_addr,
         };
+        self.diagnose(|| Diagnostic::Connected { peer, address: address.clone() });
         let link = Link { id, is_relayed: endpoint.is_relayed(), address: address.clone() };
         let new = || Peer {
             since: Instant::now(),
@@ -600,6 +617,14 @@ impl Driver {
     fn set_status(&self, peer: PeerId, status: ConnectionStatus) {
         if self.table.set(peer, status.clone()) {
             self.emit(Event::Connection { peer, status });
+        }
+    }
+
+    /// Passes a fact on, if anybody asks for facts.
+    fn diagnose(&self, fact: impl FnOnce() -> Diagnostic) {
+        if let Some(diagnostics) = self.diagnostics.as_ref().filter(|it| it.receiver_count() > 0) {
+            // An error means that the subscriber has gone meanwhile.
+            let _ = diagnostics.send(fact());
         }
     }
 

@@ -127,13 +127,27 @@ impl ConnectError {
             }
             DialError::Denied { cause } => Self::Denied { cause: innermost(cause) },
             DialError::Aborted => Self::Denied { cause: "the dial was aborted".to_owned() },
-            DialError::Transport(errors) => match errors.first() {
-                Some((address, error)) => {
-                    Self::Transport { address: address.clone(), cause: innermost(error) }
-                }
-                None => Self::NoAddresses,
-            },
+            DialError::Transport(errors) => {
+                let mut failures = errors.iter().map(|(address, error)| Self::of_address(address, error));
+                let first = failures.next().unwrap_or(Self::NoAddresses);
+                // That says more than an address that does not answer.
+                let is_answer = |failure: &Self| matches!(failure, Self::WrongPeer { .. });
+                if is_answer(&first) { first } else { failures.find(is_answer).unwrap_or(first) }
+            }
             other => Self::Denied { cause: innermost(other) },
+        }
+    }
+
+    /// Describes why the dial of one address failed.
+    pub(crate) fn of_address(address: &Multiaddr, error: &(dyn Error + 'static)) -> Self {
+        if let Some(reason) = traversal_failure(error) {
+            return Self::Traversal(reason);
+        }
+        match causes(error).find_map(|cause| cause.downcast_ref()) {
+            Some(libp2p_punch::Error::WrongPeerId { expected, got: Some(obtained) }) => {
+                Self::WrongPeer { expected: *expected, obtained: **obtained, address: address.clone() }
+            }
+            _ => Self::Transport { address: address.clone(), cause: innermost(error) },
         }
     }
 }

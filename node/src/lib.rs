@@ -70,6 +70,7 @@
 
 mod builder;
 mod connection;
+mod diagnostics;
 mod driver;
 mod error;
 mod event;
@@ -97,6 +98,7 @@ pub use libp2p_punch::{
 pub use self::{
     builder::NodeBuilder,
     connection::{Connection, MAX_WAITING_STREAMS, RecvStream, SendStream},
+    diagnostics::{Diagnostic, Diagnostics},
     error::{BuildError, ConnectError, OpenError, SendError, ShutDown, TicketUnavailable},
     event::{BACKLOG, Event, Events},
     key_file::KeyFileError,

@@ -56,6 +56,14 @@ pub(crate) struct Parameters {
     pub(crate) idle_timeout: Duration,
 }
 
+/// Failure of a dial without a relay.
+///
+/// The error of a transport that combines two has the source of this one, and hides the error
+/// itself.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct DirectError(#[source] libp2p_punch::Error);
+
 /// A swarm, and the statistics that its transport keeps.
 pub(crate) struct Built {
     pub(crate) swarm: Swarm<Behaviour>,
@@ -83,7 +91,7 @@ pub(crate) fn build(parameters: Parameters) -> Result<Built, BuildError> {
         .authenticate(libp2p_noise::Config::new(&keypair)?)
         .multiplex(libp2p_yamux::Config::default())
         .map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
-    let direct = transport.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer)));
+    let direct = transport.map(|(peer, muxer), _| (peer, StreamMuxerBox::new(muxer))).map_err(DirectError);
     let transport = relayed.or_transport(direct).map(|either, _| either.into_inner());
     // The node gives a dial up before that.
     let transport = TransportTimeout::new(transport, connect_timeout * 2);

@@ -23,6 +23,11 @@ impl Target {
     pub fn peer(&self) -> PeerId {
         self.peer
     }
+
+    /// Returns the known addresses of the peer. Those over relays name coordinators of the peer.
+    pub fn addresses(&self) -> &[Multiaddr] {
+        &self.addresses
+    }
 }
 
 /// Reason for which something does not name a peer.

@@ -58,6 +58,9 @@ pub(crate) enum Command {
     /// Measure the rate of a stream to a peer; without a PEER, prints a ticket and serves
     /// measurements.
     Perf(Perf),
+    /// Tell why a peer cannot be reached. Exit codes: 10 relayed, 11 unknown; the fault is that of
+    /// 20 this machine, 21 the network, 22 a coordinator, 23 the peer, 24 the NATs, 25 a limit.
+    Doctor(Doctor),
     /// Simulate a network of nodes without configured coordinators. Exit code: 11 if any dial
     /// failed.
     Network(network::Arguments),
@@ -259,6 +262,20 @@ pub(crate) struct Ping {
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = seconds)]
     pub(crate) interval: Duration,
     /// Give an attempt to connect up after this number of seconds.
+    #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    /// Network, key and output.
+    #[command(flatten)]
+    pub(crate) node: NodeFlags,
+}
+
+/// Arguments of `punch doctor`.
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    /// The peer: a ticket, a PeerId, or an address that ends with /p2p/PEER_ID.
+    #[arg(value_name = "PEER")]
+    pub(crate) peer: String,
+    /// Give the attempt to connect up after this number of seconds.
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     pub(crate) timeout: Duration,
     /// Network, key and output.

@@ -19,6 +19,8 @@ pub(crate) enum Exit {
     Relayed,
     /// 11: `dial` did not connect.
     Failed,
+    /// Code of a verdict of `doctor`.
+    Verdict(u8),
 }
 
 impl From<Exit> for ExitCode {
@@ -29,6 +31,7 @@ impl From<Exit> for ExitCode {
             Exit::Usage => 2,
             Exit::Relayed => 10,
             Exit::Failed => 11,
+            Exit::Verdict(code) => code,
         })
     }
 }

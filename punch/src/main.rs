@@ -37,7 +37,7 @@ use std::{
 };
 
 use args::Command;
-use commands::{chat, config, coordinator, dial, listen, ping, receive, send};
+use commands::{chat, config, coordinator, dial, doctor, listen, ping, receive, send};
 use configuration::ParseError;
 use exit::{Exit, Failure};
 use log::LogFilter;
@@ -77,6 +77,7 @@ fn run_command(command: Command, log: &LogFilter) -> Result<Exit, Failure> {
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Coordinator(arguments) => in_real_time(coordinator::run(arguments, log)),
         Command::Config(command) => config::run(&command),
+        Command::Doctor(arguments) => in_real_time(doctor::run(arguments)),
         Command::Listen(arguments) => in_real_time(listen::run(arguments)),
         Command::Lab(arguments) => lab::run(&arguments),
         Command::Network(arguments) => network::run(&arguments),

@@ -15,6 +15,7 @@ use libp2p_punch_node::{
 };
 
 use crate::{
+    commands::doctor::Cause,
     forward::{EndpointError, ForwardError},
     node::{DialFailure, NodeError},
     transfer::{Loss, PathError, RelativePath, TransferError},
@@ -27,6 +28,7 @@ const PREFACE: &str = "\
 
 Every failure has a sentence, a code and a remedy.
 The sentence is the `Display` of the error, and `explain::Explain` gives the code and the remedy.
+`punch doctor PEER` finds out which of them keeps you from a peer; see [Operations](operations.md).
 `punch` prints the sentence and the remedy, and its `--json` lines have all three as `message`, `code` and `remedy`.
 Codes stay the same in later versions; sentences may change.
 The metrics name the reasons of failed sessions by the same codes.
@@ -77,6 +79,25 @@ impl Document {
     }
 }
 
+fn doctor(document: &mut Document) {
+    document.section(
+        "Causes that `punch doctor` finds",
+        &[
+            Cause::NoNetwork { address: address() },
+            Cause::NoSuchName { name: "NAME".into(), cause: cause() },
+            Cause::Forbidden { address: address() },
+            Cause::NoSocket { cause: cause() },
+            Cause::NoRoute { address: address() },
+            Cause::UdpBlocked { address: address() },
+            Cause::CoordinatorDown { address: address() },
+            Cause::CoordinatorSilent { address: address() },
+            Cause::CoordinatorHandshake { address: address(), cause: cause() },
+            Cause::WrongCoordinator { expected: peer(), obtained: peer(), address: address() },
+            Cause::NotACoordinator { address: address() },
+        ],
+    );
+}
+
 fn document() -> String {
     let mut document = Document { text: PREFACE.into(), codes: BTreeSet::new() };
     sessions(&mut document);
@@ -87,6 +108,7 @@ fn document() -> String {
     tickets(&mut document);
     program(&mut document);
     transfers(&mut document);
+    doctor(&mut document);
     document.text
 }
 

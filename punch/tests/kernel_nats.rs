@@ -10,6 +10,7 @@
 mod kernel_nats {
     mod command;
     mod dht;
+    mod doctor;
     mod early_packets;
     mod files;
     mod forward;

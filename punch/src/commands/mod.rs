@@ -4,6 +4,7 @@ pub(crate) mod chat;
 pub(crate) mod config;
 pub(crate) mod coordinator;
 pub(crate) mod dial;
+pub(crate) mod doctor;
 pub(crate) mod forward;
 pub(crate) mod keys;
 pub(crate) mod listen;

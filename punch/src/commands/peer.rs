@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use libp2p_punch_node::{BuildError, ConnectError, Connection, ConnectionStatus, Node, PeerId, Role, Target};
+use libp2p_punch_node::{
+    BuildError, ConnectError, Connection, ConnectionStatus, Diagnostics, Node, NodeBuilder, PeerId, Role,
+    Target,
+};
 use serde_json::json;
 use tokio::time::timeout;
 
@@ -33,8 +36,21 @@ pub(super) fn target(text: &str) -> Result<Target, Failure> {
 
 /// Starts a node.
 pub(super) async fn start(flags: &NodeFlags, settings: Settings) -> Result<Node, Failure> {
+    builder(flags, settings)?.build().await.map_err(not_started)
+}
+
+/// Starts a node, and returns the facts about its attempts to connect.
+pub(super) async fn start_with_diagnostics(
+    flags: &NodeFlags,
+    settings: Settings,
+) -> Result<(Node, Diagnostics), Failure> {
+    let (builder, diagnostics) = builder(flags, settings)?.diagnostics();
+    Ok((builder.build().await.map_err(not_started)?, diagnostics))
+}
+
+fn builder(flags: &NodeFlags, settings: Settings) -> Result<NodeBuilder, Failure> {
     let key = key::load(flags.common.key.as_deref())?;
-    let node = Node::builder()
+    Ok(Node::builder()
         .keypair(key)
         // A program that ends soon serves nobody.
         .role(Role::Client)
@@ -42,12 +58,14 @@ pub(super) async fn start(flags: &NodeFlags, settings: Settings) -> Result<Node,
         .listen(&flags.listen)
         .port_mapping(!flags.no_port_mapping)
         .protocol(settings.protocol)
-        .connect_timeout(settings.connect_timeout)
-        .build();
-    node.await.map_err(|error| match error {
+        .connect_timeout(settings.connect_timeout))
+}
+
+fn not_started(error: BuildError) -> Failure {
+    match error {
         BuildError::ConnectTimeout { .. } => Failure::usage(format!("--timeout: {error}")),
         error => Failure::explained(&error),
-    })
+    }
 }
 
 /// Connects, and gives a direct path a little time.
