@@ -6,6 +6,7 @@ use std::{
     net::{Ipv4Addr, UdpSocket},
     path::PathBuf,
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicUsize, Ordering},
     time::Duration,
 };
 
@@ -15,6 +16,8 @@ use super::{
 };
 
 const DAEMON: &str = "miniupnpd";
+/// Daemons that this process has started.
+static DAEMONS: AtomicUsize = AtomicUsize::new(0);
 /// UDP port of NAT-PMP and PCP (RFC 6886 §3.1).
 const NAT_PMP_PORT: u16 = 5351;
 /// Requests until the daemon answers, and the time for each.
@@ -79,7 +82,9 @@ impl PortMappingDaemon {
             return Err(Error::new("cannot start a gateway", "the site has no box, or two"));
         };
         only.nft(CHAINS)?;
-        let pid_file = env::temp_dir().join(format!("{DAEMON}-{}-{}", std::process::id(), site.public));
+        // The daemon refuses to start where the file of another one exists.
+        let number = DAEMONS.fetch_add(1, Ordering::Relaxed);
+        let pid_file = env::temp_dir().join(format!("{DAEMON}-{}-{number}", std::process::id()));
         let mut child = only
             .command(DAEMON)
             .args(["-d", "-f", "/dev/stdin", "-P"])
