@@ -106,6 +106,8 @@ pub(crate) struct InitiatorState {
     repeat_at: Option<Instant>,
     /// The NAT profile that the responder was told.
     pub(super) told: NatProfile,
+    /// The request named a mapped port of this peer.
+    pub(super) told_mapped_port: bool,
     /// The answer in use.
     pub(super) used: Option<Answered>,
     /// The peer's probe key in an earlier attempt in which nothing was heard of the peer. Answers
@@ -136,6 +138,7 @@ impl InitiatorState {
             ask_again: None,
             repeat_at: None,
             told: NatProfile::default(),
+            told_mapped_port: false,
             used: None,
             unheard_key,
         }
@@ -445,6 +448,7 @@ impl Session {
             opening.asked_at = Some(cx.now);
             opening.repeat_at = Some(cx.now + SILENCE_TIMEOUT);
             opening.told = told;
+            opening.told_mapped_port = cx.env.local.has_mapped_port();
         }
         let asked: Vec<_> = [Some(first), second].into_iter().flatten().collect();
         self.send_request(cx, &asked)

@@ -256,6 +256,7 @@ impl Session {
         let ours = cx.nat_profile();
         let Some(search) = &mut self.search.plan else { return Ok(()) };
         let told = self.opening.as_ref().map(|opening| opening.told);
+        let maps_since = self.opening.as_ref().is_some_and(|opening| !opening.told_mapped_port);
         let outdated = told.is_some_and(|told| !ours.acts_like(&told));
         let again = strategy(&ours, &search.plan.theirs, true);
         match if outdated { again } else { search.plan.strategy } {
@@ -264,6 +265,10 @@ impl Session {
             Strategy::ProbeOnly | Strategy::FreshSocket if again == Strategy::FreshSocket => {
                 search.plan.strategy = Strategy::FreshSocket;
                 self.begin_search(cx);
+            }
+            // The gateway has granted a mapping since the request: the next one names it.
+            Strategy::Impossible if maps_since && cx.env.local.has_mapped_port() => {
+                return Err(FailureReason::NatMeasured);
             }
             Strategy::Impossible => return Err(FailureReason::Hopeless),
             _ if outdated => return Err(FailureReason::NatMeasured),
