@@ -11,13 +11,13 @@
 //! dial rankers so see a QUIC address.
 
 use std::{
-    collections::BTreeMap,
-    net::Ipv6Addr,
+    collections::{BTreeMap, VecDeque},
+    net::{Ipv6Addr, SocketAddr},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering::Relaxed},
     },
-    task::{Context, Poll},
+    task::{Context, Poll, Waker},
 };
 
 use futures::task::AtomicWaker;
@@ -37,6 +37,8 @@ pub(crate) struct Offer {
     peer: PeerId,
     number: u16,
     is_taken: AtomicBool,
+    /// Addresses of the peer itself were found.
+    is_located: AtomicBool,
     /// Asks the connection of the dial to report its real address once more.
     repeats: AtomicBool,
     waker: AtomicWaker,
@@ -81,6 +83,10 @@ pub(crate) struct Offers(Arc<Mutex<Open>>);
 struct Open {
     last: u16,
     offers: BTreeMap<(PeerId, u16), Arc<Offer>>,
+    /// Offers whose peer was found, with its addresses, for the transport.
+    located: VecDeque<(Arc<Offer>, Vec<SocketAddr>)>,
+    /// Task of the transport.
+    waker: Option<Waker>,
 }
 
 impl Offers {
@@ -91,8 +97,14 @@ impl Offers {
         let numbers = (after.checked_add(1)?..=u16::MAX).chain(1..=after);
         let number = numbers.into_iter().find(|number| !open.offers.contains_key(&(peer, *number)))?;
         open.last = number % u16::MAX;
-        let (is_taken, repeats, waker) = (AtomicBool::new(false), AtomicBool::new(false), AtomicWaker::new());
-        let offer = Arc::new(Offer { peer, number, is_taken, repeats, waker });
+        let offer = Arc::new(Offer {
+            peer,
+            number,
+            is_taken: AtomicBool::new(false),
+            is_located: AtomicBool::new(false),
+            repeats: AtomicBool::new(false),
+            waker: AtomicWaker::new(),
+        });
         open.offers.insert((peer, number), offer.clone());
         Some(offer)
     }
@@ -107,6 +119,23 @@ impl Offers {
         let key = parse(address)?;
         let offer = self.lock().offers.get(&key).cloned()?;
         (!offer.is_taken.swap(true, Relaxed)).then_some(offer)
+    }
+
+    /// The peer itself was found at these addresses: the transport dials them for the offer. The
+    /// first addresses of an offer count.
+    pub(crate) fn locate(&self, offer: &Arc<Offer>, addresses: Vec<SocketAddr>) {
+        if !offer.is_located.swap(true, Relaxed) {
+            let mut open = self.lock();
+            open.located.push_back((offer.clone(), addresses));
+            open.waker.take().into_iter().for_each(Waker::wake);
+        }
+    }
+
+    /// Returns the next offer whose peer was found, and its addresses.
+    pub(crate) fn poll_located(&self, cx: &Context<'_>) -> Poll<(Arc<Offer>, Vec<SocketAddr>)> {
+        let mut open = self.lock();
+        open.waker = Some(cx.waker().clone());
+        open.located.pop_front().map_or(Poll::Pending, Poll::Ready)
     }
 
     pub(crate) fn is_open(&self, offer: &Offer) -> bool {

@@ -326,6 +326,17 @@ impl Behaviour {
         self.report_named(peer);
     }
 
+    /// A source found the dialed peer itself, with its own addresses: it may need no coordinator.
+    /// The transport dials them for each dial of the peer that has an offer.
+    fn locate(&self, found: &Found) {
+        let named = found.addresses.iter().filter_map(addr::to_socket).map(|(remote, _)| remote);
+        let addresses: Vec<_> = named.take(MAX_TOLD).collect();
+        let dials = self.dialing.values().filter(|dial| dial.looks_up && dial.offer.peer() == found.peer);
+        if !addresses.is_empty() {
+            dials.for_each(|dial| self.ends.offers.locate(&dial.offer, addresses.clone()));
+        }
+    }
+
     /// Connects to a coordinator that may know `target`.
     fn name(&mut self, coordinator: PeerId, addresses: Vec<Multiaddr>, target: PeerId, now: Instant) {
         let connections = self.connections_to(&coordinator);
@@ -980,8 +991,12 @@ impl NetworkBehaviour for Behaviour {
         self.poll_inputs(cx);
         while let Poll::Ready(found) = self.lookups.poll(cx) {
             let peer = found.peer;
-            self.lookups.keep(found);
-            self.name_found(peer);
+            if found.coordinator == peer {
+                self.locate(&found);
+            } else {
+                self.lookups.keep(found);
+                self.name_found(peer);
+            }
         }
         if let Some(action) = self.actions.pop_front() {
             return Poll::Ready(action);

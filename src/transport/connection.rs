@@ -105,7 +105,20 @@ impl Connection {
 
     /// Records that the swarm dialed the address of this offer, and needs the real address.
     pub(super) fn dialed_at(self, offer: Arc<Offer>) -> Self {
-        Self { offer: Some(offer), ..self }
+        // A session reports its address by itself.
+        let remote = self.live.remote().filter(|_| self.session.is_none());
+        let owed = remote.map(|remote| self.session_address(remote));
+        Self { offer: Some(offer), owed, ..self }
+    }
+
+    /// Reports the real address once more, if a behaviour asks for that.
+    fn poll_repeat(&mut self, cx: &Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {
+        let Some(offer) = self.offer.clone() else { return Poll::Pending };
+        ready!(offer.poll_repeat(cx));
+        let Some(remote) = self.live.remote() else { return Poll::Pending };
+        // A change replaces an address in place, so that the offered one comes first.
+        self.owed = Some(self.session_address(remote));
+        Poll::Ready(Ok(StreamMuxerEvent::AddressChange(offer.address())))
     }
 
     /// The swarm knows that the remote is there.
@@ -191,25 +204,22 @@ impl StreamMuxer for Connection {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<StreamMuxerEvent, Error>> {
         let this = &mut *self;
-        let Some(session) = &mut this.session else {
-            let moved = this.live.poll_moved(cx.waker()).map(addr::from_socket);
-            return moved.map_or(Poll::Pending, |to| Poll::Ready(Ok(StreamMuxerEvent::AddressChange(to))));
-        };
         if let Some(address) = this.owed.take() {
             return Poll::Ready(Ok(StreamMuxerEvent::AddressChange(address)));
         }
+        let Some(session) = &mut this.session else {
+            if let Some(to) = this.live.poll_moved(cx.waker()) {
+                return Poll::Ready(Ok(StreamMuxerEvent::AddressChange(addr::from_socket(to))));
+            }
+            return this.poll_repeat(cx);
+        };
         if let Poll::Ready(remote) = session.poll_remote(cx) {
             // The swarm gets the address in any case; this call is for the statistics events.
             this.live.moved();
             let address = this.session_address(remote);
             return Poll::Ready(Ok(StreamMuxerEvent::AddressChange(address)));
         }
-        let Some(offer) = this.offer.clone() else { return Poll::Pending };
-        ready!(offer.poll_repeat(cx));
-        let Some(remote) = this.live.remote() else { return Poll::Pending };
-        // A change replaces an address in place, so that the offered one comes first.
-        this.owed = Some(this.session_address(remote));
-        Poll::Ready(Ok(StreamMuxerEvent::AddressChange(offer.address())))
+        this.poll_repeat(cx)
     }
 
     fn poll_close(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), Error>> {

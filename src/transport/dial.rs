@@ -3,6 +3,7 @@
 use std::{
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
+    task::{Context, Poll},
 };
 
 use futures::{
@@ -36,7 +37,7 @@ use crate::offers::{self, Offer};
 /// quinn wants a server name; it is never sent.
 const SERVER_NAME: &str = "libp2p";
 
-type Dial = BoxFuture<'static, Result<Output, Error>>;
+pub(super) type Dial = BoxFuture<'static, Result<Output, Error>>;
 
 impl Transport {
     pub(super) fn start_dial(
@@ -129,15 +130,45 @@ impl Transport {
         }
         self.notices.push(Notice::Dial(offer.clone()));
         self.wake();
-        let network = self.env.network.clone();
-        Ok(async move {
+        let (located, dial) = oneshot::channel();
+        self.locating.retain(|_, dial| !dial.is_canceled());
+        self.locating.insert((offer.peer(), offer.number()), located);
+        let (network, awaited) = (self.env.network.clone(), offer.clone());
+        let session = async move {
             let (reply, answer) = oneshot::channel();
-            notice::tell(Some(driver), Notice::Await { offer: offer.clone(), reply }).await?;
+            notice::tell(Some(driver), Notice::Await { offer: awaited, reply }).await?;
             let (peer, connection) = answer.await.map_err(|_| Error::DriverStopped)??;
             connection.note_source(&*network);
+            Ok((peer, connection))
+        };
+        Ok(async move {
+            let (peer, connection) = either(session.boxed(), dial).await?;
             Ok((peer, connection.dialed_at(offer)))
         }
         .boxed())
+    }
+
+    /// Dials the own addresses of peers that were found while a dial of an offer waits for a
+    /// session.
+    pub(super) fn dial_located(&mut self, cx: &Context<'_>) {
+        while let Poll::Ready((offer, addresses)) = self.offers.poll_located(cx) {
+            let Some(waiting) = self.locating.remove(&(offer.peer(), offer.number())) else { continue };
+            let remotes = addresses.into_iter().filter(|remote| addr::is_remote(*remote));
+            let dials: Vec<_> =
+                remotes.filter_map(|remote| self.dial_peer_at(remote, offer.peer())).collect();
+            if !dials.is_empty() {
+                let first = future::select_ok(dials);
+                // An error means that the dial of the offer has ended.
+                let _ = waiting.send(async { Ok(first.await?.0) }.boxed());
+            }
+        }
+    }
+
+    fn dial_peer_at(&mut self, remote: SocketAddr, peer: PeerId) -> Option<Dial> {
+        let reused = Some(self.binding_towards(remote).ok()?);
+        self.contacts.note(remote.ip());
+        let env = self.env.clone();
+        Some(plain_dial(PlainDial { env, remote, peer: Some(peer), reused, driver: None }).boxed())
     }
 
     /// The socket to dial `remote` from: a listener that sends from the right address, or the
@@ -186,6 +217,22 @@ impl Transport {
         if let Some(index) = self.clients.iter().position(same_family) {
             let client = self.clients.swap_remove(index);
             self.retire(client.wire.id());
+        }
+    }
+}
+
+/// Returns the connection of a session, or of a dial of the peer's own addresses that begins later.
+/// The first error counts only if the other one fails, too, or does not exist.
+async fn either(session: Dial, located: oneshot::Receiver<Dial>) -> Result<Output, Error> {
+    match future::select(session, located).await {
+        Either::Left((result, _)) => result,
+        Either::Right((Err(_), session)) => session.await,
+        Either::Right((Ok(dial), session)) => {
+            let first = future::select(session, dial).await;
+            match first {
+                Either::Left((Ok(output), _)) | Either::Right((Ok(output), _)) => Ok(output),
+                Either::Left((Err(_), other)) | Either::Right((Err(_), other)) => other.await,
+            }
         }
     }
 }

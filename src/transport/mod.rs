@@ -53,14 +53,14 @@ mod window;
 mod tests;
 
 use std::{
-    collections::VecDeque,
+    collections::{BTreeMap, VecDeque},
     net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, Waker},
 };
 
-use futures::{future, future::BoxFuture};
+use futures::{channel::oneshot, future, future::BoxFuture};
 use libp2p_core::{
     Multiaddr,
     transport::{DialOpts, ListenerId, TransportError, TransportEvent},
@@ -72,6 +72,7 @@ use tokio::sync::mpsc;
 use self::{
     binding::Binding,
     context::TransportContext,
+    dial::Dial,
     hole_punching::Arrival,
     listener::{Admission, Listener},
     live::{Carrier, ConnectionTable},
@@ -131,6 +132,8 @@ pub struct Transport {
     notices: Notices,
     /// Dials that a traversal may answer.
     offers: Offers,
+    /// Dials of offers, which take a dial of the peer's own addresses if these are found.
+    locating: BTreeMap<(PeerId, u16), oneshot::Sender<Dial>>,
     /// Addresses to which this host may have sent.
     contacts: Contacts,
     /// Connections of sessions that no dial waits for.
@@ -203,6 +206,7 @@ impl Transport {
             clients: Vec::new(),
             notices,
             offers: Offers::default(),
+            locating: BTreeMap::new(),
             contacts: Contacts::default(),
             ready: Ready::default(),
             inbound,
@@ -467,6 +471,7 @@ impl libp2p_core::Transport for Transport {
         let _ = this.notices.poll_flush(cx);
         this.poll_interfaces(cx);
         this.poll_clients(cx);
+        this.dial_located(cx);
         if let Some(event) = this.events.pop_front() {
             return Poll::Ready(event);
         }

@@ -330,6 +330,28 @@ fn a_source_of_coordinators_is_asked_for_a_peer_that_is_dialed_by_its_peer_id_al
 }
 
 #[test]
+fn a_peer_that_a_source_finds_at_its_own_address_is_dialed_there() {
+    on_paused_time(async {
+        let world = World::new(1);
+        let (_, address) = coordinator(&world);
+        let (public, at) = public_node(&world, 9, server());
+        let public = run(public);
+        let mut dialer = swarm(&Site::EIM_APDF.host(&world, 1, 0.0), 1, client(&address), |punch, _| punch);
+        registered(&mut dialer).await;
+        let mut directory = dialer.behaviour_mut().coordinator_lookup();
+        tokio::spawn(async move {
+            let peer = directory.next().await.expect("a peer is dialed");
+            assert!(directory.found(peer, peer, vec![at]));
+            std::future::pending::<()>().await;
+        });
+        let ConnectedPoint::Dialer { address, .. } = dial(&mut dialer, public, public).await else {
+            panic!("the dialer dialed");
+        };
+        println!("{address}");
+    });
+}
+
+#[test]
 fn a_dial_that_begins_no_session_connects_to_no_coordinator_that_its_addresses_name() {
     on_paused_time(async {
         let world = World::new(1);
