@@ -217,7 +217,8 @@ pub(crate) struct Forward {
     #[arg(value_name = "[BIND:]PORT:HOST:PORT", required_unless_present = "allow")]
     pub(crate) tunnels: Vec<Tunnel>,
     /// Serve: let a peer that has the ticket connect to this TCP port, as HOST:PORT; may be
-    /// repeated. With --key, the ticket is good for all later starts.
+    /// repeated. With --key, and --listen at a fixed port or --bootstrap, the ticket is good for
+    /// all later starts.
     #[arg(long, value_name = "HOST:PORT")]
     pub(crate) allow: Vec<Endpoint>,
     /// Give an attempt to connect up after this number of seconds.

@@ -63,7 +63,8 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
 pub(crate) fn bytes(text: &str) -> Result<u64, String> {
     let size: bytesize::ByteSize =
         text.parse().map_err(|_| "it must be a number of bytes, or a size such as 32MiB or 1GB")?;
-    Ok(size.as_u64())
+    // The parser turns what is too large into the largest number.
+    if size.as_u64() < u64::MAX { Ok(size.as_u64()) } else { Err("it must be below 16 EiB".into()) }
 }
 
 /// Reads a number of events a second, and returns the time from one to the next.
@@ -120,7 +121,7 @@ mod tests {
         assert_eq!(bytes("4096"), Ok(4096));
         assert_eq!(bytes("32MiB"), Ok(32 << 20));
         assert_eq!(bytes("1 kB"), Ok(1000));
-        for wrong in ["", "-1", "much", "1 parsec"] {
+        for wrong in ["", "-1", "much", "1 parsec", "99999999999GiB"] {
             assert!(bytes(wrong).is_err(), "{wrong}");
         }
     }

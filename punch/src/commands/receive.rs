@@ -321,8 +321,9 @@ impl Receiving {
     /// Prints the end of a transfer.
     fn complete(&mut self, equal: usize) -> Result<Exit, Failure> {
         let (files, seconds) = (self.progress.files(), self.meter.elapsed().as_secs_f64());
+        let received = self.progress.moved_in_all();
         let s = if files == 1 { "" } else { "s" };
-        let mut line = format!("received {files} file{s}, {} in {seconds:.1} s", bytes(self.progress.done()));
+        let mut line = format!("received {files} file{s}, {} in {seconds:.1} s", bytes(received));
         if equal > 0 {
             line += &format!("; {equal} equal before");
         }
@@ -338,7 +339,7 @@ impl Receiving {
                 "equal": equal,
                 "skipped": skipped,
                 "failed": self.failed.len(),
-                "bytes": self.progress.done(),
+                "bytes": received,
                 "seconds": (seconds * 1e3).round() / 1e3,
             }),
         )?;

@@ -13,6 +13,7 @@ pub(crate) struct Progress(Arc<Counters>);
 struct Counters {
     kept: AtomicU64,
     moved: AtomicU64,
+    moved_in_all: AtomicU64,
     files: AtomicU64,
     failed: AtomicU64,
     reads_pipe: AtomicBool,
@@ -22,6 +23,7 @@ impl Progress {
     /// Counts bytes that went over the network and were verified.
     pub(crate) fn add_moved(&self, bytes: usize) {
         self.0.moved.fetch_add(bytes as u64, Ordering::Relaxed);
+        self.0.moved_in_all.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// Notes the number of bytes that need not be sent, since the receiver has them.
@@ -58,6 +60,11 @@ impl Progress {
     /// Bytes that went over the network in this attempt.
     pub(crate) fn moved(&self) -> u64 {
         self.0.moved.load(Ordering::Relaxed)
+    }
+
+    /// Bytes that went over the network in all attempts.
+    pub(crate) fn moved_in_all(&self) -> u64 {
+        self.0.moved_in_all.load(Ordering::Relaxed)
     }
 
     /// Bytes that the receiver has.
