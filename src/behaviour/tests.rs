@@ -47,6 +47,23 @@ fn connect(behaviour: &mut Behaviour, peer: PeerId, n: usize) -> ConnectionId {
     connection
 }
 
+#[tokio::test]
+async fn a_source_has_four_addresses_of_the_dialed_peer_dialed_and_once() {
+    let mut behaviour = behaviour();
+    let (mut source, peer) = (behaviour.coordinator_lookup(), PeerId::random());
+    let id = ConnectionId::new_unchecked(1);
+    behaviour.handle_pending_outbound_connection(id, Some(peer), &[], Endpoint::Dialer).unwrap();
+    for _ in 0..2 {
+        let addresses = (1..=10).map(|n| format!("/ip4/192.0.2.{n}/udp/1/quic-v1").parse().unwrap());
+        assert!(source.found(peer, peer, addresses.collect()));
+        poll(&mut behaviour);
+    }
+    let cx = Context::from_waker(Waker::noop());
+    let Poll::Ready((_, addresses)) = behaviour.ends.offers.poll_located(&cx) else { panic!() };
+    assert_eq!(addresses.len(), MAX_TOLD);
+    assert!(behaviour.ends.offers.poll_located(&cx).is_pending());
+}
+
 /// Connects over a relay to a peer that has named a coordinator, and waits for the attempt to reach
 /// it directly. Returns the peer and the coordinator.
 async fn begin_upgrade(behaviour: &mut Behaviour) -> (PeerId, PeerId) {

@@ -22,7 +22,7 @@ const MAX_REFUSAL_DELAY: Duration = Duration::from_secs(15 * 60);
 const RENEWAL_DELAY: Duration = Duration::from_secs(15);
 /// Ports that are mapped at once.
 const MAX_PORTS: usize = 8;
-/// IP addresses at which peers see this host that are remembered.
+/// IP addresses at which peers claim to see this host that are remembered: the latest.
 const MAX_OBSERVED: usize = 32;
 
 /// A request to the shell.
@@ -65,7 +65,8 @@ struct Held {
 #[derive(Debug, Default)]
 pub(super) struct Mapper {
     listeners: BTreeSet<SocketAddrV4>,
-    observed: BTreeSet<Ipv4Addr>,
+    /// Oldest first.
+    observed: VecDeque<Ipv4Addr>,
     gateway: Option<Gateway>,
     ports: BTreeMap<u16, Port>,
     actions: VecDeque<Action>,
@@ -91,9 +92,13 @@ impl Mapper {
 
     /// A peer sees this host at an IP address.
     pub(super) fn observed(&mut self, ip: Ipv4Addr) {
-        if self.observed.len() >= MAX_OBSERVED || !self.observed.insert(ip) {
+        if self.observed.contains(&ip) {
             return;
         }
+        if self.observed.len() >= MAX_OBSERVED {
+            self.observed.pop_front();
+        }
+        self.observed.push_back(ip);
         for number in self.ports.keys().copied().collect::<Vec<_>>() {
             self.announce(number);
         }
@@ -289,10 +294,12 @@ impl Mapper {
             Scope::Global => Announcement::NotObserved,
             _ => Announcement::NotGlobal,
         };
-        let before = held.announcement.replace(announcement);
-        if before == Some(announcement) {
+        // What a peer has confirmed once stays so, whatever others claim afterwards.
+        if held.announcement.is_some_and(|before| before == announcement || before == Announcement::Confirmed)
+        {
             return;
         }
+        let before = held.announcement.replace(announcement);
         let (external, mapping) = (held.external, held.mapping(number));
         if announcement == Announcement::Confirmed {
             self.actions.push_back(Action::Confirm(external));

@@ -23,8 +23,7 @@
 //! global and peers see this host at its IP address. So a gateway that lies, or that is itself
 //! behind a NAT, makes no address public. Such a mapping is reported all the same.
 //!
-//! The constructor begins nothing on a host that listens on loopback or on global addresses only:
-//! nothing is sent then.
+//! A swarm that listens on loopback or on global addresses only sends nothing to the gateway.
 
 mod mapper;
 mod os;

@@ -114,6 +114,26 @@ fn a_mapping_is_announced_once_a_peer_sees_this_host_at_its_address() {
 }
 
 #[test]
+fn claims_of_many_strangers_neither_end_a_mapping_nor_keep_the_right_address_out() {
+    let now = Instant::now();
+    let (mut mapper, asked) = asking(now);
+    let claim = |mapper: &mut Mapper| {
+        (0..100).for_each(|number| mapper.observed(Ipv4Addr::new(192, 0, 2, number)));
+    };
+    mapper.granted(asked[0], grant(at(PUBLIC, 4001)), now);
+    actions(&mut mapper);
+    claim(&mut mapper);
+    assert_eq!(actions(&mut mapper), []);
+    let (mut mapper, asked) = asking(now);
+    claim(&mut mapper);
+    let external = at(Ipv4Addr::new(203, 0, 113, 9), 4001);
+    mapper.granted(asked[0], grant(external), now);
+    actions(&mut mapper);
+    mapper.observed(*external.ip());
+    assert_eq!(actions(&mut mapper).first(), Some(&Action::Confirm(external)));
+}
+
+#[test]
 fn a_mapping_is_renewed_at_half_of_its_lifetime_and_ends_where_no_renewal_succeeds() {
     let now = Instant::now();
     let (mut mapper, asks) = asking(now);

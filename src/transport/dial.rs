@@ -222,7 +222,7 @@ impl Transport {
 }
 
 /// Returns the connection of a session, or of a dial of the peer's own addresses that begins later.
-/// The first error counts only if the other one fails, too, or does not exist.
+/// An error of one of them counts only if the other one fails, too, or has not begun.
 async fn either(session: Dial, located: oneshot::Receiver<Dial>) -> Result<Output, Error> {
     match future::select(session, located).await {
         Either::Left((result, _)) => result,
